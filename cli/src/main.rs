@@ -1,0 +1,3 @@
+//! The llmpress command.
+
+fn main() {}

@@ -1,0 +1,21 @@
+//! Lossless coders for the tensors of language models.
+//!
+//! ```text
+//! BF16 words --+-- dfloat11: 8-bit sign+mantissa, Huffman-coded exponents, entry points every 8 bytes
+//!              +-- fixed12:  8-bit sign+mantissa, 4-bit exponent codes in tensor-core tiles, escapes
+//! any bytes  ----- planes:   byte planes through zstd, in chunks
+//! ```
+//!
+//! Slices in, slices out: no files, no threads, no global state. Each coder has a scalar reference
+//! and a fast path that produces the same bytes.
+
+pub mod bf16;
+pub mod dfloat11;
+mod error;
+pub mod fixed12;
+pub mod planes;
+
+pub use error::Error;
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("llmpress stores little-endian words in place and supports little-endian targets only");
