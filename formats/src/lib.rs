@@ -1,1 +1,55 @@
-//! formats
+//! Reads and writes the checkpoints of language models.
+//!
+//! ```text
+//! Hugging Face directory --+
+//! official DFloat11 -------+--> Checkpoint: logical tensors, any encoding, any row range
+//! llmpress checkpoint -----+
+//! ```
+//!
+//! Light enough to be embedded in an inference engine: no threads, no network, no global state.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), llmpress_formats::Error> {
+//! let checkpoint = llmpress_formats::Checkpoint::open("OUT".as_ref())?;
+//! let name = "model.layers.0.self_attn.q_proj.weight";
+//! let tensor = checkpoint.tensor(name)?;
+//! let mut rows = vec![0u8; 16 * 2 * tensor.shape[1] as usize];
+//! checkpoint.read_rows(name, 32..48, &mut rows)?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod architecture;
+mod checkpoint;
+mod component;
+mod config;
+mod directory;
+mod dtype;
+pub mod encoding;
+mod error;
+mod files;
+mod header;
+mod manifest;
+mod official;
+mod shard;
+mod shard_writer;
+
+pub use architecture::{
+    KNOWN_MODEL_TYPES, PatternDict, Traits, UnitPattern, block_counts, derive_units, pattern_dict,
+};
+pub use checkpoint::{Checkpoint, Kind, Tensor, Unit};
+pub use component::Component;
+pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY};
+pub use directory::{Directory, INDEX_FILE};
+pub use dtype::Dtype;
+pub use encoding::Encoding;
+pub use error::{Error, Result};
+pub use files::{read_small_file, write_atomic};
+pub use header::{Header, MAX_HEADER_BYTES, RenderEntry, TensorInfo, render};
+pub use manifest::{
+    ComponentEntry, Digest, FORMAT_VERSION, FileEntry, MANIFEST_FILE, Manifest, Producer, ShardEntry, Source,
+    TensorEntry, UnitEntry,
+};
+pub use official::{PACKAGE_VERSION, dfloat11_config};
+pub use shard::ShardFile;
+pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};

@@ -20,29 +20,44 @@ pub fn split(width: usize, rotate: bool, bytes: &[u8], planes: &mut [u8]) {
             }
         }
         4 => {
-            let (low, high) = planes.split_at_mut(2 * elements);
-            let (a, b) = low.split_at_mut(elements);
-            let (c, d) = high.split_at_mut(elements);
-            for ((((element, a), b), c), d) in bytes.as_chunks().0.iter().zip(a).zip(b).zip(c).zip(d) {
-                [*a, *b, *c, *d] = u32::from_le_bytes(*element).rotate_left(turn).to_le_bytes();
+            let (squares, tail) = bytes.as_chunks::<32>();
+            for (number, square) in squares.iter().enumerate() {
+                // Two squares of four elements side by side.
+                let mut rows = [0; 4];
+                let (left, right) = square.split_at(16);
+                for ((row, left), right) in rows.iter_mut().zip(left.as_chunks().0).zip(right.as_chunks().0) {
+                    let left = u64::from(u32::from_le_bytes(*left).rotate_left(turn));
+                    let right = u64::from(u32::from_le_bytes(*right).rotate_left(turn));
+                    *row = left | right << 32;
+                }
+                exchange(&mut rows, 2, 0x0000_ffff_0000_ffff);
+                exchange(&mut rows, 1, 0x00ff_00ff_00ff_00ff);
+                for (plane, row) in rows.into_iter().enumerate() {
+                    planes[plane * elements + number * 8..][..8].copy_from_slice(&row.to_le_bytes());
+                }
+            }
+            for (i, element) in tail.as_chunks().0.iter().enumerate() {
+                let element = u32::from_le_bytes(*element).rotate_left(turn).to_le_bytes();
+                for (plane, byte) in element.into_iter().enumerate() {
+                    planes[plane * elements + squares.len() * 8 + i] = byte;
+                }
             }
         }
         8 => {
             let (squares, tail) = bytes.as_chunks::<64>();
-            let (elements_done, whole) = (squares.len() * 8, elements);
             for (number, square) in squares.iter().enumerate() {
                 let mut rows = [0; 8];
                 for (row, element) in rows.iter_mut().zip(square.as_chunks().0) {
                     *row = u64::from_le_bytes(*element).rotate_left(turn);
                 }
                 for (plane, row) in transpose(rows).into_iter().enumerate() {
-                    planes[plane * whole + number * 8..][..8].copy_from_slice(&row.to_le_bytes());
+                    planes[plane * elements + number * 8..][..8].copy_from_slice(&row.to_le_bytes());
                 }
             }
             for (i, element) in tail.as_chunks().0.iter().enumerate() {
                 let element = u64::from_le_bytes(*element).rotate_left(turn).to_le_bytes();
                 for (plane, byte) in element.into_iter().enumerate() {
-                    planes[plane * whole + elements_done + i] = byte;
+                    planes[plane * elements + squares.len() * 8 + i] = byte;
                 }
             }
         }
@@ -97,17 +112,22 @@ pub fn join(rotate: bool, planes: &[&[u8]], out: &mut [u8]) {
 
 /// Byte `i` of row `j` becomes byte `j` of row `i`: blocks of four bytes change places, then of two, of one.
 fn transpose(mut rows: [u64; 8]) -> [u64; 8] {
-    for (distance, mask) in [(4, 0xffff_ffff), (2, 0xffff_0000_ffff), (1, 0x00ff_00ff_00ff_00ff_u64)] {
-        for i in 0..8 {
-            if i & distance == 0 {
-                let other = i + distance;
-                let change = (rows[i] >> (8 * distance) ^ rows[other]) & mask;
-                rows[other] ^= change;
-                rows[i] ^= change << (8 * distance);
-            }
+    exchange(&mut rows, 4, 0x0000_0000_ffff_ffff);
+    exchange(&mut rows, 2, 0x0000_ffff_0000_ffff);
+    exchange(&mut rows, 1, 0x00ff_00ff_00ff_00ff);
+    rows
+}
+
+/// Of rows `distance` apart, the upper one's bytes above the mask and the lower one's under it change places.
+#[inline(always)]
+fn exchange<const ROWS: usize>(rows: &mut [u64; ROWS], distance: usize, mask: u64) {
+    for i in 0..ROWS {
+        if i & distance == 0 {
+            let change = (rows[i] >> (8 * distance) ^ rows[i + distance]) & mask;
+            rows[i + distance] ^= change;
+            rows[i] ^= change << (8 * distance);
         }
     }
-    rows
 }
 
 /// [`split`], byte by byte.

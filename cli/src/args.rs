@@ -1,0 +1,255 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use llmpress_pipeline::Method;
+
+/// Compresses, converts, restores and proves checkpoints of large language models.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Examples:
+  llmpress convert examples/tinylm OUT --to dfloat11   compress, checking every bit
+  llmpress verify OUT --against examples/tinylm        prove it
+  llmpress restore OUT BACK                            get the BF16 checkpoint back
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+pub(crate) struct Cli {
+    /// Print results and errors as JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print nothing but results and errors.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what is in a checkpoint: tensors, dtypes, encodings, sizes.
+    Inspect(InspectArgs),
+    /// Show what a conversion would do, from headers alone.
+    Plan(PlanArgs),
+    /// Convert a checkpoint.
+    Convert(ConvertArgs),
+    /// Turn a compressed checkpoint back into a plain one.
+    Restore(RestoreArgs),
+    /// Check every digest of a converted checkpoint, or compare it with its source bit for bit.
+    Verify(VerifyArgs),
+    /// Measure ratio and speed of each lossless method on a checkpoint's own tensors, on one thread.
+    Bench(BenchArgs),
+    /// Print a completion script for a shell.
+    Completions(CompletionsArgs),
+    /// Write the manual pages into a directory.
+    Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress inspect examples/tinylm --entropy
+  llmpress inspect OUT --tensors")]
+pub(crate) struct InspectArgs {
+    /// The checkpoint's directory.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// List every tensor.
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Read the BF16 tensors and report the entropy of their exponents and the ratio to expect.
+    #[arg(long)]
+    pub(crate) entropy: bool,
+}
+
+/// What is to be made of the tensors.
+#[derive(Debug, Args)]
+pub(crate) struct RecipeArgs {
+    /// The method: dfloat11, fixed12, planes or raw.
+    #[arg(long, value_name = "METHOD", value_parser = |s: &str| s.parse::<Method>(), conflicts_with = "recipe")]
+    pub(crate) to: Option<Method>,
+    /// A TOML file with the method and exceptions by tensor name.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) recipe: Option<PathBuf>,
+    /// DFloat11: a JSON file with the `pattern_dict` to use instead of the derived one.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) pattern_file: Option<PathBuf>,
+    /// DFloat11: compress an embedding that is also the output head (the official runtime cannot run
+    /// such a checkpoint; llmpress can).
+    #[arg(long)]
+    pub(crate) tied_embedding: bool,
+    /// Most source bytes in one shard, such as 500M or 5GB.
+    #[arg(long, value_name = "SIZE", default_value = "4GB", value_parser = parse_size)]
+    pub(crate) max_shard_size: u64,
+}
+
+/// How a job is to run; none of it changes the result.
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// Worker threads [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+    /// Most memory to use, such as 512M.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_memory: Option<u64>,
+    /// Go on with an interrupted job.
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) resume: bool,
+    /// Replace what an earlier job left at OUT.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress plan examples/tinylm --to dfloat11
+  llmpress plan MODEL --to fixed12 --json > plan.json && llmpress convert MODEL OUT --plan plan.json")]
+pub(crate) struct PlanArgs {
+    /// The checkpoint's directory.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Worker threads to plan the memory for [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+    /// Most memory the conversion may use, such as 512M.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_memory: Option<u64>,
+    /// List every unit.
+    #[arg(long)]
+    pub(crate) tensors: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress convert examples/tinylm OUT --to dfloat11
+  llmpress convert MODEL OUT --to fixed12 --jobs 8 --max-memory 2G
+  llmpress convert MODEL OUT --recipe recipe.toml
+  llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
+pub(crate) struct ConvertArgs {
+    /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// The directory to make.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// A plan made by `llmpress plan --json`.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath,
+          conflicts_with_all = ["to", "recipe", "pattern_file", "tied_embedding", "max_shard_size"])]
+    pub(crate) plan: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress restore OUT BACK")]
+pub(crate) struct RestoreArgs {
+    /// The compressed checkpoint: llmpress or official DFloat11.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// The directory to make.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) out: PathBuf,
+    /// Most bytes in one shard, such as 500M or 5GB.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    pub(crate) max_shard_size: u64,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress verify OUT
+  llmpress verify OUT --against examples/tinylm")]
+pub(crate) struct VerifyArgs {
+    /// The checkpoint to check.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// Compare every tensor with the one of this checkpoint, bit for bit.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) against: Option<PathBuf>,
+    /// Check the digests of the stored bytes only, without decoding.
+    #[arg(long, conflicts_with = "against")]
+    pub(crate) no_decode: bool,
+    /// Worker threads [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress bench examples/tinylm
+  llmpress bench MODEL --peer 'python3 docs/bench/zipnn_peer.py'")]
+pub(crate) struct BenchArgs {
+    /// The checkpoint's directory.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// Measure on this much of the checkpoint.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    pub(crate) sample: u64,
+    /// Runs of each method; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) runs: u16,
+    /// A command that measures another compressor in the same run: it is given a file of BF16 bytes as
+    /// its last argument and prints JSON lines {peer, ratio, compress_gbps, decompress_gbps}.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) peer: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// bash, elvish, fish, powershell or zsh.
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Where the pages go.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+}
+
+/// Sizes: a number with K, M, G, T (powers of 1024, also KiB ...) or KB, MB, GB, TB (powers of 1000).
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let (base, power) = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => (1u64, 0),
+        "K" | "KIB" => (1024, 1),
+        "M" | "MIB" => (1024, 2),
+        "G" | "GIB" => (1024, 3),
+        "T" | "TIB" => (1024, 4),
+        "KB" => (1000, 1),
+        "MB" => (1000, 2),
+        "GB" => (1000, 3),
+        "TB" => (1000, 4),
+        _ => return Err(format!("{unit:?} is no unit: use K, M, G, T or KB, MB, GB, TB")),
+    };
+    let number: u64 =
+        number.parse().map_err(|_| "must be a whole number and a unit, such as 512M".to_owned())?;
+    number.checked_mul(base.pow(power)).filter(|&n| n > 0).ok_or_else(|| "is zero or too large".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_in_both_kinds_of_units() {
+        assert_eq!(parse_size("512M"), Ok(512 << 20));
+        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
+        assert_eq!(parse_size("7"), Ok(7));
+        for bad in ["", "M", "-1", "1.5G", "0", "99999999999T", "5X"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! `llmpress convert`: carry out a plan.
+
+use llmpress_formats::Checkpoint;
+use llmpress_pipeline::{Options, Plan, Summary, convert};
+
+use crate::Outcome;
+use crate::args::{ConvertArgs, JobArgs};
+use crate::progress::Bar;
+use crate::report::{Failure, Output, bytes, percent};
+
+pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
+    let checkpoint = Checkpoint::open(&args.dir)?;
+    let plan = match &args.plan {
+        Some(path) => {
+            let saved = llmpress_formats::read_small_file(path, 1 << 30)?;
+            Plan::from_json(&checkpoint, &saved)?
+        }
+        None => Plan::new(&checkpoint, &crate::plan::recipe(&args.recipe)?, args.recipe.max_shard_size)?,
+    };
+    let bar = Bar::new("convert", plan.source_bytes, output);
+    let summary = convert(&checkpoint, &args.out, &plan, &options(&args.job), &bar);
+    let seconds = bar.finish();
+    summarise(output, &args.out, &summary?, seconds);
+    Ok(())
+}
+
+/// How the job is to run.
+pub(crate) fn options(job: &JobArgs) -> Options {
+    Options {
+        jobs: job.jobs.map(usize::from),
+        max_memory: job.max_memory,
+        resume: job.resume,
+        force: job.force,
+        producer: crate::documents::producer(),
+    }
+}
+
+/// Most reasons that are printed one by one.
+const SHOWN: usize = 8;
+
+/// The summary at the end of a job.
+pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary, seconds: f64) {
+    let rate = summary.source_bytes as f64 / seconds.max(1e-9) / 1e9;
+    let value = serde_json::json!({
+        "out": out,
+        "source_bytes": summary.source_bytes,
+        "output_bytes": summary.output_bytes,
+        "ratio": summary.output_bytes as f64 / summary.source_bytes.max(1) as f64,
+        "seconds": seconds,
+        "gb_per_second": rate,
+        "shards": summary.shards,
+        "resumed_shards": summary.resumed,
+        "fallbacks": summary.fallbacks.iter().map(|(unit, why)| serde_json::json!({"unit": unit, "why": why})).collect::<Vec<_>>(),
+        "left_behind": summary.left_behind,
+        "jobs": summary.budget.jobs,
+    });
+    if output.quiet && !output.json {
+        return;
+    }
+    output.result(&value, || {
+        let mut text = format!(
+            "{}: {} -> {} ({}), {seconds:.2} s, {rate:.2} GB/s\n",
+            out.display(),
+            bytes(summary.source_bytes),
+            bytes(summary.output_bytes),
+            percent(summary.output_bytes, summary.source_bytes),
+        );
+        if summary.resumed > 0 {
+            text.push_str(&format!("{} of {} shards were there already\n", summary.resumed, summary.shards));
+        }
+        for (unit, why) in summary.fallbacks.iter().take(SHOWN) {
+            text.push_str(&format!("kept raw: {unit}: {why}\n"));
+        }
+        if summary.fallbacks.len() > SHOWN {
+            text.push_str(&format!(
+                "kept raw: {} more (see llmpress.json)\n",
+                summary.fallbacks.len() - SHOWN
+            ));
+        }
+        if !summary.left_behind.is_empty() {
+            text.push_str(&format!("not copied: {}\n", summary.left_behind.join(", ")));
+        }
+        text
+    });
+}
+
+/// An argument that is missing.
+pub(crate) fn usage(text: &str) -> Failure {
+    Failure::Usage(text.to_owned())
+}

@@ -1,0 +1,216 @@
+//! `llmpress inspect`: what is in a checkpoint.
+
+use std::collections::BTreeMap;
+
+use llmpress_entropy::dfloat11::Histogram;
+use llmpress_formats::{Checkpoint, Dtype};
+use serde::Serialize;
+
+use crate::Outcome;
+use crate::args::InspectArgs;
+use crate::report::{Output, bytes, percent, table};
+
+#[derive(Debug, Serialize)]
+struct Report {
+    directory: String,
+    kind: &'static str,
+    architecture: Option<String>,
+    model_type: Option<String>,
+    parameters: u64,
+    tensor_bytes: u64,
+    stored_bytes: u64,
+    shards: usize,
+    by_dtype: BTreeMap<&'static str, Count>,
+    by_encoding: BTreeMap<&'static str, EncodingCount>,
+    tied: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tensors: Vec<Row>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exponents: Option<Exponents>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Count {
+    tensors: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct EncodingCount {
+    units: u64,
+    tensors: u64,
+    bytes: u64,
+    stored_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    dtype: &'static str,
+    shape: Vec<u64>,
+    bytes: u64,
+    encoding: &'static str,
+    unit: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exponent_entropy_bits: Option<f64>,
+}
+
+/// Entropy of the exponents of all BF16 tensors.
+#[derive(Debug, Serialize)]
+struct Exponents {
+    bf16_tensors: u64,
+    entropy_bits: f64,
+    /// Bits a weight that no coder of exponents alone can beat: entropy, sign and mantissa.
+    limit_bits: f64,
+    limit_share_of_bf16: f64,
+}
+
+pub(crate) fn run(args: &InspectArgs, output: Output) -> Outcome {
+    let checkpoint = Checkpoint::open(&args.dir)?;
+    let mut entropies = BTreeMap::new();
+    let mut all = Histogram::new();
+    if args.entropy {
+        for (name, tensor) in checkpoint.tensors().iter().filter(|(_, t)| t.dtype == Dtype::BF16) {
+            let mut histogram = Histogram::new();
+            let mut words = vec![0u16; (1 << 20).min(tensor.bytes as usize / 2)];
+            let mut at = 0;
+            while at < tensor.bytes {
+                let take = (tensor.bytes - at).min(words.len() as u64 * 2) as usize;
+                checkpoint.read(name, at, words_as_bytes(&mut words[..take / 2]))?;
+                histogram.add(&words[..take / 2]);
+                at += take as u64;
+            }
+            entropies.insert(name.as_str(), histogram.entropy_bits());
+            all.merge(&histogram);
+        }
+    }
+    let report = report(&checkpoint, args, &entropies, &all);
+    output.result(&report, || text(&report));
+    Ok(())
+}
+
+fn words_as_bytes(words: &mut [u16]) -> &mut [u8] {
+    bytemuck::cast_slice_mut(words)
+}
+
+fn report(
+    checkpoint: &Checkpoint,
+    args: &InspectArgs,
+    entropies: &BTreeMap<&str, f64>,
+    all: &Histogram,
+) -> Report {
+    let config = checkpoint.config();
+    let mut by_dtype: BTreeMap<&'static str, Count> = BTreeMap::new();
+    let mut by_encoding: BTreeMap<&'static str, EncodingCount> = BTreeMap::new();
+    let (mut parameters, mut tensor_bytes) = (0, 0);
+    let mut tensors = Vec::new();
+    for (name, t) in checkpoint.tensors() {
+        parameters += t.shape.iter().product::<u64>();
+        tensor_bytes += t.bytes;
+        let count = by_dtype.entry(t.dtype.name()).or_default();
+        count.tensors += 1;
+        count.bytes += t.bytes;
+        if args.tensors {
+            let encoding = checkpoint.units().get(&t.unit).map_or("", |u| u.encoding().name());
+            tensors.push(Row {
+                name: name.clone(),
+                dtype: t.dtype.name(),
+                shape: t.shape.clone(),
+                bytes: t.bytes,
+                encoding,
+                unit: t.unit.clone(),
+                exponent_entropy_bits: entropies.get(name.as_str()).copied(),
+            });
+        }
+    }
+    for unit in checkpoint.units().values() {
+        let count = by_encoding.entry(unit.encoding().name()).or_default();
+        count.units += 1;
+        count.tensors += unit.parts().len() as u64;
+        count.bytes += unit.parts().iter().map(|p| p.bytes).sum::<u64>();
+        count.stored_bytes += unit.stored_bytes();
+    }
+    let limit = all.entropy_bits() + 8.0;
+    Report {
+        directory: checkpoint.root().display().to_string(),
+        kind: checkpoint.kind().name(),
+        architecture: config.and_then(|c| c.architecture()).map(str::to_owned),
+        model_type: config.and_then(|c| c.model_type()).map(str::to_owned),
+        parameters,
+        tensor_bytes,
+        stored_bytes: by_encoding.values().map(|c| c.stored_bytes).sum(),
+        shards: checkpoint.directory().shards().len(),
+        by_dtype,
+        by_encoding,
+        tied: checkpoint.tied().clone(),
+        tensors,
+        exponents: args.entropy.then(|| Exponents {
+            bf16_tensors: entropies.len() as u64,
+            entropy_bits: all.entropy_bits(),
+            limit_bits: limit,
+            limit_share_of_bf16: limit / 16.0,
+        }),
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut text = format!(
+        "{}: {} checkpoint, {}\n{} parameters in {} shards, {} of tensors, {} stored ({})\n\n",
+        report.directory,
+        report.kind,
+        report.architecture.as_deref().or(report.model_type.as_deref()).unwrap_or("no architecture named"),
+        report.parameters,
+        report.shards,
+        bytes(report.tensor_bytes),
+        bytes(report.stored_bytes),
+        percent(report.stored_bytes, report.tensor_bytes),
+    );
+    let head = |names: &[&str]| vec![names.iter().map(|n| (*n).to_owned()).collect::<Vec<String>>()];
+    if !report.tensors.is_empty() {
+        let mut rows = head(&["tensor", "dtype", "shape", "size", "encoding", "exponent bits"]);
+        for row in &report.tensors {
+            let entropy = row.exponent_entropy_bits.map(|e| format!("{e:.3}")).unwrap_or_default();
+            rows.push(vec![
+                row.name.clone(),
+                row.dtype.to_owned(),
+                format!("{:?}", row.shape),
+                bytes(row.bytes),
+                row.encoding.to_owned(),
+                entropy,
+            ]);
+        }
+        text.push_str(&table(&rows));
+        text.push('\n');
+    }
+    let mut rows = head(&["dtype", "tensors", "size"]);
+    for (dtype, count) in &report.by_dtype {
+        rows.push(vec![(*dtype).to_owned(), count.tensors.to_string(), bytes(count.bytes)]);
+    }
+    text.push_str(&table(&rows));
+    text.push('\n');
+    let mut rows = head(&["encoding", "units", "tensors", "size", "stored", "share"]);
+    for (encoding, count) in &report.by_encoding {
+        rows.push(vec![
+            (*encoding).to_owned(),
+            count.units.to_string(),
+            count.tensors.to_string(),
+            bytes(count.bytes),
+            bytes(count.stored_bytes),
+            percent(count.stored_bytes, count.bytes),
+        ]);
+    }
+    text.push_str(&table(&rows));
+    for (name, target) in &report.tied {
+        text.push_str(&format!("\n{name} is tied to {target}\n"));
+    }
+    if let Some(e) = &report.exponents {
+        text.push_str(&format!(
+            "\nexponents of {} BF16 tensors: {:.3} bits of entropy; no coder of exponents alone gets below {:.2} bits a weight ({:.1} % of BF16)\n",
+            e.bf16_tensors,
+            e.entropy_bits,
+            e.limit_bits,
+            e.limit_share_of_bf16 * 100.0
+        ));
+    }
+    text
+}

@@ -1,0 +1,105 @@
+//! The progress bar: one for the whole job, on a terminal; plain lines otherwise.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use llmpress_pipeline::Progress;
+
+use crate::report::Output;
+
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows the progress of a job over `source_bytes` bytes of tensors, whose work is counted pass by pass.
+pub(crate) struct Bar {
+    verb: &'static str,
+    source_bytes: u64,
+    lines: bool,
+    start: Instant,
+    bar: OnceLock<ProgressBar>,
+    total: AtomicU64,
+    done: AtomicU64,
+    next_line: AtomicU64,
+}
+
+impl Bar {
+    pub(crate) fn new(verb: &'static str, source_bytes: u64, output: Output) -> Self {
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let show = !output.quiet && !output.json;
+        let bar = OnceLock::new();
+        if show && terminal {
+            let progress =
+                ProgressBar::with_draw_target(Some(source_bytes), ProgressDrawTarget::stderr_with_hz(8));
+            let template = "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                progress.set_style(style);
+            }
+            progress.set_message(verb);
+            bar.get_or_init(|| progress);
+        }
+        Self {
+            verb,
+            source_bytes,
+            lines: show && !terminal,
+            start: Instant::now(),
+            bar,
+            total: AtomicU64::new(source_bytes),
+            done: AtomicU64::new(0),
+            next_line: AtomicU64::new(LINE_EVERY.as_secs()),
+        }
+    }
+
+    /// Clears the bar; returns the seconds the job took.
+    pub(crate) fn finish(&self) -> f64 {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
+        self.start.elapsed().as_secs_f64()
+    }
+
+    /// Work done, as bytes of the source.
+    fn position(&self) -> u64 {
+        let total = self.total.load(Ordering::Relaxed).max(1);
+        let done = self.done.load(Ordering::Relaxed).min(total);
+        (u128::from(done) * u128::from(self.source_bytes) / u128::from(total)) as u64
+    }
+}
+
+impl Progress for Bar {
+    fn start(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(bar) = self.bar.get() {
+            bar.set_position(self.position());
+        } else if self.lines {
+            let now = self.start.elapsed().as_secs();
+            let due = self.next_line.load(Ordering::Relaxed);
+            let next = now + LINE_EVERY.as_secs();
+            let mine = now >= due
+                && self.next_line.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            if mine {
+                let share = self.position() as f64 / self.source_bytes.max(1) as f64;
+                let left = self.start.elapsed().as_secs_f64() * (1.0 / share.max(1e-6) - 1.0);
+                eprintln!(
+                    "{}: {:.0} % of {}, {left:.0} s left",
+                    self.verb,
+                    share * 100.0,
+                    crate::report::bytes(self.source_bytes)
+                );
+            }
+        }
+    }
+
+    fn shard(&self, file: &str) {
+        if let Some(bar) = self.bar.get() {
+            bar.set_message(format!("{} {file}", self.verb));
+        } else if self.lines {
+            eprintln!("{}: {file} is complete", self.verb);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What is printed: results to stdout, everything else to stderr.
+
+use serde::Serialize;
+
+/// How the user wants output.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+}
+
+/// Why a verb failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The conversion or a file.
+    Pipeline(llmpress_pipeline::Error),
+    /// The arguments do not fit together.
+    Usage(String),
+    /// Something was checked and is not as it should be. The findings were printed.
+    Findings(String),
+}
+
+impl From<llmpress_pipeline::Error> for Failure {
+    fn from(e: llmpress_pipeline::Error) -> Self {
+        Self::Pipeline(e)
+    }
+}
+
+impl From<llmpress_formats::Error> for Failure {
+    fn from(e: llmpress_formats::Error) -> Self {
+        Self::Pipeline(e.into())
+    }
+}
+
+impl Failure {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Pipeline(_) | Self::Findings(_) => 1,
+        }
+    }
+}
+
+impl Output {
+    /// One line, or an object with `--json`.
+    pub(crate) fn failure(self, failure: &Failure) {
+        let (kind, message) = match failure {
+            Failure::Pipeline(e) => (e.kind(), e.to_string()),
+            Failure::Usage(text) => ("usage", text.clone()),
+            Failure::Findings(text) => ("findings", text.clone()),
+        };
+        if self.json {
+            eprintln!("{}", serde_json::json!({"error": {"kind": kind, "message": message}}));
+        } else {
+            eprintln!("error: {message}");
+        }
+    }
+
+    /// The result: as JSON, or as the text that `text` makes.
+    pub(crate) fn result(self, value: &impl Serialize, text: impl FnOnce() -> String) {
+        if self.json {
+            match serde_json::to_string_pretty(value) {
+                Ok(json) => println!("{json}"),
+                Err(e) => eprintln!("error: {e}"),
+            }
+        } else {
+            print!("{}", text());
+        }
+    }
+}
+
+/// Bytes for people, in powers of 1000 as disks and downloads are sold.
+pub(crate) fn bytes(n: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{n} B"),
+        _ if value < 10.0 => format!("{value:.2} {}", units[unit]),
+        _ if value < 100.0 => format!("{value:.1} {}", units[unit]),
+        _ => format!("{value:.0} {}", units[unit]),
+    }
+}
+
+/// `part` of `whole` in percent.
+pub(crate) fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".to_owned() } else { format!("{:.2} %", part as f64 / whole as f64 * 100.0) }
+}
+
+/// Rows as columns: the first left-aligned, the others right-aligned.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (c, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(widths[c] - cell.chars().count());
+            match c {
+                0 => line.push_str(&format!("{cell}{pad}")),
+                _ => line.push_str(&format!("  {pad}{cell}")),
+            }
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_digits_and_a_unit() {
+        let cases =
+            [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (14_696_792, "14.7 MB"), (999_999, "1.00 MB")];
+        for (n, text) in cases {
+            assert_eq!(bytes(n), text);
+        }
+    }
+}

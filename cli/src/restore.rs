@@ -1,0 +1,20 @@
+//! `llmpress restore`: back to a plain checkpoint.
+
+use llmpress_formats::Checkpoint;
+use llmpress_pipeline::restore;
+
+use crate::Outcome;
+use crate::args::RestoreArgs;
+use crate::convert::{options, summarise};
+use crate::progress::Bar;
+use crate::report::Output;
+
+pub(crate) fn run(args: &RestoreArgs, output: Output) -> Outcome {
+    let checkpoint = Checkpoint::open(&args.dir)?;
+    let total = checkpoint.tensors().values().map(|t| t.bytes).sum();
+    let bar = Bar::new("restore", total, output);
+    let summary = restore(&checkpoint, &args.out, args.max_shard_size, &options(&args.job), &bar);
+    let seconds = bar.finish();
+    summarise(output, &args.out, &summary?, seconds);
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! `llmpress verify`: prove that a converted checkpoint is intact and matches its source.
+
+use llmpress_formats::Checkpoint;
+use llmpress_pipeline::Progress;
+use llmpress_validation::{bit_exact, verify_digests};
+
+use crate::Outcome;
+use crate::args::VerifyArgs;
+use crate::progress::Bar;
+use crate::report::{Failure, Output, bytes};
+
+pub(crate) fn run(args: &VerifyArgs, output: Output) -> Outcome {
+    let jobs = args.jobs.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(jobs)
+        .build()
+        .map_err(|e| Failure::Usage(format!("--jobs: {e}")))?;
+    pool.install(|| verify(args, output))
+}
+
+fn verify(args: &VerifyArgs, output: Output) -> Outcome {
+    let checkpoint = Checkpoint::open(&args.dir)?;
+    let decoded: u64 = checkpoint.tensors().values().map(|t| t.bytes).sum();
+    let stored: u64 = checkpoint.units().values().map(|u| u.stored_bytes()).sum();
+    let mut faults = 0;
+    // Against a source every tensor is decoded anyway; its digests are checked if there are any.
+    if checkpoint.manifest().is_some() || args.against.is_none() {
+        let decode = !args.no_decode && args.against.is_none();
+        let bar = Bar::new("verify", stored + if decode { decoded } else { 0 }, output);
+        let report = verify_digests(&checkpoint, decode, &|n| bar.advance(n));
+        let seconds = bar.finish();
+        let report = report?;
+        faults += report.faults.len();
+        output.result(&report, || {
+            let mut text = String::new();
+            for fault in &report.faults {
+                let tensor = fault.tensor.as_ref().map(|t| format!(": {t}")).unwrap_or_default();
+                text.push_str(&format!("FAULT {}{tensor}: {}\n", fault.file, fault.what));
+            }
+            for file in &report.unknown_files {
+                text.push_str(&format!("unknown file, not checked: {file}\n"));
+            }
+            text.push_str(&format!(
+                "{}: {} files, {} components, {} tensors decoded, {} in {seconds:.2} s: {}\n",
+                args.dir.display(),
+                report.files,
+                report.components,
+                report.decoded,
+                bytes(report.bytes),
+                if report.faults.is_empty() {
+                    "every digest is right".to_owned()
+                } else {
+                    format!("{} FAULTS", report.faults.len())
+                },
+            ));
+            text
+        });
+    }
+    if let Some(against) = &args.against {
+        let source = Checkpoint::open(against)?;
+        let bar = Bar::new("compare", decoded, output);
+        let comparison = bit_exact(&checkpoint, &source, &|n| bar.advance(n));
+        let seconds = bar.finish();
+        let comparison = comparison?;
+        faults += comparison.differences.len();
+        output.result(&comparison, || {
+            let mut text = String::new();
+            for difference in &comparison.differences {
+                text.push_str(&format!("DIFFERS {}: {}\n", difference.tensor, difference.what));
+            }
+            text.push_str(&format!(
+                "{} and {}: {} tensors, {} in {seconds:.2} s: {}\n",
+                args.dir.display(),
+                against.display(),
+                comparison.tensors,
+                bytes(comparison.bytes),
+                if comparison.is_exact() {
+                    "bit-identical".to_owned()
+                } else {
+                    format!("{} DIFFER", comparison.differences.len())
+                },
+            ));
+            text
+        });
+    }
+    if faults > 0 {
+        return Err(Failure::Findings(format!("{}: {faults} faults were found", args.dir.display())));
+    }
+    Ok(())
+}

@@ -1,0 +1,346 @@
+//! Opening any checkpoint: Hugging Face, llmpress, official DFloat11.
+//!
+//! ```text
+//! directory --> logical tensors (name, dtype, shape) --> unit (encoding) --> components (views)
+//!                          '--- read a byte or row range into the caller's buffer ---'
+//! ```
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use crate::encoding::{Encoding, Part, UnitReader};
+use crate::files::read_small_file;
+use crate::manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
+use crate::{Component, Config, Directory, Dtype, Error, Result, official};
+
+/// What a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Plain safetensors.
+    HuggingFace,
+    /// A directory with a manifest.
+    Llmpress,
+    /// An official DFloat11 directory without a manifest.
+    Dfloat11,
+}
+
+impl Kind {
+    /// The name in manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HuggingFace => "huggingface",
+            Self::Llmpress => "llmpress",
+            Self::Dfloat11 => "dfloat11",
+        }
+    }
+}
+
+/// A logical tensor of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its size when decoded.
+    pub bytes: u64,
+    /// The unit that stores it.
+    pub unit: String,
+    /// Where it starts in the decoded unit.
+    unit_offset: u64,
+}
+
+/// Tensors stored together under one encoding.
+#[derive(Debug)]
+pub struct Unit {
+    encoding: Encoding,
+    parts: Vec<Part>,
+    components: BTreeMap<String, Component>,
+    reader: OnceLock<UnitReader>,
+}
+
+impl Unit {
+    fn new(encoding: Encoding, parts: Vec<Part>, components: BTreeMap<String, Component>) -> Self {
+        Self { encoding, parts, components, reader: OnceLock::new() }
+    }
+
+    /// How it is stored.
+    pub fn encoding(&self) -> &Encoding {
+        &self.encoding
+    }
+
+    /// Its tensors in order.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Its components by their last name.
+    pub fn components(&self) -> &BTreeMap<String, Component> {
+        &self.components
+    }
+
+    /// Size of its components together.
+    pub fn stored_bytes(&self) -> u64 {
+        self.components.values().map(Component::bytes).sum()
+    }
+
+    fn reader(&self, name: &str) -> Result<&UnitReader> {
+        if let Some(reader) = self.reader.get() {
+            return Ok(reader);
+        }
+        let reader = UnitReader::open(name, &self.encoding, &self.parts, &self.components)?;
+        Ok(self.reader.get_or_init(|| reader))
+    }
+}
+
+/// An open checkpoint directory. `Send + Sync`; nothing is decoded before it is asked for.
+#[derive(Debug)]
+pub struct Checkpoint {
+    kind: Kind,
+    directory: Directory,
+    config: Option<Config>,
+    manifest: Option<Manifest>,
+    tensors: BTreeMap<String, Tensor>,
+    units: BTreeMap<String, Unit>,
+    tied: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens a directory: reads headers, configuration and manifest, and checks that they fit
+    /// together. Errors name the file and the tensor.
+    pub fn open(root: &Path) -> Result<Self> {
+        let manifest_path = root.join(MANIFEST_FILE);
+        let manifest = if manifest_path.exists() {
+            let bytes = read_small_file(&manifest_path, MAX_MANIFEST_BYTES)?;
+            Some(Manifest::parse(&manifest_path, &bytes)?)
+        } else {
+            None
+        };
+        let directory = Directory::open(root)?;
+        let config = Config::read(root)?;
+        let mut stored = BTreeMap::new();
+        for name in directory.names() {
+            if let Some((shard, info)) = directory.find(name) {
+                stored.insert(name.to_owned(), shard.component(info));
+            }
+        }
+        let mut units = BTreeMap::new();
+        let mut kind = Kind::HuggingFace;
+        if let Some(manifest) = &manifest {
+            kind = Kind::Llmpress;
+            units = manifest_units(&manifest_path, manifest, &mut stored, &directory)?;
+            if let Some(name) = stored.keys().next() {
+                return Err(Error::corrupt(
+                    &manifest_path,
+                    Some(name),
+                    "is stored in a shard but is not in the manifest: convert the source again",
+                ));
+            }
+        } else if let Some(config) = config.as_ref().filter(|c| c.get(crate::config::DFLOAT11_KEY).is_some())
+        {
+            kind = Kind::Dfloat11;
+            for unit in official::take_units(config, &mut stored)? {
+                units.insert(unit.name, Unit::new(Encoding::Dfloat11, unit.parts, unit.components));
+            }
+        }
+        for (name, component) in stored {
+            let part = Part {
+                name: name.clone(),
+                dtype: component.dtype(),
+                shape: component.shape().to_vec(),
+                bytes: component.bytes(),
+            };
+            let data = BTreeMap::from([("data".to_owned(), component)]);
+            if units.insert(name.clone(), Unit::new(Encoding::Raw, vec![part], data)).is_some() {
+                return Err(Error::corrupt(root, Some(&name), "is both a unit and a tensor"));
+            }
+        }
+        let tensors = collect_tensors(root, &units)?;
+        let tied = match &manifest {
+            Some(manifest) => manifest.tied.clone(),
+            None => tied_head(config.as_ref(), &tensors),
+        };
+        Ok(Self { kind, directory, config, manifest, tensors, units, tied })
+    }
+
+    /// What the directory is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        self.directory.root()
+    }
+
+    /// The shards behind it.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// `config.json`, if there is one.
+    pub fn config(&self) -> Option<&Config> {
+        self.config.as_ref()
+    }
+
+    /// The manifest of an llmpress directory.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// The logical tensors by name. Tied tensors are not repeated here: see [`Self::tied`].
+    pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
+    }
+
+    /// The units by name.
+    pub fn units(&self) -> &BTreeMap<String, Unit> {
+        &self.units
+    }
+
+    /// Tensors that share another one's weights: name -> stored tensor.
+    pub fn tied(&self) -> &BTreeMap<String, String> {
+        &self.tied
+    }
+
+    /// A tensor by name, following a tie. The error names the nearest existing tensor.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        let stored = self.tied.get(name).map_or(name, String::as_str);
+        self.tensors.get(stored).ok_or_else(|| {
+            let near = crate::directory::nearest(self.tensors.keys().map(String::as_str), name);
+            let hint = near.map(|n| format!("; the nearest is {n}")).unwrap_or_default();
+            Error::Invalid(format!("{}: there is no tensor {name}{hint}", self.root().display()))
+        })
+    }
+
+    /// The unit that stores a tensor.
+    pub fn unit_of(&self, tensor: &Tensor) -> Result<&Unit> {
+        self.units
+            .get(&tensor.unit)
+            .ok_or_else(|| Error::Invalid(format!("there is no unit {}", tensor.unit)))
+    }
+
+    /// The bytes of a component of a unit as they are stored, without a copy (mapped memory: do not
+    /// shorten the file while the view is used).
+    pub fn view(&self, unit: &str, component: &str) -> Result<&[u8]> {
+        let stored = self
+            .units
+            .get(unit)
+            .and_then(|u| u.components.get(component))
+            .and_then(|c| self.directory.find(c.name()));
+        match stored {
+            Some((shard, info)) => shard.view(info),
+            None => Err(Error::Invalid(format!("there is no component {component} of a unit {unit}"))),
+        }
+    }
+
+    /// Decodes bytes `offset .. offset + out.len()` of a tensor into the caller's buffer. The range
+    /// must lie on whole elements.
+    pub fn read(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let tensor = self.tensor(name)?;
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > tensor.bytes) {
+            return Err(Error::Invalid(format!(
+                "tensor {name}: bytes {offset} to {} of {} were asked for",
+                offset.saturating_add(out.len() as u64),
+                tensor.bytes
+            )));
+        }
+        self.unit_of(tensor)?.reader(&tensor.unit)?.read(tensor.unit_offset + offset, out)
+    }
+
+    /// Decodes rows (of the first dimension) of a tensor into the caller's buffer, which must have
+    /// exactly their size.
+    pub fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let tensor = self.tensor(name)?;
+        let count = tensor.shape.first().copied().unwrap_or(0);
+        let row = if count == 0 { 0 } else { tensor.bytes / count };
+        let len = rows.end.checked_sub(rows.start).and_then(|n| n.checked_mul(row));
+        if rows.end > count || len != Some(out.len() as u64) || row * count != tensor.bytes {
+            return Err(Error::Invalid(format!(
+                "tensor {name}: rows {rows:?} of {:?} ({row} bytes each) do not fit a buffer of {} bytes",
+                tensor.shape,
+                out.len()
+            )));
+        }
+        self.read(name, rows.start * row, out)
+    }
+
+    /// A whole tensor in memory.
+    pub fn read_tensor(&self, name: &str) -> Result<Vec<u8>> {
+        let mut out = vec![0; self.tensor(name)?.bytes as usize];
+        self.read(name, 0, &mut out)?;
+        Ok(out)
+    }
+}
+
+fn manifest_units(
+    path: &Path,
+    manifest: &Manifest,
+    stored: &mut BTreeMap<String, Component>,
+    directory: &Directory,
+) -> Result<BTreeMap<String, Unit>> {
+    let mut units = BTreeMap::new();
+    for (name, entry) in &manifest.units {
+        let encoding = entry.encoding(path, name)?;
+        let mut components = BTreeMap::new();
+        for (component, link) in &entry.components {
+            let found = stored.remove(&link.tensor).ok_or_else(|| {
+                let hint = directory.nearest(&link.tensor).map(|n| format!(" (the nearest is {n})"));
+                Error::corrupt(
+                    path,
+                    Some(&link.tensor),
+                    format!("is in no shard, or is used twice{}", hint.unwrap_or_default()),
+                )
+            })?;
+            components.insert(component.clone(), found);
+        }
+        let mut parts = Vec::with_capacity(entry.tensors.len());
+        for tensor in &entry.tensors {
+            let Some(t) = manifest.tensors.get(tensor) else { continue };
+            let bytes = t.dtype.byte_len(&t.shape).ok_or_else(|| {
+                Error::corrupt(path, Some(tensor), format!("{:?} is no size of {}", t.shape, t.dtype.name()))
+            })?;
+            parts.push(Part { name: tensor.clone(), dtype: t.dtype, shape: t.shape.clone(), bytes });
+        }
+        units.insert(name.clone(), Unit::new(encoding, parts, components));
+    }
+    Ok(units)
+}
+
+fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeMap<String, Tensor>> {
+    let mut tensors = BTreeMap::new();
+    for (unit_name, unit) in units {
+        let mut offset = 0u64;
+        for part in &unit.parts {
+            let tensor = Tensor {
+                dtype: part.dtype,
+                shape: part.shape.clone(),
+                bytes: part.bytes,
+                unit: unit_name.clone(),
+                unit_offset: offset,
+            };
+            offset = offset
+                .checked_add(part.bytes)
+                .ok_or_else(|| Error::corrupt(root, Some(&part.name), "its unit is too large"))?;
+            if tensors.insert(part.name.clone(), tensor).is_some() {
+                return Err(Error::corrupt(root, Some(&part.name), "is stored twice"));
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// A head that is not stored is the embedding, unless the configuration denies it.
+fn tied_head(config: Option<&Config>, tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, String> {
+    let Some(config) = config else { return BTreeMap::new() };
+    let head = tensors.keys().any(|n| n == "lm_head.weight" || n.ends_with(".lm_head.weight"));
+    let embedding = tensors.keys().find(|n| n.ends_with("embed_tokens.weight"));
+    match embedding {
+        Some(embedding) if !head && config.tie_word_embeddings() != Some(false) => {
+            BTreeMap::from([("lm_head.weight".to_owned(), embedding.clone())])
+        }
+        _ => BTreeMap::new(),
+    }
+}

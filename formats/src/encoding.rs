@@ -1,0 +1,202 @@
+//! The encodings: how the logical tensors of a unit are stored as component tensors.
+//!
+//! ```text
+//! unit --+-- tensors:    logical names, dtypes, shapes, flattened row-major and joined in order
+//!        +-- encoding:   a name and a few parameters
+//!        +-- components: stored tensors "<unit>.<component>"
+//! ```
+//!
+//! One file per encoding below this one: the components it stores and the reader that decodes any
+//! element range of it.
+
+pub mod dfloat11;
+pub mod fixed12;
+pub mod planes;
+pub mod raw;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Component, Dtype, Error, Result};
+
+/// An encoding and its parameters, as the manifest stores them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "lowercase")]
+pub enum Encoding {
+    /// The tensor's own bytes under its own name.
+    Raw,
+    /// Byte planes through zstd ([`planes`]).
+    Planes {
+        /// Elements are rotated left by one bit before they are split (IEEE floats).
+        rotate: bool,
+    },
+    /// DFloat11, as the published format stores it ([`dfloat11`]).
+    Dfloat11,
+    /// Sign and mantissa bytes and 4-bit exponent codes in tiles ([`fixed12`]).
+    Fixed12 {
+        /// What is added to a code and the sign to give the exponent.
+        base: i16,
+    },
+}
+
+impl Encoding {
+    /// Every encoding this version reads, by its name in the manifest.
+    pub const NAMES: [&'static str; 4] = ["raw", "planes", "dfloat11", "fixed12"];
+
+    /// The name in the manifest.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Planes { .. } => "planes",
+            Self::Dfloat11 => "dfloat11",
+            Self::Fixed12 { .. } => "fixed12",
+        }
+    }
+}
+
+/// A component that is to be written: what the shard's header says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComponentSpec {
+    /// The last part of the stored name (`<unit>.<name>`); `data` of a raw tensor stands for the
+    /// tensor's own name.
+    pub name: &'static str,
+    /// The stored dtype.
+    pub dtype: Dtype,
+    /// The stored shape.
+    pub shape: Vec<u64>,
+}
+
+/// The name under which `component` of `unit` is stored.
+pub fn stored_name(unit: &str, encoding: &Encoding, component: &str) -> String {
+    match encoding {
+        Encoding::Raw => unit.to_owned(),
+        _ => format!("{unit}.{component}"),
+    }
+}
+
+/// One logical tensor of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The logical name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its size in bytes when decoded.
+    pub bytes: u64,
+}
+
+/// Decodes ranges of one stored unit. `Send + Sync`; holds only small tables.
+#[derive(Debug)]
+pub struct UnitReader(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Raw(raw::Reader),
+    Planes(planes::Reader),
+    Dfloat11(dfloat11::Reader),
+    Fixed12(fixed12::Reader),
+}
+
+impl UnitReader {
+    /// Checks the components of a unit against its encoding and the shapes of its tensors, and
+    /// reads the small tables (code, positions, lengths).
+    pub fn open(
+        unit: &str,
+        encoding: &Encoding,
+        parts: &[Part],
+        components: &BTreeMap<String, Component>,
+    ) -> Result<Self> {
+        let set = ComponentSet { unit, components };
+        Ok(Self(match encoding {
+            Encoding::Raw => Kind::Raw(raw::Reader::open(set, parts)?),
+            Encoding::Planes { rotate } => Kind::Planes(planes::Reader::open(set, parts, *rotate)?),
+            Encoding::Dfloat11 => Kind::Dfloat11(dfloat11::Reader::open(set, parts)?),
+            Encoding::Fixed12 { base } => Kind::Fixed12(fixed12::Reader::open(set, parts, *base)?),
+        }))
+    }
+
+    /// Decodes bytes `offset .. offset + out.len()` of the unit: its tensors' little-endian bytes,
+    /// joined in order. Both ends must lie on whole elements.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        match &self.0 {
+            Kind::Raw(r) => r.read(offset, out),
+            Kind::Planes(r) => r.read(offset, out),
+            Kind::Dfloat11(r) => with_words(offset, out, |first, words| r.read(first, words)),
+            Kind::Fixed12(r) => with_words(offset, out, |first, words| r.read(first, words)),
+        }
+    }
+}
+
+/// The components of a unit, by name, with errors that say what is missing.
+#[derive(Clone, Copy)]
+pub(crate) struct ComponentSet<'a> {
+    unit: &'a str,
+    components: &'a BTreeMap<String, Component>,
+}
+
+impl ComponentSet<'_> {
+    pub(crate) fn get(&self, name: &str) -> Result<Component> {
+        self.components
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::Invalid(format!("unit {}: component {name} is missing", self.unit)))
+    }
+}
+
+/// The single tensor of a unit that cannot hold several.
+pub(crate) fn single<'a>(set: &ComponentSet<'_>, parts: &'a [Part]) -> Result<&'a Part> {
+    match parts {
+        [part] => Ok(part),
+        _ => Err(Error::Invalid(format!(
+            "unit {}: holds {} tensors where its encoding holds one",
+            set.unit,
+            parts.len()
+        ))),
+    }
+}
+
+/// Refuses tensors of another dtype than BF16.
+pub(crate) fn require_bf16(set: &ComponentSet<'_>, parts: &[Part]) -> Result<()> {
+    match parts.iter().find(|p| p.dtype != Dtype::BF16) {
+        None => Ok(()),
+        Some(p) => Err(Error::Invalid(format!(
+            "unit {}: tensor {} is {}, but the encoding holds BF16 only",
+            set.unit,
+            p.name,
+            p.dtype.name()
+        ))),
+    }
+}
+
+/// Gives `decode` the 16-bit words behind `out`; an unaligned buffer is filled through a small
+/// aligned one.
+fn with_words(
+    offset: u64,
+    out: &mut [u8],
+    mut decode: impl FnMut(u64, &mut [u16]) -> Result<()>,
+) -> Result<()> {
+    if offset % 2 != 0 || out.len() % 2 != 0 {
+        return Err(Error::Invalid(format!(
+            "byte range {offset}..{} does not lie on whole BF16 words",
+            offset.saturating_add(out.len() as u64)
+        )));
+    }
+    if let Ok(words) = bytemuck::try_cast_slice_mut::<u8, u16>(out) {
+        return decode(offset / 2, words);
+    }
+    let mut scratch = vec![0u16; out.len().div_ceil(2).min(1 << 16)];
+    let mut first = offset / 2;
+    for piece in out.chunks_mut(scratch.len() * 2) {
+        let words = &mut scratch[..piece.len() / 2];
+        decode(first, words)?;
+        piece.copy_from_slice(bytemuck::cast_slice(words));
+        first += words.len() as u64;
+    }
+    Ok(())
+}

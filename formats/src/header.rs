@@ -1,0 +1,273 @@
+//! The header of a safetensors file.
+//!
+//! ```text
+//! u64 length | {"name": {"dtype", "shape", "data_offsets": [begin, end]}, ...} + spaces | data
+//! ```
+//!
+//! The data section has no holes and no overlaps: every byte of it belongs to exactly one tensor.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use crate::{Dtype, Error, Result};
+
+/// The largest header that is read, the limit of the reference implementation.
+pub const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Bytes of the length field.
+const LENGTH_BYTES: u64 = 8;
+
+/// A tensor of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape; empty for a scalar.
+    pub shape: Vec<u64>,
+    /// Where it starts in the data section.
+    pub offset: u64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A checked header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    tensors: Vec<TensorInfo>,
+    by_name: BTreeMap<String, usize>,
+    metadata: BTreeMap<String, String>,
+    data_start: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawEntry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// The entries in the order of the text; a JSON map would hide duplicates.
+struct RawHeader {
+    entries: Vec<(String, RawEntry)>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl<'de> Deserialize<'de> for RawHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = RawHeader;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+                let mut header = RawHeader { entries: Vec::new(), metadata: BTreeMap::new() };
+                let mut seen_metadata = false;
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        if std::mem::replace(&mut seen_metadata, true) {
+                            return Err(serde::de::Error::custom("__metadata__ stands there twice"));
+                        }
+                        header.metadata = map.next_value()?;
+                    } else {
+                        header.entries.push((name, map.next_value()?));
+                    }
+                }
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+impl Header {
+    /// Reads and checks the header of an open file.
+    pub fn read(path: &Path, file: &File) -> Result<Self> {
+        let file_len = file.metadata().map_err(|e| Error::io(path, "examine", e))?.len();
+        let corrupt = |what: String| Error::corrupt(path, None, what);
+        if file_len < LENGTH_BYTES {
+            return Err(corrupt(format!(
+                "has {file_len} bytes, too few for a safetensors header: download it again"
+            )));
+        }
+        let mut length = [0; LENGTH_BYTES as usize];
+        file.read_exact_at(&mut length, 0).map_err(|e| Error::io(path, "read", e))?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER_BYTES {
+            return Err(corrupt(format!(
+                "claims a header of {length} bytes; at most {MAX_HEADER_BYTES} are read: is it a safetensors file?"
+            )));
+        }
+        if length > file_len - LENGTH_BYTES {
+            return Err(corrupt(format!(
+                "claims a header of {length} bytes but has only {file_len}: it was cut short, download it again"
+            )));
+        }
+        let mut json = vec![0; length as usize];
+        file.read_exact_at(&mut json, LENGTH_BYTES).map_err(|e| Error::io(path, "read", e))?;
+        Self::parse(path, &json, file_len)
+    }
+
+    /// Checks the JSON of a header against a file of `file_len` bytes.
+    pub fn parse(path: &Path, json: &[u8], file_len: u64) -> Result<Self> {
+        let corrupt = |tensor: Option<&str>, what: String| Error::corrupt(path, tensor, what);
+        if json.first() != Some(&b'{') {
+            return Err(corrupt(
+                None,
+                "its header does not start with '{': is it a safetensors file?".into(),
+            ));
+        }
+        let raw: RawHeader = serde_json::from_slice(json)
+            .map_err(|e| corrupt(None, format!("its header is not valid: {e}")))?;
+        let data_start = LENGTH_BYTES + json.len() as u64;
+        let mut tensors = Vec::with_capacity(raw.entries.len());
+        for (name, entry) in raw.entries {
+            let wrong = |what: String| corrupt(Some(&name), what);
+            let dtype: Dtype = entry.dtype.parse().map_err(|e: Error| wrong(e.to_string()))?;
+            let (begin, end) = entry.data_offsets;
+            let bytes = end
+                .checked_sub(begin)
+                .ok_or_else(|| wrong(format!("its data_offsets [{begin}, {end}] run backwards")))?;
+            let needed = dtype.byte_len(&entry.shape).ok_or_else(|| {
+                wrong(format!("its shape {:?} is no whole number of bytes of {}", entry.shape, dtype.name()))
+            })?;
+            if bytes != needed {
+                return Err(wrong(format!(
+                    "has {bytes} bytes where {:?} of {} needs {needed}",
+                    entry.shape,
+                    dtype.name()
+                )));
+            }
+            tensors.push(TensorInfo { name, dtype, shape: entry.shape, offset: begin, bytes });
+        }
+        tensors.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
+        let mut end = 0;
+        let mut by_name = BTreeMap::new();
+        for (i, tensor) in tensors.iter().enumerate() {
+            if tensor.offset != end {
+                let what =
+                    if tensor.offset < end { "overlaps the tensor before it" } else { "leaves a hole" };
+                return Err(corrupt(
+                    Some(&tensor.name),
+                    format!(
+                        "{what}: it starts at byte {} of the data where {end} is expected",
+                        tensor.offset
+                    ),
+                ));
+            }
+            end += tensor.bytes;
+            if by_name.insert(tensor.name.clone(), i).is_some() {
+                return Err(corrupt(Some(&tensor.name), "stands in the header twice".into()));
+            }
+        }
+        match data_start.checked_add(end) {
+            Some(needed) if needed == file_len => {}
+            Some(needed) if needed > file_len => {
+                let first = tensors.iter().find(|t| data_start + t.offset + t.bytes > file_len);
+                return Err(corrupt(
+                    first.map(|t| t.name.as_str()),
+                    format!("the file was cut short: it has {file_len} bytes of {needed}, download it again"),
+                ));
+            }
+            _ => {
+                return Err(corrupt(
+                    None,
+                    format!(
+                        "has {file_len} bytes, but its tensors end at {}",
+                        data_start.saturating_add(end)
+                    ),
+                ));
+            }
+        }
+        Ok(Self { tensors, by_name, metadata: raw.metadata, data_start })
+    }
+
+    /// The tensors in file order.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// A tensor by name.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name.get(name).and_then(|&i| self.tensors.get(i))
+    }
+
+    /// The free-form `__metadata__`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Where the data section starts in the file.
+    pub fn data_start(&self) -> u64 {
+        self.data_start
+    }
+}
+
+/// A tensor of a header to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenderEntry {
+    /// Its name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Where it begins in the data section.
+    pub begin: u64,
+    /// Where it ends.
+    pub end: u64,
+}
+
+/// Everything before the data section: the length field and the header, its entries in the order
+/// given, padded with spaces to a multiple of 8 bytes or to exactly `reserve` bytes in all.
+pub fn render(
+    entries: &[RenderEntry],
+    metadata: &BTreeMap<String, String>,
+    reserve: Option<u64>,
+) -> Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        dtype: Dtype,
+        shape: &'a [u64],
+        data_offsets: [u64; 2],
+    }
+    let failed = |e: serde_json::Error| Error::Invalid(format!("header: {e}"));
+    let mut bytes = vec![0; LENGTH_BYTES as usize];
+    bytes.push(b'{');
+    if !metadata.is_empty() {
+        bytes.extend_from_slice(b"\"__metadata__\":");
+        serde_json::to_writer(&mut bytes, metadata).map_err(failed)?;
+    }
+    for entry in entries {
+        if bytes.last() != Some(&b'{') {
+            bytes.push(b',');
+        }
+        serde_json::to_writer(&mut bytes, &entry.name).map_err(failed)?;
+        bytes.push(b':');
+        let body = Body { dtype: entry.dtype, shape: &entry.shape, data_offsets: [entry.begin, entry.end] };
+        serde_json::to_writer(&mut bytes, &body).map_err(failed)?;
+    }
+    bytes.push(b'}');
+    let len = bytes.len() as u64;
+    let total = reserve.unwrap_or_else(|| len.next_multiple_of(8));
+    if total < len || total % 8 != 0 {
+        return Err(Error::Invalid(format!("header: {len} bytes do not fit the {total} reserved")));
+    }
+    if total - LENGTH_BYTES > MAX_HEADER_BYTES {
+        return Err(Error::Limit(format!(
+            "header: {} tensors need a header of {total} bytes; the format allows {MAX_HEADER_BYTES}: use smaller shards",
+            entries.len()
+        )));
+    }
+    bytes.resize(total as usize, b' ');
+    bytes[..LENGTH_BYTES as usize].copy_from_slice(&(total - LENGTH_BYTES).to_le_bytes());
+    Ok(bytes)
+}

@@ -1,0 +1,296 @@
+//! The manifest, `llmpress.json`: what every tensor was and how it is stored.
+//!
+//! ```text
+//! tensors: name -> dtype, shape, unit, digest of the original bytes
+//! units:   name -> encoding, tensors in order, components -> stored tensor, digest
+//! files:   every other file of the directory -> size, digest
+//! ```
+//!
+//! Sorted, without a time stamp: two runs write the same bytes. The last field is the BLAKE3 of the
+//! file itself with the 64 digits of that field as zeros.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Dtype, Encoding, Error, Result};
+
+/// The manifest's file name. A directory is complete when it is there.
+pub const MANIFEST_FILE: &str = "llmpress.json";
+/// The version this crate writes.
+pub const FORMAT_VERSION: (u32, u32) = (1, 0);
+/// The largest manifest that is read.
+pub(crate) const MAX_MANIFEST_BYTES: u64 = 1 << 30;
+
+const DIGEST_FIELD: &str = "\"manifest_blake3\": \"";
+
+/// A BLAKE3 digest, 64 lower-case hexadecimal digits in JSON.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl From<blake3::Hash> for Digest {
+    fn from(hash: blake3::Hash) -> Self {
+        Self(*hash.as_bytes())
+    }
+}
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        let upper = text.bytes().any(|b| b.is_ascii_uppercase());
+        let hash = blake3::Hash::from_hex(&text).ok().filter(|_| !upper);
+        let hash = hash.ok_or_else(|| {
+            serde::de::Error::custom(format!("{text:?} is not 64 lower-case hexadecimal digits"))
+        })?;
+        Ok(hash.into())
+    }
+}
+
+/// The whole manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// `major.minor`; readers refuse a newer major.
+    pub format_version: String,
+    /// The program that wrote the directory.
+    pub producer: Producer,
+    /// The checkpoint it was made from.
+    pub source: Source,
+    /// The recipe that ran, in canonical form.
+    pub recipe: serde_json::Value,
+    /// Logical tensors by name.
+    pub tensors: BTreeMap<String, TensorEntry>,
+    /// Units by name.
+    pub units: BTreeMap<String, UnitEntry>,
+    /// Logical tensors that are another one: name -> name of the stored tensor.
+    pub tied: BTreeMap<String, String>,
+    /// Tensors of the source that were left out: name -> why.
+    pub dropped: BTreeMap<String, String>,
+    /// Shards by file name.
+    pub shards: BTreeMap<String, ShardEntry>,
+    /// Every other file of the directory (but this one) by name.
+    pub files: BTreeMap<String, FileEntry>,
+    /// BLAKE3 of this file with these 64 digits as zeros.
+    pub manifest_blake3: Digest,
+}
+
+/// The program that wrote a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Producer {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The revision it was built from, where known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub revision: Option<String>,
+}
+
+/// The checkpoint that was converted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// The directory's name (not its path).
+    pub name: String,
+    /// `huggingface`, `llmpress` or `dfloat11`.
+    pub kind: String,
+    /// The files that were read: weights, index, configuration and copied files.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// Size and digest of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of its bytes.
+    pub blake3: Digest,
+}
+
+/// A shard: its components carry their own digests, this covers the rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// Size in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of everything before the data section: the length field and the header.
+    pub header_blake3: Digest,
+}
+
+/// A logical tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorEntry {
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// The unit that stores it.
+    pub unit: String,
+    /// BLAKE3 of its original bytes.
+    pub blake3: Digest,
+}
+
+/// A unit: one or more tensors stored together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnitEntry {
+    /// How it is stored: an object whose `name` is one of [`Encoding::NAMES`].
+    pub encoding: serde_json::Value,
+    /// The names of its tensors, in the order they are joined.
+    pub tensors: Vec<String>,
+    /// Its components by their last name.
+    pub components: BTreeMap<String, ComponentEntry>,
+    /// Why this encoding stands in for the one that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fallback: Option<String>,
+}
+
+/// A stored component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComponentEntry {
+    /// The stored tensor's name.
+    pub tensor: String,
+    /// BLAKE3 of its bytes.
+    pub blake3: Digest,
+}
+
+impl UnitEntry {
+    /// The encoding, or an error that names one this version does not know.
+    pub fn encoding(&self, path: &Path, unit: &str) -> Result<Encoding> {
+        let name = self.encoding.get("name").and_then(|n| n.as_str()).unwrap_or_default();
+        if !Encoding::NAMES.contains(&name) {
+            return Err(Error::unsupported(
+                path,
+                Some(unit),
+                format!(
+                    "encoding {name:?} is not known to this version (it reads {}): a newer llmpress is needed",
+                    Encoding::NAMES.join(", ")
+                ),
+            ));
+        }
+        Encoding::deserialize(&self.encoding)
+            .map_err(|e| Error::corrupt(path, Some(unit), format!("encoding parameters: {e}")))
+    }
+}
+
+impl Manifest {
+    /// Parses and checks a manifest's own bytes: version, digest, names that fit together.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let corrupt = |what: String| Error::corrupt(path, None, what);
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: String,
+        }
+        let version: Version = serde_json::from_slice(bytes)
+            .map_err(|e| corrupt(format!("is not a manifest: {e}; convert the source again")))?;
+        check_version(path, &version.format_version)?;
+        let manifest: Self =
+            serde_json::from_slice(bytes).map_err(|e| corrupt(format!("is not a valid manifest: {e}")))?;
+        let at =
+            digest_position(bytes).ok_or_else(|| corrupt("does not end in manifest_blake3".to_owned()))?;
+        let actual = self_digest(bytes, at);
+        if actual != manifest.manifest_blake3 {
+            return Err(corrupt(format!(
+                "was changed after it was written: its digest is {actual}, it says {}",
+                manifest.manifest_blake3
+            )));
+        }
+        manifest.check_links(path)?;
+        Ok(manifest)
+    }
+
+    /// The file's bytes, with `manifest_blake3` filled in.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let zeroed = Self { manifest_blake3: Digest([0; 32]), ..self.clone() };
+        let mut bytes =
+            serde_json::to_vec_pretty(&zeroed).map_err(|e| Error::Invalid(format!("manifest: {e}")))?;
+        bytes.push(b'\n');
+        let at = digest_position(&bytes)
+            .ok_or_else(|| Error::Invalid("manifest: manifest_blake3 is not last".to_owned()))?;
+        let digest = self_digest(&bytes, at).to_string();
+        bytes[at..at + 64].copy_from_slice(digest.as_bytes());
+        Ok(bytes)
+    }
+
+    fn check_links(&self, path: &Path) -> Result<()> {
+        let corrupt = |tensor: &str, what: String| Err(Error::corrupt(path, Some(tensor), what));
+        let mut listed = 0;
+        for (unit, entry) in &self.units {
+            let names: std::collections::BTreeSet<&String> = entry.tensors.iter().collect();
+            if names.len() != entry.tensors.len() {
+                return corrupt(unit, "lists a tensor twice".to_owned());
+            }
+            for name in &entry.tensors {
+                if self.tensors.get(name).is_none_or(|t| t.unit != *unit) {
+                    return corrupt(name, format!("is listed by unit {unit} but does not belong to it"));
+                }
+            }
+            listed += names.len();
+        }
+        if listed != self.tensors.len() {
+            return Err(Error::corrupt(path, None, "a tensor is not listed by its unit"));
+        }
+        for (name, target) in &self.tied {
+            if !self.tensors.contains_key(target) || self.tensors.contains_key(name) {
+                return corrupt(name, format!("is tied to {target}, which does not fit the tensors"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_version(path: &Path, version: &str) -> Result<()> {
+    let parsed = version
+        .split_once('.')
+        .and_then(|(major, minor)| Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?)));
+    match parsed {
+        Some((major, _)) if major > FORMAT_VERSION.0 => Err(Error::unsupported(
+            path,
+            None,
+            format!(
+                "is of format version {version}; this version reads up to {}.x: a newer llmpress is needed",
+                FORMAT_VERSION.0
+            ),
+        )),
+        Some((major, _)) if major >= 1 => Ok(()),
+        _ => Err(Error::corrupt(path, None, format!("format_version {version:?} is not major.minor"))),
+    }
+}
+
+/// Where the 64 digits of the last field stand, if the file ends as it must.
+fn digest_position(bytes: &[u8]) -> Option<usize> {
+    let tail = b"\"\n}\n";
+    let at = bytes.len().checked_sub(64 + tail.len())?;
+    let field = at.checked_sub(DIGEST_FIELD.len())?;
+    (&bytes[field..at] == DIGEST_FIELD.as_bytes() && bytes.ends_with(tail)).then_some(at)
+}
+
+fn self_digest(bytes: &[u8], at: usize) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&bytes[..at]);
+    hasher.update(&[b'0'; 64]);
+    hasher.update(&bytes[at + 64..]);
+    hasher.finalize().into()
+}

@@ -1,0 +1,166 @@
+//! Writes a safetensors shard whose tensors are filled in pieces, in any order, from many threads.
+//!
+//! ```text
+//! length | header + spaces | slot | slot | ...     <name>.tmp until it is complete and synced
+//! ```
+//!
+//! Sizes of entropy-coded components are known only after coding, so the header's room is reserved
+//! first and the header written last, padded with spaces as the format allows.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::files::{publish, temporary_path};
+use crate::header::{RenderEntry, render};
+use crate::{Component, Digest, Dtype, Error, Result};
+
+/// A tensor that a shard will hold.
+#[derive(Debug, Clone)]
+pub struct SlotPlan {
+    /// Its stored name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape; only an upper bound unless `exact`.
+    pub shape: Vec<u64>,
+    /// Whether the shape is final.
+    pub exact: bool,
+}
+
+/// A shard being written.
+#[derive(Debug)]
+pub struct ShardWriter {
+    path: PathBuf,
+    temporary: Arc<Path>,
+    file: Arc<File>,
+    data_start: u64,
+    end: u64,
+    entries: Vec<RenderEntry>,
+}
+
+/// The room of one tensor in a shard being written.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    component: Component,
+}
+
+/// A published shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenShard {
+    /// Size of the file.
+    pub bytes: u64,
+    /// Digest of the length field and the header.
+    pub header_blake3: Digest,
+    /// Stored name -> bytes.
+    pub tensors: BTreeMap<String, u64>,
+}
+
+/// Stands for an offset that is not known yet: no shard is larger.
+const UNKNOWN_OFFSET: u64 = 9_999_999_999_999_999;
+
+impl ShardWriter {
+    /// Creates `<path>.tmp` with room for a header that names these tensors, which must then be
+    /// placed in this order.
+    pub fn create(path: &Path, plan: &[SlotPlan]) -> Result<Self> {
+        let mut end = Some(0u64);
+        let mut entries = Vec::with_capacity(plan.len());
+        for slot in plan {
+            let begin = end.unwrap_or(UNKNOWN_OFFSET);
+            end = end.filter(|_| slot.exact).and_then(|e| e.checked_add(slot.dtype.byte_len(&slot.shape)?));
+            let end = end.unwrap_or(UNKNOWN_OFFSET);
+            entries.push(entry(&slot.name, slot.dtype, &slot.shape, begin, end));
+        }
+        let data_start = render(&entries, &BTreeMap::new(), None)?.len() as u64;
+        let temporary = temporary_path(path);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&temporary)
+            .map_err(|e| Error::io(&temporary, "create", e))?;
+        Ok(Self {
+            path: path.to_owned(),
+            temporary: temporary.into(),
+            file: Arc::new(file),
+            data_start,
+            end: 0,
+            entries: Vec::with_capacity(plan.len()),
+        })
+    }
+
+    /// The next tensor, right after the last one.
+    pub fn place(&mut self, name: &str, dtype: Dtype, shape: &[u64]) -> Result<Slot> {
+        let bytes = dtype.byte_len(shape);
+        let end = bytes.and_then(|b| self.end.checked_add(b)).filter(|&e| e < UNKNOWN_OFFSET);
+        let (Some(bytes), Some(end)) = (bytes, end) else {
+            return Err(Error::Limit(format!("tensor {name}: {shape:?} of {} is too large", dtype.name())));
+        };
+        self.entries.push(entry(name, dtype, shape, self.end, end));
+        let slot = self.slot(name, dtype, shape.to_vec(), bytes);
+        self.end = end;
+        Ok(slot)
+    }
+
+    /// The room from here on, for a tensor whose size is not known yet: write to it, then
+    /// [`place`](Self::place) the tensor with the shape it came to.
+    pub fn open_end(&self, name: &str) -> Slot {
+        self.slot(name, Dtype::U8, Vec::new(), UNKNOWN_OFFSET - self.end)
+    }
+
+    fn slot(&self, name: &str, dtype: Dtype, shape: Vec<u64>, bytes: u64) -> Slot {
+        Slot {
+            component: Component {
+                file: self.file.clone(),
+                path: self.temporary.clone(),
+                name: name.to_owned(),
+                dtype,
+                shape,
+                start: self.data_start + self.end,
+                bytes,
+            },
+        }
+    }
+
+    /// Writes the header, syncs, and gives the file its final name.
+    pub fn finish(self) -> Result<WrittenShard> {
+        let header = render(&self.entries, &BTreeMap::new(), Some(self.data_start))?;
+        let bytes = self.data_start + self.end;
+        self.file.write_all_at(&header, 0).map_err(|e| Error::io(&self.temporary, "write", e))?;
+        self.file.set_len(bytes).map_err(|e| Error::io(&self.temporary, "resize", e))?;
+        publish(&self.file, &self.temporary, &self.path)?;
+        Ok(WrittenShard {
+            bytes,
+            header_blake3: Digest::of(&header),
+            tensors: self.entries.into_iter().map(|e| (e.name, e.end - e.begin)).collect(),
+        })
+    }
+}
+
+fn entry(name: &str, dtype: Dtype, shape: &[u64], begin: u64, end: u64) -> RenderEntry {
+    RenderEntry { name: name.to_owned(), dtype, shape: shape.to_vec(), begin, end }
+}
+
+impl Slot {
+    /// Writes `bytes` from `offset` bytes into the tensor. Safe from several threads.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let c = &self.component;
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > c.bytes) {
+            return Err(Error::Invalid(format!(
+                "tensor {}: writing {} bytes at {offset} of {}",
+                c.name,
+                bytes.len(),
+                c.bytes
+            )));
+        }
+        c.file.write_all_at(bytes, c.start + offset).map_err(|e| Error::io(&c.path, "write", e))
+    }
+
+    /// What was written, to be read back.
+    pub fn component(&self) -> &Component {
+        &self.component
+    }
+}

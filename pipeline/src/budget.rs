@@ -1,0 +1,92 @@
+//! How many threads and how large pieces fit into the memory allowed.
+//!
+//! ```text
+//! peak = BASE + names and headers + (2 jobs pieces in flight) * (copies of a piece)
+//! ```
+
+use crate::{Error, Result};
+
+/// What the process takes before any piece: code, tables, thread stacks, allocator slack.
+const BASE: u64 = 40 << 20;
+/// Memory a tensor costs in headers, plan, receipts and manifest.
+const PER_TENSOR: u64 = 4 << 10;
+/// Source bytes of a piece where nothing limits it.
+const PIECE: u64 = 4 << 20;
+/// The smallest piece worth its overhead.
+const MIN_PIECE: u64 = 256 << 10;
+/// Source, encoded form, joined sections, decoded copy.
+const COPIES: u64 = 4;
+/// Decoder tables and scratch of one thread when the source is itself compressed.
+const DECODER: u64 = 6 << 20;
+
+/// Threads, and bytes of source in one piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Worker threads.
+    pub jobs: usize,
+    /// Source bytes of a piece.
+    pub piece_bytes: usize,
+    /// What the process should need at most.
+    pub peak_bytes: u64,
+}
+
+/// What a plan needs of memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needs {
+    /// The largest piece that cannot be cut further.
+    pub(crate) indivisible: u64,
+    /// How many tensors there are.
+    pub(crate) tensors: u64,
+    /// Whether the source must be decoded.
+    pub(crate) compressed_source: bool,
+}
+
+impl Budget {
+    pub(crate) fn new(needs: Needs, jobs: usize, max_memory: Option<u64>) -> Result<Self> {
+        let peak = |jobs: u64, piece: u64| {
+            let decoder = if needs.compressed_source { DECODER * jobs } else { 0 };
+            BASE + needs.tensors * PER_TENSOR + decoder + 2 * jobs * COPIES * piece
+        };
+        let largest = PIECE.max(needs.indivisible);
+        let smallest = MIN_PIECE.max(needs.indivisible);
+        for jobs in (1..=jobs.max(1) as u64).rev() {
+            let mut piece = largest;
+            while max_memory.is_some_and(|max| peak(jobs, piece) > max) && piece > smallest {
+                piece = (piece / 2).max(smallest);
+            }
+            if max_memory.is_none_or(|max| peak(jobs, piece) <= max) {
+                return Ok(Self {
+                    jobs: jobs as usize,
+                    piece_bytes: piece as usize,
+                    peak_bytes: peak(jobs, piece),
+                });
+            }
+        }
+        Err(Error::Limit(format!(
+            "this conversion needs at least {} MiB of memory; --max-memory allows {} MiB",
+            peak(1, smallest).div_ceil(1 << 20),
+            max_memory.unwrap_or_default() >> 20
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEEDS: Needs = Needs { indivisible: 0, tensors: 300, compressed_source: false };
+
+    #[test]
+    fn memory_lowers_pieces_first_then_jobs() {
+        let free = Budget::new(NEEDS, 8, None).unwrap();
+        assert_eq!((free.jobs, free.piece_bytes as u64), (8, PIECE));
+        let tight = Budget::new(NEEDS, 8, Some(100 << 20)).unwrap();
+        assert!(tight.jobs == 8 && tight.piece_bytes < free.piece_bytes, "{tight:?}");
+        let tighter = Budget::new(NEEDS, 64, Some(64 << 20)).unwrap();
+        assert!(tighter.jobs < 64 && tighter.peak_bytes <= 64 << 20, "{tighter:?}");
+        let error = Budget::new(NEEDS, 8, Some(16 << 20)).unwrap_err().to_string();
+        assert!(error.contains("at least") && error.contains("16 MiB"), "{error}");
+        let strips = Needs { indivisible: 32 << 20, ..NEEDS };
+        assert_eq!(Budget::new(strips, 4, Some(400 << 20)).unwrap().jobs, 1);
+    }
+}

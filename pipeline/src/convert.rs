@@ -1,0 +1,217 @@
+//! Carrying out a plan.
+//!
+//! ```text
+//! for each shard without a receipt: encode, compare --> (meanwhile) sync, name, receipt
+//! then: digests of the source files, merge
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use llmpress_formats::{Checkpoint, FileEntry, Kind, Producer, ShardEntry};
+
+use crate::encode::Work;
+use crate::merge::merge;
+use crate::output::{Output, Permissions};
+use crate::receipt::Receipt;
+use crate::shard::{EncodedShard, encode_shard};
+use crate::{Budget, Error, Method, Plan, Recipe, Result};
+
+/// How a conversion is to run. None of it changes the output.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Worker threads; `None` for one per processor.
+    pub jobs: Option<usize>,
+    /// Most memory to use, in bytes.
+    pub max_memory: Option<u64>,
+    /// Go on with an unfinished conversion.
+    pub resume: bool,
+    /// Replace what an earlier conversion left at the output.
+    pub force: bool,
+    /// What the manifest says of the program.
+    pub producer: Producer,
+}
+
+/// Is told how far a conversion is, from any thread.
+pub trait Progress: Sync {
+    /// The whole work in bytes: every pass over the tensors and the files counts.
+    fn start(&self, total: u64);
+    /// So many bytes of it are done.
+    fn advance(&self, bytes: u64);
+    /// A shard is complete.
+    fn shard(&self, file: &str);
+}
+
+/// What a conversion came to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// Bytes of the source's tensors, decoded.
+    pub source_bytes: u64,
+    /// Bytes of the output's shards.
+    pub output_bytes: u64,
+    /// Shards.
+    pub shards: usize,
+    /// Shards that an earlier run had finished.
+    pub resumed: usize,
+    /// Units that are stored otherwise than asked for, and why.
+    pub fallbacks: Vec<(String, String)>,
+    /// Source files that were neither read nor copied.
+    pub left_behind: Vec<String>,
+    /// Threads and memory it ran with.
+    pub budget: Budget,
+}
+
+/// Converts a checkpoint by a plan.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    plan: &Plan,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Summary> {
+    let dfloat11 = plan.units().any(|u| u.method == Method::Dfloat11);
+    if dfloat11 && checkpoint.config().is_none() {
+        return Err(Error::Invalid(format!(
+            "{}: config.json is missing; a DFloat11 checkpoint carries its unit patterns there",
+            checkpoint.root().display()
+        )));
+    }
+    run(checkpoint, out, plan, options, progress)
+}
+
+/// Turns a compressed checkpoint back into a plain one, byte for byte.
+pub fn restore(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    max_shard_bytes: u64,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Summary> {
+    if checkpoint.kind() == Kind::HuggingFace {
+        return Err(Error::Invalid(format!(
+            "{}: is a plain checkpoint already: there is nothing to restore",
+            checkpoint.root().display()
+        )));
+    }
+    let mut plan = Plan::new(checkpoint, &Recipe::new(Method::Raw), max_shard_bytes)?;
+    plan.plain = true;
+    if let [only] = plan.shards.as_mut_slice() {
+        only.file = "model.safetensors".to_owned();
+    }
+    run(checkpoint, out, &plan, options, progress)
+}
+
+fn run(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    plan: &Plan,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Summary> {
+    let budget = plan.budget(checkpoint, options.jobs, options.max_memory)?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(budget.jobs)
+        .build()
+        .map_err(|e| Error::Limit(format!("cannot start {} threads: {e}", budget.jobs)))?;
+    let (_, left_behind) = crate::source::copied(checkpoint.root())?;
+    let mut summary = Summary {
+        source_bytes: plan.source_bytes,
+        output_bytes: 0,
+        shards: plan.shards.len(),
+        resumed: 0,
+        fallbacks: Vec::new(),
+        left_behind,
+        budget,
+    };
+    let allow = Permissions { resume: options.resume, force: options.force };
+    let Some(output) = Output::prepare(checkpoint.root(), out, plan, allow)? else {
+        summary.resumed = summary.shards;
+        for file in plan.shards.iter().map(|s| out.join(&s.file)) {
+            summary.output_bytes += std::fs::metadata(&file).map_or(0, |m| m.len());
+        }
+        return Ok(summary);
+    };
+    let receipts = pool.install(|| shards(checkpoint, &output, plan, budget, progress, &mut summary))?;
+    let source_files = pool.install(|| source_digests(checkpoint, progress))?;
+    for (_, receipt) in &receipts {
+        summary.output_bytes += receipt.shard.bytes;
+        for (name, unit) in &receipt.units {
+            if let Some(reason) = &unit.fallback {
+                summary.fallbacks.push((name.clone(), reason.clone()));
+            }
+        }
+    }
+    merge(checkpoint, plan, &output, receipts, source_files, &options.producer)?;
+    output.complete()?;
+    Ok(summary)
+}
+
+/// Makes the shards that have no receipt yet. While one is synced to disk the next is encoded.
+fn shards(
+    checkpoint: &Checkpoint,
+    output: &Output,
+    plan: &Plan,
+    budget: Budget,
+    progress: &dyn Progress,
+    summary: &mut Summary,
+) -> Result<Vec<(String, Receipt)>> {
+    let mut done: BTreeMap<&str, Receipt> = BTreeMap::new();
+    for shard in &plan.shards {
+        if let Some(receipt) = Receipt::read(&output.root, &shard.file, &plan.fingerprint) {
+            done.insert(&shard.file, receipt);
+        }
+    }
+    summary.resumed = done.len();
+    let missing: Vec<_> = plan.shards.iter().filter(|s| !done.contains_key(s.file.as_str())).collect();
+    let todo = || missing.iter().flat_map(|s| &s.units);
+    output.check_space(todo().map(|u| u.expected_bytes).sum())?;
+    let passes = |method| if matches!(method, Method::Dfloat11 | Method::Fixed12) { 3 } else { 2 };
+    let file_bytes: u64 =
+        crate::source::files(checkpoint)?.values().map(|p| std::fs::metadata(p).map_or(0, |m| m.len())).sum();
+    progress.start(todo().map(|u| u.source_bytes * passes(u.method)).sum::<u64>() + file_bytes);
+    let work = Work { piece_bytes: budget.piece_bytes, batch: budget.jobs * 2, progress };
+    std::thread::scope(|scope| {
+        let mut publishing: Option<std::thread::ScopedJoinHandle<'_, Result<(&str, Receipt)>>> = None;
+        for shard in missing {
+            let encoded = encode_shard(checkpoint, shard, &output.root.join(&shard.file), work)?;
+            if let Some((file, receipt)) = publishing.take().map(join).transpose()? {
+                done.insert(file, receipt);
+            }
+            let file = shard.file.as_str();
+            publishing = Some(scope.spawn(move || {
+                let receipt = publish(output, plan, file, encoded)?;
+                progress.shard(file);
+                Ok((file, receipt))
+            }));
+        }
+        if let Some((file, receipt)) = publishing.take().map(join).transpose()? {
+            done.insert(file, receipt);
+        }
+        Ok(done.into_iter().map(|(file, receipt)| (file.to_owned(), receipt)).collect())
+    })
+}
+
+fn join<T>(handle: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    handle.join().unwrap_or_else(|_| Err(Error::Invalid("a writer thread failed".into())))
+}
+
+fn publish(output: &Output, plan: &Plan, file: &str, encoded: EncodedShard) -> Result<Receipt> {
+    let written = encoded.writer.finish()?;
+    let receipt = Receipt {
+        fingerprint: plan.fingerprint.clone(),
+        shard: ShardEntry { bytes: written.bytes, header_blake3: written.header_blake3 },
+        stored: written.tensors,
+        units: encoded.units,
+        tensors: encoded.tensors,
+    };
+    receipt.write(&output.root, file)?;
+    Ok(receipt)
+}
+
+fn source_digests(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<BTreeMap<String, FileEntry>> {
+    let mut buffer = Vec::new();
+    crate::source::files(checkpoint)?
+        .into_iter()
+        .map(|(name, path)| Ok((name, crate::source::digest(&path, &mut buffer, |n| progress.advance(n))?)))
+        .collect()
+}

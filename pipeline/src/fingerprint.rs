@@ -1,0 +1,40 @@
+//! The fingerprint of a conversion: what its output depends on, as far as headers tell.
+//!
+//! ```text
+//! BLAKE3( version, recipe, shard bound, every file of the source: name, size, time of change, header )
+//! ```
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use llmpress_formats::{Checkpoint, Error as FormatError};
+
+use crate::{Error, Recipe, Result};
+
+/// Bytes of each file that are read: enough for any change that a header shows.
+const HEAD: usize = 64 << 10;
+
+pub(crate) fn fingerprint(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_bytes: u64) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut field = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    field(env!("CARGO_PKG_VERSION").as_bytes());
+    let recipe = serde_json::to_vec(recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?;
+    field(&recipe);
+    field(&max_shard_bytes.to_le_bytes());
+    for (name, path) in crate::source::files(checkpoint)? {
+        let io = |e| FormatError::io(&path, "read", e);
+        let file = File::open(&path).map_err(io)?;
+        let meta = file.metadata().map_err(io)?;
+        field(name.as_bytes());
+        field(&meta.len().to_le_bytes());
+        field(&meta.mtime().to_le_bytes());
+        field(&meta.mtime_nsec().to_le_bytes());
+        let mut head = vec![0; HEAD.min(meta.len() as usize)];
+        file.read_exact_at(&mut head, 0).map_err(io)?;
+        field(&head);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}

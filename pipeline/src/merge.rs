@@ -1,0 +1,130 @@
+//! The last step: index, configuration, copied files, and the manifest that makes it complete.
+//!
+//! ```text
+//! receipts --> model.safetensors.index.json, config.json, copies --> llmpress.json
+//! ```
+
+use std::collections::BTreeMap;
+
+use llmpress_formats::{
+    CONFIG_FILE, Checkpoint, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, MANIFEST_FILE, Manifest,
+    Producer, Source, TensorEntry, UnitPattern, block_counts, dfloat11_config, pattern_dict, read_small_file,
+    write_atomic,
+};
+
+use crate::output::Output;
+use crate::receipt::Receipt;
+use crate::source::copied;
+use crate::{Error, Plan, Result};
+
+/// Writes everything but the shards. A plain checkpoint (a restored one) gets no manifest.
+pub(crate) fn merge(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    output: &Output,
+    receipts: Vec<(String, Receipt)>,
+    source_files: BTreeMap<String, FileEntry>,
+    producer: &Producer,
+) -> Result<()> {
+    let mut files = BTreeMap::new();
+    let mut publish = |name: &str, bytes: &[u8]| -> Result<()> {
+        write_atomic(&output.root.join(name), bytes)?;
+        files.insert(name.to_owned(), FileEntry { bytes: bytes.len() as u64, blake3: Digest::of(bytes) });
+        Ok(())
+    };
+    if !plan.plain || plan.shards.len() > 1 {
+        publish(INDEX_FILE, &index(&receipts)?)?;
+    }
+    for (name, path) in copied(checkpoint.root())?.0 {
+        if name != CONFIG_FILE {
+            publish(&name, &read_small_file(&path, u64::MAX - 1)?)?;
+        }
+    }
+    if let Some(text) = config(checkpoint, &receipts)? {
+        publish(CONFIG_FILE, text.as_bytes())?;
+    }
+    if plan.plain {
+        return Ok(());
+    }
+    let (mut shards, mut units, mut tensors) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for (file, receipt) in receipts {
+        for (unit, entry) in &receipt.units {
+            for name in &entry.tensors {
+                let tensor = checkpoint.tensor(name)?;
+                let blake3 = receipt.tensors.get(name).copied().ok_or_else(|| {
+                    Error::Invalid(format!("receipt of {file}: tensor {name} has no digest"))
+                })?;
+                let entry = TensorEntry {
+                    dtype: tensor.dtype,
+                    shape: tensor.shape.clone(),
+                    unit: unit.clone(),
+                    blake3,
+                };
+                tensors.insert(name.clone(), entry);
+            }
+        }
+        shards.insert(file, receipt.shard);
+        units.extend(receipt.units);
+    }
+    let root = checkpoint.root().canonicalize().ok();
+    let manifest = Manifest {
+        format_version: format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1),
+        producer: producer.clone(),
+        source: Source {
+            name: root.as_deref().and_then(|r| r.file_name()?.to_str()).unwrap_or("checkpoint").to_owned(),
+            kind: checkpoint.kind().name().to_owned(),
+            files: source_files,
+        },
+        recipe: serde_json::to_value(&plan.recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?,
+        tensors,
+        units,
+        tied: checkpoint.tied().clone(),
+        dropped: BTreeMap::new(),
+        shards,
+        files,
+        manifest_blake3: Digest([0; 32]),
+    };
+    write_atomic(&output.root.join(MANIFEST_FILE), &manifest.to_bytes()?)?;
+    Ok(())
+}
+
+fn index(receipts: &[(String, Receipt)]) -> Result<Vec<u8>> {
+    let mut map = BTreeMap::new();
+    let mut total = 0u64;
+    for (file, receipt) in receipts {
+        for (name, bytes) in &receipt.stored {
+            map.insert(name.as_str(), file.as_str());
+            total += bytes;
+        }
+    }
+    let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
+    let mut bytes = serde_json::to_vec_pretty(&index).map_err(|e| Error::Invalid(format!("index: {e}")))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// The source's configuration, with or without the key of the published format.
+fn config(checkpoint: &Checkpoint, receipts: &[(String, Receipt)]) -> Result<Option<String>> {
+    let Some(config) = checkpoint.config() else { return Ok(None) };
+    let mut units = Vec::new();
+    for (name, entry) in receipts.iter().flat_map(|(_, r)| &r.units) {
+        if entry.encoding.get("name").and_then(|n| n.as_str()) != Some("dfloat11") {
+            continue;
+        }
+        // The inverse of UnitPattern::tensors.
+        let path = |tensor: &String| {
+            Some(tensor.strip_prefix(name.as_str())?.strip_prefix('.')?.strip_suffix(".weight")?.to_owned())
+        };
+        let own = entry.tensors.len() == 1 && entry.tensors[0] == format!("{name}.weight");
+        let paths = if own { Some(Vec::new()) } else { entry.tensors.iter().map(path).collect() };
+        let paths =
+            paths.ok_or_else(|| Error::Invalid(format!("unit {name}: its tensors are not below it")))?;
+        units.push(UnitPattern { unit: name.clone(), paths });
+    }
+    let key = llmpress_formats::DFLOAT11_KEY;
+    if units.is_empty() {
+        return Ok(Some(config.without_member(key)?));
+    }
+    let counts = block_counts(checkpoint.tensors().keys().map(String::as_str));
+    Ok(Some(config.with_member(key, &dfloat11_config(&pattern_dict(&units, &counts)))?))
+}

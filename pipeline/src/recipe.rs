@@ -1,0 +1,143 @@
+//! A recipe: which method each tensor is to get.
+//!
+//! ```text
+//! to = "dfloat11"                 the method for everything
+//! [[rule]]                        exceptions by tensor name, the last that matches counts
+//! tensors = 'lm_head\.weight'
+//! to = "raw"
+//! ```
+
+use std::path::Path;
+use std::str::FromStr;
+
+use llmpress_formats::PatternDict;
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// What to do with a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Keep its bytes.
+    Raw,
+    /// Byte planes through zstd; any dtype.
+    Planes,
+    /// The published DFloat11 format; BF16 linears of repeated blocks, and the head.
+    Dfloat11,
+    /// Fixed 12 bits a weight; BF16 matrices.
+    Fixed12,
+}
+
+impl Method {
+    /// All methods.
+    pub const ALL: [Self; 4] = [Self::Raw, Self::Planes, Self::Dfloat11, Self::Fixed12];
+
+    /// The name on the command line and in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Planes => "planes",
+            Self::Dfloat11 => "dfloat11",
+            Self::Fixed12 => "fixed12",
+        }
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|m| m.name() == s).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|m| m.name()).collect();
+            Error::Invalid(format!("unknown method {s:?}; the methods are {}", names.join(", ")))
+        })
+    }
+}
+
+/// An exception for some tensors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// A regular expression that must match the whole name of a tensor.
+    pub tensors: String,
+    /// The method for them.
+    pub to: Method,
+}
+
+/// What is to be made of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The method for every tensor that no rule names.
+    pub to: Method,
+    /// Exceptions; the last that matches counts.
+    #[serde(rename = "rule", default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
+    /// DFloat11 only: the official `pattern_dict` to use instead of the derived one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern_dict: Option<serde_json::Value>,
+    /// DFloat11 only: compress an embedding that is also the output head. The official runtime cannot
+    /// run such a checkpoint.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tied_embedding: bool,
+}
+
+impl Recipe {
+    /// One method for everything.
+    pub fn new(to: Method) -> Self {
+        Self { to, rules: Vec::new(), pattern_dict: None, tied_embedding: false }
+    }
+
+    /// Reads a TOML recipe.
+    pub fn from_toml(path: &Path, text: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))
+    }
+
+    /// The recipe, checked and ready to be asked.
+    pub(crate) fn compile(&self) -> Result<Compiled> {
+        let rules = self.rules.iter().map(|rule| {
+            let regex = regex::RegexBuilder::new(&format!("^(?:{})$", rule.tensors))
+                .size_limit(1 << 20)
+                .build()
+                .map_err(|e| Error::Invalid(format!("rule {:?}: {e}", rule.tensors)))?;
+            Ok((regex, rule.to))
+        });
+        let patterns = self.pattern_dict.as_ref().map(PatternDict::parse).transpose()?;
+        let compiled = Compiled { to: self.to, rules: rules.collect::<Result<_>>()?, patterns };
+        if self.pattern_dict.is_some() && !compiled.uses(Method::Dfloat11) {
+            return Err(Error::Invalid(
+                "a pattern file is for dfloat11, which this recipe does not use".into(),
+            ));
+        }
+        Ok(compiled)
+    }
+}
+
+/// A recipe with its expressions compiled.
+pub(crate) struct Compiled {
+    to: Method,
+    rules: Vec<(Regex, Method)>,
+    pub(crate) patterns: Option<PatternDict>,
+}
+
+impl Compiled {
+    /// The method for a tensor, and whether a rule asked for it by name.
+    pub(crate) fn method(&self, tensor: &str) -> (Method, bool) {
+        match self.rules.iter().rev().find(|(regex, _)| regex.is_match(tensor)) {
+            Some((_, method)) => (*method, true),
+            None => (self.to, false),
+        }
+    }
+
+    pub(crate) fn uses(&self, method: Method) -> bool {
+        self.to == method || self.rules.iter().any(|(_, m)| *m == method)
+    }
+
+    /// Rules that no tensor matches: surely a mistake.
+    pub(crate) fn unused_rule<'a>(&self, tensors: impl Iterator<Item = &'a str> + Clone) -> Option<&str> {
+        let unused = self.rules.iter().find(|(regex, _)| !tensors.clone().any(|t| regex.is_match(t)));
+        unused.map(|(regex, _)| regex.as_str().trim_start_matches("^(?:").trim_end_matches(")$"))
+    }
+}

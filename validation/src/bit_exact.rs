@@ -1,0 +1,127 @@
+//! Compares two checkpoints tensor by tensor, word for word.
+//!
+//! ```text
+//! a: read a piece --+
+//!                   +-- equal bytes? --> first difference per tensor
+//! b: read a piece --+
+//! ```
+//!
+//! Bytes are compared, never floats: -0.0 and the payload of a NaN count.
+
+use std::collections::BTreeSet;
+
+use llmpress_formats::{Checkpoint, Error, Result};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::PIECE;
+
+/// What a comparison found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Comparison {
+    /// Tensors compared.
+    pub tensors: usize,
+    /// Bytes compared.
+    pub bytes: u64,
+    /// What differs, by tensor.
+    pub differences: Vec<Difference>,
+}
+
+/// How a tensor differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// The tensor.
+    pub tensor: String,
+    /// In which way.
+    pub what: String,
+}
+
+impl Comparison {
+    /// Whether the checkpoints hold the same tensors with the same bytes.
+    pub fn is_exact(&self) -> bool {
+        self.differences.is_empty()
+    }
+}
+
+/// Compares every tensor of `a` with the one of the same name in `b`. A tied tensor counts as the
+/// tensor it stands for, so that a stored head equals a tied one of the same bytes.
+pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)) -> Result<Comparison> {
+    let names: BTreeSet<&String> =
+        [a, b].into_iter().flat_map(|c| c.tensors().keys().chain(c.tied().keys())).collect();
+    let mut result = Comparison { tensors: 0, bytes: 0, differences: Vec::new() };
+    for name in names {
+        let difference = |what: String| Difference { tensor: name.clone(), what };
+        let (ta, tb) = match (a.tensor(name), b.tensor(name)) {
+            (Ok(ta), Ok(tb)) => (ta, tb),
+            (Ok(_), Err(_)) => {
+                result.differences.push(difference(format!("is missing from {}", b.root().display())));
+                continue;
+            }
+            _ => {
+                result.differences.push(difference(format!("is missing from {}", a.root().display())));
+                continue;
+            }
+        };
+        if (ta.dtype, &ta.shape) != (tb.dtype, &tb.shape) {
+            result.differences.push(difference(format!(
+                "is {} {:?} here and {} {:?} there",
+                ta.dtype.name(),
+                ta.shape,
+                tb.dtype.name(),
+                tb.shape
+            )));
+            continue;
+        }
+        result.tensors += 1;
+        result.bytes += ta.bytes;
+        if let Some((offset, count)) = first_difference(a, b, name, ta.bytes, progress)? {
+            let width = u64::from(ta.dtype.bits()).div_ceil(8);
+            result.differences.push(difference(format!(
+                "differs first at element {}, in {count} bytes in all",
+                offset / width
+            )));
+        }
+    }
+    Ok(result)
+}
+
+/// Offset of the first byte that differs, and how many do.
+fn first_difference(
+    a: &Checkpoint,
+    b: &Checkpoint,
+    name: &str,
+    bytes: u64,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Option<(u64, u64)>> {
+    let pieces = usize::try_from(bytes.div_ceil(PIECE as u64)).unwrap_or(usize::MAX);
+    (0..pieces)
+        .into_par_iter()
+        .with_max_len(1)
+        .map_init(
+            || (vec![0u64; PIECE / 8], vec![0u64; PIECE / 8]),
+            |(left, right), piece| {
+                let offset = piece as u64 * PIECE as u64;
+                let len = (bytes - offset).min(PIECE as u64) as usize;
+                let left = &mut bytemuck::cast_slice_mut::<u64, u8>(left)[..len];
+                let right = &mut bytemuck::cast_slice_mut::<u64, u8>(right)[..len];
+                a.read(name, offset, left)?;
+                b.read(name, offset, right)?;
+                progress(len as u64);
+                if left == right {
+                    return Ok(None);
+                }
+                let mut differing = left.iter().zip(right.iter()).enumerate().filter(|(_, (a, b))| a != b);
+                let first = differing.next().map_or(0, |(i, _)| i as u64);
+                Ok::<_, Error>(Some((offset + first, 1 + differing.count() as u64)))
+            },
+        )
+        .try_reduce(
+            || None,
+            |a, b| {
+                Ok(match (a, b) {
+                    (Some((fa, na)), Some((fb, nb))) => Some((u64::min(fa, fb), na + nb)),
+                    (a, b) => a.or(b),
+                })
+            },
+        )
+}

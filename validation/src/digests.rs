@@ -1,0 +1,208 @@
+//! Checks every digest of a converted directory.
+//!
+//! ```text
+//! llmpress.json: itself | shards: header, each component | other files | decoded tensors
+//! ```
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Mutex;
+
+use llmpress_formats::{Checkpoint, Component, Digest, Error, MANIFEST_FILE, Manifest, Result};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::PIECE;
+
+/// What a check of all digests found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DigestReport {
+    /// Files checked, the manifest included.
+    pub files: usize,
+    /// Stored components checked.
+    pub components: usize,
+    /// Tensors decoded and checked against the digest of their original bytes.
+    pub decoded: usize,
+    /// Bytes read from the directory.
+    pub bytes: u64,
+    /// What is wrong.
+    pub faults: Vec<Fault>,
+    /// Files that the manifest does not know.
+    pub unknown_files: Vec<String>,
+}
+
+/// Something wrong, and where.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Fault {
+    /// The file.
+    pub file: String,
+    /// The stored or logical tensor, if it lies within one.
+    pub tensor: Option<String>,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// Checks a converted directory against its manifest: the manifest's own digest was checked when the
+/// checkpoint was opened. With `decode`, every tensor is also decoded and compared with the digest of
+/// its original bytes. Wrong bytes are reported, not returned as errors; only a directory without a
+/// manifest is an error.
+pub fn verify_digests(
+    checkpoint: &Checkpoint,
+    decode: bool,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<DigestReport> {
+    let Some(manifest) = checkpoint.manifest() else {
+        return Err(Error::Invalid(format!(
+            "{}: has no {MANIFEST_FILE}, so there are no digests to check; compare with --against",
+            checkpoint.root().display()
+        )));
+    };
+    let faults = Mutex::new(Vec::new());
+    let fault = |file: &str, tensor: Option<&str>, what: String| {
+        if let Ok(mut faults) = faults.lock() {
+            faults.push(Fault { file: file.to_owned(), tensor: tensor.map(str::to_owned), what });
+        }
+    };
+    let mut bytes = 0;
+    for (name, entry) in &manifest.files {
+        bytes += entry.bytes;
+        if let Err(what) = check_file(&checkpoint.root().join(name), entry.bytes, entry.blake3) {
+            fault(name, None, what);
+        }
+    }
+    for (name, entry) in &manifest.shards {
+        bytes += entry.bytes;
+        let shard = checkpoint.directory().shards().iter().find(|s| file_name(s.path()) == name.as_str());
+        let Some(shard) = shard else {
+            fault(name, None, "is missing: copy the directory again".into());
+            continue;
+        };
+        if shard.file_bytes() != entry.bytes {
+            fault(name, None, format!("has {} bytes instead of {}", shard.file_bytes(), entry.bytes));
+        }
+        match header_digest(shard.path(), shard.header().data_start()) {
+            Ok(digest) if digest == entry.header_blake3 => {}
+            Ok(_) => fault(name, None, "its header was changed".into()),
+            Err(e) => fault(name, None, e.to_string()),
+        }
+    }
+    let mut components: Vec<(&Component, Digest)> = Vec::new();
+    for (name, unit) in checkpoint.units() {
+        let Some(entry) = manifest.units.get(name) else { continue };
+        for (last, component) in unit.components() {
+            if let Some(link) = entry.components.get(last) {
+                components.push((component, link.blake3));
+            }
+        }
+    }
+    components.sort_by_key(|(c, _)| std::cmp::Reverse(c.bytes()));
+    components.par_iter().with_max_len(1).for_each(|(component, expected)| {
+        let file = file_name(component.path());
+        match component_digest(component, progress) {
+            Ok(digest) if digest == *expected => {}
+            Ok(_) => fault(file, Some(component.name()), "its bytes were changed".into()),
+            Err(e) => fault(file, Some(component.name()), e.to_string()),
+        }
+    });
+    let mut decoded = 0;
+    if decode {
+        decoded = manifest.tensors.len();
+        let mut tensors: Vec<_> = manifest.tensors.iter().collect();
+        tensors.sort_by_key(|(name, _)| std::cmp::Reverse(checkpoint.tensors().get(*name).map(|t| t.bytes)));
+        tensors.par_iter().with_max_len(1).for_each(|(name, entry)| {
+            match decoded_digest(checkpoint, name, progress) {
+                Ok(digest) if digest == entry.blake3 => {}
+                Ok(_) => fault(MANIFEST_FILE, Some(name), "does not decode to its original bytes".into()),
+                Err(e) => fault(MANIFEST_FILE, Some(name), e.to_string()),
+            }
+        });
+    }
+    let mut faults = faults.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    faults.sort();
+    Ok(DigestReport {
+        files: manifest.files.len() + manifest.shards.len() + 1,
+        components: components.len(),
+        decoded,
+        bytes,
+        faults,
+        unknown_files: unknown_files(checkpoint.root(), manifest)?,
+    })
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(|n| n.to_str()).unwrap_or_default()
+}
+
+fn check_file(path: &Path, bytes: u64, expected: Digest) -> Result<(), String> {
+    let file = File::open(path).map_err(|e| format!("cannot be opened: {e}: copy the directory again"))?;
+    let actual = file.metadata().map_err(|e| e.to_string())?.len();
+    if actual != bytes {
+        return Err(format!("has {actual} bytes instead of {bytes}"));
+    }
+    let digest = range_digest(&file, bytes).map_err(|e| format!("cannot be read: {e}"))?;
+    if digest == expected { Ok(()) } else { Err("its bytes were changed".into()) }
+}
+
+fn range_digest(file: &File, bytes: u64) -> std::io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; PIECE.min(bytes as usize)];
+    let mut at = 0;
+    while at < bytes {
+        let take = (bytes - at).min(buffer.len() as u64) as usize;
+        file.read_exact_at(&mut buffer[..take], at)?;
+        hasher.update(&buffer[..take]);
+        at += take as u64;
+    }
+    Ok(hasher.finalize().into())
+}
+
+fn header_digest(path: &Path, data_start: u64) -> Result<Digest> {
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    range_digest(&file, data_start).map_err(|e| Error::io(path, "read", e))
+}
+
+fn component_digest(component: &Component, progress: &(dyn Fn(u64) + Sync)) -> Result<Digest> {
+    digest_of(component.bytes(), progress, |at, buffer| component.read_at(at, buffer))
+}
+
+fn decoded_digest(checkpoint: &Checkpoint, name: &str, progress: &(dyn Fn(u64) + Sync)) -> Result<Digest> {
+    let bytes = checkpoint.tensor(name)?.bytes;
+    digest_of(bytes, progress, |at, buffer| checkpoint.read(name, at, buffer))
+}
+
+fn digest_of(
+    bytes: u64,
+    progress: &(dyn Fn(u64) + Sync),
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
+) -> Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    // Words of 64 bits: aligned for every decoder.
+    let mut buffer = vec![0u64; PIECE.min(bytes as usize).div_ceil(8)];
+    let mut at = 0;
+    while at < bytes {
+        let take = (bytes - at).min(PIECE as u64) as usize;
+        let piece = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut buffer)[..take];
+        read(at, piece)?;
+        hasher.update_rayon(piece);
+        progress(take as u64);
+        at += take as u64;
+    }
+    Ok(hasher.finalize().into())
+}
+
+fn unknown_files(root: &Path, manifest: &Manifest) -> Result<Vec<String>> {
+    let mut unknown = BTreeSet::new();
+    let entries = std::fs::read_dir(root).map_err(|e| Error::io(root, "read", e))?;
+    for entry in entries {
+        let name = entry.map_err(|e| Error::io(root, "read", e))?.file_name().to_string_lossy().into_owned();
+        if name != MANIFEST_FILE
+            && !manifest.files.contains_key(&name)
+            && !manifest.shards.contains_key(&name)
+        {
+            unknown.insert(name);
+        }
+    }
+    Ok(unknown.into_iter().collect())
+}
