@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::OnceLock;
 
 use super::Histogram;
 use crate::Error;
@@ -63,6 +64,7 @@ pub struct Code {
     luts: Vec<u8>,
     lengths: Box<[u8; 256]>,
     pub(super) tables: super::decode::Tables,
+    pairs: OnceLock<super::encode::Pairs>,
 }
 
 impl std::fmt::Debug for Code {
@@ -159,7 +161,7 @@ impl Code {
         }
         let luts = build_luts(&words, &order, &lengths)?;
         let tables = super::decode::Tables::new(&words);
-        Ok(Self { words, end, luts, lengths, tables })
+        Ok(Self { words, end, luts, lengths, tables, pairs: OnceLock::new() })
     }
 
     /// Reads the code from stored tables: rows of 256 entries, then a row of code lengths.
@@ -177,7 +179,14 @@ impl Code {
         let words = read_codes(rows, &lengths).map_err(corrupt)?;
         let tables = super::decode::Tables::new(&words);
         // Decoding needs no end symbol, and its code cannot be told from unused ones.
-        Ok(Self { words, end: CodeWord::default(), luts: luts.to_vec(), lengths, tables })
+        Ok(Self {
+            words,
+            end: CodeWord::default(),
+            luts: luts.to_vec(),
+            lengths,
+            tables,
+            pairs: OnceLock::new(),
+        })
     }
 
     /// The tables as they are stored: rows of 256 entries, then the lengths.
@@ -200,6 +209,11 @@ impl Code {
 
     pub(super) fn words(&self) -> &[CodeWord; 256] {
         &self.words
+    }
+
+    /// The table for encoding, made when it is first needed.
+    pub(super) fn pairs(&self) -> &super::encode::Pairs {
+        self.pairs.get_or_init(|| super::encode::Pairs::new(&self.words))
     }
 
     pub(super) fn end(&self) -> CodeWord {

@@ -243,6 +243,9 @@ fn decode_span_body(code: &Code, span: &Span<'_>, skip: usize, out: &mut [u16]) 
         if let ([a, b, c, d], LANES) = (&mut lanes[..], group.len()) {
             decode_side_by_side(&code.tables, [a, b, c, d]);
         }
+        for lane in &mut lanes[..group.len()] {
+            decode_side_by_side(&code.tables, [lane]);
+        }
         for (lane, &block) in lanes.iter_mut().zip(group) {
             lane.finish(&code.tables)?;
             checked.check_end(block, lane.last_start, lane.bit)?;
@@ -304,13 +307,13 @@ impl Lane {
         self.wrong_gap = false;
     }
 
-    /// The 32 bits from a bit on.
+    /// The 32 bits from a bit of the block on.
     #[inline(always)]
     fn peek(&self, bit: usize) -> u32 {
-        let at = bit / 8;
-        let Some(bytes) = self.stream.get(at..at + 8) else { return 0 };
-        let word = bytes.iter().fold(0u64, |w, &b| w << 8 | u64::from(b));
-        (word << (bit % 8) >> 32) as u32
+        let at = (bit / 8) & (BLOCK_BYTES - 1);
+        let mut bytes = [0u8; 8];
+        bytes.copy_from_slice(&self.stream[at..at + 8]);
+        (u64::from_be_bytes(bytes) << (bit % 8) >> 32) as u32
     }
 
     /// Decodes the rest of the block symbol by symbol.
@@ -348,9 +351,9 @@ impl Lane {
     }
 }
 
-/// Takes look-ups in turns until one of the blocks is near its end or needs a long code's slow path.
+/// Takes look-ups in turns until one of the blocks is near its end.
 #[inline(always)]
-fn decode_side_by_side(tables: &Tables, mut lanes: [&mut Lane; LANES]) {
+fn decode_side_by_side<const LANES: usize>(tables: &Tables, mut lanes: [&mut Lane; LANES]) {
     let lookup = &*tables.lookup;
     let mut bit = [0usize; LANES];
     let mut done = [0usize; LANES];
@@ -358,6 +361,7 @@ fn decode_side_by_side(tables: &Tables, mut lanes: [&mut Lane; LANES]) {
     let mut limit = [0usize; LANES];
     for (i, lane) in lanes.iter().enumerate() {
         bit[i] = lane.bit;
+        done[i] = lane.done;
         limit[i] = lane.count.saturating_sub(LOOKUP_SYMBOLS);
     }
     loop {

@@ -30,8 +30,10 @@ pub struct Piece {
     pub sign_mantissa: Vec<u8>,
     pub(super) start: Position,
     pub(super) end: Position,
-    /// Windows from the one that holds the start bit, first bit highest: complete ones, then one partial.
+    /// Complete windows from the one that holds the start bit, first bit highest.
     pub(super) windows: Vec<u64>,
+    /// The window after them, as far as it is known.
+    pub(super) partial: u64,
     /// The gap of the window after each complete one.
     pub(super) gaps: Vec<u8>,
     /// Numbers of the first symbols of blocks.
@@ -69,6 +71,7 @@ impl Piece {
     pub(super) fn restart(&mut self, start: Position) {
         self.sign_mantissa.clear();
         self.windows.clear();
+        self.partial = 0;
         self.gaps.clear();
         self.block_starts.clear();
         self.start = start;
@@ -76,35 +79,70 @@ impl Piece {
     }
 }
 
-/// The stream being written: one window at a time.
-struct Writer<'a> {
-    piece: &'a mut Piece,
-    window: u64,
-    /// Bits of `window` still free, 1..=64.
-    free: u32,
-    /// Complete windows before this one in the whole stream.
-    number: u64,
+/// The codes of two exponents joined: `bits << 8 | length`.
+#[derive(Clone)]
+pub(super) struct Pairs(Box<[u64]>);
+
+/// Most bits of a joined pair.
+const PAIR_BITS: u32 = 56;
+/// Stands for a pair that has no code or a longer one: more than any eight words may take together.
+const NO_PAIR: u64 = 255;
+
+impl Pairs {
+    /// By first exponent + 256 * second: the order in which two bytes are read as a word. Trained weights
+    /// use some forty exponents, whose entries stay in the first-level cache.
+    pub(super) fn new(words: &[CodeWord; 256]) -> Self {
+        let mut table = vec![NO_PAIR; 1 << 16];
+        let known = || words.iter().enumerate().filter(|(_, w)| w.length > 0);
+        for (first, a) in known() {
+            for (second, b) in known() {
+                let length = a.length + b.length;
+                if length <= PAIR_BITS {
+                    let bits = u64::from(a.bits) << b.length | u64::from(b.bits);
+                    table[second << 8 | first] = bits << 8 | u64::from(length);
+                }
+            }
+        }
+        Self(table.into_boxed_slice())
+    }
 }
 
-impl Writer<'_> {
-    /// Appends a code; `element` is the number of its symbol.
-    #[inline(always)]
-    fn append(&mut self, word: CodeWord, element: u64) {
-        let bits = u64::from(word.bits);
-        if word.length < self.free {
-            self.window |= bits << (self.free - word.length);
-            self.free -= word.length;
-            return;
+/// Where the stream is.
+#[derive(Clone, Copy)]
+struct State {
+    /// How many windows of the piece are complete.
+    complete: usize,
+    /// The window after them.
+    window: u64,
+    /// Bits of it in use, below 64.
+    used: u32,
+    /// Complete windows before the piece in the whole stream.
+    before: usize,
+}
+
+impl State {
+    /// Appends a code and, where it completes a window, that window's entries; `element` is the number
+    /// of its symbol.
+    fn append(&mut self, word: CodeWord, element: u64, out: &mut Piece) -> bool {
+        if word.length == 0 {
+            return false;
         }
-        let spill = word.length - self.free;
-        self.piece.windows.push(self.window | bits >> spill);
-        self.piece.gaps.push(spill as u8);
-        self.number += 1;
-        if self.number % BLOCK_WINDOWS as u64 == 0 {
-            self.piece.block_starts.push(element.wrapping_add(1) as u32);
+        let bits = u64::from(word.bits) << (64 - word.length);
+        let end = self.used + word.length;
+        let full = self.window | bits >> self.used;
+        if end < 64 {
+            (self.window, self.used) = (full, end);
+            return false;
         }
-        self.free = 64 - spill;
-        self.window = if spill == 0 { 0 } else { bits << self.free };
+        out.windows[self.complete] = full;
+        out.gaps[self.complete] = (end - 64) as u8;
+        self.complete += 1;
+        self.window = bits << (63 - self.used) << 1;
+        self.used = end - 64;
+        if (self.before + self.complete) % BLOCK_WINDOWS == 0 {
+            out.block_starts.push(element.wrapping_add(1) as u32);
+        }
+        true
     }
 }
 
@@ -130,40 +168,111 @@ fn encode_piece_bmi2(code: &Code, start: Position, words: &[u16], out: &mut Piec
 fn encode_piece_body(code: &Code, start: Position, words: &[u16], out: &mut Piece) {
     out.restart(start);
     out.sign_mantissa.resize(words.len(), 0);
-    for (byte, &word) in out.sign_mantissa.iter_mut().zip(words) {
-        *byte = sign_mantissa(word);
-    }
-    let table = code.words();
-    let used = (start.bit % WINDOW_BITS) as u32;
-    let mut writer = Writer { piece: out, window: 0, free: 64 - used, number: start.bit / WINDOW_BITS };
-    let mut element = start.element;
-    let mut groups = words.chunks_exact(4);
-    for group in &mut groups {
-        let word = |i: usize| table[usize::from(exponent(group[i]))];
-        let (a, b, c, d) = (word(0), word(1), word(2), word(3));
-        let (ab, cd) = (a.length + b.length, c.length + d.length);
-        let length = ab + cd;
-        if length < writer.free {
-            // All four fit: join them off the chain of dependent shifts.
-            let first = u64::from(a.bits) << b.length | u64::from(b.bits);
-            let second = u64::from(c.bits) << d.length | u64::from(d.bits);
-            writer.window |= (first << cd | second) << (writer.free - length);
-            writer.free -= length;
-        } else {
-            for (i, word) in [a, b, c, d].into_iter().enumerate() {
-                writer.append(word, element + i as u64);
+    let (table, lengths) = (code.words(), code.lengths());
+    let pairs: &[u64; 1 << 16] = match (&*code.pairs().0).try_into() {
+        Ok(pairs) => pairs,
+        Err(_) => return,
+    };
+    let mut state = State {
+        complete: 0,
+        window: 0,
+        used: (start.bit % WINDOW_BITS) as u32,
+        before: (start.bit / WINDOW_BITS) as usize,
+    };
+    let mut exponents = [0u8; BATCH_WORDS];
+    // For each window that a batch completes: the group that did, and the bits in use before it.
+    let mut completed_by = [0u32; BATCH_WORDS / 2 + 2];
+    for (number, batch) in words.chunks(BATCH_WORDS).enumerate() {
+        let mantissas = &mut out.sign_mantissa[number * BATCH_WORDS..][..batch.len()];
+        for ((&word, e), sm) in batch.iter().zip(&mut exponents).zip(mantissas) {
+            *e = exponent(word);
+            *sm = sign_mantissa(word);
+        }
+        let exponents = &exponents[..batch.len()];
+        let element = start.element + (number * BATCH_WORDS) as u64;
+        // Room for the longest codes.
+        let room = state.complete + batch.len() / 2 + 2;
+        if out.windows.len() < room {
+            out.windows.resize(room, 0);
+            out.gaps.resize(room, 0);
+        }
+        let first_window = state.complete;
+        let groups = exponents.chunks_exact(8);
+        let tail = groups.remainder();
+        for (group, bytes) in groups.enumerate() {
+            let mut eight = [0; 8];
+            eight.copy_from_slice(bytes);
+            let eight = u64::from_le_bytes(eight);
+            let pair = |i: u32| pairs[usize::from((eight >> (16 * i)) as u16)];
+            let (a, b, c, d) = (pair(0), pair(1), pair(2), pair(3));
+            let length = |pair: u64| pair as u32 & 255;
+            let half = length(c) + length(d);
+            let total = length(a) + length(b) + half;
+            if total > 64 {
+                for (i, &e) in bytes.iter().enumerate() {
+                    if state.append(table[usize::from(e)], element + (group * 8 + i) as u64, out) {
+                        completed_by[state.complete - 1 - first_window] = ENTRIES_MADE;
+                    }
+                }
+                continue;
+            }
+            let State { complete, window, used, before } = state;
+            let first = a >> 8 << length(b) | b >> 8;
+            let second = c >> 8 << length(d) | d >> 8;
+            let joined = (first << half | second) << (64 - total);
+            let full = window | joined >> used;
+            let rest = joined << (63 - used) << 1;
+            let end = used + total;
+            let crossed = end >> 6;
+            out.windows[complete] = full;
+            completed_by[complete - first_window] = (group as u32) << 8 | used;
+            let window = if crossed == 1 { rest } else { full };
+            state = State { complete: complete + crossed as usize, window, used: end & 63, before };
+        }
+        for (i, &e) in tail.iter().enumerate() {
+            let number = element + (batch.len() - tail.len() + i) as u64;
+            if state.append(table[usize::from(e)], number, out) {
+                completed_by[state.complete - 1 - first_window] = ENTRIES_MADE;
             }
         }
-        element += 4;
+        let mut starts = Vec::new();
+        let windows = completed_by.iter().zip(&mut out.gaps[first_window..state.complete]);
+        for (i, (&by, gap)) in windows.enumerate() {
+            if by == ENTRIES_MADE {
+                continue;
+            }
+            let (group, used) = ((by >> 8) as usize * 8, by & 255);
+            // The first code that starts in the next window: the smallest end from 64 on.
+            let mut end = used;
+            let (mut smallest, mut inside) = (u32::MAX, 0);
+            for &e in &exponents[group..group + 8] {
+                end += u32::from(lengths[usize::from(e)]);
+                smallest = smallest.min(end.wrapping_sub(64));
+                inside += u64::from(end < 64);
+            }
+            *gap = smallest as u8;
+            if (state.before + first_window + i + 1) % BLOCK_WINDOWS == 0 {
+                starts.push((element + group as u64 + inside).wrapping_add(1) as u32);
+            }
+        }
+        if !starts.is_empty() {
+            // Between those of the slow path, if there were any.
+            out.block_starts.extend(starts);
+            out.block_starts.sort_unstable();
+        }
     }
-    for &word in groups.remainder() {
-        writer.append(table[usize::from(exponent(word))], element);
-        element += 1;
-    }
-    let Writer { window, free, number, .. } = writer;
-    out.windows.push(window);
-    out.end = Position { element, bit: number * WINDOW_BITS + u64::from(64 - free) };
+    out.windows.truncate(state.complete);
+    out.gaps.truncate(state.complete);
+    out.partial = state.window;
+    let bit = (state.before + state.complete) as u64 * WINDOW_BITS + u64::from(state.used);
+    out.end = Position { element: start.element + words.len() as u64, bit };
 }
+
+/// Marks a window whose gap and first symbol were written already.
+const ENTRIES_MADE: u32 = u32::MAX;
+
+/// Words whose fields are split at a time.
+const BATCH_WORDS: usize = 4096;
 
 /// Joins the pieces of a unit, in order, and gives out whole bytes.
 #[derive(Debug)]
@@ -202,14 +311,16 @@ impl Assembler {
             self.positions = 1;
             out.output_positions.extend_from_slice(&0u32.to_le_bytes());
         }
-        let Some((&partial, complete)) = piece.windows.split_last() else { return };
-        if let Some((&first, rest)) = complete.split_first() {
+        if let Some((&first, rest)) = piece.windows.split_first() {
             out.encoded_exponent.extend_from_slice(&(self.window | first).to_be_bytes());
-            out.encoded_exponent.reserve(rest.len() * 8);
-            out.encoded_exponent.extend(rest.iter().flat_map(|w| w.to_be_bytes()));
-            self.window = partial;
+            let at = out.encoded_exponent.len();
+            out.encoded_exponent.resize(at + rest.len() * 8, 0);
+            for (bytes, window) in out.encoded_exponent[at..].chunks_exact_mut(8).zip(rest) {
+                bytes.copy_from_slice(&window.to_be_bytes());
+            }
+            self.window = piece.partial;
         } else {
-            self.window |= partial;
+            self.window |= piece.partial;
         }
         for &start in &piece.block_starts {
             self.block_start(start, out);

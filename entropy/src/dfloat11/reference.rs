@@ -17,7 +17,6 @@ use crate::bf16::{exponent, join, sign_mantissa};
 /// [`super::encode_piece`], a bit at a time.
 pub fn encode_piece_reference(code: &Code, start: Position, words: &[u16], out: &mut Piece) {
     out.restart(start);
-    out.windows.push(0);
     let mut at = start;
     for &word in words {
         out.sign_mantissa.push(sign_mantissa(word));
@@ -25,12 +24,10 @@ pub fn encode_piece_reference(code: &Code, start: Position, words: &[u16], out: 
         at.element += 1;
         for i in (0..codeword.length).rev() {
             let bit = u64::from(codeword.bits >> i & 1);
-            if let Some(window) = out.windows.last_mut() {
-                *window |= bit << (63 - at.bit % 64);
-            }
+            out.partial |= bit << (63 - at.bit % 64);
             at.bit += 1;
             if at.bit % 64 == 0 {
-                out.windows.push(0);
+                out.windows.push(std::mem::take(&mut out.partial));
                 // The bits of this code that are left spill into the new window.
                 out.gaps.push(i as u8);
                 if at.bit % BLOCK_BITS as u64 == 0 {
