@@ -1,6 +1,6 @@
 //! `llmpress verify`: prove that a converted checkpoint is intact and matches its source.
 
-use llmpress_formats::Checkpoint;
+use llmpress_formats::{Checkpoint, Manifest};
 use llmpress_pipeline::Progress;
 use llmpress_validation::{bit_exact, verify_digests};
 
@@ -19,15 +19,16 @@ pub(crate) fn run(args: &VerifyArgs, output: Output) -> Outcome {
 }
 
 fn verify(args: &VerifyArgs, output: Output) -> Outcome {
-    let checkpoint = Checkpoint::open(&args.dir)?;
-    let decoded: u64 = checkpoint.tensors().values().map(|t| t.bytes).sum();
-    let stored: u64 = checkpoint.units().values().map(|u| u.stored_bytes()).sum();
     let mut faults = 0;
     // Against a source every tensor is decoded anyway; its digests are checked if there are any.
-    if checkpoint.manifest().is_some() || args.against.is_none() {
+    let manifest = Manifest::read(&args.dir)?;
+    if manifest.is_some() || args.against.is_none() {
         let decode = !args.no_decode && args.against.is_none();
+        let stored: u64 = manifest.iter().flat_map(|m| m.shards.values()).map(|s| s.bytes).sum();
+        let decoded: u64 =
+            manifest.iter().flat_map(|m| m.tensors.values()).filter_map(|t| t.dtype.byte_len(&t.shape)).sum();
         let bar = Bar::new("verify", stored + if decode { decoded } else { 0 }, output);
-        let report = verify_digests(&checkpoint, decode, &|n| bar.advance(n));
+        let report = verify_digests(&args.dir, decode, &|n| bar.advance(n));
         let seconds = bar.finish();
         let report = report?;
         faults += report.faults.len();
@@ -57,6 +58,8 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
         });
     }
     if let Some(against) = &args.against {
+        let checkpoint = Checkpoint::open(&args.dir)?;
+        let decoded = checkpoint.tensors().values().map(|t| t.bytes).sum();
         let source = Checkpoint::open(against)?;
         let bar = Bar::new("compare", decoded, output);
         let comparison = bit_exact(&checkpoint, &source, &|n| bar.advance(n));

@@ -171,7 +171,7 @@ fn streams_that_end_on_and_across_every_edge_round_trip() {
 }
 
 #[test]
-fn a_last_entry_that_the_official_packer_leaves_out_is_not_missed() {
+fn a_last_window_without_a_code_has_no_gap_and_decodes() {
     // Units whose last code, a long one, crosses into a new window and ends on a byte.
     let words = weights(8, 4000, 30, 1);
     let mut seen = 0;
@@ -186,12 +186,10 @@ fn a_last_entry_that_the_official_packer_leaves_out_is_not_missed() {
         if end == 0 || end % 8 != 0 || end >= u64::from(code.lengths()[50]) {
             continue;
         }
-        let mut unit = encode(&words).unwrap();
+        let unit = encode(&words).unwrap();
         let first_bit = (layout.bits / 64) as usize * 5;
-        let bits = first_bit..first_bit + 5;
-        let gap = bits.clone().fold(0, |gap, i| gap << 1 | u64::from(unit.gaps[i / 8] >> (7 - i % 8) & 1));
-        assert_eq!(gap, end, "the entry is written");
-        bits.for_each(|i| unit.gaps[i / 8] &= !(0x80 >> (i % 8)));
+        let gap = (first_bit..first_bit + 5).fold(0, |g, i| g << 1 | (unit.gaps[i / 8] >> (7 - i % 8) & 1));
+        assert_eq!(gap, 0, "no code starts there, not even the end symbol's");
         let mut out = vec![0; words.len()];
         decode_span(&Code::from_luts(&unit.luts).unwrap(), &span(&unit), 0, &mut out).unwrap();
         assert!(out == words);

@@ -10,9 +10,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use crate::config::DFLOAT11_KEY;
 use crate::encoding::{Encoding, Part, UnitReader};
-use crate::files::read_small_file;
-use crate::manifest::{MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest};
+use crate::manifest::{MANIFEST_FILE, Manifest};
 use crate::{Component, Config, Directory, Dtype, Error, Result, official};
 
 /// What a directory is.
@@ -111,15 +111,13 @@ impl Checkpoint {
     /// Opens a directory: reads headers, configuration and manifest, and checks that they fit
     /// together. Errors name the file and the tensor.
     pub fn open(root: &Path) -> Result<Self> {
+        crate::directory::check_directory(root)?;
         let manifest_path = root.join(MANIFEST_FILE);
-        let manifest = if manifest_path.exists() {
-            let bytes = read_small_file(&manifest_path, MAX_MANIFEST_BYTES)?;
-            Some(Manifest::parse(&manifest_path, &bytes)?)
-        } else {
-            None
-        };
-        let directory = Directory::open(root)?;
+        let manifest = Manifest::read(root)?;
         let config = Config::read(root)?;
+        let official = config.as_ref().filter(|c| manifest.is_none() && c.get(DFLOAT11_KEY).is_some());
+        let directory =
+            if official.is_some() { Directory::open_unindexed(root)? } else { Directory::open(root)? };
         let mut stored = BTreeMap::new();
         for name in directory.names() {
             if let Some((shard, info)) = directory.find(name) {

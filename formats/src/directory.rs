@@ -65,15 +65,15 @@ struct Index {
 impl Directory {
     /// Opens every shard of a directory and checks that index and shards agree.
     pub fn open(root: &Path) -> Result<Self> {
-        let meta = std::fs::metadata(root).map_err(|e| Error::io(root, "open", e))?;
-        if !meta.is_dir() {
-            return Err(Error::Invalid(format!(
-                "{}: is a file; give the directory that holds the checkpoint",
-                root.display()
-            )));
-        }
+        check_directory(root)?;
         let index_path = root.join(INDEX_FILE);
         if index_path.exists() { Self::open_indexed(root, index_path) } else { Self::open_all(root) }
+    }
+
+    /// Opens every safetensors file whatever an index says: official DFloat11 directories keep units in
+    /// files that their index does not list.
+    pub fn open_unindexed(root: &Path) -> Result<Self> {
+        Self::open_all(root)
     }
 
     fn open_indexed(root: &Path, index_path: PathBuf) -> Result<Self> {
@@ -216,6 +216,18 @@ impl Directory {
     pub fn nearest(&self, name: &str) -> Option<&str> {
         nearest(self.names(), name)
     }
+}
+
+/// Refuses what is not a directory.
+pub(crate) fn check_directory(root: &Path) -> Result<()> {
+    let meta = std::fs::metadata(root).map_err(|e| Error::io(root, "open", e))?;
+    if meta.is_dir() {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{}: is a file; give the directory that holds the checkpoint",
+        root.display()
+    )))
 }
 
 /// Only a name: no way out of the directory.

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::read_small_file;
 use crate::{Dtype, Encoding, Error, Result};
 
 /// The manifest's file name. A directory is complete when it is there.
@@ -21,7 +22,7 @@ pub const MANIFEST_FILE: &str = "llmpress.json";
 /// The version this crate writes.
 pub const FORMAT_VERSION: (u32, u32) = (1, 0);
 /// The largest manifest that is read.
-pub(crate) const MAX_MANIFEST_BYTES: u64 = 1 << 30;
+const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
 const DIGEST_FIELD: &str = "\"manifest_blake3\": \"";
 
@@ -196,6 +197,15 @@ impl UnitEntry {
 }
 
 impl Manifest {
+    /// Reads and checks the manifest of a directory; `None` if it has none.
+    pub fn read(root: &Path) -> Result<Option<Self>> {
+        let path = root.join(MANIFEST_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        Self::parse(&path, &read_small_file(&path, MAX_MANIFEST_BYTES)?).map(Some)
+    }
+
     /// Parses and checks a manifest's own bytes: version, digest, names that fit together.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let corrupt = |what: String| Error::corrupt(path, None, what);

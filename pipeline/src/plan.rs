@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_entropy::fixed12::TILE_ROWS;
 use llmpress_entropy::planes::CHUNK_ELEMENTS;
-use llmpress_formats::encoding::{fixed12, planes};
+use llmpress_formats::encoding::{dfloat11, fixed12, planes};
 use llmpress_formats::{Checkpoint, Dtype, Tensor, Traits, UnitPattern, derive_units};
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,7 @@ impl Plan {
         }
         let mut units = planned_units(checkpoint, recipe, &compiled)?;
         check_bf16(checkpoint, recipe.to, &units)?;
+        check_stored_names(checkpoint, &units)?;
         let position = |unit: &PlannedUnit| {
             let component = unit.tensors.first().and_then(|t| checkpoint.tensors().get(t)).and_then(|t| {
                 checkpoint.unit_of(t).ok()?.components().values().map(|c| (c.path(), c.file_offset())).min()
@@ -319,6 +320,30 @@ fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Res
             to.name()
         ),
     }))
+}
+
+/// No two units may store a component under the same name, whether encoded or fallen back to raw.
+fn check_stored_names(checkpoint: &Checkpoint, units: &[PlannedUnit]) -> Result<()> {
+    let mut owners: BTreeMap<String, &str> = BTreeMap::new();
+    for unit in units {
+        let components: &[&str] = match unit.method {
+            Method::Raw => &[],
+            Method::Planes => &[planes::PLANES, planes::LENGTHS],
+            Method::Dfloat11 => &dfloat11::COMPONENTS,
+            Method::Fixed12 => &fixed12::COMPONENTS,
+        };
+        let encoded = components.iter().map(|c| format!("{}.{c}", unit.name));
+        for name in encoded.chain(unit.tensors.iter().cloned()) {
+            if let Some(other) = owners.insert(name.clone(), &unit.name) {
+                return Err(Error::Invalid(format!(
+                    "{}: {other} and {} would both be stored as {name}: keep one of them raw by a rule, or rename it",
+                    checkpoint.root().display(),
+                    unit.name
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What trained weights usually come to.

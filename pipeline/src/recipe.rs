@@ -92,7 +92,10 @@ impl Recipe {
 
     /// Reads a TOML recipe.
     pub fn from_toml(path: &Path, text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))
+        toml::from_str(text).map_err(|e| {
+            let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count());
+            Error::Invalid(format!("{}: line {}: {}", path.display(), line + 1, e.message()))
+        })
     }
 
     /// The recipe, checked and ready to be asked.

@@ -137,7 +137,7 @@ fn dfloat11_coding(source: &UnitSource<'_>, piece_bytes: usize, progress: &dyn P
         Err(e) => return Ok(Err(e.to_string())),
     };
     let mut at = dfloat11::Position::default();
-    let starts = histograms
+    let starts: Vec<dfloat11::Position> = histograms
         .iter()
         .map(|histogram| {
             let start = at;
@@ -146,6 +146,12 @@ fn dfloat11_coding(source: &UnitSource<'_>, piece_bytes: usize, progress: &dyn P
             start
         })
         .collect();
+    if code.lengths().contains(&1) {
+        let most = most_block_symbols(source, &code, &layout, &starts, piece_bytes)?;
+        if most > dfloat11::MAX_BLOCK_SYMBOLS {
+            return Ok(Err(dfloat11::Unrepresentable::BlockSymbols(most).to_string()));
+        }
+    }
     let tensors = source.tensors();
     let splits = encoding::dfloat11::split_positions(tensors.iter().map(|t| t.bytes / 2));
     let spec = encoding::dfloat11::components(&layout, code.luts().len() as u64, tensors.len() as u64);
@@ -153,6 +159,28 @@ fn dfloat11_coding(source: &UnitSource<'_>, piece_bytes: usize, progress: &dyn P
         Some(reason) => Err(reason),
         None => Ok(Some(Coding::Dfloat11(Box::new(Dfloat11Coding { code, layout, starts, splits, spec })))),
     })
+}
+
+/// The most symbols of a block. Only a code with a word of one bit can exceed what the official decoder
+/// has room for, so the extra pass is rare.
+fn most_block_symbols(
+    source: &UnitSource<'_>,
+    code: &dfloat11::Code,
+    layout: &dfloat11::Layout,
+    starts: &[dfloat11::Position],
+    piece_bytes: usize,
+) -> Result<u64> {
+    let mut assembler = dfloat11::Assembler::new(layout);
+    let (mut piece, mut sections) = (dfloat11::Piece::default(), dfloat11::Sections::default());
+    let mut words: Vec<u16> = Vec::new();
+    for ((offset, len), start) in pieces(source.bytes(), piece_bytes & !1).zip(starts) {
+        words.resize(len / 2, 0);
+        source.read(offset, bytemuck::cast_slice_mut(&mut words))?;
+        dfloat11::encode_piece(code, *start, &words, &mut piece);
+        assembler.push(&piece, &mut sections);
+        sections = dfloat11::Sections::default();
+    }
+    Ok(assembler.most_block_symbols(layout.elements))
 }
 
 fn fixed12_coding(

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 
-use llmpress_formats::{Checkpoint, Component, Digest, Error, MANIFEST_FILE, Manifest, Result};
+use llmpress_formats::{Checkpoint, Component, Digest, Error, MANIFEST_FILE, Manifest, Result, ShardEntry};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -44,19 +44,14 @@ pub struct Fault {
     pub what: String,
 }
 
-/// Checks a converted directory against its manifest: the manifest's own digest was checked when the
-/// checkpoint was opened. With `decode`, every tensor is also decoded and compared with the digest of
-/// its original bytes. Wrong bytes are reported, not returned as errors; only a directory without a
-/// manifest is an error.
-pub fn verify_digests(
-    checkpoint: &Checkpoint,
-    decode: bool,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<DigestReport> {
-    let Some(manifest) = checkpoint.manifest() else {
+/// Checks a converted directory against its manifest. With `decode`, every tensor is also decoded and
+/// compared with the digest of its original bytes. Wrong bytes are reported, not returned as errors; only
+/// a directory whose manifest is missing or itself damaged is an error.
+pub fn verify_digests(root: &Path, decode: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<DigestReport> {
+    let Some(manifest) = Manifest::read(root)? else {
         return Err(Error::Invalid(format!(
             "{}: has no {MANIFEST_FILE}, so there are no digests to check; compare with --against",
-            checkpoint.root().display()
+            root.display()
         )));
     };
     let faults = Mutex::new(Vec::new());
@@ -65,29 +60,51 @@ pub fn verify_digests(
             faults.push(Fault { file: file.to_owned(), tensor: tensor.map(str::to_owned), what });
         }
     };
-    let mut bytes = 0;
+    let mut report = DigestReport {
+        files: manifest.files.len() + manifest.shards.len() + 1,
+        components: 0,
+        decoded: 0,
+        bytes: 0,
+        faults: Vec::new(),
+        unknown_files: unknown_files(root, &manifest)?,
+    };
+    // Files and headers first: opening the checkpoint relies on them, and its error might name another.
     for (name, entry) in &manifest.files {
-        bytes += entry.bytes;
-        if let Err(what) = check_file(&checkpoint.root().join(name), entry.bytes, entry.blake3) {
+        report.bytes += entry.bytes;
+        if let Err(what) = check_file(&root.join(name), entry.bytes, entry.blake3) {
             fault(name, None, what);
         }
     }
     for (name, entry) in &manifest.shards {
-        bytes += entry.bytes;
-        let shard = checkpoint.directory().shards().iter().find(|s| file_name(s.path()) == name.as_str());
-        let Some(shard) = shard else {
-            fault(name, None, "is missing: copy the directory again".into());
-            continue;
-        };
-        if shard.file_bytes() != entry.bytes {
-            fault(name, None, format!("has {} bytes instead of {}", shard.file_bytes(), entry.bytes));
-        }
-        match header_digest(shard.path(), shard.header().data_start()) {
-            Ok(digest) if digest == entry.header_blake3 => {}
-            Ok(_) => fault(name, None, "its header was changed".into()),
-            Err(e) => fault(name, None, e.to_string()),
+        report.bytes += entry.bytes;
+        if let Err(what) = check_header(&root.join(name), entry) {
+            fault(name, None, what);
         }
     }
+    match Checkpoint::open(root) {
+        Ok(checkpoint) => {
+            (report.components, report.decoded) =
+                check_tensors(&checkpoint, &manifest, decode, progress, &fault);
+        }
+        // What keeps it from opening is one of the faults above, or this.
+        Err(e) => fault(MANIFEST_FILE, None, format!("does not fit the directory: {e}")),
+    }
+    report.faults = faults.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    report.faults.sort();
+    Ok(report)
+}
+
+/// Told of a fault: file, tensor, what is wrong.
+type Tell<'a> = &'a (dyn Fn(&str, Option<&str>, String) + Sync);
+
+/// Checks every component, and every decoded tensor if wanted; returns how many of each.
+fn check_tensors(
+    checkpoint: &Checkpoint,
+    manifest: &Manifest,
+    decode: bool,
+    progress: &(dyn Fn(u64) + Sync),
+    fault: Tell<'_>,
+) -> (usize, usize) {
     let mut components: Vec<(&Component, Digest)> = Vec::new();
     for (name, unit) in checkpoint.units() {
         let Some(entry) = manifest.units.get(name) else { continue };
@@ -119,16 +136,7 @@ pub fn verify_digests(
             }
         });
     }
-    let mut faults = faults.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    faults.sort();
-    Ok(DigestReport {
-        files: manifest.files.len() + manifest.shards.len() + 1,
-        components: components.len(),
-        decoded,
-        bytes,
-        faults,
-        unknown_files: unknown_files(checkpoint.root(), manifest)?,
-    })
+    (components.len(), decoded)
 }
 
 fn file_name(path: &Path) -> &str {
@@ -158,9 +166,20 @@ fn range_digest(file: &File, bytes: u64) -> std::io::Result<Digest> {
     Ok(hasher.finalize().into())
 }
 
-fn header_digest(path: &Path, data_start: u64) -> Result<Digest> {
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    range_digest(&file, data_start).map_err(|e| Error::io(path, "read", e))
+fn check_header(path: &Path, entry: &ShardEntry) -> Result<(), String> {
+    let file = File::open(path).map_err(|e| format!("cannot be opened: {e}: copy the directory again"))?;
+    let actual = file.metadata().map_err(|e| e.to_string())?.len();
+    if actual != entry.bytes {
+        return Err(format!("has {actual} bytes instead of {}", entry.bytes));
+    }
+    let unreadable = |e: std::io::Error| format!("cannot be read: {e}");
+    let mut length = [0; 8];
+    file.read_exact_at(&mut length, 0).map_err(unreadable)?;
+    let header = u64::from_le_bytes(length).checked_add(8).filter(|&end| end <= actual);
+    match header.map(|end| range_digest(&file, end)).transpose().map_err(unreadable)? {
+        Some(digest) if digest == entry.header_blake3 => Ok(()),
+        _ => Err("its header was changed".into()),
+    }
 }
 
 fn component_digest(component: &Component, progress: &(dyn Fn(u64) + Sync)) -> Result<Digest> {

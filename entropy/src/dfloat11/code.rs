@@ -44,6 +44,9 @@ pub enum Unrepresentable {
     /// Symbol numbers of 32 bits.
     #[error("{0} weights are more than the 2^32 - 1 a unit can number")]
     Elements(u64),
+    /// The official decoder counts bytes in 31 bits.
+    #[error("a stream of {0} bytes is longer than the 2^31 - 1 the official decoder can count")]
+    StreamBytes(u64),
     /// The official decoder's shared memory.
     #[error("a block would hold {0} weights, more than the 23550 the official decoder has room for")]
     BlockSymbols(u64),

@@ -280,7 +280,7 @@ pub struct Assembler {
     layout: Layout,
     at: Position,
     window: u64,
-    /// Gaps not yet packed: eight make five bytes.
+    /// Gaps not yet packed, never empty: eight make five bytes.
     gaps: Vec<u8>,
     gaps_seen: u64,
     positions: u64,
@@ -330,7 +330,8 @@ impl Assembler {
         let room = (limit.saturating_sub(self.gaps_seen)).min(piece.gaps.len() as u64) as usize;
         self.gaps_seen += room as u64;
         self.gaps.extend_from_slice(&piece.gaps[..room]);
-        let whole = self.gaps.len() / 8 * 8;
+        // The last entry may change: see `finish`.
+        let whole = (self.gaps.len() - 1) / 8 * 8;
         pack_gaps(&self.gaps[..whole], &mut out.gaps);
         self.gaps.drain(..whole);
         self.at = piece.end;
@@ -365,6 +366,13 @@ impl Assembler {
             tail |= leading >> used & !last_byte;
         }
         out.encoded_exponent.extend_from_slice(&tail.to_be_bytes()[..used.div_ceil(8)]);
+        // A last window that holds only the rest of a code has no entry, unless the end symbol starts in it.
+        if open == 0
+            && let Some(gap) = self.gaps.last_mut()
+            && usize::from(*gap) == used
+        {
+            *gap = 0;
+        }
         self.gaps.resize(self.gaps.len() + (blocks * BLOCK_WINDOWS as u64 - self.gaps_seen) as usize, 0);
         pack_gaps(&self.gaps, &mut out.gaps);
         if self.positions <= blocks {
@@ -373,10 +381,10 @@ impl Assembler {
         Ok(())
     }
 
-    /// The most symbols of a block so far.
+    /// The most symbols of a block, the last one ending before symbol `end`.
     #[must_use]
-    pub fn most_block_symbols(&self) -> u64 {
-        self.most
+    pub fn most_block_symbols(&self, end: u64) -> u64 {
+        self.most.max(end.saturating_sub(u64::from(self.last_start)))
     }
 }
 
@@ -411,8 +419,9 @@ pub fn encode(words: &[u16]) -> Result<EncodedUnit, Unrepresentable> {
         sign_mantissa.extend_from_slice(&piece.sign_mantissa);
         assembler.push(&piece, &mut sections);
     }
-    if assembler.most_block_symbols() > MAX_BLOCK_SYMBOLS {
-        return Err(Unrepresentable::BlockSymbols(assembler.most_block_symbols()));
+    let most = assembler.most_block_symbols(layout.elements);
+    if most > MAX_BLOCK_SYMBOLS {
+        return Err(Unrepresentable::BlockSymbols(most));
     }
     assembler.finish(&code, &mut sections).map_err(|_| Unrepresentable::Empty)?;
     Ok(EncodedUnit {

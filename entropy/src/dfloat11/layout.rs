@@ -31,6 +31,9 @@ impl Layout {
         }
         let bits = code.encoded_bits(histogram);
         let bytes = bits.div_ceil(8);
+        if bytes > i32::MAX as u64 {
+            return Err(Unrepresentable::StreamBytes(bytes));
+        }
         Ok(Self { elements, bits, encoded_exponent_bytes: bytes, blocks: bytes.div_ceil(BLOCK_BYTES as u64) })
     }
 

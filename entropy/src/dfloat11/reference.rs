@@ -52,8 +52,10 @@ pub fn encode_reference(words: &[u16]) -> Result<EncodedUnit, Unrepresentable> {
         let codeword = code.words()[usize::from(exponent(word))];
         bits.extend((0..codeword.length).rev().map(|i| codeword.bits >> i & 1 == 1));
     }
-    // The stream's end counts as the start of a next code.
-    starts.push(bits.len());
+    // In a last byte that is not full the end symbol's code starts.
+    if bits.len() % 8 != 0 {
+        starts.push(bits.len());
+    }
     let end = code.end();
     let mut tail = (0..end.length).rev().map(|i| end.bits >> i & 1 == 1);
     while bits.len() % 8 != 0 {

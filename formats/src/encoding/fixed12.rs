@@ -24,6 +24,9 @@ pub const ESCAPE_POSITIONS: &str = "escape_positions";
 /// The exponent of each escape.
 pub const ESCAPE_EXPONENTS: &str = "escape_exponents";
 
+/// All of them.
+pub const COMPONENTS: [&str; 5] = [SIGN_MANTISSA, CODES, ESCAPE_OFFSETS, ESCAPE_POSITIONS, ESCAPE_EXPONENTS];
+
 /// Weights decoded at a time when a reader must go through a scratch buffer.
 const SCRATCH_WEIGHTS: usize = 1 << 20;
 
