@@ -1,4 +1,5 @@
 //! Conversion, proof and restoration, as a user runs them.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! Bad input: each mistake has its own error, which names the file and says what to do, and nothing is
 //! left half-written.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

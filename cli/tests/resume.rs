@@ -1,4 +1,5 @@
 //! Interruption at any moment: what `--resume` makes of it is what an undisturbed run makes.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! `verify` finds any wrong byte in any file of a converted directory, and names the file.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

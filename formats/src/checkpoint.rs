@@ -253,7 +253,7 @@ impl Checkpoint {
     pub fn read_rows(&self, name: &str, rows: Range<u64>, out: &mut [u8]) -> Result<()> {
         let tensor = self.tensor(name)?;
         let count = tensor.shape.first().copied().unwrap_or(0);
-        let row = if count == 0 { 0 } else { tensor.bytes / count };
+        let row = tensor.bytes.checked_div(count).unwrap_or(0);
         let len = rows.end.checked_sub(rows.start).and_then(|n| n.checked_mul(row));
         if rows.end > count || len != Some(out.len() as u64) || row * count != tensor.bytes {
             return Err(Error::Invalid(format!(

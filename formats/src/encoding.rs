@@ -181,7 +181,7 @@ fn with_words(
     out: &mut [u8],
     mut decode: impl FnMut(u64, &mut [u16]) -> Result<()>,
 ) -> Result<()> {
-    if offset % 2 != 0 || out.len() % 2 != 0 {
+    if !offset.is_multiple_of(2) || !out.len().is_multiple_of(2) {
         return Err(Error::Invalid(format!(
             "byte range {offset}..{} does not lie on whole BF16 words",
             offset.saturating_add(out.len() as u64)

@@ -258,7 +258,7 @@ pub fn render(
     bytes.push(b'}');
     let len = bytes.len() as u64;
     let total = reserve.unwrap_or_else(|| len.next_multiple_of(8));
-    if total < len || total % 8 != 0 {
+    if total < len || !total.is_multiple_of(8) {
         return Err(Error::Invalid(format!("header: {len} bytes do not fit the {total} reserved")));
     }
     if total - LENGTH_BYTES > MAX_HEADER_BYTES {

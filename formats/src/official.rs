@@ -136,7 +136,7 @@ fn parts(
 /// The shape of a linear or embedding with `count` weights, by the name of its module.
 fn shape(config: &Config, module: &str, count: u64) -> Option<Vec<u64>> {
     let hidden = config.hidden_size()?;
-    let other = (count % hidden == 0).then_some(count / hidden)?;
+    let other = count.is_multiple_of(hidden).then_some(count / hidden)?;
     match module.rsplit('.').next()? {
         "q_proj" | "k_proj" | "v_proj" | "qkv_proj" | "gate_proj" | "up_proj" | "gate_up_proj" | "w1"
         | "w3" | "gate" | "lm_head" | "embed_tokens" => Some(vec![other, hidden]),

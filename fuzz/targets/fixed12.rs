@@ -12,9 +12,8 @@ type Input = (i16, u8, u8, Vec<u16>, Vec<(u8, u16, u16)>);
 fuzz_target!(|input: Input| {
     let (base, rows, cols, pattern, edits) = input;
     let (rows, cols) = (usize::from(rows % 40) + 1, usize::from(cols) + 1);
-    let words: Vec<u16> = (0..rows * cols)
-        .map(|i| pattern.get(i % pattern.len().max(1)).copied().unwrap_or(0x3f80))
-        .collect();
+    let words: Vec<u16> =
+        (0..rows * cols).map(|i| pattern.get(i % pattern.len().max(1)).copied().unwrap_or(0x3f80)).collect();
     let mut strips = Strips::default();
     if encode_strips(base % 240, cols, &words, &mut strips).is_err() {
         return;

@@ -26,7 +26,8 @@ fuzz_target!(|input: (u64, &[u8])| {
             })
             .collect();
         let bytes = render(&entries, header.metadata(), None).expect("a header that was read fits");
-        let again = Header::parse(Path::new("fuzz"), &bytes[8..], bytes.len() as u64 + end).expect("is valid");
+        let again =
+            Header::parse(Path::new("fuzz"), &bytes[8..], bytes.len() as u64 + end).expect("is valid");
         assert_eq!(again.tensors(), header.tensors());
     }
 });

@@ -136,12 +136,8 @@ fn limited_tree(counts: &[u64; 256]) -> Vec<(u16, u64, u32)> {
 impl Code {
     /// The code that the official packer gives a unit with these exponents.
     pub fn build(histogram: &Histogram) -> Result<Self, Unrepresentable> {
-        let total = histogram.total();
-        if total == 0 {
+        if histogram.total() == 0 {
             return Err(Unrepresentable::Empty);
-        }
-        if total > u64::from(u32::MAX) {
-            return Err(Unrepresentable::Elements(total));
         }
         let counts = histogram.counts();
         if let Some(exponent) = (FIRST_POINTER..256).rev().find(|&e| counts[e] > 0) {
@@ -170,7 +166,7 @@ impl Code {
     /// Reads the code from stored tables: rows of 256 entries, then a row of code lengths.
     pub fn from_luts(luts: &[u8]) -> Result<Self, Error> {
         let corrupt = |what: String| Error::corrupt("luts", what);
-        if luts.len() % 256 != 0 || luts.len() < 512 || luts.len() > 256 * (MAX_CHILD_ROWS + 2) {
+        if !luts.len().is_multiple_of(256) || luts.len() < 512 || luts.len() > 256 * (MAX_CHILD_ROWS + 2) {
             return Err(corrupt(format!("{} bytes are not 2 to 18 rows of 256", luts.len())));
         }
         let (rows, last) = luts.split_at(luts.len() - 256);

@@ -15,6 +15,8 @@ use crate::bf16::join;
 const LOOKUP_BITS: u32 = 12;
 /// Symbols of one look-up at most.
 const LOOKUP_SYMBOLS: usize = 5;
+/// Look-ups from one word of the stream: 4 x 12 bits and the 7 bits before them fit into 64.
+const TURN_LOOKUPS: usize = 4;
 /// Blocks decoded side by side.
 const LANES: usize = 4;
 /// Bytes behind a block that its last code and the reader's words may touch.
@@ -95,7 +97,7 @@ impl<'a> CheckedSpan<'a> {
     /// Checks sizes and that the wanted range lies within the span.
     pub(super) fn new(span: &Span<'a>, skip: usize, wanted: usize) -> Result<Self, Error> {
         let blocks = span.gaps.len() / BLOCK_GAP_BYTES;
-        if span.gaps.len() % BLOCK_GAP_BYTES != 0 || blocks == 0 {
+        if !span.gaps.len().is_multiple_of(BLOCK_GAP_BYTES) || blocks == 0 {
             return Err(Error::corrupt("gaps", format!("{} bytes are not whole blocks", span.gaps.len())));
         }
         if span.output_positions.len() != 4 * (blocks + 1) {
@@ -362,7 +364,7 @@ fn decode_side_by_side<const LANES: usize>(tables: &Tables, mut lanes: [&mut Lan
     for (i, lane) in lanes.iter().enumerate() {
         bit[i] = lane.bit;
         done[i] = lane.done;
-        limit[i] = lane.count.saturating_sub(LOOKUP_SYMBOLS);
+        limit[i] = lane.count.saturating_sub(TURN_LOOKUPS * LOOKUP_SYMBOLS);
     }
     loop {
         let mut running = true;
@@ -379,38 +381,39 @@ fn decode_side_by_side<const LANES: usize>(tables: &Tables, mut lanes: [&mut Lan
             let byte = (at / 8) & (BLOCK_BYTES - 1);
             let mut bytes = [0u8; 8];
             bytes.copy_from_slice(&lane.stream[byte..byte + 8]);
-            let word = u64::from_be_bytes(bytes) << (at % 8);
-            let mut entry = lookup[(word >> (64 - LOOKUP_BITS)) as usize];
-            if entry == 0 {
+            // At least 57 bits of the stream: enough for four look-ups.
+            let mut word = u64::from_be_bytes(bytes) << (at % 8);
+            let (mut used, mut starts) = (0usize, 0u64);
+            for _ in 0..TURN_LOOKUPS {
+                let entry = lookup[(word >> (64 - LOOKUP_BITS)) as usize];
+                if entry == 0 {
+                    break;
+                }
+                if let Some(store) = lane.exponents.get_mut(done[i]..done[i] + 8) {
+                    store.copy_from_slice(&entry.to_le_bytes());
+                }
+                done[i] += (entry >> 40) as usize & 7;
+                starts |= (entry >> 48) << used;
+                let bits = (entry >> 44) as usize & 15;
+                used += bits;
+                word <<= bits;
+            }
+            if used == 0 {
                 let Some((symbol, length)) = tables.symbol((word >> 32) as u32) else {
                     // No code: the slow path will say so.
                     limit[i] = 0;
                     continue;
                 };
-                if length > 15 {
-                    // Too long for the entry's fields: pass it by hand.
-                    lane.exponents[done[i]] = symbol;
-                    done[i] += 1;
-                    let end = at + length as usize;
-                    if end / 64 != at / 64 {
-                        wrong[i] |= u64::from(usize::from(lane.gaps[end / 64]) != end % 64);
-                    }
-                    bit[i] = end;
-                    continue;
-                }
-                entry = u64::from(symbol) | 1 << 40 | u64::from(length) << 44 | 1 << 48;
+                lane.exponents[done[i]] = symbol;
+                done[i] += 1;
+                (used, starts) = (length as usize, 1);
             }
-            let bits = (entry >> 44) as usize & 15;
-            if let Some(store) = lane.exponents.get_mut(done[i]..done[i] + 8) {
-                store.copy_from_slice(&entry.to_le_bytes());
-            }
-            done[i] += (entry >> 40) as usize & 7;
             // Where the next window begins, seen from here, and the first symbol from there on.
             let ahead = 64 - at % 64;
-            let starts = (entry >> 48 | 1 << bits) >> ahead.min(63);
+            let after = (starts | 1 << used) >> ahead.min(63);
             let expected = u64::from(lane.gaps[at / 64 + 1]);
-            wrong[i] |= u64::from(starts != 0) & u64::from(u64::from(starts.trailing_zeros()) != expected);
-            bit[i] = at + bits;
+            wrong[i] |= u64::from(after != 0) & u64::from(u64::from(after.trailing_zeros()) != expected);
+            bit[i] = at + used;
         }
     }
     for (i, lane) in lanes.iter_mut().enumerate() {

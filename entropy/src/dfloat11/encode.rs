@@ -24,18 +24,20 @@ pub struct Position {
 }
 
 /// An encoded piece; reused as a buffer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Piece {
     /// A byte a weight.
     pub sign_mantissa: Vec<u8>,
     pub(super) start: Position,
     pub(super) end: Position,
-    /// Complete windows from the one that holds the start bit, first bit highest.
+    /// Complete windows from the one that holds the start bit, first bit highest; the first `complete`.
     pub(super) windows: Vec<u64>,
     /// The window after them, as far as it is known.
     pub(super) partial: u64,
-    /// The gap of the window after each complete one.
+    /// The gap of the window after each complete one; the first `complete`.
     pub(super) gaps: Vec<u8>,
+    /// How many windows are complete. The lists are longer: clearing them for every piece costs time.
+    pub(super) complete: usize,
     /// Numbers of the first symbols of blocks.
     pub(super) block_starts: Vec<u32>,
 }
@@ -67,12 +69,18 @@ pub struct EncodedUnit {
 }
 
 impl Piece {
+    fn complete_windows(&self) -> &[u64] {
+        &self.windows[..self.complete]
+    }
+
+    fn complete_gaps(&self) -> &[u8] {
+        &self.gaps[..self.complete]
+    }
+
     /// Empties the piece and sets its start.
     pub(super) fn restart(&mut self, start: Position) {
-        self.sign_mantissa.clear();
-        self.windows.clear();
+        self.complete = 0;
         self.partial = 0;
-        self.gaps.clear();
         self.block_starts.clear();
         self.start = start;
         self.end = start;
@@ -107,6 +115,19 @@ impl Pairs {
     }
 }
 
+impl PartialEq for Piece {
+    fn eq(&self, other: &Self) -> bool {
+        let parts = |p: &Self| (p.start, p.end, p.partial, p.complete);
+        parts(self) == parts(other)
+            && self.sign_mantissa == other.sign_mantissa
+            && self.complete_windows() == other.complete_windows()
+            && self.complete_gaps() == other.complete_gaps()
+            && self.block_starts == other.block_starts
+    }
+}
+
+impl Eq for Piece {}
+
 /// Where the stream is.
 #[derive(Clone, Copy)]
 struct State {
@@ -139,7 +160,7 @@ impl State {
         self.complete += 1;
         self.window = bits << (63 - self.used) << 1;
         self.used = end - 64;
-        if (self.before + self.complete) % BLOCK_WINDOWS == 0 {
+        if (self.before + self.complete).is_multiple_of(BLOCK_WINDOWS) {
             out.block_starts.push(element.wrapping_add(1) as u32);
         }
         true
@@ -251,7 +272,7 @@ fn encode_piece_body(code: &Code, start: Position, words: &[u16], out: &mut Piec
                 inside += u64::from(end < 64);
             }
             *gap = smallest as u8;
-            if (state.before + first_window + i + 1) % BLOCK_WINDOWS == 0 {
+            if (state.before + first_window + i + 1).is_multiple_of(BLOCK_WINDOWS) {
                 starts.push((element + group as u64 + inside).wrapping_add(1) as u32);
             }
         }
@@ -261,8 +282,7 @@ fn encode_piece_body(code: &Code, start: Position, words: &[u16], out: &mut Piec
             out.block_starts.sort_unstable();
         }
     }
-    out.windows.truncate(state.complete);
-    out.gaps.truncate(state.complete);
+    out.complete = state.complete;
     out.partial = state.window;
     let bit = (state.before + state.complete) as u64 * WINDOW_BITS + u64::from(state.used);
     out.end = Position { element: start.element + words.len() as u64, bit };
@@ -311,7 +331,7 @@ impl Assembler {
             self.positions = 1;
             out.output_positions.extend_from_slice(&0u32.to_le_bytes());
         }
-        if let Some((&first, rest)) = piece.windows.split_first() {
+        if let Some((&first, rest)) = piece.complete_windows().split_first() {
             out.encoded_exponent.extend_from_slice(&(self.window | first).to_be_bytes());
             let at = out.encoded_exponent.len();
             out.encoded_exponent.resize(at + rest.len() * 8, 0);
@@ -327,9 +347,10 @@ impl Assembler {
         }
         let limit = self.layout.blocks * BLOCK_WINDOWS as u64;
         // The stream may end on the edge of the last block: there is no window after it.
-        let room = (limit.saturating_sub(self.gaps_seen)).min(piece.gaps.len() as u64) as usize;
+        let gaps = piece.complete_gaps();
+        let room = limit.saturating_sub(self.gaps_seen).min(gaps.len() as u64) as usize;
         self.gaps_seen += room as u64;
-        self.gaps.extend_from_slice(&piece.gaps[..room]);
+        self.gaps.extend_from_slice(&gaps[..room]);
         // The last entry may change: see `finish`.
         let whole = (self.gaps.len() - 1) / 8 * 8;
         pack_gaps(&self.gaps[..whole], &mut out.gaps);

@@ -24,6 +24,12 @@ impl Histogram {
         Self { counts: Box::new([0; 256]) }
     }
 
+    /// These counts.
+    #[must_use]
+    pub fn from_counts(counts: [u64; 256]) -> Self {
+        Self { counts: Box::new(counts) }
+    }
+
     /// Counts the exponents of `words`.
     pub fn add(&mut self, words: &[u16]) {
         for batch in words.chunks(Self::BATCH) {
@@ -62,7 +68,7 @@ impl Histogram {
     /// How many words were counted.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().fold(0, |sum: u64, &n| sum.saturating_add(n))
     }
 
     /// Entropy in bits an exponent; 0 if nothing was counted.

@@ -17,6 +17,9 @@ use crate::bf16::{exponent, join, sign_mantissa};
 /// [`super::encode_piece`], a bit at a time.
 pub fn encode_piece_reference(code: &Code, start: Position, words: &[u16], out: &mut Piece) {
     out.restart(start);
+    out.sign_mantissa.clear();
+    out.windows.clear();
+    out.gaps.clear();
     let mut at = start;
     for &word in words {
         out.sign_mantissa.push(sign_mantissa(word));
@@ -26,16 +29,17 @@ pub fn encode_piece_reference(code: &Code, start: Position, words: &[u16], out: 
             let bit = u64::from(codeword.bits >> i & 1);
             out.partial |= bit << (63 - at.bit % 64);
             at.bit += 1;
-            if at.bit % 64 == 0 {
+            if at.bit.is_multiple_of(64) {
                 out.windows.push(std::mem::take(&mut out.partial));
                 // The bits of this code that are left spill into the new window.
                 out.gaps.push(i as u8);
-                if at.bit % BLOCK_BITS as u64 == 0 {
+                if at.bit.is_multiple_of(BLOCK_BITS as u64) {
                     out.block_starts.push(at.element as u32);
                 }
             }
         }
     }
+    out.complete = out.windows.len();
     out.end = at;
 }
 
@@ -53,12 +57,12 @@ pub fn encode_reference(words: &[u16]) -> Result<EncodedUnit, Unrepresentable> {
         bits.extend((0..codeword.length).rev().map(|i| codeword.bits >> i & 1 == 1));
     }
     // In a last byte that is not full the end symbol's code starts.
-    if bits.len() % 8 != 0 {
+    if !bits.len().is_multiple_of(8) {
         starts.push(bits.len());
     }
     let end = code.end();
     let mut tail = (0..end.length).rev().map(|i| end.bits >> i & 1 == 1);
-    while bits.len() % 8 != 0 {
+    while !bits.len().is_multiple_of(8) {
         bits.push(tail.next().unwrap_or(false));
     }
     let encoded_exponent: Vec<u8> =
