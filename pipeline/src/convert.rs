@@ -10,7 +10,7 @@ use std::path::Path;
 
 use llmpress_formats::{Checkpoint, FileEntry, Kind, Producer, ShardEntry};
 
-use crate::encode::Work;
+use crate::encode::{Threads, Work};
 use crate::merge::merge;
 use crate::output::{Output, Permissions};
 use crate::receipt::Receipt;
@@ -131,8 +131,8 @@ fn run(
         }
         return Ok(summary);
     };
-    let receipts = pool.install(|| shards(checkpoint, &output, plan, budget, progress, &mut summary))?;
-    let source_files = pool.install(|| source_digests(checkpoint, progress))?;
+    let (receipts, source_files) =
+        pool.install(|| shards(checkpoint, &output, plan, budget, progress, &mut summary))?;
     for (_, receipt) in &receipts {
         summary.output_bytes += receipt.shard.bytes;
         for (name, unit) in &receipt.units {
@@ -146,7 +146,11 @@ fn run(
     Ok(summary)
 }
 
-/// Makes the shards that have no receipt yet. While one is synced to disk the next is encoded.
+/// Receipts by shard, in order.
+type Receipts = Vec<(String, Receipt)>;
+
+/// Makes the shards that have no receipt yet, and the digests of the source's files. While one shard is
+/// synced to disk the next is encoded.
 fn shards(
     checkpoint: &Checkpoint,
     output: &Output,
@@ -154,7 +158,7 @@ fn shards(
     budget: Budget,
     progress: &dyn Progress,
     summary: &mut Summary,
-) -> Result<Vec<(String, Receipt)>> {
+) -> Result<(Receipts, BTreeMap<String, FileEntry>)> {
     let mut done: BTreeMap<&str, Receipt> = BTreeMap::new();
     for shard in &plan.shards {
         if let Some(receipt) = Receipt::read(&output.root, &shard.file, &plan.fingerprint) {
@@ -169,7 +173,8 @@ fn shards(
     let file_bytes: u64 =
         crate::source::files(checkpoint)?.values().map(|p| std::fs::metadata(p).map_or(0, |m| m.len())).sum();
     progress.start(todo().map(|u| u.source_bytes * passes(u.method)).sum::<u64>() + file_bytes);
-    let work = Work { piece_bytes: budget.piece_bytes, batch: budget.jobs * 2, progress };
+    let work =
+        Work { piece_bytes: budget.piece_bytes, batch: budget.jobs * 2, threads: Threads::Pool, progress };
     std::thread::scope(|scope| {
         let mut publishing: Option<std::thread::ScopedJoinHandle<'_, Result<(&str, Receipt)>>> = None;
         for shard in missing {
@@ -184,10 +189,12 @@ fn shards(
                 Ok((file, receipt))
             }));
         }
+        let source_files = source_digests(checkpoint, progress)?;
         if let Some((file, receipt)) = publishing.take().map(join).transpose()? {
             done.insert(file, receipt);
         }
-        Ok(done.into_iter().map(|(file, receipt)| (file.to_owned(), receipt)).collect())
+        let receipts = done.into_iter().map(|(file, receipt)| (file.to_owned(), receipt)).collect();
+        Ok((receipts, source_files))
     })
 }
 

@@ -31,11 +31,12 @@ struct Sink {
     slot: Slot,
     at: u64,
     hasher: blake3::Hasher,
+    threads: Threads,
 }
 
 impl Sink {
-    fn new(name: &'static str, slot: Slot) -> Self {
-        Self { name, slot, at: 0, hasher: blake3::Hasher::new() }
+    fn new(name: &'static str, slot: Slot, threads: Threads) -> Self {
+        Self { name, slot, at: 0, hasher: blake3::Hasher::new(), threads }
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
@@ -43,7 +44,7 @@ impl Sink {
             return Ok(());
         }
         self.slot.write_at(self.at, bytes)?;
-        self.hasher.update_rayon(bytes);
+        self.threads.hash(&mut self.hasher, bytes);
         self.at += bytes.len() as u64;
         Ok(())
     }
@@ -69,6 +70,7 @@ impl Sink {
 /// Digests of a unit's tensors, fed with its bytes in order.
 struct SourceDigests<'a> {
     source: &'a UnitSource<'a>,
+    threads: Threads,
     tensor: usize,
     at: u64,
     hasher: blake3::Hasher,
@@ -76,15 +78,15 @@ struct SourceDigests<'a> {
 }
 
 impl<'a> SourceDigests<'a> {
-    fn new(source: &'a UnitSource<'a>) -> Self {
-        Self { source, tensor: 0, at: 0, hasher: blake3::Hasher::new(), done: Vec::new() }
+    fn new(source: &'a UnitSource<'a>, threads: Threads) -> Self {
+        Self { source, threads, tensor: 0, at: 0, hasher: blake3::Hasher::new(), done: Vec::new() }
     }
 
     fn update(&mut self, mut bytes: &[u8]) {
         while let Some(tensor) = self.source.tensors().get(self.tensor) {
             let left = (tensor.start + tensor.bytes - self.at) as usize;
             let take = left.min(bytes.len());
-            self.hasher.update_rayon(&bytes[..take]);
+            self.threads.hash(&mut self.hasher, &bytes[..take]);
             self.at += take as u64;
             bytes = &bytes[take..];
             if take < left {
@@ -106,21 +108,64 @@ impl<'a> SourceDigests<'a> {
     }
 }
 
+/// Who works on the pieces of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// All threads of the pool: for large units, one unit at a time.
+    Pool,
+    /// The calling thread alone, while others do other units. It must not wait for the pool: a waiting
+    /// thread would begin another unit, and memory would no longer be bounded.
+    Own,
+}
+
+impl Threads {
+    fn hash(self, hasher: &mut blake3::Hasher, bytes: &[u8]) {
+        match self {
+            Self::Pool => hasher.update_rayon(bytes),
+            Self::Own => hasher.update(bytes),
+        };
+    }
+
+    fn join<A: Send, B: Send>(self, a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+        match self {
+            Self::Pool => rayon::join(a, b),
+            Self::Own => (a(), b()),
+        }
+    }
+
+    /// Does `job` for every item; results come in order.
+    pub(crate) fn map<T: Send, S, R: Send>(
+        self,
+        items: Vec<T>,
+        state: impl Fn() -> S + Sync + Send,
+        job: impl Fn(&mut S, T) -> Result<R> + Sync + Send,
+    ) -> Result<Vec<R>> {
+        match self {
+            Self::Pool => items.into_par_iter().with_max_len(1).map_init(state, job).collect(),
+            Self::Own => {
+                let mut state = state();
+                items.into_iter().map(|item| job(&mut state, item)).collect()
+            }
+        }
+    }
+}
+
 /// How pieces are cut and reported.
 #[derive(Clone, Copy)]
 pub(crate) struct Work<'a> {
     pub(crate) piece_bytes: usize,
     /// Pieces in flight.
     pub(crate) batch: usize,
+    pub(crate) threads: Threads,
     pub(crate) progress: &'a dyn Progress,
 }
 
 /// Slots of a unit's components by their last name.
 pub(crate) type Slots = BTreeMap<&'static str, Slot>;
 
-fn take(slots: &mut Slots, name: &'static str) -> Result<Sink> {
+fn take(slots: &mut Slots, name: &'static str, work: Work<'_>) -> Result<Sink> {
     let slot = slots.remove(name).ok_or_else(|| Error::Invalid(format!("component {name} has no room")))?;
-    Ok(Sink::new(name, slot))
+    Ok(Sink::new(name, slot, work.threads))
 }
 
 /// Encodes a unit of known size into its slots. `planes` go through [`encode_planes`].
@@ -148,8 +193,11 @@ fn batches<P: Default + Send>(
     for (number, batch) in all.chunks(work.batch).enumerate() {
         let first = number * work.batch;
         buffers.truncate(batch.len());
-        buffers.par_iter_mut().zip(batch).enumerate().with_max_len(1).try_for_each(
-            |(i, ((words, out), &(offset, len)))| {
+        let jobs = buffers.iter_mut().zip(batch).enumerate().collect();
+        work.threads.map(
+            jobs,
+            || (),
+            |(), (i, ((words, out), &(offset, len)))| {
                 words.resize(len / 2, 0);
                 source.read(offset, bytemuck::cast_slice_mut(words))?;
                 encode_piece(first + i, words, out)
@@ -167,7 +215,7 @@ fn both(a: Result<()>, b: Result<()>) -> Result<()> {
 }
 
 fn encode_raw(source: &UnitSource<'_>, mut slots: Slots, work: Work<'_>) -> Result<Encoded> {
-    let mut data = take(&mut slots, encoding::raw::DATA)?;
+    let mut data = take(&mut slots, encoding::raw::DATA, work)?;
     let mut buffer = vec![0; (work.piece_bytes as u64 * 2).min(source.bytes()) as usize];
     for (offset, len) in pieces(source.bytes(), buffer.len()) {
         source.read(offset, &mut buffer[..len])?;
@@ -188,15 +236,15 @@ fn encode_dfloat11(
     work: Work<'_>,
 ) -> Result<Encoded> {
     use encoding::dfloat11 as names;
-    let mut luts = take(&mut slots, names::LUTS)?;
+    let mut luts = take(&mut slots, names::LUTS, work)?;
     luts.append(coding.code.luts())?;
-    let mut splits = take(&mut slots, names::SPLIT_POSITIONS)?;
+    let mut splits = take(&mut slots, names::SPLIT_POSITIONS, work)?;
     splits.append(bytemuck::cast_slice(&coding.splits))?;
-    let mut encoded = take(&mut slots, names::ENCODED_EXPONENT)?;
-    let mut sign_mantissa = take(&mut slots, names::SIGN_MANTISSA)?;
-    let mut positions = take(&mut slots, names::OUTPUT_POSITIONS)?;
-    let mut gaps = take(&mut slots, names::GAPS)?;
-    let mut digests = SourceDigests::new(source);
+    let mut encoded = take(&mut slots, names::ENCODED_EXPONENT, work)?;
+    let mut sign_mantissa = take(&mut slots, names::SIGN_MANTISSA, work)?;
+    let mut positions = take(&mut slots, names::OUTPUT_POSITIONS, work)?;
+    let mut gaps = take(&mut slots, names::GAPS, work)?;
+    let mut digests = SourceDigests::new(source, work.threads);
     let mut assembler = dfloat11::Assembler::new(&coding.layout);
     let mut sections = dfloat11::Sections::default();
     let mut write = |sections: &mut dfloat11::Sections| -> Result<()> {
@@ -221,10 +269,10 @@ fn encode_dfloat11(
             for (_, piece) in batch {
                 assembler.push(piece, &mut sections);
             }
-            let (written, others) = rayon::join(
+            let (written, others) = work.threads.join(
                 || write(&mut sections),
                 || {
-                    let (mantissas, ()) = rayon::join(
+                    let (mantissas, ()) = work.threads.join(
                         || batch.iter().try_for_each(|(_, piece)| sign_mantissa.append(&piece.sign_mantissa)),
                         || batch.iter().for_each(|(words, _)| digests.update(bytemuck::cast_slice(words))),
                     );
@@ -251,12 +299,12 @@ fn encode_fixed12(
     work: Work<'_>,
 ) -> Result<Encoded> {
     use encoding::fixed12 as names;
-    let mut sign_mantissa = take(&mut slots, names::SIGN_MANTISSA)?;
-    let mut codes = take(&mut slots, names::CODES)?;
-    let mut offsets = take(&mut slots, names::ESCAPE_OFFSETS)?;
-    let mut positions = take(&mut slots, names::ESCAPE_POSITIONS)?;
-    let mut exponents = take(&mut slots, names::ESCAPE_EXPONENTS)?;
-    let mut digests = SourceDigests::new(source);
+    let mut sign_mantissa = take(&mut slots, names::SIGN_MANTISSA, work)?;
+    let mut codes = take(&mut slots, names::CODES, work)?;
+    let mut offsets = take(&mut slots, names::ESCAPE_OFFSETS, work)?;
+    let mut positions = take(&mut slots, names::ESCAPE_POSITIONS, work)?;
+    let mut exponents = take(&mut slots, names::ESCAPE_EXPONENTS, work)?;
+    let mut digests = SourceDigests::new(source, work.threads);
     let mut escapes = 0u32;
     let mut table: Vec<u32> = vec![0];
     let strip_bytes = grid.cols() as usize * fixed12::TILE_ROWS * 2;
@@ -274,10 +322,10 @@ fn encode_fixed12(
                 escapes = escapes.wrapping_add(*count);
                 table.push(escapes);
             }
-            let (a, b) = rayon::join(
+            let (a, b) = work.threads.join(
                 || batch.iter().try_for_each(|(_, strips)| sign_mantissa.append(&strips.sign_mantissa)),
                 || {
-                    let (small, ()) = rayon::join(
+                    let (small, ()) = work.threads.join(
                         || {
                             offsets.append(bytemuck::cast_slice(&table))?;
                             table.clear();
@@ -313,8 +361,8 @@ pub(crate) fn encode_planes(
     let source = &unit.source;
     let encoding = unit.coding.encoding();
     let name = encoding::stored_name(&unit.name, &encoding, names::PLANES);
-    let mut data = Sink::new(names::PLANES, writer.open_end(&name));
-    let mut digests = SourceDigests::new(source);
+    let mut data = Sink::new(names::PLANES, writer.open_end(&name), work.threads);
+    let mut digests = SourceDigests::new(source, work.threads);
     let mut lengths: Vec<u32> = Vec::new();
     let chunk_bytes = planes::CHUNK_ELEMENTS * split.width;
     let all: Vec<(u64, usize)> = pieces(source.bytes(), chunk_bytes).collect();
@@ -322,17 +370,28 @@ pub(crate) fn encode_planes(
     buffers.resize_with(work.batch.min(all.len()), PlanesPiece::new);
     for batch in all.chunks(work.batch) {
         buffers.truncate(batch.len());
-        buffers.par_iter_mut().zip(batch).with_max_len(1).try_for_each(|(piece, &(offset, len))| {
-            piece.bytes.resize(len, 0);
-            source.read(offset, &mut piece.bytes)?;
-            piece.data.clear();
-            piece.lengths.clear();
-            piece
-                .encoder
-                .encode_chunk(split.width, split.rotate, &piece.bytes, &mut piece.data, &mut piece.lengths)
-                .map_err(|e| Error::Invalid(format!("tensor {}: {e}", unit.name)))
-        })?;
-        let (written, ()) = rayon::join(
+        let jobs = buffers.iter_mut().zip(batch).collect();
+        work.threads.map(
+            jobs,
+            || (),
+            |(), (piece, &(offset, len))| {
+                piece.bytes.resize(len, 0);
+                source.read(offset, &mut piece.bytes)?;
+                piece.data.clear();
+                piece.lengths.clear();
+                piece
+                    .encoder
+                    .encode_chunk(
+                        split.width,
+                        split.rotate,
+                        &piece.bytes,
+                        &mut piece.data,
+                        &mut piece.lengths,
+                    )
+                    .map_err(|e| Error::Invalid(format!("tensor {}: {e}", unit.name)))
+            },
+        )?;
+        let (written, ()) = work.threads.join(
             || buffers.iter().try_for_each(|piece| data.append(&piece.data)),
             || buffers.iter().for_each(|piece| digests.update(&piece.bytes)),
         );
@@ -352,7 +411,7 @@ pub(crate) fn encode_planes(
         data.slot = slot;
     }
     data.finish(&mut components)?;
-    let mut table = take(&mut slots, names::LENGTHS)?;
+    let mut table = take(&mut slots, names::LENGTHS, work)?;
     table.append(bytemuck::cast_slice(&lengths))?;
     table.finish(&mut components)?;
     Ok((Encoded { tensors: digests.finish(), components }, placed))

@@ -11,7 +11,7 @@ use llmpress_formats::encoding::{self, ComponentSpec, Part, UnitReader};
 use llmpress_formats::{Checkpoint, Component, Digest, ShardWriter, SlotPlan, UnitEntry};
 use rayon::prelude::*;
 
-use crate::encode::{Encoded, Slots, Work, encode, encode_planes};
+use crate::encode::{Encoded, Slots, Threads, Work, encode, encode_planes};
 use crate::plan::PlannedShard;
 use crate::survey::{Coding, SettledUnit, pieces, settle};
 use crate::{Error, Result};
@@ -36,8 +36,8 @@ pub(crate) fn encode_shard(
     path: &Path,
     work: Work<'_>,
 ) -> Result<EncodedShard> {
-    let settled = each(shard.units.iter().map(|u| (u.source_bytes, u)).collect(), work, |planned| {
-        settle(checkpoint, planned, work.piece_bytes, work.progress)
+    let settled = each(shard.units.iter().map(|u| (u.source_bytes, u)).collect(), work, |planned, work| {
+        settle(checkpoint, planned, work)
     })?;
     let mut units: Vec<SettledUnit<'_>> = settled.into_iter().flatten().collect();
     units.sort_by(|a, b| a.name.cmp(&b.name));
@@ -60,7 +60,7 @@ pub(crate) fn encode_shard(
     let finished = each(
         jobs.map(|((unit, slots), encoded)| (unit.source.bytes(), (unit, slots, encoded))).collect(),
         work,
-        |(unit, slots, encoded)| {
+        |(unit, slots, encoded), work| {
             let encoded = match encoded {
                 Some(encoded) => encoded,
                 None => encode(&unit, slots.clone(), work)?,
@@ -87,35 +87,34 @@ pub(crate) fn encode_shard(
     Ok(EncodedShard { writer, units: entries, tensors })
 }
 
-/// Does `job` for every item, given with its bytes of source. Items of one piece run side by side, so
-/// that many small units keep all threads busy; larger ones run one by one, their pieces in parallel.
-/// Either way the pieces in flight stay within the budget. Results come in the order of the items.
+/// Pieces up to which a unit is left to one thread.
+const SMALL_UNIT_PIECES: u64 = 16;
+
+/// Does `job` for every item, given with its bytes of source. Large ones first, one by one, their pieces
+/// in parallel; then small ones side by side, each by one thread. Either way the pieces in flight stay
+/// within the budget. Results come in the order of the items.
 fn each<T: Send, R: Send>(
     items: Vec<(u64, T)>,
     work: Work<'_>,
-    job: impl Fn(T) -> Result<R> + Sync,
+    job: impl Fn(T, Work<'_>) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
     let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
-    let (small, large): (Vec<_>, Vec<_>) =
-        items.into_iter().enumerate().partition(|(_, (bytes, _))| *bytes <= work.piece_bytes as u64);
-    let mut small = small.into_iter();
-    loop {
-        let batch: Vec<(usize, T)> =
-            small.by_ref().take(work.batch).map(|(i, (_, item))| (i, item)).collect();
-        if batch.is_empty() {
-            break;
-        }
-        let done: Vec<(usize, R)> = batch
-            .into_par_iter()
-            .with_max_len(1)
-            .map(|(i, item)| Ok((i, job(item)?)))
-            .collect::<Result<_>>()?;
-        for (i, result) in done {
-            results[i] = Some(result);
-        }
-    }
+    let limit = SMALL_UNIT_PIECES * work.piece_bytes as u64;
+    let (mut small, large): (Vec<_>, Vec<_>) =
+        items.into_iter().enumerate().partition(|(_, (bytes, _))| *bytes <= limit);
     for (i, (_, item)) in large {
-        results[i] = Some(job(item)?);
+        results[i] = Some(job(item, work)?);
+    }
+    // The longest first, so that threads end together.
+    small.sort_by_key(|(_, (bytes, _))| std::cmp::Reverse(*bytes));
+    let own = Work { batch: 2, threads: Threads::Own, ..work };
+    let done: Vec<(usize, R)> = small
+        .into_par_iter()
+        .with_max_len(1)
+        .map(|(i, (_, item))| Ok((i, job(item, own)?)))
+        .collect::<Result<_>>()?;
+    for (i, result) in done {
+        results[i] = Some(result);
     }
     Ok(results.into_iter().flatten().collect())
 }
@@ -167,7 +166,8 @@ fn compare(checkpoint: &Checkpoint, unit: &SettledUnit<'_>, slots: &Slots, work:
         Coding::Raw { .. } | Coding::Dfloat11(_) => work.piece_bytes & !15,
     };
     let all: Vec<(u64, usize)> = pieces(unit.source.bytes(), piece).collect();
-    all.into_par_iter().with_max_len(1).try_for_each_init(
+    let compared = work.threads.map(
+        all,
         || (Vec::<u64>::new(), Vec::<u64>::new()),
         |(source, decoded), (offset, len)| {
             // Words of 64 bits, so that the buffers are aligned for every dtype.
@@ -184,7 +184,8 @@ fn compare(checkpoint: &Checkpoint, unit: &SettledUnit<'_>, slots: &Slots, work:
             work.progress.advance(len as u64);
             Ok(())
         },
-    )
+    );
+    compared.map(|_| ())
 }
 
 /// A source with a manifest says what its tensors must decode to.

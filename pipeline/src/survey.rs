@@ -7,12 +7,11 @@
 use llmpress_entropy::{dfloat11, fixed12};
 use llmpress_formats::Checkpoint;
 use llmpress_formats::encoding::{self, ComponentSpec, Encoding};
-use rayon::prelude::*;
 
-use crate::convert::Progress;
+use crate::encode::Work;
 use crate::plan::PlannedUnit;
 use crate::source::UnitSource;
-use crate::{Error, Method, Result};
+use crate::{Method, Result};
 
 /// A unit whose encoding is settled.
 #[derive(Debug)]
@@ -72,8 +71,7 @@ pub(crate) fn pieces(bytes: u64, piece: usize) -> impl Iterator<Item = (u64, usi
 pub(crate) fn settle<'a>(
     checkpoint: &'a Checkpoint,
     planned: &PlannedUnit,
-    piece_bytes: usize,
-    progress: &dyn Progress,
+    work: Work<'_>,
 ) -> Result<Vec<SettledUnit<'a>>> {
     let source = UnitSource::new(checkpoint, &planned.tensors)?;
     let settled = match planned.method {
@@ -84,8 +82,8 @@ pub(crate) fn settle<'a>(
             let spec = encoding::planes::components(tensor.bytes, split.width, tensor.bytes);
             Ok(Some(Coding::Planes { split, spec }))
         }
-        Method::Dfloat11 => dfloat11_coding(&source, piece_bytes, progress)?,
-        Method::Fixed12 => fixed12_coding(checkpoint, &planned.name, &source, piece_bytes, progress)?,
+        Method::Dfloat11 => dfloat11_coding(&source, work)?,
+        Method::Fixed12 => fixed12_coding(checkpoint, &planned.name, &source, work)?,
     };
     let reason = match settled {
         Ok(Some(coding)) => {
@@ -118,8 +116,8 @@ fn would_not_shrink(spec: &[ComponentSpec], source_bytes: u64) -> Option<String>
     (bytes >= source_bytes).then(|| format!("would take {bytes} bytes instead of {source_bytes}"))
 }
 
-fn dfloat11_coding(source: &UnitSource<'_>, piece_bytes: usize, progress: &dyn Progress) -> Result<Settled> {
-    let histograms: Vec<dfloat11::Histogram> = histograms(source, piece_bytes, progress, |words| {
+fn dfloat11_coding(source: &UnitSource<'_>, work: Work<'_>) -> Result<Settled> {
+    let histograms: Vec<dfloat11::Histogram> = histograms(source, work, |words| {
         let mut histogram = dfloat11::Histogram::new();
         histogram.add(words);
         histogram
@@ -147,7 +145,7 @@ fn dfloat11_coding(source: &UnitSource<'_>, piece_bytes: usize, progress: &dyn P
         })
         .collect();
     if code.lengths().contains(&1) {
-        let most = most_block_symbols(source, &code, &layout, &starts, piece_bytes)?;
+        let most = most_block_symbols(source, &code, &layout, &starts, work.piece_bytes)?;
         if most > dfloat11::MAX_BLOCK_SYMBOLS {
             return Ok(Err(dfloat11::Unrepresentable::BlockSymbols(most).to_string()));
         }
@@ -187,13 +185,12 @@ fn fixed12_coding(
     checkpoint: &Checkpoint,
     name: &str,
     source: &UnitSource<'_>,
-    piece_bytes: usize,
-    progress: &dyn Progress,
+    work: Work<'_>,
 ) -> Result<Settled> {
     let Some(grid) = encoding::fixed12::grid(&checkpoint.tensor(name)?.shape) else {
         return Ok(Err("is not a matrix".to_owned()));
     };
-    let histograms = histograms(source, piece_bytes, progress, |words| {
+    let histograms = histograms(source, work, |words| {
         let mut histogram = fixed12::Histogram::new();
         histogram.add(words);
         histogram
@@ -213,23 +210,18 @@ fn fixed12_coding(
     })
 }
 
-/// One histogram a piece, by all threads of the pool.
+/// One histogram a piece.
 fn histograms<H: Send>(
     source: &UnitSource<'_>,
-    piece_bytes: usize,
-    progress: &dyn Progress,
-    count: impl Fn(&[u16]) -> H + Sync,
+    work: Work<'_>,
+    count: impl Fn(&[u16]) -> H + Sync + Send,
 ) -> Result<Vec<H>> {
-    let all: Vec<(u64, usize)> = pieces(source.bytes(), piece_bytes & !1).collect();
-    let init = || Vec::<u16>::new();
-    all.into_par_iter()
-        .with_max_len(1)
-        .map_init(init, |words, (offset, len)| {
-            words.resize(len / 2, 0);
-            source.read(offset, bytemuck::cast_slice_mut(words))?;
-            let histogram = count(words);
-            progress.advance(len as u64);
-            Ok::<H, Error>(histogram)
-        })
-        .collect()
+    let all: Vec<(u64, usize)> = pieces(source.bytes(), work.piece_bytes & !1).collect();
+    work.threads.map(all, Vec::<u16>::new, |words, (offset, len)| {
+        words.resize(len / 2, 0);
+        source.read(offset, bytemuck::cast_slice_mut(words))?;
+        let histogram = count(words);
+        work.progress.advance(len as u64);
+        Ok(histogram)
+    })
 }

@@ -1,0 +1,91 @@
+//! Memory stays within what `--max-memory` allows, whatever the size of the checkpoint and its shards.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::io::Write;
+use std::path::Path;
+
+use llmpress_formats::{Dtype, RenderEntry, render};
+use support::{bf16, ok, path};
+
+/// A llama of `shards` blocks, a file each, of `mib` MiB each, written without holding more than a piece.
+fn checkpoint(dir: &Path, shards: usize, mib: u64) {
+    std::fs::create_dir(dir).unwrap();
+    std::fs::write(dir.join("config.json"), support::LLAMA).unwrap();
+    let data = bf16(1, 4 << 20);
+    for shard in 0..shards {
+        // Three quarters in one large matrix, the rest in small ones.
+        let mut entries = Vec::new();
+        let mut begin = 0;
+        let parts = [("mlp.up_proj", 12), ("self_attn.q_proj", 1), ("self_attn.o_proj", 2), ("other", 1)];
+        for (name, sixteenths) in parts {
+            let rows = mib * (1 << 20) * sixteenths / 16 / 8192;
+            let end = begin + rows * 8192;
+            let name = format!("model.layers.{shard}.{name}.weight");
+            entries.push(RenderEntry { name, dtype: Dtype::BF16, shape: vec![rows, 4096], begin, end });
+            begin = end;
+        }
+        let mut file = std::fs::File::create(dir.join(format!("model-{shard:05}.safetensors"))).unwrap();
+        file.write_all(&render(&entries, &Default::default(), None).unwrap()).unwrap();
+        let mut left = begin as usize;
+        while left > 0 {
+            let take = left.min(data.len());
+            file.write_all(&data[..take]).unwrap();
+            left -= take;
+        }
+    }
+}
+
+fn peak(source: &Path, method: &str, max_memory: &str, jobs: &str) -> u64 {
+    let out = source.with_extension(method);
+    let args = [
+        "convert",
+        path(source),
+        path(&out),
+        "--to",
+        method,
+        "--max-memory",
+        max_memory,
+        "--jobs",
+        jobs,
+        "--json",
+    ];
+    let summary: serde_json::Value = serde_json::from_str(&ok(&args)).unwrap();
+    std::fs::remove_dir_all(&out).unwrap();
+    summary["peak_memory_bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn peak_memory_keeps_its_promise() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, shards, mib) in [("many", 12, 16), ("one", 1, 192)] {
+        let source = dir.path().join(name);
+        checkpoint(&source, shards, mib);
+        for method in ["dfloat11", "fixed12", "planes"] {
+            for (max, jobs) in [("64M", "1"), ("96M", "2"), ("160M", "4")] {
+                let allowed = max.trim_end_matches('M').parse::<u64>().unwrap() << 20;
+                let peak = peak(&source, method, max, jobs);
+                assert!(peak <= allowed, "{name} {method} {jobs} jobs: {} KiB of {max}", peak >> 10);
+            }
+        }
+        std::fs::remove_dir_all(&source).unwrap();
+    }
+}
+
+/// The bound the project promises: 6 GiB in many shards and in one, under 600 MiB with `--max-memory 512M`.
+#[test]
+#[ignore = "writes 6 GiB twice: cargo test --release --test memory -- --ignored --nocapture"]
+fn six_gibibytes_stay_under_600_mib() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, shards, mib) in [("many", 48, 128), ("one", 1, 6144)] {
+        let source = dir.path().join(name);
+        checkpoint(&source, shards, mib);
+        for method in ["dfloat11", "fixed12", "planes"] {
+            let peak = peak(&source, method, "512M", "2");
+            println!("{name}: {shards} shards of {mib} MiB, {method}: peak {} MiB", peak >> 20);
+            assert!(peak < 600 << 20, "{name} {method}: {} MiB", peak >> 20);
+        }
+        std::fs::remove_dir_all(&source).unwrap();
+    }
+}
