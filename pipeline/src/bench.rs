@@ -190,19 +190,20 @@ fn sample(checkpoint: &Checkpoint, limit: u64) -> Result<(Dtype, Vec<Unit>)> {
     Ok((dtype, units))
 }
 
-/// Times encoding and decoding of every unit; `decode` must give back the unit's bytes.
-fn measure<E>(
+/// Times encoding and decoding of every unit; `decode` must give back the unit's bytes. Buffers are kept from
+/// unit to unit, as a converter keeps them: fresh memory would be measured otherwise.
+fn measure<E: Default>(
     sample: &[Unit],
-    mut encode: impl FnMut(&Unit) -> Result<(E, u64)>,
+    mut encode: impl FnMut(&Unit, &mut E) -> Result<usize>,
     mut decode: impl FnMut(&E, &mut [u8]) -> Result<()>,
 ) -> Result<Round> {
     let mut round = Round { stored: 0, encode_seconds: 0.0, decode_seconds: 0.0 };
+    let mut encoded = E::default();
     let mut out: Vec<u64> = Vec::new();
     for unit in sample {
         let start = Instant::now();
-        let (encoded, bytes) = encode(unit)?;
+        round.stored += encode(unit, &mut encoded)? as u64;
         round.encode_seconds += start.elapsed().as_secs_f64();
-        round.stored += bytes;
         out.clear();
         out.resize(unit.words.len(), u64::MAX);
         let decoded = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut out)[..unit.bytes];
@@ -222,30 +223,32 @@ fn invalid(e: impl std::fmt::Display) -> Error {
 
 /// The physical limit: a copy of the bytes.
 fn copy(sample: &[Unit]) -> Result<Round> {
-    let mut buffer = vec![1u8; sample.iter().map(|u| u.bytes).max().unwrap_or(0)];
     measure(
         sample,
-        |unit| {
-            buffer[..unit.bytes].copy_from_slice(unit.bytes());
-            Ok((buffer[..unit.bytes].to_vec(), unit.bytes as u64))
+        |unit, copied: &mut Vec<u8>| {
+            copied.resize(unit.bytes, 0);
+            copied.copy_from_slice(unit.bytes());
+            Ok(unit.bytes)
         },
-        |encoded, out| {
-            out.copy_from_slice(encoded);
+        |copied, out| {
+            out.copy_from_slice(copied);
             Ok(())
         },
     )
 }
 
 fn zstd(sample: &[Unit]) -> Result<Round> {
+    let mut compressor = zstd::bulk::Compressor::new(3).map_err(invalid)?;
+    let mut decompressor = zstd::bulk::Decompressor::new().map_err(invalid)?;
     measure(
         sample,
-        |unit| {
-            let bytes = zstd::bulk::compress(unit.bytes(), 3).map_err(invalid)?;
-            let len = bytes.len() as u64;
-            Ok((bytes, len))
+        |unit, encoded: &mut Vec<u8>| {
+            encoded.clear();
+            encoded.reserve(zstd::zstd_safe::compress_bound(unit.bytes));
+            compressor.compress_to_buffer(unit.bytes(), encoded).map_err(invalid)
         },
         |encoded, out| {
-            let n = zstd::bulk::decompress_to_buffer(encoded, out).map_err(invalid)?;
+            let n = decompressor.decompress_to_buffer(encoded, out).map_err(invalid)?;
             if n == out.len() { Ok(()) } else { Err(invalid("zstd gave another size")) }
         },
     )
@@ -258,15 +261,13 @@ fn byte_planes(sample: &[Unit], dtype: Dtype) -> Result<Round> {
     let mut decoder = planes::Decoder::new();
     measure(
         sample,
-        |unit| {
-            let (mut data, mut lengths) = (Vec::with_capacity(unit.bytes), Vec::new());
+        |unit, (data, lengths): &mut (Vec<u8>, Vec<u32>)| {
+            data.clear();
+            lengths.clear();
             for bytes in unit.bytes().chunks(chunk) {
-                encoder
-                    .encode_chunk(split.width, split.rotate, bytes, &mut data, &mut lengths)
-                    .map_err(invalid)?;
+                encoder.encode_chunk(split.width, split.rotate, bytes, data, lengths).map_err(invalid)?;
             }
-            let stored = (data.len() + lengths.len() * 4) as u64;
-            Ok(((data, lengths), stored))
+            Ok(data.len() + lengths.len() * 4)
         },
         |(data, lengths), out| {
             let mut at = 0;
@@ -283,6 +284,7 @@ fn byte_planes(sample: &[Unit], dtype: Dtype) -> Result<Round> {
 }
 
 /// One matrix in fixed12.
+#[derive(Default)]
 struct FixedMatrix {
     base: i16,
     rows: usize,
@@ -294,30 +296,29 @@ struct FixedMatrix {
 fn fixed(sample: &[Unit]) -> Result<Round> {
     measure(
         sample,
-        |unit| {
-            let mut matrices = Vec::new();
+        |unit, matrices: &mut Vec<FixedMatrix>| {
             let mut stored = 0;
             let mut rest = unit.words();
-            for (shape, bytes) in &unit.matrices {
+            matrices.resize_with(unit.matrices.len(), FixedMatrix::default);
+            for ((shape, bytes), m) in unit.matrices.iter().zip(matrices) {
                 let (words, later) = rest.split_at(bytes / 2);
                 rest = later;
                 let grid = encoding::fixed12::grid(shape).ok_or_else(|| invalid("not a matrix"))?;
-                let (rows, cols) = (grid.rows() as usize, grid.cols() as usize);
+                (m.rows, m.cols) = (grid.rows() as usize, grid.cols() as usize);
                 let mut histogram = fixed12::Histogram::new();
                 histogram.add(words);
-                let base = histogram.best_window().base;
-                let mut strips = fixed12::Strips::default();
-                fixed12::encode_strips(base, cols, words, &mut strips).map_err(invalid)?;
-                let mut offsets = vec![0u32];
-                offsets.extend(strips.escape_counts.iter().scan(0u32, |sum, n| {
+                m.base = histogram.best_window().base;
+                fixed12::encode_strips(m.base, m.cols, words, &mut m.strips).map_err(invalid)?;
+                m.offsets.clear();
+                m.offsets.push(0);
+                m.offsets.extend(m.strips.escape_counts.iter().scan(0u32, |sum, n| {
                     *sum += n;
                     Some(*sum)
                 }));
-                stored += strips.sign_mantissa.len() + strips.codes.len() + offsets.len() * 4;
-                stored += strips.escape_positions.len() * 3;
-                matrices.push(FixedMatrix { base, rows, cols, strips, offsets });
+                stored += m.strips.sign_mantissa.len() + m.strips.codes.len() + m.offsets.len() * 4;
+                stored += m.strips.escape_positions.len() * 3;
             }
-            Ok((matrices, stored as u64))
+            Ok(stored)
         },
         |matrices, out| {
             let mut rest: &mut [u16] = bytemuck::cast_slice_mut(out);
@@ -338,28 +339,51 @@ fn fixed(sample: &[Unit]) -> Result<Round> {
     )
 }
 
+/// One unit in DFloat11.
+#[derive(Default)]
+struct DfloatUnit {
+    luts: Vec<u8>,
+    sign_mantissa: Vec<u8>,
+    sections: dfloat11::Sections,
+    piece: dfloat11::Piece,
+}
+
+/// Words of a piece: its buffers stay in the cache.
+const PIECE_WORDS: usize = 1 << 16;
+
 fn dfloat(sample: &[Unit]) -> Result<Round> {
     measure(
         sample,
-        |unit| {
-            let encoded = dfloat11::encode(unit.words()).map_err(invalid)?;
-            let stored = [
-                &encoded.luts,
-                &encoded.encoded_exponent,
-                &encoded.sign_mantissa,
-                &encoded.output_positions,
-                &encoded.gaps,
-            ];
-            let stored = stored.iter().map(|c| c.len() as u64).sum();
-            Ok((encoded, stored))
+        |unit, e: &mut DfloatUnit| {
+            let mut histogram = dfloat11::Histogram::new();
+            histogram.add(unit.words());
+            let code = dfloat11::Code::build(&histogram).map_err(invalid)?;
+            let layout = dfloat11::Layout::new(&code, &histogram).map_err(invalid)?;
+            e.luts.clear();
+            e.luts.extend_from_slice(code.luts());
+            e.sign_mantissa.clear();
+            e.sections.encoded_exponent.clear();
+            e.sections.gaps.clear();
+            e.sections.output_positions.clear();
+            let mut assembler = dfloat11::Assembler::new(&layout);
+            let mut at = dfloat11::Position::default();
+            for words in unit.words().chunks(PIECE_WORDS) {
+                dfloat11::encode_piece(&code, at, words, &mut e.piece);
+                at = e.piece.end();
+                e.sign_mantissa.extend_from_slice(&e.piece.sign_mantissa);
+                assembler.push(&e.piece, &mut e.sections);
+            }
+            assembler.finish(&code, &mut e.sections).map_err(invalid)?;
+            let index = e.sections.gaps.len() + e.sections.output_positions.len();
+            Ok(e.luts.len() + e.sign_mantissa.len() + e.sections.encoded_exponent.len() + index)
         },
-        |encoded, out| {
-            let code = dfloat11::Code::from_luts(&encoded.luts).map_err(invalid)?;
+        |e, out| {
+            let code = dfloat11::Code::from_luts(&e.luts).map_err(invalid)?;
             let span = dfloat11::Span {
-                encoded_exponent: &encoded.encoded_exponent,
-                gaps: &encoded.gaps,
-                output_positions: &encoded.output_positions,
-                sign_mantissa: &encoded.sign_mantissa,
+                encoded_exponent: &e.sections.encoded_exponent,
+                gaps: &e.sections.gaps,
+                output_positions: &e.sections.output_positions,
+                sign_mantissa: &e.sign_mantissa,
             };
             dfloat11::decode_span(&code, &span, 0, bytemuck::cast_slice_mut(out)).map_err(invalid)
         },

@@ -69,6 +69,12 @@ pub struct EncodedUnit {
 }
 
 impl Piece {
+    /// Where the next piece starts.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        self.end
+    }
+
     fn complete_windows(&self) -> &[u64] {
         &self.windows[..self.complete]
     }
