@@ -1,8 +1,11 @@
 //! `llmpress verify`: prove that a converted checkpoint is intact and matches its source.
 
+use std::path::Path;
+
 use llmpress_formats::{Checkpoint, Manifest};
 use llmpress_pipeline::Progress;
-use llmpress_validation::{bit_exact, verify_digests};
+use llmpress_validation::{Comparison, DigestReport, bit_exact, verify_digests};
+use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::VerifyArgs;
@@ -18,7 +21,18 @@ pub(crate) fn run(args: &VerifyArgs, output: Output) -> Outcome {
     pool.install(|| verify(args, output))
 }
 
+/// What was checked, for `--json`.
+#[derive(Serialize)]
+struct Report {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digests: Option<DigestReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comparison: Option<Comparison>,
+}
+
 fn verify(args: &VerifyArgs, output: Output) -> Outcome {
+    let mut report = Report { digests: None, comparison: None };
+    let mut text = String::new();
     let mut faults = 0;
     // Against a source every tensor is decoded anyway; its digests are checked if there are any.
     let manifest = Manifest::read(&args.dir)?;
@@ -28,66 +42,72 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
         let decoded: u64 =
             manifest.iter().flat_map(|m| m.tensors.values()).filter_map(|t| t.dtype.byte_len(&t.shape)).sum();
         let bar = Bar::new("verify", stored + if decode { decoded } else { 0 }, output);
-        let report = verify_digests(&args.dir, decode, &|n| bar.advance(n));
+        let digests = verify_digests(&args.dir, decode, &|n| bar.advance(n));
         let seconds = bar.finish();
-        let report = report?;
-        faults += report.faults.len();
-        output.result(&report, || {
-            let mut text = String::new();
-            for fault in &report.faults {
-                let tensor = fault.tensor.as_ref().map(|t| format!(": {t}")).unwrap_or_default();
-                text.push_str(&format!("FAULT {}{tensor}: {}\n", fault.file, fault.what));
-            }
-            for file in &report.unknown_files {
-                text.push_str(&format!("unknown file, not checked: {file}\n"));
-            }
-            text.push_str(&format!(
-                "{}: {} files, {} components, {} tensors decoded, {} in {seconds:.2} s: {}\n",
-                args.dir.display(),
-                report.files,
-                report.components,
-                report.decoded,
-                bytes(report.bytes),
-                if report.faults.is_empty() {
-                    "every digest is right".to_owned()
-                } else {
-                    format!("{} FAULTS", report.faults.len())
-                },
-            ));
-            text
-        });
+        let digests = digests?;
+        faults += digests.faults.len();
+        text.push_str(&digests_text(args, &digests, seconds));
+        report.digests = Some(digests);
     }
-    if let Some(against) = &args.against {
+    // A damaged directory need not open: its faults are reported all the same.
+    if let Some(against) = args.against.as_ref().filter(|_| faults == 0) {
         let checkpoint = Checkpoint::open(&args.dir)?;
-        let decoded = checkpoint.tensors().values().map(|t| t.bytes).sum();
         let source = Checkpoint::open(against)?;
+        let decoded = checkpoint.tensors().values().map(|t| t.bytes).sum();
         let bar = Bar::new("compare", decoded, output);
         let comparison = bit_exact(&checkpoint, &source, &|n| bar.advance(n));
         let seconds = bar.finish();
         let comparison = comparison?;
         faults += comparison.differences.len();
-        output.result(&comparison, || {
-            let mut text = String::new();
-            for difference in &comparison.differences {
-                text.push_str(&format!("DIFFERS {}: {}\n", difference.tensor, difference.what));
-            }
-            text.push_str(&format!(
-                "{} and {}: {} tensors, {} in {seconds:.2} s: {}\n",
-                args.dir.display(),
-                against.display(),
-                comparison.tensors,
-                bytes(comparison.bytes),
-                if comparison.is_exact() {
-                    "bit-identical".to_owned()
-                } else {
-                    format!("{} DIFFER", comparison.differences.len())
-                },
-            ));
-            text
-        });
+        text.push_str(&comparison_text(args, against, &comparison, seconds));
+        report.comparison = Some(comparison);
     }
+    output.result(&report, || text);
     if faults > 0 {
         return Err(Failure::Findings(format!("{}: {faults} faults were found", args.dir.display())));
     }
     Ok(())
+}
+
+fn digests_text(args: &VerifyArgs, report: &DigestReport, seconds: f64) -> String {
+    let mut text = String::new();
+    for fault in &report.faults {
+        let tensor = fault.tensor.as_ref().map(|t| format!(": {t}")).unwrap_or_default();
+        text.push_str(&format!("FAULT {}{tensor}: {}\n", fault.file, fault.what));
+    }
+    for file in &report.unknown_files {
+        text.push_str(&format!("unknown file, not checked: {file}\n"));
+    }
+    let found = match report.faults.len() {
+        0 => "every digest is right".to_owned(),
+        n => format!("{n} FAULTS"),
+    };
+    text.push_str(&format!(
+        "{}: {} files, {} components, {} tensors decoded, {} in {seconds:.2} s: {found}\n",
+        args.dir.display(),
+        report.files,
+        report.components,
+        report.decoded,
+        bytes(report.bytes),
+    ));
+    text
+}
+
+fn comparison_text(args: &VerifyArgs, against: &Path, comparison: &Comparison, seconds: f64) -> String {
+    let mut text = String::new();
+    for difference in &comparison.differences {
+        text.push_str(&format!("DIFFERS {}: {}\n", difference.tensor, difference.what));
+    }
+    let found = match comparison.differences.len() {
+        0 => "bit-identical".to_owned(),
+        n => format!("{n} DIFFER"),
+    };
+    text.push_str(&format!(
+        "{} and {}: {} tensors, {} in {seconds:.2} s: {found}\n",
+        args.dir.display(),
+        against.display(),
+        comparison.tensors,
+        bytes(comparison.bytes),
+    ));
+    text
 }
