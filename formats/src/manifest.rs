@@ -119,7 +119,10 @@ pub struct Source {
     pub name: String,
     /// `huggingface`, `llmpress` or `dfloat11`.
     pub kind: String,
-    /// The files that were read: weights, index, configuration and copied files.
+    /// Its shards by file name. Their headers' digests and those of the tensors cover every byte of a plain
+    /// checkpoint.
+    pub shards: BTreeMap<String, ShardEntry>,
+    /// The other files that were read: index, configuration, copied files.
     pub files: BTreeMap<String, FileEntry>,
 }
 

@@ -1,13 +1,14 @@
 //! One safetensors file, opened for reading.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
 use crate::header::{Header, TensorInfo};
-use crate::{Component, Error, Result};
+use crate::{Component, Digest, Error, Result, ShardEntry};
 
 /// An open shard. `Send + Sync`.
 #[derive(Debug)]
@@ -52,6 +53,13 @@ impl ShardFile {
     /// Its size.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
+    }
+
+    /// What a manifest says of this file.
+    pub fn entry(&self) -> Result<ShardEntry> {
+        let mut head = vec![0; self.header.data_start() as usize];
+        self.file.read_exact_at(&mut head, 0).map_err(|e| Error::io(&self.path, "read", e))?;
+        Ok(ShardEntry { bytes: self.file_bytes, header_blake3: Digest::of(&head) })
     }
 
     /// A tensor of this file, to be read in pieces.

@@ -1,7 +1,7 @@
 //! How many threads and how large pieces fit into the memory allowed.
 //!
 //! ```text
-//! peak = BASE + names and headers + (2 jobs pieces in flight) * (copies of a piece)
+//! peak = BASE + names and headers + histograms + (2 jobs pieces in flight) * (copies of a piece)
 //! ```
 
 use crate::{Error, Result};
@@ -10,12 +10,14 @@ use crate::{Error, Result};
 const BASE: u64 = 40 << 20;
 /// Memory a tensor costs in headers, plan, receipts and manifest.
 const PER_TENSOR: u64 = 4 << 10;
-/// Source bytes of a piece where nothing limits it.
-const PIECE: u64 = 4 << 20;
+/// Source bytes of a piece where nothing limits it: it stays in a core's second-level cache.
+const PIECE: u64 = 1 << 20;
 /// The smallest piece worth its overhead.
 const MIN_PIECE: u64 = 256 << 10;
 /// Source, encoded form, joined sections, decoded copy.
 const COPIES: u64 = 4;
+/// Memory of a piece's histogram, kept until its unit is surveyed.
+const HISTOGRAM: u64 = 4 << 10;
 /// Decoder tables and scratch of one thread when the source is itself compressed.
 const DECODER: u64 = 6 << 20;
 
@@ -35,6 +37,8 @@ pub struct Budget {
 pub(crate) struct Needs {
     /// The largest piece that cannot be cut further.
     pub(crate) indivisible: u64,
+    /// Bytes of the largest unit.
+    pub(crate) largest_unit: u64,
     /// How many tensors there are.
     pub(crate) tensors: u64,
     /// Whether the source must be decoded.
@@ -45,7 +49,8 @@ impl Budget {
     pub(crate) fn new(needs: Needs, jobs: usize, max_memory: Option<u64>) -> Result<Self> {
         let peak = |jobs: u64, piece: u64| {
             let decoder = if needs.compressed_source { DECODER * jobs } else { 0 };
-            BASE + needs.tensors * PER_TENSOR + decoder + 2 * jobs * COPIES * piece
+            let histograms = needs.largest_unit.div_ceil(piece) * HISTOGRAM;
+            BASE + needs.tensors * PER_TENSOR + histograms + decoder + 2 * jobs * COPIES * piece
         };
         let largest = PIECE.max(needs.indivisible);
         let smallest = MIN_PIECE.max(needs.indivisible);
@@ -74,19 +79,20 @@ impl Budget {
 mod tests {
     use super::*;
 
-    const NEEDS: Needs = Needs { indivisible: 0, tensors: 300, compressed_source: false };
+    const NEEDS: Needs =
+        Needs { indivisible: 0, largest_unit: 1 << 30, tensors: 300, compressed_source: false };
 
     #[test]
     fn memory_lowers_pieces_first_then_jobs() {
         let free = Budget::new(NEEDS, 8, None).unwrap();
         assert_eq!((free.jobs, free.piece_bytes as u64), (8, PIECE));
-        let tight = Budget::new(NEEDS, 8, Some(100 << 20)).unwrap();
+        let tight = Budget::new(NEEDS, 8, Some(90 << 20)).unwrap();
         assert!(tight.jobs == 8 && tight.piece_bytes < free.piece_bytes, "{tight:?}");
-        let tighter = Budget::new(NEEDS, 64, Some(64 << 20)).unwrap();
-        assert!(tighter.jobs < 64 && tighter.peak_bytes <= 64 << 20, "{tighter:?}");
+        let tighter = Budget::new(NEEDS, 64, Some(80 << 20)).unwrap();
+        assert!(tighter.jobs < 64 && tighter.peak_bytes <= 80 << 20, "{tighter:?}");
         let error = Budget::new(NEEDS, 8, Some(16 << 20)).unwrap_err().to_string();
         assert!(error.contains("at least") && error.contains("16 MiB"), "{error}");
         let strips = Needs { indivisible: 32 << 20, ..NEEDS };
-        assert_eq!(Budget::new(strips, 4, Some(400 << 20)).unwrap().jobs, 1);
+        assert_eq!(Budget::new(strips, 4, Some(500 << 20)).unwrap().jobs, 1);
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! for each shard without a receipt: encode, compare --> (meanwhile) sync, name, receipt
-//! then: digests of the source files, merge
+//! then: merge
 //! ```
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, FileEntry, Kind, Producer, ShardEntry};
+use llmpress_formats::{Checkpoint, Kind, Producer, ShardEntry};
 
 use crate::encode::{Threads, Work};
 use crate::merge::merge;
@@ -34,7 +34,7 @@ pub struct Options {
 
 /// Is told how far a conversion is, from any thread.
 pub trait Progress: Sync {
-    /// The whole work in bytes: every pass over the tensors and the files counts.
+    /// The whole work in bytes: every pass over the tensors counts.
     fn start(&self, total: u64);
     /// So many bytes of it are done.
     fn advance(&self, bytes: u64);
@@ -131,8 +131,7 @@ fn run(
         }
         return Ok(summary);
     };
-    let (receipts, source_files) =
-        pool.install(|| shards(checkpoint, &output, plan, budget, progress, &mut summary))?;
+    let receipts = pool.install(|| shards(checkpoint, &output, plan, budget, progress, &mut summary))?;
     for (_, receipt) in &receipts {
         summary.output_bytes += receipt.shard.bytes;
         for (name, unit) in &receipt.units {
@@ -141,7 +140,8 @@ fn run(
             }
         }
     }
-    merge(checkpoint, plan, &output, receipts, source_files, &options.producer)?;
+    let source = crate::source::describe(checkpoint)?;
+    merge(checkpoint, plan, &output, receipts, source, &options.producer)?;
     output.complete()?;
     Ok(summary)
 }
@@ -149,8 +149,7 @@ fn run(
 /// Receipts by shard, in order.
 type Receipts = Vec<(String, Receipt)>;
 
-/// Makes the shards that have no receipt yet, and the digests of the source's files. While one shard is
-/// synced to disk the next is encoded.
+/// Makes the shards that have no receipt yet. While one is synced to disk the next is encoded.
 fn shards(
     checkpoint: &Checkpoint,
     output: &Output,
@@ -158,7 +157,7 @@ fn shards(
     budget: Budget,
     progress: &dyn Progress,
     summary: &mut Summary,
-) -> Result<(Receipts, BTreeMap<String, FileEntry>)> {
+) -> Result<Receipts> {
     let mut done: BTreeMap<&str, Receipt> = BTreeMap::new();
     for shard in &plan.shards {
         if let Some(receipt) = Receipt::read(&output.root, &shard.file, &plan.fingerprint) {
@@ -170,9 +169,7 @@ fn shards(
     let todo = || missing.iter().flat_map(|s| &s.units);
     output.check_space(todo().map(|u| u.expected_bytes).sum())?;
     let passes = |method| if matches!(method, Method::Dfloat11 | Method::Fixed12) { 3 } else { 2 };
-    let file_bytes: u64 =
-        crate::source::files(checkpoint)?.values().map(|p| std::fs::metadata(p).map_or(0, |m| m.len())).sum();
-    progress.start(todo().map(|u| u.source_bytes * passes(u.method)).sum::<u64>() + file_bytes);
+    progress.start(todo().map(|u| u.source_bytes * passes(u.method)).sum());
     let work =
         Work { piece_bytes: budget.piece_bytes, batch: budget.jobs * 2, threads: Threads::Pool, progress };
     std::thread::scope(|scope| {
@@ -189,12 +186,10 @@ fn shards(
                 Ok((file, receipt))
             }));
         }
-        let source_files = source_digests(checkpoint, progress)?;
         if let Some((file, receipt)) = publishing.take().map(join).transpose()? {
             done.insert(file, receipt);
         }
-        let receipts = done.into_iter().map(|(file, receipt)| (file.to_owned(), receipt)).collect();
-        Ok((receipts, source_files))
+        Ok(done.into_iter().map(|(file, receipt)| (file.to_owned(), receipt)).collect())
     })
 }
 
@@ -213,12 +208,4 @@ fn publish(output: &Output, plan: &Plan, file: &str, encoded: EncodedShard) -> R
     };
     receipt.write(&output.root, file)?;
     Ok(receipt)
-}
-
-fn source_digests(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<BTreeMap<String, FileEntry>> {
-    let mut buffer = Vec::new();
-    crate::source::files(checkpoint)?
-        .into_iter()
-        .map(|(name, path)| Ok((name, crate::source::digest(&path, &mut buffer, |n| progress.advance(n))?)))
-        .collect()
 }

@@ -14,7 +14,7 @@ use llmpress_formats::{
 
 use crate::output::Output;
 use crate::receipt::Receipt;
-use crate::source::copied;
+use crate::source::{MAX_COPIED_BYTES, copied};
 use crate::{Error, Plan, Result};
 
 /// Writes everything but the shards. A plain checkpoint (a restored one) gets no manifest.
@@ -23,7 +23,7 @@ pub(crate) fn merge(
     plan: &Plan,
     output: &Output,
     receipts: Vec<(String, Receipt)>,
-    source_files: BTreeMap<String, FileEntry>,
+    source: Source,
     producer: &Producer,
 ) -> Result<()> {
     let mut files = BTreeMap::new();
@@ -37,7 +37,7 @@ pub(crate) fn merge(
     }
     for (name, path) in copied(checkpoint.root())?.0 {
         if name != CONFIG_FILE {
-            publish(&name, &read_small_file(&path, u64::MAX - 1)?)?;
+            publish(&name, &read_small_file(&path, MAX_COPIED_BYTES)?)?;
         }
     }
     if let Some(text) = config(checkpoint, &receipts)? {
@@ -66,15 +66,10 @@ pub(crate) fn merge(
         shards.insert(file, receipt.shard);
         units.extend(receipt.units);
     }
-    let root = checkpoint.root().canonicalize().ok();
     let manifest = Manifest {
         format_version: format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1),
         producer: producer.clone(),
-        source: Source {
-            name: root.as_deref().and_then(|r| r.file_name()?.to_str()).unwrap_or("checkpoint").to_owned(),
-            kind: checkpoint.kind().name().to_owned(),
-            files: source_files,
-        },
+        source,
         recipe: serde_json::to_value(&plan.recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?,
         tensors,
         units,

@@ -165,6 +165,7 @@ impl Plan {
         });
         Needs {
             indivisible: indivisible.max().unwrap_or(0),
+            largest_unit: self.units().map(|u| u.source_bytes).max().unwrap_or(0),
             tensors: checkpoint.tensors().len() as u64,
             compressed_source: checkpoint.units().values().any(|u| u.encoding().name() != "raw"),
         }

@@ -88,7 +88,7 @@ pub(crate) fn encode_shard(
 }
 
 /// Pieces up to which a unit is left to one thread.
-const SMALL_UNIT_PIECES: u64 = 16;
+const SMALL_UNIT_PIECES: u64 = 64;
 
 /// Does `job` for every item, given with its bytes of source. Large ones first, one by one, their pieces
 /// in parallel; then small ones side by side, each by one thread. Either way the pieces in flight stay

@@ -5,11 +5,11 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use llmpress_formats::{Checkpoint, Error as FormatError, FileEntry, INDEX_FILE, MANIFEST_FILE};
+use llmpress_formats::{
+    Checkpoint, Digest, Error as FormatError, FileEntry, INDEX_FILE, MANIFEST_FILE, Source, read_small_file,
+};
 
 use crate::{Error, Result};
 
@@ -18,7 +18,9 @@ const FOREIGN_WEIGHTS: [&str; 12] =
     ["bin", "ckpt", "gguf", "ggml", "h5", "msgpack", "npz", "onnx", "ot", "pt", "pth", "safetensors"];
 
 /// Files that are copied are small: tokenizers, templates, licences.
-const MAX_COPIED_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_COPIED_BYTES: u64 = 64 << 20;
+/// The largest manifest or index of a source.
+const MAX_READ_BYTES: u64 = 1 << 30;
 
 /// The files that a conversion reads, by name: shards, index, and everything that is copied.
 pub(crate) fn files(checkpoint: &Checkpoint) -> Result<BTreeMap<String, PathBuf>> {
@@ -60,22 +62,27 @@ pub(crate) fn copied(root: &Path) -> Result<(BTreeMap<String, PathBuf>, Vec<Stri
     Ok((files, left))
 }
 
-/// Size and digest of a file, read in large pieces and hashed by all threads of the pool.
-pub(crate) fn digest(path: &Path, buffer: &mut Vec<u8>, mut advance: impl FnMut(u64)) -> Result<FileEntry> {
-    let file = File::open(path).map_err(|e| FormatError::io(path, "open", e))?;
-    buffer.resize(8 << 20, 0);
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = 0;
-    loop {
-        let n = file.read_at(buffer, bytes).map_err(|e| FormatError::io(path, "read", e))?;
-        if n == 0 {
-            break;
-        }
-        hasher.update_rayon(&buffer[..n]);
-        bytes += n as u64;
-        advance(n as u64);
+/// What the manifest says of the source: its shards, and the digests of the other files.
+pub(crate) fn describe(checkpoint: &Checkpoint) -> Result<Source> {
+    let mut shards = BTreeMap::new();
+    for shard in checkpoint.directory().shards() {
+        let name = shard.path().file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        shards.insert(name.to_owned(), shard.entry()?);
     }
-    Ok(FileEntry { bytes, blake3: hasher.finalize().into() })
+    let mut files = BTreeMap::new();
+    for (name, path) in self::files(checkpoint)? {
+        if !shards.contains_key(&name) {
+            let bytes = read_small_file(&path, MAX_READ_BYTES)?;
+            files.insert(name, FileEntry { bytes: bytes.len() as u64, blake3: Digest::of(&bytes) });
+        }
+    }
+    let root = checkpoint.root().canonicalize().ok();
+    Ok(Source {
+        name: root.as_deref().and_then(|r| r.file_name()?.to_str()).unwrap_or("checkpoint").to_owned(),
+        kind: checkpoint.kind().name().to_owned(),
+        shards,
+        files,
+    })
 }
 
 /// The tensors of a unit as one run of bytes.

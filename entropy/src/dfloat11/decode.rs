@@ -41,23 +41,31 @@ impl Tables {
             .map(|(symbol, w)| (left_justified(*w), w.length as u8, symbol as u8))
             .collect();
         sorted.sort_unstable();
+        // One symbol by the next 12 bits, as length << 8 | symbol; 0 where no code of at most 12 bits fits.
+        let mut single = vec![0u16; 1 << LOOKUP_BITS];
+        for &(code, length, symbol) in &sorted {
+            if u32::from(length) <= LOOKUP_BITS {
+                let first = (code >> (32 - LOOKUP_BITS)) as usize;
+                let count = 1usize << (LOOKUP_BITS - u32::from(length));
+                single[first..first + count].fill(u16::from(length) << 8 | u16::from(symbol));
+            }
+        }
         let mut tables = Self { lookup: Box::new([0; 1 << LOOKUP_BITS]), sorted };
-        for index in 0..1u32 << LOOKUP_BITS {
+        for (index, slot) in tables.lookup.iter_mut().enumerate() {
             let (mut entry, mut count, mut used) = (0u64, 0usize, 0u32);
-            while count < LOOKUP_SYMBOLS {
-                let Some((symbol, length)) = tables.symbol(index << (32 - LOOKUP_BITS) << used) else {
-                    break;
-                };
+            while count < LOOKUP_SYMBOLS && used < LOOKUP_BITS {
+                let found = single[(index << used) & ((1 << LOOKUP_BITS) - 1)];
+                let length = u32::from(found >> 8);
                 // Only codes that lie wholly within the known bits are sure.
-                if used + length > LOOKUP_BITS {
+                if length == 0 || used + length > LOOKUP_BITS {
                     break;
                 }
-                entry |= u64::from(symbol) << (8 * count) | 1 << (48 + used);
+                entry |= u64::from(found & 0xff) << (8 * count) | 1 << (48 + used);
                 used += length;
                 count += 1;
             }
             if count > 0 {
-                tables.lookup[index as usize] = entry | (count as u64) << 40 | u64::from(used) << 44;
+                *slot = entry | (count as u64) << 40 | u64::from(used) << 44;
             }
         }
         tables
