@@ -85,7 +85,7 @@ impl Component {
     }
 
     /// Refuses another dtype or size than the encoding needs.
-    pub(crate) fn expect(&self, dtype: Dtype, bytes: u64) -> Result<()> {
+    pub(crate) fn require(&self, dtype: Dtype, bytes: u64) -> Result<()> {
         if self.dtype != dtype || self.bytes != bytes {
             return Err(self.corrupt(format!(
                 "is {} of {} bytes; its encoding needs {} of {bytes} bytes",

@@ -67,7 +67,7 @@ pub fn split_positions(elements: impl IntoIterator<Item = u64>) -> Vec<i64> {
 
 /// Reads `split_positions`, refusing what does not ascend from 0 to `elements`.
 pub(crate) fn read_split_positions(component: &Component, elements: u64) -> Result<Vec<u64>> {
-    component.expect(Dtype::I64, component.bytes / 8 * 8)?;
+    component.require(Dtype::I64, component.bytes / 8 * 8)?;
     let ends: Vec<i64> = bytemuck::allocation::pod_collect_to_vec(&component.read_all(1 << 24)?);
     let mut last = 0;
     for &end in &ends {
@@ -110,8 +110,8 @@ impl Reader {
             gaps: set.get(GAPS)?,
             tables: OnceLock::new(),
         };
-        reader.sign_mantissa.expect(Dtype::U8, elements)?;
-        reader.encoded.expect(Dtype::U8, reader.encoded.bytes)?;
+        reader.sign_mantissa.require(Dtype::U8, elements)?;
+        reader.encoded.require(Dtype::U8, reader.encoded.bytes)?;
         // A last code that ends on the edge of a block: official files lack the entry of the block
         // that holds only tail bits.
         let blocks = reader.gaps.bytes / BLOCK_GAP_BYTES as u64;
@@ -122,8 +122,8 @@ impl Reader {
                 reader.encoded.bytes
             )));
         }
-        reader.gaps.expect(Dtype::U8, blocks * BLOCK_GAP_BYTES as u64)?;
-        reader.output_positions.expect(Dtype::U8, 4 * (blocks + 1))?;
+        reader.gaps.require(Dtype::U8, blocks * BLOCK_GAP_BYTES as u64)?;
+        reader.output_positions.require(Dtype::U8, 4 * (blocks + 1))?;
         let splits = read_split_positions(&set.get(SPLIT_POSITIONS)?, elements)?;
         let expected = split_positions(parts.iter().map(|p| p.bytes / 2));
         if !splits.iter().copied().eq(expected.iter().map(|&e| e as u64)) {

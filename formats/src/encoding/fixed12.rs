@@ -85,12 +85,12 @@ impl Reader {
             grid,
         };
         let grid = &reader.grid;
-        reader.sign_mantissa.expect(Dtype::U8, grid.sign_mantissa_bytes())?;
-        reader.codes.expect(Dtype::U8, grid.codes_bytes())?;
-        reader.offsets.expect(Dtype::U32, grid.escape_offsets_bytes())?;
+        reader.sign_mantissa.require(Dtype::U8, grid.sign_mantissa_bytes())?;
+        reader.codes.require(Dtype::U8, grid.codes_bytes())?;
+        reader.offsets.require(Dtype::U32, grid.escape_offsets_bytes())?;
         let escapes = reader.exponents.bytes();
-        reader.exponents.expect(Dtype::U8, escapes)?;
-        reader.positions.expect(Dtype::U16, escapes.saturating_mul(2))?;
+        reader.exponents.require(Dtype::U8, escapes)?;
+        reader.positions.require(Dtype::U16, escapes.saturating_mul(2))?;
         let mut end = [0u32; 2];
         reader.offsets.read_at(0, bytemuck::bytes_of_mut(&mut end[0]))?;
         reader.offsets.read_at(grid.tiles() * 4, bytemuck::bytes_of_mut(&mut end[1]))?;

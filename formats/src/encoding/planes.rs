@@ -71,7 +71,7 @@ impl Reader {
         if part.bytes % split.width as u64 != 0 {
             return Err(Error::Invalid(format!("tensor {}: not a whole number of elements", part.name)));
         }
-        table.expect(Dtype::U8, chunks.saturating_mul(4 * split.width as u64))?;
+        table.require(Dtype::U8, chunks.saturating_mul(4 * split.width as u64))?;
         let lengths: Vec<u32> =
             bytemuck::allocation::pod_collect_to_vec(&table.read_all(u64::from(u32::MAX))?);
         let mut starts = Vec::with_capacity(lengths.len() / split.width + 1);
@@ -81,7 +81,7 @@ impl Reader {
             at += chunk.iter().map(|&l| u64::from(l)).sum::<u64>();
             starts.push(at);
         }
-        data.expect(Dtype::U8, at)?;
+        data.require(Dtype::U8, at)?;
         Ok(Self { data, split, bytes: part.bytes, lengths, starts })
     }
 

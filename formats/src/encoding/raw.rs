@@ -24,7 +24,7 @@ impl Reader {
     pub(super) fn open(set: ComponentSet<'_>, parts: &[Part]) -> Result<Self> {
         let part = single(&set, parts)?;
         let data = set.get(DATA)?;
-        data.expect(part.dtype, part.bytes)?;
+        data.require(part.dtype, part.bytes)?;
         Ok(Self { data })
     }
 
