@@ -146,7 +146,9 @@ fn an_output_in_the_way_is_never_touched() {
     let file = dir.path().join("file");
     std::fs::write(&file, "x").unwrap();
     assert!(convert(&file, &[]).contains("is a file"));
+    std::fs::write(out.join("notes.txt"), "mine").unwrap();
     ok(&["convert", path(&source), path(&out), "--to", "fixed12", "--force"]);
+    assert!(out.join("notes.txt").exists(), "only what a conversion made is replaced");
     ok(&["verify", path(&out), "--against", path(&source)]);
     // An unfinished conversion by another recipe.
     let half = dir.path().join("half");

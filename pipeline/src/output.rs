@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use llmpress_formats::{Error as FormatError, MANIFEST_FILE, read_small_file, write_atomic};
+use llmpress_formats::{Error as FormatError, INDEX_FILE, MANIFEST_FILE, read_small_file, write_atomic};
 use rustix::fs::{FlockOperation, flock, statvfs};
 
 use crate::receipt::STATE_DIR;
@@ -61,7 +61,7 @@ impl Output {
                 (true, _, _) | (_, true, _) if allow.force => {
                     // Taken before anything is removed: another process may be writing there.
                     drop(lock(root)?);
-                    std::fs::remove_dir_all(root).map_err(io("remove"))?;
+                    remove_own_files(root)?;
                 }
                 (true, _, _) => {
                     return refuse(
@@ -109,6 +109,30 @@ impl Output {
         std::fs::remove_dir_all(&state).map_err(|e| FormatError::io(&state, "remove", e))?;
         Ok(())
     }
+}
+
+/// Removes what a conversion makes and nothing else; copied files are overwritten later.
+fn remove_own_files(root: &Path) -> Result<()> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |e| Error::from(FormatError::io(path, "remove", e))
+    };
+    // First the manifest: without it the directory no longer counts as complete.
+    let manifest = root.join(MANIFEST_FILE);
+    if manifest.exists() {
+        std::fs::remove_file(&manifest).map_err(io(&manifest))?;
+    }
+    for entry in std::fs::read_dir(root).map_err(io(root))? {
+        let path = entry.map_err(io(root))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let stem = name.strip_suffix(".tmp").unwrap_or(name);
+        if name == STATE_DIR {
+            std::fs::remove_dir_all(&path).map_err(io(&path))?;
+        } else if stem == INDEX_FILE || stem.starts_with("model") && stem.ends_with(".safetensors") {
+            std::fs::remove_file(&path).map_err(io(&path))?;
+        }
+    }
+    Ok(())
 }
 
 fn lock(root: &Path) -> Result<File> {
