@@ -80,6 +80,26 @@ fn a_dfloat11_directory_is_an_official_one() {
 }
 
 #[test]
+fn all_six_components_are_those_of_the_official_packer() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    ok(&["convert", path(&tinylm()), path(&out), "--to", "dfloat11"]);
+    let golden = tinylm().join("../../entropy/tests/golden/units.json");
+    let units: serde_json::Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    let manifest = Checkpoint::open(&out).unwrap().manifest().unwrap().clone();
+    let mut compared = 0;
+    for unit in units.as_array().unwrap().iter().filter(|u| u["model"] == "tinylm") {
+        let entry = &manifest.units[unit["unit"].as_str().unwrap()];
+        for (name, component) in &entry.components {
+            let expected = unit["components"][name]["blake3"].as_str().unwrap();
+            assert_eq!(component.blake3.to_string(), expected, "{}: {name}", unit["unit"]);
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 8 * 6);
+}
+
+#[test]
 fn one_encoding_is_turned_into_another_directly() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b, c) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
