@@ -123,7 +123,10 @@ impl Reader {
             )));
         }
         reader.gaps.require(Dtype::U8, blocks * BLOCK_GAP_BYTES as u64)?;
-        reader.output_positions.require(Dtype::U8, 4 * (blocks + 1))?;
+        // Official files lack an entry where the last code crosses the edge of a block and ends on a byte.
+        if reader.output_positions.bytes != 4 * blocks {
+            reader.output_positions.require(Dtype::U8, 4 * (blocks + 1))?;
+        }
         let splits = read_split_positions(&set.get(SPLIT_POSITIONS)?, elements)?;
         let expected = split_positions(parts.iter().map(|p| p.bytes / 2));
         if !splits.iter().copied().eq(expected.iter().map(|&e| e as u64)) {
@@ -140,8 +143,11 @@ impl Reader {
         }
         let code = Code::from_luts(&self.luts.read_all(MAX_LUT_BYTES)?)
             .map_err(|e| self.luts.corrupt(e.to_string()))?;
-        let positions: Vec<u32> =
+        let mut positions: Vec<u32> =
             bytemuck::allocation::pod_collect_to_vec(&self.output_positions.read_all(u64::from(u32::MAX))?);
+        if positions.len() as u64 == self.gaps.bytes / BLOCK_GAP_BYTES as u64 {
+            positions.push(self.elements as u32);
+        }
         let ascends = positions.is_sorted();
         let ends = (positions.first().copied(), positions.last().map(|&p| u64::from(p)));
         if !ascends || ends != (Some(0), Some(self.elements)) {
