@@ -1,0 +1,76 @@
+//! Kernels for the processor.
+//!
+//! Activations lie in *panels*: up to [`PANEL`] tokens side by side, `panel[feature * width + token]`.
+//!
+//! Every kernel states the order in which it adds, so its result is the same bits on every processor: a
+//! fast path is compared with the scalar reference bit for bit.
+
+mod dot;
+mod elementwise;
+mod multiply;
+
+pub use dot::{LANES, dot_fixed12, dot_rows};
+pub use elementwise::{exp, gelu_tanh_gate, rms_norm, silu_gate, softmax};
+pub use multiply::multiply;
+
+/// Most tokens of a panel.
+pub const PANEL: usize = 48;
+
+/// The elements of weights as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Elements<'a> {
+    /// IEEE single precision.
+    F32(&'a [f32]),
+    /// Words of bfloat16.
+    Bf16(&'a [u16]),
+    /// Words of IEEE half precision.
+    F16(&'a [u16]),
+}
+
+impl Elements<'_> {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::Bf16(x) | Self::F16(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Widens elements `first ..` to single precision, exactly.
+    ///
+    /// # Panics
+    /// Where `first + out.len()` exceeds [`Self::len`].
+    pub fn widen(&self, first: usize, out: &mut [f32]) {
+        let len = out.len();
+        match self {
+            Self::F32(x) => out.copy_from_slice(&x[first..][..len]),
+            Self::Bf16(x) => {
+                for (to, &word) in out.iter_mut().zip(&x[first..][..len]) {
+                    *to = f32::from_bits(u32::from(word) << 16);
+                }
+            }
+            Self::F16(x) => {
+                for (to, &word) in out.iter_mut().zip(&x[first..][..len]) {
+                    *to = half::f16::from_bits(word).to_f32();
+                }
+            }
+        }
+    }
+
+    /// Element `i` in single precision.
+    #[must_use]
+    pub fn get(&self, i: usize) -> f32 {
+        match self {
+            Self::F32(x) => x[i],
+            Self::Bf16(x) => f32::from_bits(u32::from(x[i]) << 16),
+            Self::F16(x) => half::f16::from_bits(x[i]).to_f32(),
+        }
+    }
+}
