@@ -7,11 +7,22 @@
 
 mod dot;
 mod elementwise;
+mod exp;
+mod isa;
+mod log_sum_exp;
 mod multiply;
+mod norm;
+#[cfg(test)]
+mod test_values;
 
 pub use dot::{LANES, dot_fixed12, dot_rows};
-pub use elementwise::{exp, gelu_tanh_gate, rms_norm, silu_gate, softmax};
+pub use elementwise::{gelu_tanh_gate, silu_gate, softmax};
+pub use exp::exp;
+pub use log_sum_exp::{divergence, log_sum_exp};
 pub use multiply::multiply;
+pub use norm::rms_norm;
+
+use isa::{Isa, multiversion};
 
 /// Most tokens of a panel.
 pub const PANEL: usize = 48;
@@ -48,18 +59,22 @@ impl Elements<'_> {
     /// # Panics
     /// Where `first + out.len()` exceeds [`Self::len`].
     pub fn widen(&self, first: usize, out: &mut [f32]) {
+        #[inline(always)]
+        fn bf16(words: &[u16], out: &mut [f32]) {
+            for (to, &word) in out.iter_mut().zip(words) {
+                *to = f32::from_bits(u32::from(word) << 16);
+            }
+        }
         let len = out.len();
         match self {
             Self::F32(x) => out.copy_from_slice(&x[first..][..len]),
             Self::Bf16(x) => {
-                for (to, &word) in out.iter_mut().zip(&x[first..][..len]) {
-                    *to = f32::from_bits(u32::from(word) << 16);
-                }
+                let words = &x[first..][..len];
+                multiversion!(Isa::detect(), bf16(words: &[u16], out: &mut [f32]));
             }
             Self::F16(x) => {
-                for (to, &word) in out.iter_mut().zip(&x[first..][..len]) {
-                    *to = half::f16::from_bits(word).to_f32();
-                }
+                use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+                x[first..][..len].reinterpret_cast::<half::f16>().convert_to_f32_slice(out);
             }
         }
     }
