@@ -1,7 +1,12 @@
 //! Speed of the processor's kernels beside the limits of the processor, measured in turn: `cargo bench -p
 //! llmpress-kernels`. Words on the command line select sections by their names.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, missing_docs, reason = "a benchmark may stop where it stands")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a benchmark may stop where it stands"
+)]
 
 use std::hint::black_box;
 use std::thread;
@@ -101,10 +106,14 @@ fn fma_peak() -> f64 {
         #[allow(unsafe_code)]
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
             // SAFETY: the features were detected.
-            return rate(2 * 24 * 16 * TURNS, || _ = black_box(unsafe { avx512(black_box(1.5), black_box(0.5)) }));
+            return rate(2 * 24 * 16 * TURNS, || {
+                _ = black_box(unsafe { avx512(black_box(1.5), black_box(0.5)) })
+            });
         } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: as above.
-            return rate(2 * 12 * 8 * TURNS, || _ = black_box(unsafe { avx2(black_box(1.5), black_box(0.5)) }));
+            return rate(2 * 12 * 8 * TURNS, || {
+                _ = black_box(unsafe { avx2(black_box(1.5), black_box(0.5)) })
+            });
         }
     }
     rate(2 * 12 * 4 * TURNS, || _ = black_box(body::<4, 12>([black_box(1.5); 4], [black_box(0.5); 4])))
@@ -203,7 +212,9 @@ fn attention() {
             })
         });
         report(&format!("values, {past} tokens past"), "GFLOP/s", fma_peak, || {
-            rate(flops, || (0..repeats).for_each(|_| multiply(black_box(&cache), past, &scores, PANEL, &mut out)))
+            rate(flops, || {
+                (0..repeats).for_each(|_| multiply(black_box(&cache), past, &scores, PANEL, &mut out))
+            })
         });
     }
 }
@@ -241,31 +252,52 @@ fn single_tokens() {
             let rows = STREAMED / cols;
             let (x, mut out) = (vec![0.01f32; cols], vec![0.0f32; rows]);
             let name = format!("bf16, {cols} columns");
-            report(&name, "Gw/s", || read(bytes, threads) / 2.0, || {
-                rate(rows * cols, || {
-                    split(rows, cols, threads, &mut out, |first, out| {
-                        dot_rows(Elements::Bf16(&words[first * cols..]), cols, &x, out);
-                    });
-                })
-            });
+            report(
+                &name,
+                "Gw/s",
+                || read(bytes, threads) / 2.0,
+                || {
+                    rate(rows * cols, || {
+                        split(rows, cols, threads, &mut out, |first, out| {
+                            dot_rows(Elements::Bf16(&words[first * cols..]), cols, &x, out);
+                        });
+                    })
+                },
+            );
         }
         let cols = 1024;
         let (x, mut out) = (vec![0.01f32; cols], vec![0.0f32; STREAMED / cols]);
-        report("f16", "Gw/s", || read(bytes, threads) / 2.0, || {
-            rate(STREAMED, || {
-                split(STREAMED / cols, cols, threads, &mut out, |first, out| {
-                    dot_rows(Elements::F16(&words[first * cols..]), cols, &x, out);
-                });
-            })
-        });
+        report(
+            "f16",
+            "Gw/s",
+            || read(bytes, threads) / 2.0,
+            || {
+                rate(STREAMED, || {
+                    split(STREAMED / cols, cols, threads, &mut out, |first, out| {
+                        dot_rows(Elements::F16(&words[first * cols..]), cols, &x, out);
+                    });
+                })
+            },
+        );
         let single: &[f32] = bytemuck::cast_slice(&words);
-        report("f32", "Gw/s", || read(bytes, threads) / 4.0, || {
-            rate(STREAMED / 2, || {
-                split(STREAMED / 2 / cols, cols, threads, &mut out[..STREAMED / 2 / cols], |first, out| {
-                    dot_rows(Elements::F32(&single[first * cols..]), cols, &x, out);
-                });
-            })
-        });
+        report(
+            "f32",
+            "Gw/s",
+            || read(bytes, threads) / 4.0,
+            || {
+                rate(STREAMED / 2, || {
+                    split(
+                        STREAMED / 2 / cols,
+                        cols,
+                        threads,
+                        &mut out[..STREAMED / 2 / cols],
+                        |first, out| {
+                            dot_rows(Elements::F32(&single[first * cols..]), cols, &x, out);
+                        },
+                    );
+                })
+            },
+        );
         for (name, one_in) in [("no escapes", usize::MAX), ("0.3 % escapes", 333), ("5 % escapes", 20)] {
             for cols in [576, 896, 4864] {
                 fixed12(&format!("fixed12, {cols} columns, {name}"), &words, one_in, cols, threads);
@@ -296,22 +328,28 @@ fn fixed12(name: &str, words: &[u16], one_in: usize, cols: usize, threads: usize
     let bytes = bytemuck::cast_slice(words);
     let stored = 1.5 + encoded.escape_positions.len() as f64 * 3.0 / (rows * cols) as f64;
     let across = cols.div_ceil(TILE_COLS);
-    report(name, "Gw/s", || read(bytes, threads) / stored, || {
-        rate(rows * cols, || {
-            split(rows, cols, threads, &mut out, |first, out| {
-                let tiles = first / TILE_ROWS * across..(first + out.len()).div_ceil(TILE_ROWS) * across;
-                let escapes = offsets[tiles.start] as usize..offsets[tiles.end] as usize;
-                let strips = StripsRef {
-                    sign_mantissa: &encoded.sign_mantissa[tiles.start * TILE_WEIGHTS..tiles.end * TILE_WEIGHTS],
-                    codes: &encoded.codes[tiles.start * TILE_CODE_BYTES..tiles.end * TILE_CODE_BYTES],
-                    escape_offsets: &offsets[tiles.start..=tiles.end],
-                    escape_positions: &encoded.escape_positions[escapes.clone()],
-                    escape_exponents: &encoded.escape_exponents[escapes],
-                };
-                dot_fixed12(base, &strips, &x, out).expect("valid strips");
-            });
-        })
-    });
+    report(
+        name,
+        "Gw/s",
+        || read(bytes, threads) / stored,
+        || {
+            rate(rows * cols, || {
+                split(rows, cols, threads, &mut out, |first, out| {
+                    let tiles = first / TILE_ROWS * across..(first + out.len()).div_ceil(TILE_ROWS) * across;
+                    let escapes = offsets[tiles.start] as usize..offsets[tiles.end] as usize;
+                    let strips = StripsRef {
+                        sign_mantissa: &encoded.sign_mantissa
+                            [tiles.start * TILE_WEIGHTS..tiles.end * TILE_WEIGHTS],
+                        codes: &encoded.codes[tiles.start * TILE_CODE_BYTES..tiles.end * TILE_CODE_BYTES],
+                        escape_offsets: &offsets[tiles.start..=tiles.end],
+                        escape_positions: &encoded.escape_positions[escapes.clone()],
+                        escape_exponents: &encoded.escape_exponents[escapes],
+                    };
+                    dot_fixed12(base, &strips, &x, out).expect("valid strips");
+                });
+            })
+        },
+    );
 }
 
 fn widening() {
@@ -319,13 +357,18 @@ fn widening() {
     let bytes = bytemuck::cast_slice(&words);
     let mut out = vec![0.0f32; 64 << 10];
     for (name, elements) in [("bf16", Elements::Bf16(&words)), ("f16", Elements::F16(&words))] {
-        report(&format!("{name} from memory to the cache"), "Gw/s", || read(bytes, 1) / 2.0, || {
-            rate(STREAMED, || {
-                for first in (0..STREAMED).step_by(out.len()) {
-                    black_box(elements).widen(first, black_box(&mut out));
-                }
-            })
-        });
+        report(
+            &format!("{name} from memory to the cache"),
+            "Gw/s",
+            || read(bytes, 1) / 2.0,
+            || {
+                rate(STREAMED, || {
+                    for first in (0..STREAMED).step_by(out.len()) {
+                        black_box(elements).widen(first, black_box(&mut out));
+                    }
+                })
+            },
+        );
     }
 }
 

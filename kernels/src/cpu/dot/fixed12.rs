@@ -25,7 +25,8 @@ use crate::cpu::isa::{Isa, multiversion};
 /// # Errors
 /// [`Error::Corrupt`] where the sizes of the components do not fit, or the escapes of a tile are not ascending
 /// positions of its weights. What [`llmpress_entropy::fixed12::decode_strips`] checks beyond that is left to
-/// it: padding is ignored, an escape counts whatever its code and exponent.
+/// it: padding is ignored, and so is whether an escape needs to be one. Of an escape whose code is not 0 the
+/// weight is unspecified.
 pub fn dot_fixed12(base: i16, strips: &StripsRef<'_>, x: &[f32], out: &mut [f32]) -> Result<(), Error> {
     dot_fixed12_with(Isa::detect(), base, strips, x, out)
 }
@@ -174,7 +175,10 @@ mod tests {
 
     fn offsets(strips: &Strips) -> Vec<u32> {
         let mut offsets = vec![9u32];
-        offsets.extend(strips.escape_counts.iter().scan(9, |sum, n| { *sum += n; Some(*sum) }));
+        offsets.extend(strips.escape_counts.iter().scan(9, |sum, n| {
+            *sum += n;
+            Some(*sum)
+        }));
         offsets
     }
 

@@ -58,7 +58,7 @@ fn decode(
                 let byte = u32::from(bytes[i]);
                 // The byte's copy of the sign at bit 23 is the one that its code lacks.
                 let exponent = code + base;
-                *weight = f32::from_bits((byte << 16) + (exponent << 23) | byte << 24 & 1 << 31);
+                *weight = f32::from_bits((byte << 16) + (exponent << 23) | (byte << 24) & 1 << 31);
             }
         }
     }
@@ -84,8 +84,10 @@ fn patch(
             return Err(BadEscapes { tile });
         }
         next = position + 1;
-        let weight = &mut weights[row][col];
-        *weight = f32::from_bits(weight.to_bits() & 0x807f_0000 | u32::from(exponent) << 23);
+        let weight = weights[row][col].to_bits();
+        // From code 0 to the exponent.
+        let difference = u32::from(exponent).wrapping_sub(tiles.base + (weight >> 31)) << 23;
+        weights[row][col] = f32::from_bits(weight.wrapping_add(difference));
     }
     Ok(())
 }
