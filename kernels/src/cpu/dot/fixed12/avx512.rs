@@ -57,14 +57,10 @@ fn strips<const ODD: bool>(tiles: &Tiles<'_>, x: &[f32], out: &mut [f32]) -> Res
             let (now, next) = if tile % 2 == 0 { (&mut *even, &mut *odd) } else { (&mut *odd, &mut *even) };
             list(tiles, tile + 1, next)?;
             let (bytes, codes) = (&tiles.sign_mantissa[tile], &tiles.codes[tile]);
-            let escapes = tiles.escapes(tile).0;
-            if escapes.is_empty() {
+            if tiles.escapes(tile).0.is_empty() {
                 add::<ODD, false>(&decoder, bytes, codes, now, x, sums);
             } else {
                 add::<ODD, true>(&decoder, bytes, codes, now, x, sums);
-                for &position in escapes {
-                    now[usize::from(position) % TILE_WEIGHTS] = 0;
-                }
             }
             tile += 1;
         }
@@ -75,7 +71,7 @@ fn strips<const ODD: bool>(tiles: &Tiles<'_>, x: &[f32], out: &mut [f32]) -> Res
     Ok(())
 }
 
-/// Adds a tile's products. Its columns past `x` are padding.
+/// Adds a tile's products. Its columns past `x` are padding; `patches` are zero afterwards.
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 #[inline]
@@ -83,12 +79,12 @@ fn add<const ODD: bool, const ESCAPES: bool>(
     decoder: &Decoder<ODD>,
     bytes: &[u8; TILE_WEIGHTS],
     codes: &[u8; TILE_CODE_BYTES],
-    patches: &Patches,
+    patches: &mut Patches,
     x: &[f32],
     sums: &mut Sums,
 ) {
     let (x, masks) = by_parity(x);
-    let (patches, _) = patches.as_chunks::<32>();
+    let (patches, _) = patches.as_chunks_mut::<32>();
     let (halves, _) = bytes.as_chunks::<{ TILE_WEIGHTS / 2 }>();
     for g in 0..8 {
         for half in halves {
@@ -108,9 +104,12 @@ fn add<const ODD: bool, const ESCAPES: bool>(
             };
             for (row, mut words) in [g, g + 8].into_iter().zip(decoder.words(bytes, codes)) {
                 if ESCAPES {
+                    let patches = patches[2 * row + half].as_mut_ptr().cast();
                     // SAFETY: 32 words.
-                    let patches = unsafe { _mm512_loadu_si512(patches[2 * row + half].as_ptr().cast()) };
-                    words = _mm512_add_epi16(words, patches);
+                    unsafe {
+                        words = _mm512_add_epi16(words, _mm512_loadu_si512(patches));
+                        _mm512_storeu_si512(patches, _mm512_setzero_si512());
+                    }
                 }
                 let even = _mm512_slli_epi32::<16>(words);
                 let odd = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
@@ -204,6 +203,8 @@ fn list(tiles: &Tiles<'_>, tile: usize, patches: &mut Patches) -> Result<(), Bad
         if _mm512_mask_cmplt_epi32_mask(good, bits(positions, TILE_COLS as i32 - 1), cols) != mask {
             return Err(BadEscapes { tile });
         }
+        // Lanes past the end do as the first: a loop of any other length would be mispredicted.
+        let (positions, exponents) = (first_fills(mask, positions), first_fills(mask, exponents));
         // `byte_index` of row (1 + 3 bits) and column (1 + 2 + 3 bits), as the word that holds it and a shift.
         let row_half = _mm512_srli_epi32::<6>(bits(positions, 0x200));
         let col_half = _mm512_slli_epi32::<4>(bits(positions, 0x20));
@@ -214,20 +215,33 @@ fn list(tiles: &Tiles<'_>, tile: usize, patches: &mut Patches) -> Result<(), Bad
         );
         let shift = _mm512_slli_epi32::<3>(bits(positions, 3));
         // SAFETY: positions are less than 1024, so words end within the tile's 1024 bytes.
-        let words = unsafe {
-            _mm512_mask_i32gather_epi32::<1>(_mm512_setzero_si512(), mask, word, bytes.as_ptr().cast())
-        };
+        let words = unsafe { _mm512_i32gather_epi32::<1>(word, bytes.as_ptr().cast()) };
         let sign = bits(_mm512_srlv_epi32(words, shift), 0x80);
         let base = _mm512_set1_epi32(tiles.base.cast_signed());
         let patch = _mm512_sub_epi32(_mm512_slli_epi32::<7>(_mm512_sub_epi32(exponents, base)), sign);
-        let mut differences = [0u16; 16];
-        // SAFETY: sixteen words.
-        unsafe { _mm256_storeu_si256(differences.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(patch)) };
-        for (&position, difference) in positions16.iter().zip(differences) {
-            patches[usize::from(position) % TILE_WEIGHTS] = difference;
+        for (at, patch) in to_words(positions).into_iter().zip(to_words(patch)) {
+            patches[usize::from(at) % TILE_WEIGHTS] = patch;
         }
     }
     Ok(())
+}
+
+/// The first lane in place of those that `mask` leaves out.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn first_fills(mask: __mmask16, x: __m512i) -> __m512i {
+    _mm512_mask_mov_epi32(_mm512_broadcastd_epi32(_mm512_castsi512_si128(x)), mask, x)
+}
+
+/// The low halves.
+#[allow(unsafe_code)]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn to_words(x: __m512i) -> [u16; 16] {
+    let mut words = [0; 16];
+    // SAFETY: sixteen words.
+    unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(x)) };
+    words
 }
 
 /// Operands of decoding. A base that is `ODD` is made even by the distance of codes from 15.
