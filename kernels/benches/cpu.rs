@@ -358,20 +358,22 @@ fn fixed12(name: &str, words: &[u16], one_in: usize, cols: usize, threads: usize
 fn widening() {
     let words: Vec<u16> = (0..STREAMED).map(|i| (i % 0x7000) as u16).collect();
     let bytes = bytemuck::cast_slice(&words);
-    let mut out = vec![0.0f32; 64 << 10];
     for (name, elements) in [("bf16", Elements::Bf16(&words)), ("f16", Elements::F16(&words))] {
-        report(
-            &format!("{name} from memory to the cache"),
-            "Gw/s",
-            || read(bytes, 1) / 2.0,
-            || {
-                rate(STREAMED, || {
-                    for first in (0..STREAMED).step_by(out.len()) {
-                        black_box(elements).widen(first, black_box(&mut out));
-                    }
-                })
-            },
-        );
+        for (cache, values) in [("first", 2 << 10), ("second", 64 << 10)] {
+            let mut out = vec![0.0f32; values];
+            report(
+                &format!("{name} to the {cache} cache"),
+                "Gw/s",
+                || read(bytes, 1) / 2.0,
+                || {
+                    rate(STREAMED, || {
+                        for first in (0..STREAMED).step_by(values) {
+                            black_box(elements).widen(first, black_box(&mut out));
+                        }
+                    })
+                },
+            );
+        }
     }
 }
 

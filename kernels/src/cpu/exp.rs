@@ -4,11 +4,13 @@
 //! e^x = 2^n e^r,   n = round(x / ln 2),   |r| <= ln 2 / 2,   e^r by its series to the seventh power
 //! ```
 
+use super::isa::{Isa, multiversion};
+
 /// `e^x` within 2 units in the last place: 0 below -104, infinity above 88.73, NaN for NaN. The same bits on
 /// every processor.
 #[must_use]
 pub fn exp(x: f32) -> f32 {
-    exp_inline(x)
+    multiversion!(Isa::detect(), exp_inline(x: f32) -> f32)
 }
 
 /// [`exp`] for loops that are compiled for several instruction sets.

@@ -6,7 +6,7 @@ use crate::cpu::Elements;
 use crate::cpu::dot::avx512::{Bf16, Half, Load, Single};
 
 /// Elements from those that are widened to those asked of memory.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 8192;
 
 /// As [`super::reference`].
 ///
@@ -31,7 +31,7 @@ unsafe fn all<L: Load>(from: *const L::Word, out: &mut [f32]) {
     let (vectors, rest) = out.as_chunks_mut::<16>();
     for (i, out) in vectors.iter_mut().enumerate() {
         let from = from.wrapping_add(16 * i);
-        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
+        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(AHEAD).cast());
         // SAFETY: as many elements as values.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), L::load(from, __mmask16::MAX)) };
     }
