@@ -5,6 +5,8 @@
 //! ```
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod plain;
 
@@ -14,7 +16,7 @@ use llmpress_entropy::fixed12::{
 };
 
 use super::fold;
-use crate::cpu::isa::{Isa, multiversion};
+use crate::cpu::isa::Isa;
 
 /// [`super::dot_rows`] of `out.len()` rows of `x.len()` weights that are stored as fixed12 strips: the same bits
 /// as decoding them to bfloat16 first, but only the twelve bits of each weight are read and no weight is
@@ -48,11 +50,10 @@ fn dot_fixed12_with(
         // SAFETY: the features were detected.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::dot(&tiles, x, out) },
-        _ => {
-            use plain::dot;
-            let tiles = &tiles;
-            multiversion!(isa, dot(tiles: &Tiles<'_>, x: &[f32], out: &mut [f32]) -> Result<(), BadEscapes>)
-        }
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::dot(&tiles, x, out) },
+        Isa::Portable => plain::dot(&tiles, x, out),
     };
     done.map_err(|BadEscapes { tile }| tiles.describe(tile))
 }

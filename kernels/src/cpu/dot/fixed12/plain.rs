@@ -5,14 +5,24 @@ use llmpress_entropy::fixed12::{TILE_CODE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIG
 use super::{BadEscapes, Tiles, fold};
 
 /// The product over all strips.
-#[inline(always)]
 pub(super) fn dot(tiles: &Tiles<'_>, x: &[f32], out: &mut [f32]) -> Result<(), BadEscapes> {
+    dot_with(tiles, x, out, |bytes, codes, weights| decode(tiles.base, bytes, codes, weights))
+}
+
+/// As [`dot`]. `decode` makes a tile's weights as if nothing were an escape.
+#[inline(always)]
+pub(super) fn dot_with(
+    tiles: &Tiles<'_>,
+    x: &[f32],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; TILE_WEIGHTS], &[u8; TILE_CODE_BYTES], &mut [[f32; TILE_COLS]; TILE_ROWS]),
+) -> Result<(), BadEscapes> {
     let mut weights = [[0.0f32; TILE_COLS]; TILE_ROWS];
     let mut tile = 0;
     for out in out.chunks_mut(TILE_ROWS) {
         let mut sums = [[0.0f32; TILE_COLS]; TILE_ROWS];
         for x in x.chunks(TILE_COLS) {
-            decode(tiles.base, &tiles.sign_mantissa[tile], &tiles.codes[tile], &mut weights);
+            decode(&tiles.sign_mantissa[tile], &tiles.codes[tile], &mut weights);
             patch(tiles, tile, &mut weights)?;
             for (sums, weights) in sums.iter_mut().zip(&weights) {
                 for ((sum, w), x) in sums.iter_mut().zip(weights).zip(x) {
@@ -29,7 +39,6 @@ pub(super) fn dot(tiles: &Tiles<'_>, x: &[f32], out: &mut [f32]) -> Result<(), B
 }
 
 /// A tile in single precision, as if nothing were an escape.
-#[inline(always)]
 fn decode(
     base: u32,
     sign_mantissa: &[u8; TILE_WEIGHTS],
