@@ -327,7 +327,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub(crate) system: Option<String>,
     /// Most tokens to generate.
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 128)]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
     pub(crate) max_new_tokens: usize,
     /// 0 takes the likeliest token always; higher values draw more freely.
     #[arg(long, value_name = "T", default_value_t = 0.0)]

@@ -7,7 +7,11 @@
 
 use crate::Panels;
 
-/// The key and value cache of one sequence. A layer whose attention is skipped takes no memory.
+/// Tokens that a layer has room for at first.
+const FIRST_CAPACITY: usize = 64;
+
+/// The key and value cache of one sequence. It takes memory as the sequence grows; a layer whose attention is
+/// skipped takes none.
 #[derive(Debug)]
 pub struct Cache {
     capacity: usize,
@@ -83,13 +87,10 @@ impl Cache {
 
     /// Adds a layer's keys and values, `kv_heads * head_dim` features of the tokens from [`Self::len`] on.
     pub(crate) fn append(&mut self, layer: usize, k: &Panels, v: &Panels, head_dim: usize) -> &LayerCache {
-        let (first, capacity) = (self.length, self.capacity);
+        let first = self.length;
         let layer = &mut self.layers[layer];
-        if layer.keys.is_empty() {
-            layer.keys = vec![0.0; k.features() * capacity];
-            layer.values = vec![0.0; k.features() * capacity];
-            (layer.capacity, layer.head_dim) = (capacity, head_dim);
-        }
+        layer.reserve(first, first + k.tokens(), self.capacity, k.features(), head_dim);
+        let capacity = layer.capacity;
         for panel in 0..k.count() {
             let (range, width) = (k.range(panel), k.width(panel));
             for (feature, (keys, values)) in
@@ -109,6 +110,27 @@ impl Cache {
 }
 
 impl LayerCache {
+    /// Makes room for `needed` tokens, of at most `limit`, and keeps the `held` ones.
+    fn reserve(&mut self, held: usize, needed: usize, limit: usize, features: usize, head_dim: usize) {
+        if needed <= self.capacity {
+            return;
+        }
+        let capacity = needed.max(2 * self.capacity).max(FIRST_CAPACITY).min(limit.max(needed));
+        let mut keys = vec![0.0; features * capacity];
+        let mut values = vec![0.0; features * capacity];
+        if self.capacity > 0 {
+            for (to, from) in
+                keys.chunks_mut(head_dim * capacity).zip(self.keys.chunks(head_dim * self.capacity))
+            {
+                to[..held * head_dim].copy_from_slice(&from[..held * head_dim]);
+            }
+            for (to, from) in values.chunks_mut(capacity).zip(self.values.chunks(self.capacity)) {
+                to[..held].copy_from_slice(&from[..held]);
+            }
+        }
+        *self = Self { keys, values, capacity, head_dim };
+    }
+
     /// Keys of a head from token `first` on: rows of `head_dim`.
     pub(crate) fn keys(&self, head: usize, first: usize) -> &[f32] {
         let size = self.capacity * self.head_dim;
@@ -124,5 +146,41 @@ impl LayerCache {
     /// Distance of the rows of values.
     pub(crate) fn stride(&self) -> usize {
         self.capacity
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growing_keeps_what_is_there() {
+        let (heads, d, tokens) = (3, 4, 500);
+        let panels = |from: usize, to: usize, sign: f32| {
+            let mut panels = Panels::zeros(heads * d, to - from);
+            for token in from..to {
+                panels.set_token(token - from, (0..heads * d).map(|f| sign * (token * 100 + f) as f32));
+            }
+            panels
+        };
+        let mut cache = Cache::new(1, tokens);
+        let mut at = 0;
+        for step in [1, 60, 3, 1, 1, 100, 334] {
+            cache.append(0, &panels(at, at + step, 1.0), &panels(at, at + step, -1.0), d);
+            cache.advance(step);
+            at += step;
+        }
+        assert_eq!(at, tokens);
+        let layer = &cache.layers[0];
+        for head in 0..heads {
+            for token in 0..tokens {
+                for i in 0..d {
+                    let expected = (token * 100 + head * d + i) as f32;
+                    assert_eq!(layer.keys(head, token)[i], expected);
+                    assert_eq!(layer.values(head, token)[i * layer.stride()], -expected);
+                }
+            }
+        }
+        assert_eq!(cache.bytes(), 2 * 4 * heads * d * tokens, "no more than the capacity");
     }
 }

@@ -113,8 +113,8 @@ impl Linear {
             Source::Decoded => DECODED_ELEMENTS,
             _ => PLAIN_ELEMENTS,
         };
-        let tasks = (rows * self.cols).div_ceil(elements).next_multiple_of(threads);
-        rows.div_ceil(tasks).next_multiple_of(TILE_ROWS)
+        let tasks = (rows * self.cols).div_ceil(elements).next_multiple_of(threads).max(1);
+        rows.div_ceil(tasks).max(1).next_multiple_of(TILE_ROWS)
     }
 
     /// The weights of some rows: where they lie, or decoded into `words`.

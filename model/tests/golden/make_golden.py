@@ -22,8 +22,9 @@ cases
 
     Its metadata entry `case` is JSON: `greedy_margin`, the smallest distance of the two largest logits on the way;
     `router_margin`, the smallest distance of the last expert chosen and the first one not chosen, in router logits
-    (MoE only); `cached_difference`, the largest difference of `greedy_logits` from a run with a KV cache, which is rounding unless
-    the rotary frequencies change on the way; `cached_greedy`, the tokens of that run where they are others.
+    (MoE only); `cached_difference`, the largest difference of `greedy_logits` from a run with a KV cache, which is
+    rounding unless the rotary frequencies change on the way; `cached_greedy`, the tokens of that run where they are
+    others.
 
     `config_v4.json` is the same configuration as transformers 4 wrote it. Both give the same logits.
 
@@ -33,10 +34,11 @@ cases
 
 real
     One entry of real.json a model (the other entries are kept), computed with the weights upcast to F32 and SDPA,
-    without a BOS token, from the start of TEXT: `ids` of the first 64 tokens; `top` (ten largest ids and logits after them), `first` (logits of ids
-    0 to 15), `logsumexp` and `mean` of these logits; `nll` (natural log) of tokens 1 to 63; `greedy`, 32 tokens after
-    the first 16; `perplexity` over the first 8,192 tokens in windows of 512 of which tokens 1 to 511 are scored, its
-    `mean_nll` and the `windows` they are the mean of. `ids_sha256` is of the 8,192 ids as little-endian U32.
+    without a BOS token, from the start of TEXT: `ids` of the first 64 tokens; `top` (ten largest ids and logits after
+    them), `first` (logits of ids 0 to 15), `logsumexp` and `mean` of these logits; `nll` (natural log) of tokens 1 to
+    63; `greedy`, 32 tokens after the first 16; `perplexity` over the first 8,192 tokens in windows of 512 of which
+    tokens 1 to 511 are scored, its `mean_nll` and the `windows` they are the mean of. `ids_sha256` is of the 8,192 ids
+    as little-endian U32.
 """
 
 import argparse
