@@ -72,6 +72,7 @@ def main():
     print(
         json.dumps(
             {
+                "peer": f"transformers {transformers.__version__}, {arguments.dtype}",
                 "model": arguments.model.name,
                 "dtype": arguments.dtype,
                 "threads": arguments.threads,
