@@ -1,123 +1,416 @@
-//! Speed of the processor's kernels on one thread, beside what the processor can do: `cargo bench -p llmpress-kernels`.
+//! Speed of the processor's kernels beside the limits of the processor, measured in turn: `cargo bench -p
+//! llmpress-kernels`. Words on the command line select sections by their names.
 
-#![allow(clippy::expect_used)]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a benchmark may stop where it stands"
+)]
 
 use std::hint::black_box;
+use std::thread;
 use std::time::Instant;
 
-use llmpress_entropy::fixed12::{Histogram, Strips, StripsRef, encode_strips};
-use llmpress_kernels::cpu::{Elements, PANEL, dot_fixed12, dot_rows, multiply, silu_gate, softmax};
+use llmpress_entropy::fixed12::{
+    Histogram, Strips, StripsRef, TILE_CODE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS, encode_strips,
+};
+use llmpress_kernels::cpu::{
+    Elements, PANEL, dot_fixed12, dot_rows, exp, gelu_tanh_gate, multiply, rms_norm, silu_gate, softmax,
+};
 
-/// Rounds; the median counts.
-const ROUNDS: usize = 7;
+/// Rounds that count.
+const ROUNDS: usize = 11;
 /// Weights that no cache holds.
 const STREAMED: usize = 256 << 20;
+/// Rows that are widened at once and multiplied with every panel.
+const BLOCK: usize = 64;
+/// Panels of a prefill of 512 tokens.
+const PANELS: usize = 11;
 
 fn main() {
-    let peak = median(fma_peak);
-    println!("fused multiply-adds in registers: {peak:.0} GFLOP/s\n");
-    println!("multiply, {PANEL} tokens, share of that peak");
-    for (rows, cols) in [(576, 576), (1536, 576), (576, 1536), (4864, 896), (896, 4864), (512, 64), (64, 512)]
-    {
-        let (weights, x) = (vec![0.5f32; rows * cols], vec![0.25f32; cols * PANEL]);
-        let mut out = vec![0.0f32; rows * PANEL];
-        let repeats = (2usize << 30) / (2 * rows * cols * PANEL) + 1;
-        let speed = median(|| {
-            let start = Instant::now();
-            for _ in 0..repeats {
-                for (weights, out) in weights.chunks(64 * cols).zip(out.chunks_mut(64 * PANEL)) {
-                    multiply(black_box(weights), cols, &x, PANEL, out);
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let sections: [(&str, fn()); 5] = [
+        ("multiply", panels),
+        ("attention", attention),
+        ("dot", single_tokens),
+        ("widen", widening),
+        ("elementwise", elementwise),
+    ];
+    for (name, section) in sections {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            println!("\n{name}");
+            section();
+        }
+    }
+}
+
+/// Work a second that a round of the kernel and, right before it, one of the limit reach.
+fn report(name: &str, unit: &str, mut limit: impl FnMut() -> f64, mut kernel: impl FnMut() -> f64) {
+    let _ = (limit(), kernel());
+    let rounds: Vec<[f64; 2]> = (0..ROUNDS).map(|_| [limit(), kernel()]).collect();
+    let spread = |f: &dyn Fn(&[f64; 2]) -> f64| {
+        let mut all: Vec<f64> = rounds.iter().map(f).collect();
+        all.sort_by(f64::total_cmp);
+        [all[0], all[ROUNDS / 2], all[ROUNDS - 1]]
+    };
+    let [low, middle, high] = spread(&|r| r[1]);
+    let [_, of_limit, _] = spread(&|r| r[0]);
+    let [_, share, _] = spread(&|r| r[1] / r[0]);
+    println!(
+        "  {name:34} {middle:7.2} {unit} ({low:.2} .. {high:.2}), {:3.0} % of {of_limit:.2}",
+        share * 100.0
+    );
+}
+
+/// `work` in units of 10^9 a second.
+fn rate(work: usize, f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    work as f64 / start.elapsed().as_secs_f64() / 1e9
+}
+
+/// Fused multiply-adds on registers alone.
+fn fma_peak() -> f64 {
+    const TURNS: usize = 200_000;
+    #[inline(always)]
+    fn body<const LANES: usize, const SUMS: usize>(a: [f32; LANES], b: [f32; LANES]) -> f32 {
+        let mut sums = [[0.0f32; LANES]; SUMS];
+        for _ in 0..TURNS {
+            for sum in &mut sums {
+                for lane in 0..LANES {
+                    sum[lane] = a[lane].mul_add(b[lane], sum[lane]);
                 }
             }
-            (2 * rows * cols * PANEL * repeats) as f64 / start.elapsed().as_secs_f64() / 1e9
-        });
-        println!("  {rows:5} x {cols:5}  {speed:6.0} GFLOP/s  {:3.0} %", speed / peak * 100.0);
+        }
+        sums.as_flattened().iter().sum()
     }
-    println!("\none token, weights from memory, GB/s of what is stored and 10^9 weights/s");
-    // Exponents as trained weights have them, and one escape in so many.
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512vl")]
+        fn avx512(a: f32, b: f32) -> f32 {
+            use std::arch::x86_64::*;
+            let (a, b) = (_mm512_set1_ps(a), _mm512_set1_ps(b));
+            let mut sums = [_mm512_setzero_ps(); 24];
+            for _ in 0..TURNS {
+                for sum in &mut sums {
+                    *sum = _mm512_fmadd_ps(a, b, *sum);
+                }
+            }
+            sums.into_iter().map(|sum| _mm512_reduce_add_ps(sum)).sum()
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(a: f32, b: f32) -> f32 {
+            body::<8, 12>([a; 8], [b; 8])
+        }
+        #[allow(unsafe_code)]
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+            // SAFETY: the features were detected.
+            return rate(2 * 24 * 16 * TURNS, || {
+                _ = black_box(unsafe { avx512(black_box(1.5), black_box(0.5)) })
+            });
+        } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: as above.
+            return rate(2 * 12 * 8 * TURNS, || {
+                _ = black_box(unsafe { avx2(black_box(1.5), black_box(0.5)) })
+            });
+        }
+    }
+    rate(2 * 12 * 4 * TURNS, || _ = black_box(body::<4, 12>([black_box(1.5); 4], [black_box(0.5); 4])))
+}
+
+/// GB/s at which `threads` read `bytes`: sums of 64-bit words.
+fn read(bytes: &[u8], threads: usize) -> f64 {
+    fn sum(bytes: &[u8]) -> u64 {
+        let (chunks, _) = bytemuck::cast_slice::<u8, u64>(bytes).as_chunks::<64>();
+        let mut sums = [0u64; 64];
+        for chunk in chunks {
+            for (sum, x) in sums.iter_mut().zip(chunk) {
+                *sum = sum.wrapping_add(*x);
+            }
+        }
+        sums.iter().fold(0, |a, b| a ^ b)
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn avx2(bytes: &[u8]) -> u64 {
+        use std::arch::x86_64::*;
+        let (chunks, _) = bytes.as_chunks::<256>();
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for chunk in chunks {
+            let (parts, _) = chunk.as_chunks::<32>();
+            for (sum, part) in sums.iter_mut().zip(parts) {
+                *sum = _mm256_add_epi64(*sum, bytemuck::cast(*part));
+            }
+        }
+        let sums: [[u64; 4]; 8] = bytemuck::cast(sums);
+        sums.as_flattened().iter().fold(0, |a, b| a ^ b)
+    }
+    let part = bytes.len() / threads / 256 * 256;
+    rate(threads * part, || {
+        thread::scope(|scope| {
+            for bytes in bytes.chunks_exact(part).take(threads) {
+                scope.spawn(move || {
+                    #[cfg(target_arch = "x86_64")]
+                    #[allow(unsafe_code)]
+                    if is_x86_feature_detected!("avx2") {
+                        // SAFETY: the feature was detected.
+                        return black_box(unsafe { avx2(bytes) });
+                    }
+                    black_box(sum(bytes))
+                });
+            }
+        });
+    })
+}
+
+fn panels() {
+    for (rows, cols) in [(576, 576), (1536, 576), (576, 1536), (4864, 896), (896, 4864)] {
+        let words: Vec<u16> = (0..rows * cols).map(|i| 0x3c00 + (i % 512) as u16).collect();
+        let x = vec![0.25f32; cols * PANEL * PANELS];
+        let mut out = vec![0.0f32; rows * PANEL * PANELS];
+        let mut widened = vec![0.0f32; BLOCK * cols];
+        let flops = 2 * rows * cols * PANEL * PANELS;
+        report(&format!("{rows} x {cols}, bf16 x {PANELS} panels"), "GFLOP/s", fma_peak, || {
+            rate(flops, || {
+                for first in (0..rows).step_by(BLOCK) {
+                    let count = BLOCK.min(rows - first);
+                    let weights = &mut widened[..count * cols];
+                    Elements::Bf16(black_box(&words)).widen(first * cols, weights);
+                    for (x, out) in x.chunks_exact(cols * PANEL).zip(out.chunks_exact_mut(rows * PANEL)) {
+                        multiply(weights, cols, x, PANEL, &mut out[first * PANEL..][..count * PANEL]);
+                    }
+                }
+            })
+        });
+    }
+    let (rows, cols) = (64, 896);
+    let weights = vec![0.5f32; rows * cols];
+    for width in [1, 2, 4, 8, 12, 16, 24, 32, 40, 44, 48] {
+        let (x, mut out) = (vec![0.25f32; cols * width], vec![0.0f32; rows * width]);
+        report(&format!("{rows} x {cols}, {width} tokens"), "GFLOP/s", fma_peak, || {
+            rate(2 * 50 * rows * cols * width, || {
+                for _ in 0..50 {
+                    multiply(black_box(&weights), cols, &x, width, &mut out);
+                }
+            })
+        });
+    }
+}
+
+fn attention() {
+    let d = 64;
+    for past in [64, 512, 4096] {
+        let (cache, query) = (vec![0.5f32; past * d], vec![0.25f32; d * PANEL]);
+        let mut scores = vec![0.0f32; past * PANEL];
+        let mut out = vec![0.0f32; d * PANEL];
+        let repeats = (1 << 15) / past;
+        let flops = 2 * repeats * past * d * PANEL;
+        report(&format!("keys, {past} tokens past"), "GFLOP/s", fma_peak, || {
+            rate(flops, || {
+                (0..repeats).for_each(|_| multiply(black_box(&cache), d, &query, PANEL, &mut scores));
+            })
+        });
+        report(&format!("values, {past} tokens past"), "GFLOP/s", fma_peak, || {
+            rate(flops, || {
+                (0..repeats).for_each(|_| multiply(black_box(&cache), past, &scores, PANEL, &mut out))
+            })
+        });
+    }
+}
+
+/// Calls of one product, of the rows that a caller gives a thread at once.
+fn split(rows: usize, cols: usize, threads: usize, out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+    let task = ((128 << 10) / cols).next_multiple_of(TILE_ROWS);
+    let part = rows.div_ceil(threads).next_multiple_of(task);
+    thread::scope(|scope| {
+        for (i, out) in out.chunks_mut(part).enumerate() {
+            let f = &f;
+            scope.spawn(move || {
+                for (j, out) in out.chunks_mut(task).enumerate() {
+                    f(i * part + j * task, out);
+                }
+            });
+        }
+    });
+}
+
+fn single_tokens() {
+    // Exponents as trained weights have them.
     let words: Vec<u16> = (0..STREAMED as u64)
         .map(|i| {
             let r = (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let step = ((r << 8) | 1 << 20).leading_zeros() as u16;
-            (r >> 48) as u16 & 0x807f | (124 - step.min(14)) << 7
+            let r = (r ^ r >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let step = (r << 16 | 1 << 50).leading_zeros() as u16;
+            (r >> 48) as u16 & 0x807f | (124 - step) << 7
         })
         .collect();
-    let report = |name: &str, bytes: f64, seconds: f64| {
-        println!("  {name:24} {:5.1} GB/s  {:5.2}", bytes / seconds / 1e9, STREAMED as f64 / seconds / 1e9);
-    };
-    let seconds = |mut f: Box<dyn FnMut() + '_>| {
-        median(|| {
-            let start = Instant::now();
-            f();
-            start.elapsed().as_secs_f64()
+    for threads in [1, 2] {
+        println!(" {threads} threads, 10^9 weights/s");
+        let bytes: &[u8] = bytemuck::cast_slice(&words);
+        for cols in [576, 896, 4864] {
+            let rows = STREAMED / cols;
+            let (x, mut out) = (vec![0.01f32; cols], vec![0.0f32; rows]);
+            let name = format!("bf16, {cols} columns");
+            report(
+                &name,
+                "Gw/s",
+                || read(bytes, threads) / 2.0,
+                || {
+                    rate(rows * cols, || {
+                        split(rows, cols, threads, &mut out, |first, out| {
+                            dot_rows(Elements::Bf16(&words[first * cols..]), cols, &x, out);
+                        });
+                    })
+                },
+            );
+        }
+        let cols = 1024;
+        let (x, mut out) = (vec![0.01f32; cols], vec![0.0f32; STREAMED / cols]);
+        report(
+            "f16",
+            "Gw/s",
+            || read(bytes, threads) / 2.0,
+            || {
+                rate(STREAMED, || {
+                    split(STREAMED / cols, cols, threads, &mut out, |first, out| {
+                        dot_rows(Elements::F16(&words[first * cols..]), cols, &x, out);
+                    });
+                })
+            },
+        );
+        let single: &[f32] = bytemuck::cast_slice(&words);
+        report(
+            "f32",
+            "Gw/s",
+            || read(bytes, threads) / 4.0,
+            || {
+                rate(STREAMED / 2, || {
+                    split(
+                        STREAMED / 2 / cols,
+                        cols,
+                        threads,
+                        &mut out[..STREAMED / 2 / cols],
+                        |first, out| {
+                            dot_rows(Elements::F32(&single[first * cols..]), cols, &x, out);
+                        },
+                    );
+                })
+            },
+        );
+        for (name, one_in) in [("no escapes", usize::MAX), ("0.3 % escapes", 333), ("5 % escapes", 20)] {
+            for cols in [576, 896, 4864] {
+                fixed12(&format!("fixed12, {cols} columns, {name}"), &words, one_in, cols, threads);
+            }
+        }
+    }
+}
+
+fn fixed12(name: &str, words: &[u16], one_in: usize, cols: usize, threads: usize) {
+    let rows = STREAMED / cols / TILE_ROWS * TILE_ROWS;
+    let mut escaped = words[..rows * cols].to_vec();
+    for (i, word) in escaped.iter_mut().enumerate() {
+        if one_in < usize::MAX && (i as u64).wrapping_mul(0xd134_2543_de82_ef95) % one_in as u64 == 0 {
+            *word = 0;
+        }
+    }
+    let mut histogram = Histogram::new();
+    histogram.add(&escaped);
+    let base = histogram.best_window().base;
+    let mut encoded = Strips::default();
+    encode_strips(base, cols, &escaped, &mut encoded).expect("whole rows");
+    let mut offsets = vec![0u32];
+    offsets.extend(encoded.escape_counts.iter().scan(0, |sum, n| {
+        *sum += n;
+        Some(*sum)
+    }));
+    let (x, mut out) = (vec![0.01f32; cols], vec![0.0f32; rows]);
+    let bytes = bytemuck::cast_slice(words);
+    let stored = 1.5 + encoded.escape_positions.len() as f64 * 3.0 / (rows * cols) as f64;
+    let across = cols.div_ceil(TILE_COLS);
+    report(
+        name,
+        "Gw/s",
+        || read(bytes, threads) / stored,
+        || {
+            rate(rows * cols, || {
+                split(rows, cols, threads, &mut out, |first, out| {
+                    let tiles = first / TILE_ROWS * across..(first + out.len()).div_ceil(TILE_ROWS) * across;
+                    let escapes = offsets[tiles.start] as usize..offsets[tiles.end] as usize;
+                    let strips = StripsRef {
+                        sign_mantissa: &encoded.sign_mantissa
+                            [tiles.start * TILE_WEIGHTS..tiles.end * TILE_WEIGHTS],
+                        codes: &encoded.codes[tiles.start * TILE_CODE_BYTES..tiles.end * TILE_CODE_BYTES],
+                        escape_offsets: &offsets[tiles.start..=tiles.end],
+                        escape_positions: &encoded.escape_positions[escapes.clone()],
+                        escape_exponents: &encoded.escape_exponents[escapes],
+                    };
+                    dot_fixed12(base, &strips, &x, out).expect("valid strips");
+                });
+            })
+        },
+    );
+}
+
+fn widening() {
+    let words: Vec<u16> = (0..STREAMED).map(|i| (i % 0x7000) as u16).collect();
+    let bytes = bytemuck::cast_slice(&words);
+    let mut out = vec![0.0f32; 64 << 10];
+    for (name, elements) in [("bf16", Elements::Bf16(&words)), ("f16", Elements::F16(&words))] {
+        report(
+            &format!("{name} from memory to the cache"),
+            "Gw/s",
+            || read(bytes, 1) / 2.0,
+            || {
+                rate(STREAMED, || {
+                    for first in (0..STREAMED).step_by(out.len()) {
+                        black_box(elements).widen(first, black_box(&mut out));
+                    }
+                })
+            },
+        );
+    }
+}
+
+fn elementwise() {
+    // As many values as a prefill's gates have, in parts of one panel; the limit is a copy of them.
+    let part = 4864 * PANEL;
+    let count = 24_000_000 / part * part;
+    let gate: Vec<f32> = (0..part).map(|i| (i % 1000) as f32 / 100.0 - 5.0).collect();
+    let mut up = vec![0.5f32; part];
+    let mut to = vec![0.0f32; part];
+    let mut copy = || {
+        rate(count, || {
+            for _ in 0..count / part {
+                to.copy_from_slice(black_box(&gate));
+                black_box(&mut to);
+            }
         })
     };
-    let longs: &[u64] = bytemuck::cast_slice(&words);
-    let read = seconds(Box::new(|| {
-        black_box(longs.iter().fold(0u64, |a, b| a ^ b));
-    }));
-    report("read", 2.0 * STREAMED as f64, read);
-    let cols = 1024;
-    let x = vec![0.01f32; cols];
-    let mut out = vec![0.0f32; STREAMED / cols];
-    let plain = seconds(Box::new(|| dot_rows(Elements::Bf16(&words), cols, &x, &mut out)));
-    report("bf16", 2.0 * STREAMED as f64, plain);
-    for (name, one_in) in [("fixed12", 0usize), ("fixed12, 0.3 % escapes", 333), ("fixed12, 5 % escapes", 20)]
-    {
-        let mut words = words.clone();
-        if one_in > 0 {
-            words.iter_mut().step_by(one_in).for_each(|w| *w = 0);
+    let mut each = |name: &str, f: &mut dyn FnMut(&mut [f32])| {
+        report(name, "10^9/s", &mut copy, || {
+            rate(count, || {
+                for _ in 0..count / part {
+                    up.fill(0.5);
+                    f(black_box(&mut up));
+                }
+            })
+        });
+    };
+    each("silu_gate", &mut |up| silu_gate(&gate, up));
+    each("gelu_tanh_gate", &mut |up| gelu_tanh_gate(&gate, up));
+    each("softmax, 48 columns", &mut |up| softmax(up, PANEL));
+    each("softmax, 1 column", &mut |up| softmax(up, 1));
+    let weight = vec![1.0f32; 576 * PANEL];
+    each("rms_norm, 576 x 48", &mut |up| {
+        for (x, out) in gate.chunks_exact(576 * PANEL).zip(up.chunks_exact_mut(576 * PANEL)) {
+            rms_norm(x, &weight[..576], 1e-5, PANEL, out);
         }
-        let histogram = {
-            let mut h = Histogram::new();
-            h.add(&words);
-            h
-        };
-        let base = histogram.best_window().base;
-        let mut encoded = Strips::default();
-        encode_strips(base, cols, &words, &mut encoded).expect("whole rows");
-        let mut offsets = vec![0u32];
-        offsets.extend(encoded.escape_counts.iter().scan(0, |sum, n| {
-            *sum += n;
-            Some(*sum)
-        }));
-        let strips = StripsRef {
-            sign_mantissa: &encoded.sign_mantissa,
-            codes: &encoded.codes,
-            escape_offsets: &offsets,
-            escape_positions: &encoded.escape_positions,
-            escape_exponents: &encoded.escape_exponents,
-        };
-        let fused = seconds(Box::new(|| dot_fixed12(base, &strips, &x, &mut out).expect("valid strips")));
-        report(name, 1.5 * STREAMED as f64, fused);
-    }
-    println!("\nelementwise, 10^9 values/s");
-    let mut up = vec![0.5f32; 1 << 20];
-    let gate: Vec<f32> = (0..1 << 20).map(|i| i as f32 / 1e5 - 5.0).collect();
-    let silu = seconds(Box::new(|| silu_gate(&gate, &mut up)));
-    println!("  silu_gate  {:.2}", gate.len() as f64 / silu / 1e9);
-    let mut scores = vec![0.5f32; 48 << 14];
-    let count = scores.len() as f64;
-    let soft = seconds(Box::new(|| softmax(&mut scores, PANEL)));
-    println!("  softmax    {:.2}", count / soft / 1e9);
-}
-
-/// The median of some rounds, after one that is not counted.
-fn median(mut round: impl FnMut() -> f64) -> f64 {
-    round();
-    let mut rounds: Vec<f64> = (0..ROUNDS).map(|_| round()).collect();
-    rounds.sort_by(f64::total_cmp);
-    rounds[ROUNDS / 2]
-}
-
-/// `multiply` of a matrix that stays in the first cache, eight rows deep: nothing but fused multiply-adds.
-fn fma_peak() -> f64 {
-    let (cols, repeats) = (64, 20_000);
-    let (weights, x) = (vec![0.5f32; 8 * cols], vec![0.25f32; cols * PANEL]);
-    let mut out = vec![0.0f32; 8 * PANEL];
-    let start = Instant::now();
-    for _ in 0..repeats {
-        multiply(black_box(&weights), cols, &x, PANEL, &mut out);
-    }
-    (2 * 8 * cols * PANEL * repeats) as f64 / start.elapsed().as_secs_f64() / 1e9
+    });
+    each("rms_norm, 576 x 1", &mut |up| {
+        for (x, out) in gate.chunks_exact(576).zip(up.chunks_exact_mut(576)) {
+            rms_norm(x, &weight[..576], 1e-5, 1, out);
+        }
+    });
+    each("exp, one at a time", &mut |up| up.iter_mut().for_each(|x| *x = exp(*x)));
 }

@@ -54,15 +54,15 @@ impl Isa {
 /// Compiles a function once for each instruction set and picks at run time. The body is plain code: its
 /// additions are written out as fused multiply-adds, so every version gives the same bits.
 macro_rules! multiversion {
-    ($isa:expr, $body:ident($($arg:ident: $type:ty),*)) => {{
+    ($isa:expr, $body:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?) => {{
         #[cfg(target_arch = "x86_64")]
         {
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2($($arg: $type),*) {
+            fn avx2($($arg: $type),*) $(-> $result)? {
                 $body($($arg),*)
             }
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
-            fn avx512($($arg: $type),*) {
+            fn avx512($($arg: $type),*) $(-> $result)? {
                 $body($($arg),*)
             }
             #[allow(unsafe_code)]

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::ahead;
 use crate::cpu::Elements;
 
 /// As [`super::dot_rows`].
@@ -91,14 +92,21 @@ unsafe fn all<L: Load>(weights: *const L::Word, stride: usize, x: &[f32], out: &
     }
 }
 
-/// `R` rows.
+/// `R` rows. What lies `R` rows on, or a multiple of that, is brought into the second cache.
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
 #[inline]
 unsafe fn rows<L: Load, const R: usize>(weights: *const L::Word, stride: usize, x: &[f32]) -> [f32; R] {
     let mut sums = [[_mm512_setzero_ps(); 4]; R];
     let whole = x.len() / 64 * 64;
+    let ahead = ahead(R.saturating_mul(stride), size_of::<L::Word>());
     for k in (0..whole).step_by(64) {
+        for r in 0..R {
+            let next = weights.wrapping_add(r * stride + k).cast::<i8>().wrapping_add(ahead);
+            for line in 0..size_of::<L::Word>() {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line));
+            }
+        }
         for v in 0..4 {
             let at = k + 16 * v;
             // SAFETY: at + 16 <= x.len() <= stride, and the rows exist.

@@ -1,6 +1,9 @@
-//! AVX-512: 8 rows by 48 tokens at a time.
+//! AVX-512: 8 rows by 48 tokens at a time, or more rows by fewer tokens.
 
 use std::arch::x86_64::*;
+
+/// Bytes of `x` that all rows are multiplied with before the next: with the weights, what the first cache holds.
+const BLOCK_BYTES: usize = 30 << 10;
 
 /// As [`super::multiply`].
 ///
@@ -14,96 +17,106 @@ pub(super) unsafe fn multiply(weights: &[f32], stride: usize, x: &[f32], width: 
     let mut token = 0;
     while token < width {
         let take = (width - token).min(48);
-        let last = u16::MAX >> (15 - (take - 1) % 16);
-        let block = match take.div_ceil(16) {
-            1 => columns::<1>,
-            2 => columns::<2>,
-            _ => columns::<3>,
+        let operands = Operands {
+            weights: weights.as_ptr(),
+            stride,
+            x: x.as_ptr().wrapping_add(token),
+            width,
+            out: out.as_mut_ptr().wrapping_add(token),
+            last: u16::MAX >> (15 - (take - 1) % 16),
         };
         // SAFETY: the caller's promise; token + take <= width.
         unsafe {
-            block(
-                weights.as_ptr(),
-                stride,
-                x.as_ptr().add(token),
-                width,
-                rows,
-                cols,
-                last,
-                out.as_mut_ptr().add(token),
-            );
+            // As many sums as fill the registers.
+            match take.div_ceil(16) {
+                1 => operands.columns::<16, 1>(rows, cols),
+                2 => operands.columns::<12, 2>(rows, cols),
+                _ => operands.columns::<8, 3>(rows, cols),
+            }
         }
         token += take;
     }
 }
 
-/// `V` vectors of tokens, all rows.
-#[allow(unsafe_code)]
-#[target_feature(enable = "avx512f")]
-#[expect(clippy::too_many_arguments, reason = "raw parts of three matrices")]
-unsafe fn columns<const V: usize>(
+/// Raw parts of the three matrices.
+#[derive(Clone, Copy)]
+struct Operands {
     weights: *const f32,
     stride: usize,
     x: *const f32,
     width: usize,
-    rows: usize,
-    cols: usize,
-    last: __mmask16,
     out: *mut f32,
-) {
-    let mut row = 0;
-    while row < rows {
-        // SAFETY: rows row .. row + R exist.
-        unsafe {
-            let (w, y) = (weights.add(row * stride), out.add(row * width));
-            row += match rows - row {
-                8.. => tile::<8, V>(w, stride, x, width, cols, last, y),
-                4.. => tile::<4, V>(w, stride, x, width, cols, last, y),
-                2.. => tile::<2, V>(w, stride, x, width, cols, last, y),
-                _ => tile::<1, V>(w, stride, x, width, cols, last, y),
-            };
-        }
-    }
+    /// Which lanes of the last vector are tokens.
+    last: __mmask16,
 }
 
-/// `R` rows by `V` vectors; returns `R`.
 #[allow(unsafe_code)]
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn tile<const R: usize, const V: usize>(
-    weights: *const f32,
-    stride: usize,
-    x: *const f32,
-    width: usize,
-    cols: usize,
-    last: __mmask16,
-    out: *mut f32,
-) -> usize {
-    let mask = |v: usize| if v + 1 == V { last } else { __mmask16::MAX };
-    let mut sums = [[_mm512_setzero_ps(); V]; R];
-    for k in 0..cols {
-        let (mut lanes, mut w) = ([_mm512_setzero_ps(); V], [0.0f32; R]);
-        // SAFETY: column k has `width` tokens, of which the masks take those that exist; R rows of `cols` weights.
+impl Operands {
+    /// `V` vectors of tokens, all rows, mostly `R` at a time.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn columns<const R: usize, const V: usize>(self, rows: usize, cols: usize) {
+        // Sums are kept in `out` between blocks, which changes no bit. Few rows read `x` once anyway.
+        let blocks = if rows > R { (cols * 64 * V).div_ceil(BLOCK_BYTES).max(1) } else { 1 };
+        let block = cols.div_ceil(blocks);
+        let mut first = 0;
+        loop {
+            let end = cols.min(first + block);
+            let mut row = 0;
+            while row < rows {
+                // SAFETY: rows row .. row + count exist.
+                unsafe {
+                    row += match rows - row {
+                        left if left >= R => self.tile::<R, V>(row, first, end),
+                        8.. => self.tile::<8, V>(row, first, end),
+                        4.. => self.tile::<4, V>(row, first, end),
+                        2.. => self.tile::<2, V>(row, first, end),
+                        _ => self.tile::<1, V>(row, first, end),
+                    };
+                }
+            }
+            if end == cols {
+                break;
+            }
+            first = end;
+        }
+    }
+
+    /// Columns `first .. end` of `R` rows by `V` vectors; returns `R`.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn tile<const R: usize, const V: usize>(self, row: usize, first: usize, end: usize) -> usize {
+        let Self { stride, width, .. } = self;
+        let mask = |v: usize| if v + 1 == V { self.last } else { __mmask16::MAX };
+        let mut sums = [[_mm512_setzero_ps(); V]; R];
+        // SAFETY: column k has `width` tokens, of which the masks take those that exist; R rows of `end` weights.
         unsafe {
-            for (v, lanes) in lanes.iter_mut().enumerate() {
-                *lanes = _mm512_maskz_loadu_ps(mask(v), x.add(k * width + 16 * v));
+            let weights = self.weights.add(row * stride);
+            let out = self.out.add(row * width);
+            if first > 0 {
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = _mm512_maskz_loadu_ps(mask(v), out.add(r * width + 16 * v));
+                    }
+                }
             }
-            for (r, w) in w.iter_mut().enumerate() {
-                *w = *weights.add(r * stride + k);
+            for k in first..end {
+                let mut lanes = [_mm512_setzero_ps(); V];
+                for (v, lanes) in lanes.iter_mut().enumerate() {
+                    *lanes = _mm512_maskz_loadu_ps(mask(v), self.x.add(k * width + 16 * v));
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let w = _mm512_set1_ps(*weights.add(r * stride + k));
+                    for (sum, lanes) in sums.iter_mut().zip(lanes) {
+                        *sum = _mm512_fmadd_ps(w, lanes, *sum);
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for (v, sum) in sums.iter().enumerate() {
+                    _mm512_mask_storeu_ps(out.add(r * width + 16 * v), mask(v), *sum);
+                }
             }
         }
-        for (sums, w) in sums.iter_mut().zip(w) {
-            let w = _mm512_set1_ps(w);
-            for (sum, lanes) in sums.iter_mut().zip(lanes) {
-                *sum = _mm512_fmadd_ps(w, lanes, *sum);
-            }
-        }
+        R
     }
-    for (r, sums) in sums.iter().enumerate() {
-        for (v, sum) in sums.iter().enumerate() {
-            // SAFETY: as for the loads.
-            unsafe { _mm512_mask_storeu_ps(out.add(r * width + 16 * v), mask(v), *sum) };
-        }
-    }
-    R
 }
