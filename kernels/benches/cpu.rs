@@ -103,17 +103,16 @@ fn fma_peak() -> f64 {
         fn avx2(a: f32, b: f32) -> f32 {
             body::<8, 12>([a; 8], [b; 8])
         }
+        let (a, b) = (black_box(1.5), black_box(0.5));
         #[allow(unsafe_code)]
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
             // SAFETY: the features were detected.
-            return rate(2 * 24 * 16 * TURNS, || {
-                _ = black_box(unsafe { avx512(black_box(1.5), black_box(0.5)) })
-            });
+            let run = || unsafe { avx512(a, b) };
+            return rate(2 * 24 * 16 * TURNS, || _ = black_box(run()));
         } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: as above.
-            return rate(2 * 12 * 8 * TURNS, || {
-                _ = black_box(unsafe { avx2(black_box(1.5), black_box(0.5)) })
-            });
+            let run = || unsafe { avx2(a, b) };
+            return rate(2 * 12 * 8 * TURNS, || _ = black_box(run()));
         }
     }
     rate(2 * 12 * 4 * TURNS, || _ = black_box(body::<4, 12>([black_box(1.5); 4], [black_box(0.5); 4])))
@@ -138,6 +137,9 @@ fn read(bytes: &[u8], threads: usize) -> f64 {
         let (chunks, _) = bytes.as_chunks::<256>();
         let mut sums = [_mm256_setzero_si256(); 8];
         for chunk in chunks {
+            for line in 0..4 {
+                _mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add((16 << 10) + 64 * line).cast());
+            }
             let (parts, _) = chunk.as_chunks::<32>();
             for (sum, part) in sums.iter_mut().zip(parts) {
                 *sum = _mm256_add_epi64(*sum, bytemuck::cast(*part));
@@ -310,7 +312,8 @@ fn fixed12(name: &str, words: &[u16], one_in: usize, cols: usize, threads: usize
     let rows = STREAMED / cols / TILE_ROWS * TILE_ROWS;
     let mut escaped = words[..rows * cols].to_vec();
     for (i, word) in escaped.iter_mut().enumerate() {
-        if one_in < usize::MAX && (i as u64).wrapping_mul(0xd134_2543_de82_ef95) % one_in as u64 == 0 {
+        if one_in < usize::MAX && (i as u64).wrapping_mul(0xd134_2543_de82_ef95).is_multiple_of(one_in as u64)
+        {
             *word = 0;
         }
     }

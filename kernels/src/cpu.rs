@@ -14,6 +14,7 @@ mod multiply;
 mod norm;
 #[cfg(test)]
 mod test_values;
+mod widen;
 
 pub use dot::{LANES, dot_fixed12, dot_rows};
 pub use elementwise::{gelu_tanh_gate, silu_gate, softmax};
@@ -21,8 +22,6 @@ pub use exp::exp;
 pub use log_sum_exp::{divergence, log_sum_exp};
 pub use multiply::multiply;
 pub use norm::rms_norm;
-
-use isa::{Isa, multiversion};
 
 /// Most tokens of a panel.
 pub const PANEL: usize = 48;
@@ -59,24 +58,7 @@ impl Elements<'_> {
     /// # Panics
     /// Where `first + out.len()` exceeds [`Self::len`].
     pub fn widen(&self, first: usize, out: &mut [f32]) {
-        #[inline(always)]
-        fn bf16(words: &[u16], out: &mut [f32]) {
-            for (to, &word) in out.iter_mut().zip(words) {
-                *to = f32::from_bits(u32::from(word) << 16);
-            }
-        }
-        let len = out.len();
-        match self {
-            Self::F32(x) => out.copy_from_slice(&x[first..][..len]),
-            Self::Bf16(x) => {
-                let words = &x[first..][..len];
-                multiversion!(Isa::detect(), bf16(words: &[u16], out: &mut [f32]));
-            }
-            Self::F16(x) => {
-                use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-                x[first..][..len].reinterpret_cast::<half::f16>().convert_to_f32_slice(out);
-            }
-        }
+        widen::widen(isa::Isa::detect(), *self, first, out);
     }
 
     /// Element `i` in single precision.

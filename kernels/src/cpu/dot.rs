@@ -8,13 +8,14 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(super) mod avx512;
 mod fixed12;
 
 pub use fixed12::dot_fixed12;
 
 use super::Elements;
 use super::isa::Isa;
+use super::widen::widen;
 
 /// Partial sums of a dot product: element `k` goes to sum `k % LANES`.
 pub const LANES: usize = 64;
@@ -57,10 +58,15 @@ fn dot_rows_with(isa: Isa, weights: Elements<'_>, stride: usize, x: &[f32], out:
 }
 
 fn reference(weights: Elements<'_>, stride: usize, x: &[f32], out: &mut [f32]) {
+    let mut row = [0.0_f32; LANES];
     for (r, out) in out.iter_mut().enumerate() {
         let mut sums = [0.0_f32; LANES];
-        for (k, &x) in x.iter().enumerate() {
-            sums[k % LANES] = weights.get(r * stride + k).mul_add(x, sums[k % LANES]);
+        for (i, x) in x.chunks(LANES).enumerate() {
+            let row = &mut row[..x.len()];
+            widen(Isa::Portable, weights, r * stride + i * LANES, row);
+            for ((sum, w), x) in sums.iter_mut().zip(row).zip(x) {
+                *sum = w.mul_add(*x, *sum);
+            }
         }
         *out = fold(sums);
     }

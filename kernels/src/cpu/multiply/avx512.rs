@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-/// Bytes of `x` that all rows are multiplied with before the next: with the weights, what the first cache holds.
-const BLOCK_BYTES: usize = 30 << 10;
+/// Columns from those that are multiplied to those asked of memory.
+const AHEAD: usize = 32;
 
 /// As [`super::multiply`].
 ///
@@ -55,51 +55,38 @@ impl Operands {
     /// `V` vectors of tokens, all rows, mostly `R` at a time.
     #[target_feature(enable = "avx512f")]
     unsafe fn columns<const R: usize, const V: usize>(self, rows: usize, cols: usize) {
-        // Sums are kept in `out` between blocks, which changes no bit. Few rows read `x` once anyway.
-        let blocks = if rows > R { (cols * 64 * V).div_ceil(BLOCK_BYTES).max(1) } else { 1 };
-        let block = cols.div_ceil(blocks);
-        let mut first = 0;
-        loop {
-            let end = cols.min(first + block);
-            let mut row = 0;
-            while row < rows {
-                // SAFETY: rows row .. row + count exist.
-                unsafe {
-                    row += match rows - row {
-                        left if left >= R => self.tile::<R, V>(row, first, end),
-                        8.. => self.tile::<8, V>(row, first, end),
-                        4.. => self.tile::<4, V>(row, first, end),
-                        2.. => self.tile::<2, V>(row, first, end),
-                        _ => self.tile::<1, V>(row, first, end),
-                    };
-                }
+        let mut row = 0;
+        while row < rows {
+            // SAFETY: rows row .. row + count exist.
+            unsafe {
+                row += match rows - row {
+                    left if left >= R => self.tile::<R, V>(row, cols),
+                    8.. => self.tile::<8, V>(row, cols),
+                    4.. => self.tile::<4, V>(row, cols),
+                    2.. => self.tile::<2, V>(row, cols),
+                    _ => self.tile::<1, V>(row, cols),
+                };
             }
-            if end == cols {
-                break;
-            }
-            first = end;
         }
     }
 
-    /// Columns `first .. end` of `R` rows by `V` vectors; returns `R`.
+    /// `R` rows by `V` vectors; returns `R`.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    unsafe fn tile<const R: usize, const V: usize>(self, row: usize, first: usize, end: usize) -> usize {
+    unsafe fn tile<const R: usize, const V: usize>(self, row: usize, cols: usize) -> usize {
         let Self { stride, width, .. } = self;
         let mask = |v: usize| if v + 1 == V { self.last } else { __mmask16::MAX };
         let mut sums = [[_mm512_setzero_ps(); V]; R];
-        // SAFETY: column k has `width` tokens, of which the masks take those that exist; R rows of `end` weights.
+        // SAFETY: column k has `width` tokens, of which the masks take those that exist; R rows of `cols` weights.
         unsafe {
             let weights = self.weights.add(row * stride);
             let out = self.out.add(row * width);
-            if first > 0 {
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    for (v, sum) in sums.iter_mut().enumerate() {
-                        *sum = _mm512_maskz_loadu_ps(mask(v), out.add(r * width + 16 * v));
-                    }
+            for k in 0..cols {
+                // The other panels have driven this one out of the nearer caches.
+                for v in 0..V {
+                    let x = self.x.wrapping_add((k + AHEAD) * width + 16 * v);
+                    _mm_prefetch::<_MM_HINT_T0>(x.cast());
                 }
-            }
-            for k in first..end {
                 let mut lanes = [_mm512_setzero_ps(); V];
                 for (v, lanes) in lanes.iter_mut().enumerate() {
                     *lanes = _mm512_maskz_loadu_ps(mask(v), self.x.add(k * width + 16 * v));

@@ -219,8 +219,9 @@ fn list(tiles: &Tiles<'_>, tile: usize, patches: &mut Patches) -> Result<(), Bad
         let sign = bits(_mm512_srlv_epi32(words, shift), 0x80);
         let base = _mm512_set1_epi32(tiles.base.cast_signed());
         let patch = _mm512_sub_epi32(_mm512_slli_epi32::<7>(_mm512_sub_epi32(exponents, base)), sign);
-        for (at, patch) in to_words(positions).into_iter().zip(to_words(patch)) {
-            patches[usize::from(at) % TILE_WEIGHTS] = patch;
+        for (at, patch) in to_array(positions).into_iter().zip(to_array(patch)) {
+            // SAFETY: positions are less than 1024.
+            unsafe { *patches.get_unchecked_mut(at as usize) = patch as u16 };
         }
     }
     Ok(())
@@ -233,15 +234,14 @@ fn first_fills(mask: __mmask16, x: __m512i) -> __m512i {
     _mm512_mask_mov_epi32(_mm512_broadcastd_epi32(_mm512_castsi512_si128(x)), mask, x)
 }
 
-/// The low halves.
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn to_words(x: __m512i) -> [u16; 16] {
-    let mut words = [0; 16];
+fn to_array(x: __m512i) -> [u32; 16] {
+    let mut array = [0; 16];
     // SAFETY: sixteen words.
-    unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(x)) };
-    words
+    unsafe { _mm512_storeu_si512(array.as_mut_ptr().cast(), x) };
+    array
 }
 
 /// Operands of decoding. A base that is `ODD` is made even by the distance of codes from 15.

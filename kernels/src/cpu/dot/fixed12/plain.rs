@@ -14,17 +14,9 @@ pub(super) fn dot(tiles: &Tiles<'_>, x: &[f32], out: &mut [f32]) -> Result<(), B
         for x in x.chunks(TILE_COLS) {
             decode(tiles.base, &tiles.sign_mantissa[tile], &tiles.codes[tile], &mut weights);
             patch(tiles, tile, &mut weights)?;
-            if let Ok(x) = <&[f32; TILE_COLS]>::try_from(x) {
-                for (sums, weights) in sums.iter_mut().zip(&weights) {
-                    for ((sum, w), x) in sums.iter_mut().zip(weights).zip(x) {
-                        *sum = w.mul_add(*x, *sum);
-                    }
-                }
-            } else {
-                for (sums, weights) in sums.iter_mut().zip(&weights) {
-                    for ((sum, w), x) in sums.iter_mut().zip(weights).zip(x) {
-                        *sum = w.mul_add(*x, *sum);
-                    }
+            for (sums, weights) in sums.iter_mut().zip(&weights) {
+                for ((sum, w), x) in sums.iter_mut().zip(weights).zip(x) {
+                    *sum = w.mul_add(*x, *sum);
                 }
             }
             tile += 1;
@@ -57,8 +49,8 @@ fn decode(
                 let code = word >> (4 * (i / 2) + 16 * (i % 2)) & 15;
                 let byte = u32::from(bytes[i]);
                 // The byte's copy of the sign at bit 23 is the one that its code lacks.
-                let exponent = code + base;
-                *weight = f32::from_bits((byte << 16) + (exponent << 23) | (byte << 24) & 1 << 31);
+                let sign = (byte >> 7) << 31;
+                *weight = f32::from_bits(sign + (byte << 16) + ((code + base) << 23));
             }
         }
     }
