@@ -16,7 +16,7 @@ const FIRST_CAPACITY: usize = 64;
 pub struct Cache {
     capacity: usize,
     length: usize,
-    expected: usize,
+    announced: usize,
     layers: Vec<LayerCache>,
 }
 
@@ -36,7 +36,7 @@ impl Cache {
         Self {
             capacity,
             length: 0,
-            expected: 0,
+            announced: 0,
             layers: (0..layers).map(|_| LayerCache::default()).collect(),
         }
     }
@@ -61,18 +61,18 @@ impl Cache {
 
     /// Forgets all tokens and keeps the memory.
     pub fn clear(&mut self) {
-        (self.length, self.expected) = (0, 0);
+        (self.length, self.announced) = (0, 0);
     }
 
     /// Says that a sequence of at least `length` tokens is to come: rotary embeddings that depend on the length
     /// are those of the whole then, in however many pieces it is read.
-    pub fn expect(&mut self, length: usize) {
-        self.expected = length;
+    pub fn announce(&mut self, length: usize) {
+        self.announced = length;
     }
 
     /// The length that was announced.
-    pub(crate) fn expected(&self) -> usize {
-        self.expected
+    pub(crate) fn announced(&self) -> usize {
+        self.announced
     }
 
     /// Bytes that keys and values take.

@@ -178,7 +178,7 @@ impl Model {
             .config
             .ropes
             .iter()
-            .map(|rope| Rotation::new(rope, cache.len(), h.tokens(), cache.expected()))
+            .map(|rope| Rotation::new(rope, cache.len(), h.tokens(), cache.announced()))
             .collect();
         let eps = self.config.rms_norm_eps;
         let (mut x, mut y) = (Panels::default(), Panels::default());
@@ -222,7 +222,7 @@ impl Model {
     /// Those of [`Self::hidden`]; an empty prompt.
     pub fn prefill(&self, ids: &[u32], cache: &mut Cache) -> Result<Panels> {
         let mut last = None;
-        cache.expect(cache.len() + ids.len());
+        cache.announce(cache.len() + ids.len());
         for piece in ids.chunks(PREFILL_TOKENS) {
             last = Some(self.hidden(piece, cache, &Skips::new(), &mut Unobserved)?);
         }
