@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::builder::TypedValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_pipeline::Method;
 
 /// Compresses, converts, restores and proves checkpoints of large language models.
@@ -37,8 +38,17 @@ pub(crate) enum Command {
     Restore(RestoreArgs),
     /// Check every digest of a converted checkpoint, or compare it with its source bit for bit.
     Verify(VerifyArgs),
+    /// Show how far the tensors of two checkpoints are from each other.
+    Diff(DiffArgs),
+    /// Measure what a model predicts: perplexity, or KL divergence from its base.
+    #[command(subcommand)]
+    Eval(EvalCommand),
+    /// Generate text with a model.
+    Generate(GenerateArgs),
     /// Measure ratio and speed of each lossless method on a checkpoint's own tensors, on one thread.
     Bench(BenchArgs),
+    /// Measure how fast models run, beside each other: prefill and decode.
+    Speed(SpeedArgs),
     /// Print a completion script for a shell.
     Completions(CompletionsArgs),
     /// Write the manual pages into a directory.
@@ -163,7 +173,8 @@ pub(crate) struct RestoreArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   llmpress verify OUT
-  llmpress verify OUT --against examples/tinylm")]
+  llmpress verify OUT --against examples/tinylm
+  llmpress verify OUT --against examples/tinylm --logits --text examples/tinylm/eval.txt")]
 pub(crate) struct VerifyArgs {
     /// The checkpoint to check.
     #[arg(value_hint = ValueHint::DirPath)]
@@ -174,6 +185,39 @@ pub(crate) struct VerifyArgs {
     /// Check the digests of the stored bytes only, without decoding.
     #[arg(long, conflicts_with = "against")]
     pub(crate) no_decode: bool,
+    /// Also run both models on a text and compare their logits, then 32 greedy tokens, bit for bit.
+    #[arg(long, requires = "against", requires = "text")]
+    pub(crate) logits: bool,
+    /// The text to run on.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "logits")]
+    pub(crate) text: Option<PathBuf>,
+    /// Tokens of a window of the text.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, requires = "logits")]
+    pub(crate) window: usize,
+    /// Take the first so many windows only.
+    #[arg(long, value_name = "N", requires = "logits")]
+    pub(crate) limit: Option<usize>,
+    /// Worker threads [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress diff MODEL FINE_TUNED
+  llmpress diff MODEL OUT --limit 5
+
+The relative error is ||A - B|| / ||A||. Exit codes: 0 identical, 1 different or failed.")]
+pub(crate) struct DiffArgs {
+    /// The checkpoint to compare with: Hugging Face, llmpress or official DFloat11.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) a: PathBuf,
+    /// The other one.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) b: PathBuf,
+    /// Most tensors to list, the largest relative error first; --json lists all.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) limit: usize,
     /// Worker threads [default: one per processor].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) jobs: Option<u16>,
@@ -197,6 +241,139 @@ pub(crate) struct BenchArgs {
     /// its last argument and prints JSON lines {peer, ratio, compress_gbps, decompress_gbps}.
     #[arg(long, value_name = "COMMAND")]
     pub(crate) peer: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// Perplexity on a text, with its standard error.
+    Ppl(PerplexityArgs),
+    /// KL divergence from a base model on a text: both run side by side, no logits are stored.
+    Kld(KldArgs),
+}
+
+/// How a text is evaluated.
+#[derive(Debug, Args)]
+pub(crate) struct ProtocolArgs {
+    /// The text, UTF-8; encoded as a whole without special tokens.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) text: PathBuf,
+    /// Tokens of a window. All full windows are read; in each, every position but the first is scored.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub(crate) window: usize,
+    /// Slide the window by so many tokens and score only the new ones.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) stride: Option<usize>,
+    /// Take the first so many windows only.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    pub(crate) limit: Option<usize>,
+    /// Put a BOS before every window where the tokenizer adds one by default, or never.
+    #[arg(long, value_enum, default_value_t = BosChoice::Auto)]
+    pub(crate) bos: BosChoice,
+    /// Threads [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+}
+
+/// When a BOS precedes a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BosChoice {
+    /// Where the tokenizer adds one by default.
+    Auto,
+    /// Never.
+    Never,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress eval ppl examples/tinylm --text examples/tinylm/eval.txt
+  llmpress eval ppl OUT --text wiki.txt --window 2048 --limit 20 --json")]
+pub(crate) struct PerplexityArgs {
+    /// The checkpoint, compressed or not.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) protocol: ProtocolArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress eval kld OUT --base examples/tinylm --text examples/tinylm/eval.txt")]
+pub(crate) struct KldArgs {
+    /// The checkpoint, compressed or not.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) model: PathBuf,
+    /// The checkpoint that it was made from.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) base: PathBuf,
+    #[command(flatten)]
+    pub(crate) protocol: ProtocolArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress generate examples/tinylm --prompt 'It is a truth universally acknowledged'
+  llmpress generate MODEL --chat --prompt 'What is entropy coding?' --temperature 0.7 --seed 1")]
+pub(crate) struct GenerateArgs {
+    /// The checkpoint, compressed or not.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) model: PathBuf,
+    /// The text to go on from.
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// Wrap the prompt as the user's message in the model's chat template.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// The system message of the chat.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+    /// Most tokens to generate.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    pub(crate) max_new_tokens: usize,
+    /// 0 takes the likeliest token always; higher values draw more freely.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Draw from the so many likeliest tokens only; 0 for all.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Draw from the likeliest tokens that reach this share of the probability together.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// Seed of the draws: the same seed gives the same text.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Go on after an end-of-sequence token.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Threads [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress speed MODEL OUT
+  llmpress speed MODEL --peer 'python3 docs/bench/transformers_peer.py MODEL --dtype bfloat16'")]
+pub(crate) struct SpeedArgs {
+    /// The checkpoints, compressed or not.
+    #[arg(value_hint = ValueHint::DirPath, required = true)]
+    pub(crate) models: Vec<PathBuf>,
+    /// Tokens of the prompt.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    pub(crate) prompt_tokens: usize,
+    /// Tokens generated after it.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    pub(crate) new_tokens: usize,
+    /// Rounds; each runs every model once.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) runs: u16,
+    /// A command to run beside them that prints a line of JSON with prefill_tokens_per_s and
+    /// decode_tokens_per_s; --prompt-tokens, --new-tokens and --threads are appended.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) peer: Vec<String>,
+    /// Threads [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
 }
 
 #[derive(Debug, Args)]

@@ -53,7 +53,7 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
         "fallbacks": summary.fallbacks.iter().map(|(unit, why)| serde_json::json!({"unit": unit, "why": why})).collect::<Vec<_>>(),
         "left_behind": summary.left_behind,
         "jobs": summary.budget.jobs,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": crate::memory::peak(),
     });
     if output.quiet && !output.json {
         return;
@@ -83,13 +83,6 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
         }
         text
     });
-}
-
-/// The most memory this process had so far, as the system counts it (`VmHWM`).
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// An argument that is missing.

@@ -3,12 +3,18 @@
 mod args;
 mod bench;
 mod convert;
+mod diff;
 mod documents;
+mod eval;
+mod generate;
 mod inspect;
+mod memory;
+mod models;
 mod plan;
 mod progress;
 mod report;
 mod restore;
+mod speed;
 mod verify;
 
 use std::process::ExitCode;
@@ -28,7 +34,11 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args, output),
         Command::Restore(args) => restore::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
+        Command::Diff(args) => diff::run(&args, output),
+        Command::Eval(command) => eval::run(&command, output),
+        Command::Generate(args) => generate::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
+        Command::Speed(args) => speed::run(&args, output),
         Command::Completions(args) => documents::completions(&args),
         Command::Man(args) => documents::man(&args),
     };

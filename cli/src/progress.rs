@@ -12,10 +12,37 @@ use crate::report::Output;
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Shows the progress of a job over `source_bytes` bytes of tensors, whose work is counted pass by pass.
+/// What a bar counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Bytes of tensors.
+    Bytes,
+    /// Windows of a text.
+    Windows,
+}
+
+impl Unit {
+    fn template(self) -> &'static str {
+        match self {
+            Self::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
+            Self::Windows => "{msg} {wide_bar} {pos}/{len} windows  {per_sec}  {eta} left",
+        }
+    }
+
+    fn text(self, n: u64) -> String {
+        match self {
+            Self::Bytes => crate::report::bytes(n),
+            Self::Windows => format!("{n} windows"),
+        }
+    }
+}
+
+/// Shows the progress of a job over so many bytes of tensors or windows of a text, whose work may be counted
+/// pass by pass.
 pub(crate) struct Bar {
     verb: &'static str,
-    source_bytes: u64,
+    size: u64,
+    unit: Unit,
     lines: bool,
     start: Instant,
     bar: OnceLock<ProgressBar>,
@@ -26,14 +53,16 @@ pub(crate) struct Bar {
 
 impl Bar {
     pub(crate) fn new(verb: &'static str, source_bytes: u64, output: Output) -> Self {
+        Self::of(verb, source_bytes, Unit::Bytes, output)
+    }
+
+    pub(crate) fn of(verb: &'static str, size: u64, unit: Unit, output: Output) -> Self {
         let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
         let show = !output.quiet && !output.json;
         let bar = OnceLock::new();
         if show && terminal {
-            let progress =
-                ProgressBar::with_draw_target(Some(source_bytes), ProgressDrawTarget::stderr_with_hz(8));
-            let template = "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
-            if let Ok(style) = ProgressStyle::with_template(template) {
+            let progress = ProgressBar::with_draw_target(Some(size), ProgressDrawTarget::stderr_with_hz(8));
+            if let Ok(style) = ProgressStyle::with_template(unit.template()) {
                 progress.set_style(style);
             }
             progress.set_message(verb);
@@ -41,11 +70,12 @@ impl Bar {
         }
         Self {
             verb,
-            source_bytes,
+            size,
+            unit,
             lines: show && !terminal,
             start: Instant::now(),
             bar,
-            total: AtomicU64::new(source_bytes),
+            total: AtomicU64::new(size),
             done: AtomicU64::new(0),
             next_line: AtomicU64::new(LINE_EVERY.as_secs()),
         }
@@ -59,11 +89,11 @@ impl Bar {
         self.start.elapsed().as_secs_f64()
     }
 
-    /// Work done, as bytes of the source.
+    /// Work done, as a part of the size.
     fn position(&self) -> u64 {
         let total = self.total.load(Ordering::Relaxed).max(1);
         let done = self.done.load(Ordering::Relaxed).min(total);
-        (u128::from(done) * u128::from(self.source_bytes) / u128::from(total)) as u64
+        (u128::from(done) * u128::from(self.size) / u128::from(total)) as u64
     }
 }
 
@@ -83,13 +113,13 @@ impl Progress for Bar {
             let mine = now >= due
                 && self.next_line.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
             if mine {
-                let share = self.position() as f64 / self.source_bytes.max(1) as f64;
+                let share = self.position() as f64 / self.size.max(1) as f64;
                 let left = self.start.elapsed().as_secs_f64() * (1.0 / share.max(1e-6) - 1.0);
                 eprintln!(
                     "{}: {:.0} % of {}, {left:.0} s left",
                     self.verb,
                     share * 100.0,
-                    crate::report::bytes(self.source_bytes)
+                    self.unit.text(self.size)
                 );
             }
         }

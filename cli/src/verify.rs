@@ -4,21 +4,23 @@ use std::path::Path;
 
 use llmpress_formats::{Checkpoint, Manifest};
 use llmpress_pipeline::Progress;
-use llmpress_validation::{Comparison, DigestReport, bit_exact, verify_digests};
+use llmpress_validation::{
+    Comparison, DigestReport, LogitComparison, bit_exact, logits_exact, verify_digests,
+};
 use serde::Serialize;
 
 use crate::Outcome;
-use crate::args::VerifyArgs;
-use crate::progress::Bar;
+use crate::args::{BosChoice, ProtocolArgs, VerifyArgs};
+use crate::eval::Text;
+use crate::models::{Loaded, in_pool};
+use crate::progress::{Bar, Unit};
 use crate::report::{Failure, Output, bytes};
 
+/// Tokens that both models generate.
+const GREEDY_TOKENS: usize = 32;
+
 pub(crate) fn run(args: &VerifyArgs, output: Output) -> Outcome {
-    let jobs = args.jobs.map_or(0, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(jobs)
-        .build()
-        .map_err(|e| Failure::Usage(format!("--jobs: {e}")))?;
-    pool.install(|| verify(args, output))
+    in_pool(args.jobs, || verify(args, output))
 }
 
 /// What was checked, for `--json`.
@@ -28,11 +30,13 @@ struct Report {
     digests: Option<DigestReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
     comparison: Option<Comparison>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logits: Option<LogitComparison>,
 }
 
 fn verify(args: &VerifyArgs, output: Output) -> Outcome {
-    let mut report = Report { digests: None, comparison: None };
-    let mut text = String::new();
+    let mut report = Report { digests: None, comparison: None, logits: None };
+    let mut found = String::new();
     let mut faults = 0;
     // Against a source every tensor is decoded anyway; its digests are checked if there are any.
     let manifest = Manifest::read(&args.dir)?;
@@ -46,7 +50,7 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
         let seconds = bar.finish();
         let digests = digests?;
         faults += digests.faults.len();
-        text.push_str(&digests_text(args, &digests, seconds));
+        found.push_str(&digests_text(args, &digests, seconds));
         report.digests = Some(digests);
     }
     // A damaged directory need not open: its faults are reported all the same.
@@ -59,14 +63,67 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
         let seconds = bar.finish();
         let comparison = comparison?;
         faults += comparison.differences.len();
-        text.push_str(&comparison_text(args, against, &comparison, seconds));
+        found.push_str(&comparison_text(args, against, &comparison, seconds));
         report.comparison = Some(comparison);
+        // Other weights would only be found once more.
+        if let Some(text) = args.text.as_ref().filter(|_| faults == 0) {
+            let (comparison, line) = logits(args, against, text, output)?;
+            faults += usize::from(!comparison.is_exact());
+            report.logits = Some(comparison);
+            found.push_str(&line);
+        }
     }
-    output.result(&report, || text);
+    output.result(&report, || found);
     if faults > 0 {
         return Err(Failure::Findings(format!("{}: {faults} faults were found", args.dir.display())));
     }
     Ok(())
+}
+
+/// Runs both models on a text.
+fn logits(
+    args: &VerifyArgs,
+    against: &Path,
+    path: &Path,
+    output: Output,
+) -> Result<(LogitComparison, String), Failure> {
+    let (model, source) = (Loaded::open(&args.dir)?, Loaded::open(against)?);
+    let protocol = ProtocolArgs {
+        text: path.to_owned(),
+        window: args.window,
+        stride: None,
+        limit: args.limit,
+        bos: BosChoice::Auto,
+        jobs: args.jobs,
+    };
+    let text = Text::read(path, &source, &protocol)?;
+    let bar = Bar::of("logits", text.windows as u64, Unit::Windows, output);
+    let result =
+        logits_exact(&model.model, &source.model, &text.ids, text.protocol, GREEDY_TOKENS, &mut |_| {
+            bar.advance(1)
+        });
+    let seconds = bar.finish();
+    let result = result?;
+    let mut lines = String::new();
+    if let Some((window, position, id)) = result.first {
+        lines.push_str(&format!(
+            "DIFFERS {} logits, the first that of token id {id} after position {position} of window {window}\n",
+            result.differing
+        ));
+    }
+    if let Some(token) = result.first_generated {
+        lines.push_str(&format!("DIFFERS greedy token {token}\n"));
+    }
+    lines.push_str(&format!(
+        "{} and {}: {} logits on {}, {} greedy tokens in {seconds:.2} s: {}\n",
+        args.dir.display(),
+        against.display(),
+        result.logits,
+        text.describe(),
+        result.generated,
+        if result.is_exact() { "bit-identical" } else { "THEY DIFFER" },
+    ));
+    Ok((result, lines))
 }
 
 fn digests_text(args: &VerifyArgs, report: &DigestReport, seconds: f64) -> String {

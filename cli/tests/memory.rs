@@ -89,3 +89,66 @@ fn six_gibibytes_stay_under_600_mib() {
         std::fs::remove_dir_all(&source).unwrap();
     }
 }
+
+/// A llama of eight blocks of 8.4 MB with tinylm's tokenizer.
+fn llama_with_tokenizer(dir: &Path) {
+    let tinylm = support::tinylm();
+    let mut tensors = vec![support::t("model.norm.weight", Dtype::BF16, &[512], bf16(3, 512))];
+    let mut add = |name: String, rows: u64, cols: u64| {
+        let words = bf16(tensors.len() as u64, (rows * cols) as usize);
+        tensors.push(support::t(&name, Dtype::BF16, &[rows, cols], words));
+    };
+    add("model.embed_tokens.weight".to_owned(), 4096, 512);
+    for block in 0..8 {
+        for (path, rows, cols) in [
+            ("self_attn.q_proj", 512, 512),
+            ("self_attn.k_proj", 512, 512),
+            ("self_attn.v_proj", 512, 512),
+            ("self_attn.o_proj", 512, 512),
+            ("mlp.gate_proj", 2048, 512),
+            ("mlp.up_proj", 2048, 512),
+            ("mlp.down_proj", 512, 2048),
+        ] {
+            add(format!("model.layers.{block}.{path}.weight"), rows, cols);
+        }
+    }
+    for block in 0..8 {
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            let name = format!("model.layers.{block}.{norm}.weight");
+            tensors.push(support::t(&name, Dtype::BF16, &[512], bf16(block, 512)));
+        }
+    }
+    let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512,
+        "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5, "vocab_size": 4096, "tie_word_embeddings": true}"#;
+    support::checkpoint(dir, config, &tensors);
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(tinylm.join(file), dir.join(file)).unwrap();
+    }
+}
+
+#[test]
+fn a_compressed_model_runs_in_its_compressed_size_and_one_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    llama_with_tokenizer(&source);
+    let text = support::tinylm().join("eval.txt");
+    let peak = |model: &Path| {
+        let args =
+            ["eval", "ppl", path(model), "--text", path(&text), "--window", "128", "--limit", "2", "--json"];
+        let report: serde_json::Value = serde_json::from_str(&ok(&args)).unwrap();
+        report["peak_memory_bytes"].as_u64().unwrap()
+    };
+    let block = 2 * (4 * 512 * 512 + 3 * 512 * 2048);
+    // Residual, normed input, query, key, value, heads, gate, up and their cache, for 128 tokens, F32.
+    let activations = 4 * 128 * (8 * 512 + 3 * 2048) + 8 * 2 * 4 * 128 * 512;
+    for method in ["dfloat11", "planes"] {
+        let out = dir.path().join(method);
+        ok(&["convert", path(&source), path(&out), "--to", method, "--quiet"]);
+        let stored =
+            std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum::<u64>();
+        let (peak, allowed) = (peak(&out), stored + block + activations);
+        println!("{method}: {} of {} MiB", peak >> 20, allowed >> 20);
+        assert!(peak < allowed, "{method}: {} of {} MiB", peak >> 20, allowed >> 20);
+    }
+}

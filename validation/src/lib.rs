@@ -3,13 +3,30 @@
 //! ```text
 //! digests:    every byte of a converted directory is the one that was written, and decodes to the original
 //! bit_exact:  every tensor of two checkpoints, word for word
+//! difference: how far the tensors of two checkpoints are from each other
+//! logits:     what two checkpoints compute, bit for bit
+//! perplexity, divergence: how well a model predicts a text, and how far it is from its base
 //! ```
 
 mod bit_exact;
+mod difference;
 mod digests;
+mod divergence;
+mod element;
+mod likelihood;
+mod logits;
+mod perplexity;
+mod speed;
+mod windows;
 
 pub use bit_exact::{Comparison, Difference, bit_exact};
+pub use difference::{CheckpointDifference, Incomparable, Norms, TensorDifference, difference};
 pub use digests::{DigestReport, Fault, verify_digests};
+pub use divergence::{Distribution, Divergence, kl_divergence};
+pub use logits::{LogitComparison, logits_exact};
+pub use perplexity::{Perplexity, perplexity};
+pub use speed::{Rate, SpeedOptions, SpeedRow, speed};
+pub use windows::Protocol;
 
 /// Bytes read at a time by each thread.
 const PIECE: usize = 2 << 20;

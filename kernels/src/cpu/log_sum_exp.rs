@@ -10,7 +10,7 @@ use super::exp::exp_inline;
 use super::isa::{Isa, multiversion};
 
 /// Takes up `logits` (rows x `width`): `max[t]` and `sum[t]` start from minus infinity and 0. Every term is
-/// the F32 [`exp`](super::exp()) of an F32 difference, added in F64, row after row.
+/// the F32 [`super::exp`] of an F32 difference, added in F64, row after row.
 ///
 /// # Panics
 /// Where `logits` has no whole rows of `width`, or `max` or `sum` another length than `width`.

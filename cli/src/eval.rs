@@ -1,0 +1,178 @@
+//! `llmpress eval`: how well a model predicts a text, and how far it is from its base.
+
+use std::path::Path;
+
+use llmpress_model::Skips;
+use llmpress_pipeline::Progress;
+use llmpress_validation::{Distribution, Divergence, Perplexity, Protocol, kl_divergence, perplexity};
+use serde::Serialize;
+
+use crate::Outcome;
+use crate::args::{BosChoice, EvalCommand, KldArgs, PerplexityArgs, ProtocolArgs};
+use crate::models::{Loaded, in_pool, read_text};
+use crate::progress::{Bar, Unit};
+use crate::report::{Output, bytes, table};
+
+pub(crate) fn run(command: &EvalCommand, output: Output) -> Outcome {
+    match command {
+        EvalCommand::Ppl(args) => in_pool(args.protocol.jobs, || ppl(args, output)),
+        EvalCommand::Kld(args) => in_pool(args.protocol.jobs, || kld(args, output)),
+    }
+}
+
+/// A result and what it was measured on.
+#[derive(Serialize)]
+struct Report<'a, T> {
+    model: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<&'a Path>,
+    text: &'a Path,
+    text_bytes: usize,
+    text_tokens: usize,
+    seconds: f64,
+    tokens_per_second: f64,
+    peak_memory_bytes: u64,
+    #[serde(flatten)]
+    result: T,
+}
+
+/// A text as ids, and how it is cut.
+pub(crate) struct Text {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) bytes: usize,
+    pub(crate) protocol: Protocol,
+    pub(crate) windows: usize,
+}
+
+impl Text {
+    /// Reads and encodes a text for `model`, and checks that it fits: before any work.
+    pub(crate) fn read(
+        path: &Path,
+        model: &Loaded,
+        args: &ProtocolArgs,
+    ) -> Result<Self, crate::report::Failure> {
+        let text = read_text(path)?;
+        let ids = model.tokenizer.encode(&text)?;
+        let bos = match args.bos {
+            BosChoice::Auto => model.tokenizer.bos().filter(|_| model.tokenizer.adds_bos()),
+            BosChoice::Never => None,
+        };
+        let protocol = Protocol { window: args.window, stride: args.stride, limit: args.limit, bos };
+        let windows = protocol.windows(ids.len())?;
+        model.check_ids(&ids)?;
+        Ok(Self { ids, bytes: text.len(), protocol, windows })
+    }
+
+    /// How it was cut, for people.
+    pub(crate) fn describe(&self) -> String {
+        let Protocol { window, stride, bos, .. } = self.protocol;
+        let stride = stride.map(|s| format!(", stride {s}")).unwrap_or_default();
+        let bos = bos.map_or(", no BOS".to_owned(), |id| format!(", each after BOS (id {id})"));
+        format!("{} windows of {window} tokens{stride}{bos}", self.windows)
+    }
+}
+
+fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
+    let model = Loaded::open(&args.model)?;
+    let text = Text::read(&args.protocol.text, &model, &args.protocol)?;
+    let bar = Bar::of("ppl", text.windows as u64, Unit::Windows, output);
+    let result = perplexity(&model.model, &Skips::new(), &text.ids, text.bytes, text.protocol, &mut |_| {
+        bar.advance(1)
+    });
+    let seconds = bar.finish();
+    let result: Perplexity = result?;
+    let read = text.windows * text.protocol.window;
+    let report = Report {
+        model: &args.model,
+        base: None,
+        text: &args.protocol.text,
+        text_bytes: text.bytes,
+        text_tokens: text.ids.len(),
+        seconds,
+        tokens_per_second: read as f64 / seconds,
+        peak_memory_bytes: crate::memory::peak().unwrap_or(0),
+        result,
+    };
+    output.result(&report, || {
+        let r = &report.result;
+        format!(
+            "{} on {}: {}, {} tokens scored\n\
+             perplexity      {:.4} +- {:.4}\n\
+             nats a token    {:.5} +- {:.5}\n\
+             bits a byte     {:.5}\n\
+             {:.1} s, {:.0} tokens/s, peak memory {}\n",
+            args.model.display(),
+            args.protocol.text.display(),
+            text.describe(),
+            r.scored_tokens,
+            r.perplexity,
+            r.perplexity_standard_error,
+            r.nats_per_token,
+            r.nats_per_token_standard_error,
+            r.bits_per_byte,
+            seconds,
+            report.tokens_per_second,
+            bytes(report.peak_memory_bytes),
+        )
+    });
+    Ok(())
+}
+
+fn kld(args: &KldArgs, output: Output) -> Outcome {
+    let model = Loaded::open(&args.model)?;
+    let base = Loaded::open(&args.base)?;
+    // The base's tokenizer: the question is what became of the base.
+    let text = Text::read(&args.protocol.text, &base, &args.protocol)?;
+    model.check_ids(&text.ids)?;
+    let bar = Bar::of("kld", text.windows as u64, Unit::Windows, output);
+    let result =
+        kl_divergence(&base.model, &model.model, &Skips::new(), &text.ids, text.protocol, &mut |_| {
+            bar.advance(1)
+        });
+    let seconds = bar.finish();
+    let result: Divergence = result?;
+    let report = Report {
+        model: &args.model,
+        base: Some(&args.base),
+        text: &args.protocol.text,
+        text_bytes: text.bytes,
+        text_tokens: text.ids.len(),
+        seconds,
+        tokens_per_second: (2 * text.windows * text.protocol.window) as f64 / seconds,
+        peak_memory_bytes: crate::memory::peak().unwrap_or(0),
+        result,
+    };
+    output.result(&report, || {
+        let r = &report.result;
+        let row = |name: &str, d: &Distribution| {
+            let values = [d.mean, d.standard_error, d.min, d.median, d.p90, d.p99, d.p999, d.max];
+            std::iter::once(name.to_owned()).chain(values.map(|v| format!("{v:.6}"))).collect::<Vec<_>>()
+        };
+        let head = ["", "mean", "+-", "min", "median", "90 %", "99 %", "99.9 %", "max"].map(str::to_owned);
+        format!(
+            "{} against {} on {}: {}, {} tokens scored\n\n{}\n\
+             same top token        {:.4} +- {:.4} %\n\
+             RMS change of p       {:.6}\n\
+             perplexity            {:.4}, base {:.4}\n\
+             ln of their ratio     {:.6} +- {:.6}\n\
+             {:.1} s, {:.0} tokens/s, peak memory {}\n",
+            args.model.display(),
+            args.base.display(),
+            args.protocol.text.display(),
+            text.describe(),
+            r.scored_tokens,
+            table(&[head.to_vec(), row("KL(base || model)", &r.kl), row("change of p", &r.delta_p)]),
+            r.same_top * 100.0,
+            r.same_top_standard_error * 100.0,
+            r.delta_p_rms,
+            r.perplexity,
+            r.base_perplexity,
+            r.ln_perplexity_ratio,
+            r.ln_perplexity_ratio_standard_error,
+            seconds,
+            report.tokens_per_second,
+            bytes(report.peak_memory_bytes),
+        )
+    });
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! Self-attention with grouped queries, a cache, and windows (Vaswani et al., section 3.2; Ainslie et al., GQA).
+//!
+//! ```text
+//! scores (past tokens x tokens of a panel) = K q      softmax down each column      outputs = V scores
+//! ```
+
+use std::cell::RefCell;
+
+use llmpress_formats::{Checkpoint, Result};
+use llmpress_kernels::cpu::{Elements, dot_rows, multiply, rms_norm, softmax};
+use rayon::prelude::*;
+
+use crate::cache::LayerCache;
+use crate::linear::{Linear, Product, multiply_all};
+use crate::rope::Rotation;
+use crate::{Cache, ModelConfig, Observer, Panels};
+
+/// The weights of a layer's attention.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    pub(crate) projections: Projections,
+    pub(crate) output: Linear,
+    /// Norms of each head's query and key.
+    pub(crate) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    pub(crate) window: Option<usize>,
+    pub(crate) rope: usize,
+}
+
+/// Query, key and value.
+#[derive(Debug)]
+pub(crate) enum Projections {
+    Separate(Box<[Linear; 3]>),
+    /// All in one matrix, in this order.
+    Fused(Linear),
+}
+
+/// Activations of attention, kept from layer to layer for their memory.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    q: Panels,
+    k: Panels,
+    v: Panels,
+    fused: Panels,
+    heads: Panels,
+}
+
+impl Attention {
+    /// `out = attention(x)` for tokens that follow those in the cache.
+    #[expect(clippy::too_many_arguments, reason = "what a layer's attention depends on")]
+    pub(crate) fn forward(
+        &self,
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        layer: usize,
+        x: &Panels,
+        rotations: &[Rotation],
+        cache: &mut Cache,
+        observer: &mut dyn Observer,
+        w: &mut Workspace,
+        out: &mut Panels,
+    ) -> Result<()> {
+        let d = config.head_dim;
+        match &self.projections {
+            Projections::Separate(linears) => {
+                let [q, k, v] = &**linears;
+                [q, k, v].iter().for_each(|linear| observer.linear_input(linear.tensor(), x));
+                let mut products = [
+                    Product::new(q, x, &mut w.q),
+                    Product::new(k, x, &mut w.k),
+                    Product::new(v, x, &mut w.v),
+                ];
+                multiply_all(checkpoint, &mut products)?;
+            }
+            Projections::Fused(linear) => {
+                observer.linear_input(linear.tensor(), x);
+                multiply_all(checkpoint, &mut [Product::new(linear, x, &mut w.fused)])?;
+                let mut from = 0;
+                for (to, heads) in
+                    [(&mut w.q, config.heads), (&mut w.k, config.kv_heads), (&mut w.v, config.kv_heads)]
+                {
+                    copy_features(&w.fused, from, heads * d, to);
+                    from += heads * d;
+                }
+            }
+        }
+        let (q_norm, k_norm) = match &self.qk_norm {
+            Some((q, k)) => (Some(q.as_slice()), Some(k.as_slice())),
+            None => (None, None),
+        };
+        let rotation = &rotations[self.rope];
+        prepare_heads(&mut w.q, d, q_norm, config.rms_norm_eps, rotation, config.attention_scale);
+        prepare_heads(&mut w.k, d, k_norm, config.rms_norm_eps, rotation, 1.0);
+        let first = cache.len();
+        let past = cache.append(layer, &w.k, &w.v, d);
+        w.heads.resize(config.heads * d, x.tokens());
+        self.attend(config, past, first, &w.q, &mut w.heads);
+        observer.linear_input(self.output.tensor(), &w.heads);
+        multiply_all(checkpoint, &mut [Product::new(&self.output, &w.heads, out)])
+    }
+
+    /// Every head of every panel: tokens `first ..` against the cache and themselves.
+    fn attend(&self, config: &ModelConfig, past: &LayerCache, first: usize, q: &Panels, out: &mut Panels) {
+        let d = config.head_dim;
+        let group = config.heads / config.kv_heads;
+        let widths: Vec<usize> = (0..q.count()).map(|panel| q.width(panel)).collect();
+        let tasks: Vec<_> = out
+            .panels_mut()
+            .enumerate()
+            .flat_map(|(panel, data)| {
+                data.chunks_exact_mut(d * widths[panel]).enumerate().map(move |h| (panel, h))
+            })
+            .collect();
+        let one = |(panel, (head, out)): (usize, (usize, &mut [f32]))| {
+            let width = widths[panel];
+            let query = &q.panel(panel)[head * d * width..][..d * width];
+            let start = first + q.range(panel).start;
+            SCORES.with_borrow_mut(|scores| {
+                self.attend_head(config, past, head / group, start, width, query, scores, out);
+            });
+        };
+        // A single token over a short past is done before another thread is awake.
+        if q.tokens() == 1 && first * config.heads * d < 1 << 18 {
+            tasks.into_iter().for_each(one);
+        } else {
+            tasks.into_par_iter().with_max_len(1).for_each(one);
+        }
+    }
+
+    /// One head of one panel, whose first token is at position `start`.
+    #[expect(clippy::too_many_arguments, reason = "the operands of one product of products")]
+    fn attend_head(
+        &self,
+        config: &ModelConfig,
+        past: &LayerCache,
+        kv_head: usize,
+        start: usize,
+        width: usize,
+        query: &[f32],
+        scores: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        let d = config.head_dim;
+        let end = start + width;
+        let window = self.window.unwrap_or(usize::MAX);
+        let oldest = (start + 1).saturating_sub(window);
+        let (keys, values) = (past.keys(kv_head, oldest), past.values(kv_head, oldest));
+        scores.resize((end - oldest) * width, 0.0);
+        if width == 1 {
+            dot_rows(Elements::F32(keys), d, query, scores);
+        } else {
+            multiply(keys, d, query, width, scores);
+        }
+        for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
+            let seen = oldest + row;
+            // Tokens see themselves and what is before them, within the window.
+            if seen > start || end - 1 - seen >= window {
+                for (token, score) in scores.iter_mut().enumerate() {
+                    let position = start + token;
+                    if seen > position || position - seen >= window {
+                        *score = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+        softmax(scores, width);
+        if width == 1 {
+            dot_rows(Elements::F32(values), past.stride(), scores, out);
+        } else {
+            multiply(values, past.stride(), scores, width, out);
+        }
+    }
+}
+
+thread_local! {
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Norms, turns and scales each head.
+fn prepare_heads(
+    x: &mut Panels,
+    head_dim: usize,
+    norm: Option<&[f32]>,
+    eps: f32,
+    rotation: &Rotation,
+    scale: f32,
+) {
+    let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
+    let prepare = |(panel, data): (usize, &mut [f32])| {
+        let width = widths[panel];
+        for head in data.chunks_exact_mut(head_dim * width) {
+            if let Some(weight) = norm {
+                let unnormed = head.to_vec();
+                rms_norm(&unnormed, weight, eps, width, head);
+            }
+            rotation.turn(panel, width, head);
+            if scale != 1.0 {
+                head.iter_mut().for_each(|q| *q *= scale);
+            }
+        }
+    };
+    let panels: Vec<_> = x.panels_mut().enumerate().collect();
+    if panels.len() == 1 {
+        panels.into_iter().for_each(prepare);
+    } else {
+        panels.into_par_iter().for_each(prepare);
+    }
+}
+
+/// `to = features from .. from + count of x`.
+pub(crate) fn copy_features(x: &Panels, from: usize, count: usize, to: &mut Panels) {
+    to.resize(count, x.tokens());
+    for panel in 0..x.count() {
+        let width = x.width(panel);
+        to.panel_mut(panel).copy_from_slice(&x.panel(panel)[from * width..(from + count) * width]);
+    }
+}

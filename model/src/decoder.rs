@@ -1,0 +1,427 @@
+//! The decoder: embedding, layers, head.
+//!
+//! ```text
+//! ids -> embedding -> [ norm, attention, + | norm, MLP, + ] x layers -> norm -> head -> logits
+//! ```
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use llmpress_formats::{Checkpoint, Error, Result};
+use llmpress_kernels::cpu::{exp, rms_norm};
+use rayon::prelude::*;
+
+use crate::attention::{self, Attention, Projections};
+use crate::config::{Family, MlpConfig};
+use crate::linear::{Linear, Product, multiply_all, vector};
+use crate::mlp::{self, GateUp, Gated, Mlp};
+use crate::rope::Rotation;
+use crate::{Cache, ModelConfig, Observer, Panels, Skips, SubLayer, Unobserved};
+
+/// Tokens that [`Model::prefill`] takes at a time.
+const PREFILL_TOKENS: usize = 480;
+/// Logits of a run of [`Model::logit_runs`].
+const RUN_LOGITS: usize = 4 << 20;
+
+/// A model that runs from an open checkpoint, compressed or not.
+#[derive(Debug)]
+pub struct Model {
+    checkpoint: Arc<Checkpoint>,
+    config: ModelConfig,
+    embedding: Linear,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    head: Linear,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention: SubLayerParts<Attention>,
+    mlp: SubLayerParts<Mlp>,
+}
+
+/// A sub-layer with the norm of its input and, in some families, of its output.
+#[derive(Debug)]
+struct SubLayerParts<T> {
+    norm: Vec<f32>,
+    body: T,
+    post_norm: Option<Vec<f32>>,
+}
+
+impl Model {
+    /// Reads the configuration, finds every tensor and checks its shape and dtype. Reads norms and biases only.
+    ///
+    /// # Errors
+    /// An architecture that does not run here; a missing or mis-shaped tensor: named.
+    pub fn open(checkpoint: Arc<Checkpoint>) -> Result<Self> {
+        let config = checkpoint.config().ok_or_else(|| {
+            Error::corrupt(
+                checkpoint.root().join("config.json"),
+                None,
+                "is missing: it says what the model is",
+            )
+        })?;
+        let config = ModelConfig::parse(config)?;
+        let c = &*checkpoint;
+        let embedding_name = embedding_name(c)?;
+        let prefix = embedding_name.strip_suffix("embed_tokens.weight").unwrap_or_default();
+        let embedding_shape = &c.tensor(&embedding_name)?.shape;
+        let vocab = config.vocab_size.or(embedding_shape.first().map(|&n| n as usize)).unwrap_or(0);
+        let embedding = Linear::open(c, &embedding_name, vocab, config.hidden_size, None)?;
+        let stored_head = ["lm_head.weight", "language_model.lm_head.weight"]
+            .into_iter()
+            .find(|name| c.tensors().contains_key(*name) || c.tied().contains_key(*name));
+        let head_name = match (config.tied, stored_head) {
+            (Some(true), _) | (None, None) => embedding_name.as_str(),
+            (_, Some(name)) => name,
+            (Some(false), None) => "lm_head.weight",
+        };
+        let head = Linear::open(c, head_name, vocab, config.hidden_size, None)?;
+        let layers = (0..config.layers.len())
+            .map(|layer| {
+                Loader { checkpoint: c, config: &config, name: format!("{prefix}layers.{layer}.") }
+                    .layer(layer)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let norm = load_norm(c, &config, &format!("{prefix}norm.weight"), config.hidden_size)?;
+        Ok(Self { config, embedding, layers, norm, head, checkpoint })
+    }
+
+    /// The checkpoint behind it.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Entries of the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.head.rows()
+    }
+
+    /// An empty cache for up to `capacity` tokens.
+    pub fn cache(&self, capacity: usize) -> Cache {
+        Cache::new(self.layers.len(), capacity)
+    }
+
+    /// The embeddings of tokens: features x tokens.
+    ///
+    /// # Errors
+    /// An id beyond the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Panels> {
+        let mut out = Panels::zeros(self.config.hidden_size, ids.len());
+        let mut row = vec![0.0; self.config.hidden_size];
+        let scale = self.config.embedding_scale();
+        for (token, &id) in ids.iter().enumerate() {
+            if id as usize >= self.embedding.rows() {
+                return Err(Error::Invalid(format!(
+                    "token id {id} at {token} is beyond the vocabulary of {} of {}",
+                    self.embedding.rows(),
+                    self.checkpoint.root().display()
+                )));
+            }
+            self.embedding.row(&self.checkpoint, id as usize, &mut row)?;
+            out.set_token(token, row.iter().map(|x| x * scale));
+        }
+        Ok(out)
+    }
+
+    /// The residual stream after the last norm, for tokens that follow those in the cache, which takes them up:
+    /// features x tokens. `skips` are left out; `observer` sees the activations.
+    ///
+    /// # Errors
+    /// Those of [`Self::embed`]; more tokens than the cache can hold; weights that cannot be read.
+    pub fn hidden(
+        &self,
+        ids: &[u32],
+        cache: &mut Cache,
+        skips: &Skips,
+        observer: &mut dyn Observer,
+    ) -> Result<Panels> {
+        let mut h = self.embed(ids)?;
+        self.run_layers(0..self.layers.len(), &mut h, cache, skips, observer)?;
+        cache.advance(ids.len());
+        self.last_norm(&h)
+    }
+
+    /// The last norm: what the head gets of a residual stream.
+    pub fn last_norm(&self, residual: &Panels) -> Result<Panels> {
+        let mut out = Panels::default();
+        norm(residual, &self.norm, self.config.rms_norm_eps, &mut out);
+        Ok(out)
+    }
+
+    /// Runs some layers on a residual stream in place. The tokens' keys and values go into the cache, whose
+    /// length stays: [`Self::hidden`] or [`Cache`]'s owner counts a token when all layers have seen it.
+    ///
+    /// # Errors
+    /// More tokens than the cache can hold; weights that cannot be read.
+    pub fn run_layers(
+        &self,
+        layers: Range<usize>,
+        h: &mut Panels,
+        cache: &mut Cache,
+        skips: &Skips,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let needed = cache.len().saturating_add(h.tokens());
+        if needed > cache.capacity() {
+            return Err(Error::Limit(format!("{needed} tokens do not fit a cache of {}", cache.capacity())));
+        }
+        if h.tokens() == 0 {
+            return Ok(());
+        }
+        let rotations: Vec<Rotation> = self
+            .config
+            .ropes
+            .iter()
+            .map(|rope| Rotation::new(rope, cache.len(), h.tokens(), cache.announced()))
+            .collect();
+        let eps = self.config.rms_norm_eps;
+        let (mut x, mut y) = (Panels::default(), Panels::default());
+        let (mut attention_space, mut mlp_space) =
+            (attention::Workspace::default(), mlp::Workspace::default());
+        for index in layers {
+            let layer = &self.layers[index];
+            let site = SubLayer::Attention(index);
+            observer.before(site, h);
+            if !skips.contains(&site) {
+                norm(h, &layer.attention.norm, eps, &mut x);
+                layer.attention.body.forward(
+                    &self.checkpoint,
+                    &self.config,
+                    index,
+                    &x,
+                    &rotations,
+                    cache,
+                    observer,
+                    &mut attention_space,
+                    &mut y,
+                )?;
+                add(h, &mut y, layer.attention.post_norm.as_deref(), eps, &mut x);
+            }
+            observer.after(site, h);
+            let site = SubLayer::Mlp(index);
+            observer.before(site, h);
+            if !skips.contains(&site) {
+                norm(h, &layer.mlp.norm, eps, &mut x);
+                layer.mlp.body.forward(&self.checkpoint, &x, observer, &mut mlp_space, &mut y)?;
+                add(h, &mut y, layer.mlp.post_norm.as_deref(), eps, &mut x);
+            }
+            observer.after(site, h);
+        }
+        Ok(())
+    }
+
+    /// Runs a prompt through the model, some tokens at a time, and returns the last token's hidden state.
+    ///
+    /// # Errors
+    /// Those of [`Self::hidden`]; an empty prompt.
+    pub fn prefill(&self, ids: &[u32], cache: &mut Cache) -> Result<Panels> {
+        let mut last = None;
+        cache.announce(cache.len() + ids.len());
+        for piece in ids.chunks(PREFILL_TOKENS) {
+            last = Some(self.hidden(piece, cache, &Skips::new(), &mut Unobserved)?);
+        }
+        let hidden = last.ok_or_else(|| Error::Invalid("the prompt has no tokens".to_owned()))?;
+        let mut out = Panels::zeros(hidden.features(), 1);
+        out.set_token(0, hidden.token(hidden.tokens() - 1));
+        Ok(out)
+    }
+
+    /// The logits of hidden states: vocabulary x tokens. For many tokens see [`Self::logit_runs`].
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn logits(&self, hidden: &Panels) -> Result<Panels> {
+        let mut out = Panels::default();
+        self.logit_run(hidden, 0..self.vocab_size(), &mut out)?;
+        Ok(out)
+    }
+
+    /// Runs of the vocabulary that keep the logits of `tokens` tokens small.
+    pub fn logit_runs(&self, tokens: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let vocab = self.vocab_size();
+        // Whole strips of 16 rows, so that fixed12 heads are read in place.
+        let step = (RUN_LOGITS / tokens.max(1)).next_multiple_of(16).max(16);
+        (0..vocab).step_by(step).map(move |first| first..(first + step).min(vocab))
+    }
+
+    /// The logits of a run of the vocabulary: run x tokens.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn logit_run(&self, hidden: &Panels, rows: Range<usize>, out: &mut Panels) -> Result<()> {
+        let product = Product { linear: &self.head, rows, x: hidden, out };
+        multiply_all(&self.checkpoint, &mut [product])?;
+        if let Some(cap) = self.config.final_softcap {
+            out.data_mut().iter_mut().for_each(|l| *l = soft_cap(*l, cap));
+        }
+        Ok(())
+    }
+}
+
+/// `c tanh(x / c)`.
+fn soft_cap(x: f32, cap: f32) -> f32 {
+    // tanh y = 1 - 2 / (e^2y + 1)
+    cap * (1.0 - 2.0 / (exp(2.0 * x / cap) + 1.0))
+}
+
+/// `out = norm(x)`.
+fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
+    out.resize(x.features(), x.tokens());
+    let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
+    let one = |(panel, out): (usize, &mut [f32])| rms_norm(x.panel(panel), weight, eps, widths[panel], out);
+    let panels: Vec<_> = out.panels_mut().enumerate().collect();
+    if panels.len() == 1 {
+        panels.into_iter().for_each(one);
+    } else {
+        panels.into_par_iter().for_each(one);
+    }
+}
+
+/// `h += y`, or the norm of `y`, for which `scratch` serves.
+fn add(h: &mut Panels, y: &mut Panels, post_norm: Option<&[f32]>, eps: f32, scratch: &mut Panels) {
+    if let Some(weight) = post_norm {
+        norm(y, weight, eps, scratch);
+        std::mem::swap(y, scratch);
+    }
+    h.data_mut().iter_mut().zip(y.data()).for_each(|(h, y)| *h += y);
+}
+
+/// The embedding's name tells the prefix of all others.
+fn embedding_name(checkpoint: &Checkpoint) -> Result<String> {
+    for prefix in ["model.", "language_model.model.", "model.language_model.", ""] {
+        let name = format!("{prefix}embed_tokens.weight");
+        if checkpoint.tensors().contains_key(&name) {
+            return Ok(name);
+        }
+    }
+    // The error names the nearest tensor there is.
+    checkpoint.tensor("model.embed_tokens.weight").map(|_| "model.embed_tokens.weight".to_owned())
+}
+
+/// A norm's weights, with the offset of its family.
+fn load_norm(checkpoint: &Checkpoint, config: &ModelConfig, name: &str, len: usize) -> Result<Vec<f32>> {
+    let mut weight = vector(checkpoint, name, len)?;
+    if config.norm_offset() {
+        weight.iter_mut().for_each(|w| *w += 1.0);
+    }
+    Ok(weight)
+}
+
+/// Finds the tensors of a layer, whose names start with `name`.
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    config: &'a ModelConfig,
+    name: String,
+}
+
+impl Loader<'_> {
+    fn linear(&self, module: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
+        let name = |suffix: &str| format!("{}{module}.{suffix}", self.name);
+        let bias = bias.then(|| name("bias"));
+        Linear::open(self.checkpoint, &name("weight"), rows, cols, bias.as_deref())
+    }
+
+    fn norm(&self, module: &str, len: usize) -> Result<Vec<f32>> {
+        load_norm(self.checkpoint, self.config, &format!("{}{module}.weight", self.name), len)
+    }
+
+    fn layer(&self, index: usize) -> Result<Layer> {
+        let (config, hidden) = (self.config, self.config.hidden_size);
+        let (mlp_norm, post_norms) = if config.post_norms() {
+            let attention = self.norm("post_attention_layernorm", hidden)?;
+            (
+                "pre_feedforward_layernorm",
+                (Some(attention), Some(self.norm("post_feedforward_layernorm", hidden)?)),
+            )
+        } else {
+            ("post_attention_layernorm", (None, None))
+        };
+        Ok(Layer {
+            attention: SubLayerParts {
+                norm: self.norm("input_layernorm", hidden)?,
+                body: self.attention(index)?,
+                post_norm: post_norms.0,
+            },
+            mlp: SubLayerParts {
+                norm: self.norm(mlp_norm, hidden)?,
+                body: self.mlp(index)?,
+                post_norm: post_norms.1,
+            },
+        })
+    }
+
+    fn attention(&self, index: usize) -> Result<Attention> {
+        let c = self.config;
+        let (q_rows, kv_rows) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let linear =
+            |module: &str, rows, bias| self.linear(&format!("self_attn.{module}"), rows, c.hidden_size, bias);
+        let projections = if c.family == Family::Phi3 {
+            Projections::Fused(linear("qkv_proj", q_rows + 2 * kv_rows, c.qkv_bias)?)
+        } else {
+            Projections::Separate(Box::new([
+                linear("q_proj", q_rows, c.qkv_bias)?,
+                linear("k_proj", kv_rows, c.qkv_bias)?,
+                linear("v_proj", kv_rows, c.qkv_bias)?,
+            ]))
+        };
+        let qk_norm = if c.qk_norm() {
+            Some((self.norm("self_attn.q_norm", c.head_dim)?, self.norm("self_attn.k_norm", c.head_dim)?))
+        } else {
+            None
+        };
+        Ok(Attention {
+            projections,
+            output: self.linear("self_attn.o_proj", c.hidden_size, q_rows, c.o_bias)?,
+            qk_norm,
+            window: c.layers[index].window,
+            rope: c.layers[index].rope,
+        })
+    }
+
+    fn mlp(&self, index: usize) -> Result<Mlp> {
+        let hidden = self.config.hidden_size;
+        let mixtral = self.config.family == Family::Mixtral;
+        match self.config.layers[index].mlp {
+            MlpConfig::Dense { intermediate } => {
+                let names = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"].map(str::to_owned);
+                Ok(Mlp::Dense(Box::new(self.gated(&names, intermediate)?)))
+            }
+            MlpConfig::Experts { intermediate, count, top_k, normalise } => {
+                let (module, parts) = if mixtral {
+                    ("block_sparse_moe", ["w1", "w3", "w2"])
+                } else {
+                    ("mlp", ["gate_proj", "up_proj", "down_proj"])
+                };
+                let experts = (0..count)
+                    .map(|e| {
+                        self.gated(&parts.map(|part| format!("{module}.experts.{e}.{part}")), intermediate)
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                let router = self.linear(&format!("{module}.gate"), count, hidden, false)?;
+                Ok(Mlp::Experts { router, experts, top_k, normalise })
+            }
+        }
+    }
+
+    /// `names` are those of gate, up and down.
+    fn gated(&self, names: &[String; 3], intermediate: usize) -> Result<Gated> {
+        let (c, hidden) = (self.config, self.config.hidden_size);
+        let [gate, up, down] = names;
+        let gate_up = if c.family == Family::Phi3 {
+            GateUp::Fused(self.linear("mlp.gate_up_proj", 2 * intermediate, hidden, false)?)
+        } else {
+            GateUp::Separate([
+                self.linear(gate, intermediate, hidden, c.mlp_bias)?,
+                self.linear(up, intermediate, hidden, c.mlp_bias)?,
+            ])
+        };
+        let down = self.linear(down, hidden, intermediate, c.mlp_bias)?;
+        Ok(Gated { gate_up, down, activation: c.activation })
+    }
+}

@@ -1,0 +1,156 @@
+//! Generation: token after token, the likeliest or drawn by chance.
+//!
+//! ```text
+//! prompt --> prefill --> [ logits --> pick a token --> one more step ] ...
+//! ```
+
+use llmpress_formats::{Error, Result};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::{Cache, Model, Panels, Skips, Unobserved};
+
+/// How the next token is picked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the likeliest token always.
+    pub temperature: f32,
+    /// Only the so many likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that reach this share of the probability together.
+    pub top_p: f32,
+    /// Of the generator: the same seed gives the same text.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// The likeliest token always.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+}
+
+/// A sequence that grows token by token.
+#[derive(Debug)]
+pub struct Generation<'a> {
+    model: &'a Model,
+    cache: Cache,
+    hidden: Panels,
+    sampling: Sampling,
+    random: ChaCha8Rng,
+    ids: Vec<u32>,
+    pending: bool,
+}
+
+impl<'a> Generation<'a> {
+    /// Reads the prompt, with room for `most` tokens after it.
+    ///
+    /// # Errors
+    /// An empty prompt, ids beyond the vocabulary, a sampling out of range, weights that cannot be read.
+    pub fn start(model: &'a Model, prompt: &[u32], most: usize, sampling: Sampling) -> Result<Self> {
+        let Sampling { temperature, top_p, .. } = sampling;
+        if !((0.0..=100.0).contains(&temperature) && top_p > 0.0 && top_p <= 1.0) {
+            return Err(Error::Invalid(format!(
+                "temperature {temperature} must be 0 to 100, and top-p {top_p} above 0 and at most 1"
+            )));
+        }
+        let mut cache = model.cache(prompt.len().saturating_add(most));
+        let hidden = model.prefill(prompt, &mut cache)?;
+        let random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        Ok(Self { model, cache, hidden, sampling, random, ids: prompt.to_vec(), pending: false })
+    }
+
+    /// The next token. The step that reads it is left for the next call, so the last one costs nothing.
+    ///
+    /// # Errors
+    /// More tokens than there is room for; weights that cannot be read.
+    pub fn next_token(&mut self) -> Result<u32> {
+        if let (true, Some(id)) = (self.pending, self.ids.last()) {
+            let length = self.cache.len();
+            if self.model.config().ropes.iter().any(|rope| rope.switches_after() == Some(length)) {
+                // From here on all frequencies are others: keys of before do not fit them.
+                self.cache.clear();
+                self.hidden = self.model.prefill(&self.ids, &mut self.cache)?;
+            } else {
+                self.hidden = self.model.hidden(&[*id], &mut self.cache, &Skips::new(), &mut Unobserved)?;
+            }
+        }
+        let logits = self.model.logits(&self.hidden)?;
+        let id = pick(logits.data(), self.sampling, &mut self.random);
+        self.ids.push(id);
+        self.pending = true;
+        Ok(id)
+    }
+}
+
+/// `count` greedy tokens after a prompt.
+///
+/// # Errors
+/// Those of [`Generation`].
+pub fn greedy(model: &Model, prompt: &[u32], count: usize) -> Result<Vec<u32>> {
+    let mut generation = Generation::start(model, prompt, count, Sampling::GREEDY)?;
+    (0..count).map(|_| generation.next_token()).collect()
+}
+
+fn pick(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
+    if sampling.temperature == 0.0 {
+        let best = (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a });
+        return best.unwrap_or(0) as u32;
+    }
+    // Likeliest first; of equals the lower id, so that the order is the same everywhere.
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    let by_logit = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    let keep = if sampling.top_k == 0 { order.len() } else { sampling.top_k.min(order.len()) };
+    if keep < order.len() {
+        order.select_nth_unstable_by(keep, by_logit);
+        order.truncate(keep);
+    }
+    order.sort_unstable_by(by_logit);
+    let Some(&best) = order.first() else { return 0 };
+    let weight = |i: usize| f64::from((logits[i] - logits[best]) / sampling.temperature).exp();
+    let total: f64 = order.iter().map(|&i| weight(i)).sum();
+    let mut kept = 0.0;
+    let mut count = 0;
+    for &i in &order {
+        kept += weight(i);
+        count += 1;
+        if kept >= f64::from(sampling.top_p) * total {
+            break;
+        }
+    }
+    let mut draw = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * kept;
+    for &i in &order[..count] {
+        draw -= weight(i);
+        if draw < 0.0 {
+            return i as u32;
+        }
+    }
+    order[count - 1] as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let mut counts = vec![0; logits.len()];
+        (0..4000).for_each(|_| counts[pick(logits, sampling, &mut random) as usize] += 1);
+        counts
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities_and_the_limits() {
+        let logits = [0.0, 2.0f32.ln(), f32::NEG_INFINITY, 5.0f32.ln()];
+        let all = Sampling { temperature: 1.0, ..Sampling::GREEDY };
+        let expected = [500.0, 1000.0, 0.0, 2500.0];
+        for (count, expected) in counts(all, &logits).iter().zip(expected) {
+            assert!((*count as f64 - expected).abs() < 110.0, "{count} {expected}");
+        }
+        assert_eq!(counts(Sampling::GREEDY, &logits), [0, 0, 0, 4000]);
+        assert_eq!(counts(Sampling { top_k: 2, ..all }, &logits)[0], 0);
+        let nucleus = counts(Sampling { top_p: 0.7, ..all }, &logits);
+        assert!(nucleus[0] == 0 && nucleus[1] > 0, "{nucleus:?}");
+        assert_eq!(counts(Sampling { top_p: 0.6, ..all }, &logits), [0, 0, 0, 4000]);
+        let cold = counts(Sampling { temperature: 0.1, ..all }, &logits);
+        assert!(cold[3] > 3990, "{cold:?}");
+    }
+}

@@ -1,0 +1,36 @@
+//! Runs language models from checkpoints of any encoding, on the processor, in single precision.
+//!
+//! ```text
+//! checkpoint (plain or compressed) --> Model --> hidden states --> logits
+//!                                        '-- taps for passes, sub-layers left out for pruning
+//! ```
+//!
+//! Weights stay as they are stored; a product decodes the rows that it needs. So a model takes the memory of
+//! its checkpoint, some MiB a thread, and its activations.
+
+mod attention;
+mod cache;
+mod chat;
+mod config;
+mod decoder;
+mod generate;
+mod linear;
+mod mlp;
+mod observe;
+mod panels;
+mod python_json;
+mod rope;
+mod special_tokens;
+mod tokenizer;
+
+pub use cache::Cache;
+pub use chat::{ChatTemplate, Message};
+pub use config::{Activation, Family, LayerConfig, MlpConfig, ModelConfig};
+pub use decoder::Model;
+pub use generate::{Generation, Sampling, greedy};
+pub use linear::Linear;
+pub use llmpress_formats::{Error, Result};
+pub use observe::{Observer, Skips, SubLayer, Unobserved};
+pub use panels::Panels;
+pub use rope::RopeConfig;
+pub use tokenizer::{DecodeStream, Tokenizer};

@@ -1,0 +1,145 @@
+//! Gated MLPs and experts (Shazeer, GLU variants; Fedus et al., Switch Transformers; Jiang et al., Mixtral).
+//!
+//! ```text
+//! y = down (act(gate x) * up x)
+//! experts: a router picks some for each token; their outputs are added by its weights
+//! ```
+
+use llmpress_formats::{Checkpoint, Result};
+use llmpress_kernels::cpu::{gelu_tanh_gate, silu_gate, softmax};
+use rayon::prelude::*;
+
+use crate::attention::copy_features;
+use crate::config::Activation;
+use crate::linear::{Linear, Product, multiply_all};
+use crate::{Observer, Panels};
+
+/// The MLP of a layer.
+#[derive(Debug)]
+pub(crate) enum Mlp {
+    Dense(Box<Gated>),
+    Experts { router: Linear, experts: Vec<Gated>, top_k: usize, normalise: bool },
+}
+
+/// A gated MLP.
+#[derive(Debug)]
+pub(crate) struct Gated {
+    pub(crate) gate_up: GateUp,
+    pub(crate) down: Linear,
+    pub(crate) activation: Activation,
+}
+
+/// The two matrices before the gate.
+#[derive(Debug)]
+pub(crate) enum GateUp {
+    Separate([Linear; 2]),
+    /// Both in one matrix, the gate first.
+    Fused(Linear),
+}
+
+/// Activations of an MLP, kept from layer to layer for their memory.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    gate: Panels,
+    up: Panels,
+    fused: Panels,
+}
+
+impl Mlp {
+    /// `out = mlp(x)`.
+    pub(crate) fn forward(
+        &self,
+        checkpoint: &Checkpoint,
+        x: &Panels,
+        observer: &mut dyn Observer,
+        w: &mut Workspace,
+        out: &mut Panels,
+    ) -> Result<()> {
+        match self {
+            Self::Dense(gated) => gated.forward(checkpoint, x, observer, w, out),
+            Self::Experts { router, experts, top_k, normalise } => {
+                observer.linear_input(router.tensor(), x);
+                let mut scores = Panels::default();
+                multiply_all(checkpoint, &mut [Product::new(router, x, &mut scores)])?;
+                out.resize(x.features(), x.tokens());
+                out.data_mut().fill(0.0);
+                for (expert, tokens) in route(&mut scores, *top_k, *normalise).into_iter().enumerate() {
+                    if tokens.is_empty() {
+                        continue;
+                    }
+                    let mut picked = Panels::zeros(x.features(), tokens.len());
+                    for (i, (token, _)) in tokens.iter().enumerate() {
+                        picked.set_token(i, x.token(*token));
+                    }
+                    let mut result = Panels::default();
+                    experts[expert].forward(checkpoint, &picked, observer, w, &mut result)?;
+                    for (i, (token, weight)) in tokens.iter().enumerate() {
+                        let sum: Vec<f32> =
+                            out.token(*token).zip(result.token(i)).map(|(y, e)| y + weight * e).collect();
+                        out.set_token(*token, sum);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Gated {
+    fn forward(
+        &self,
+        checkpoint: &Checkpoint,
+        x: &Panels,
+        observer: &mut dyn Observer,
+        w: &mut Workspace,
+        out: &mut Panels,
+    ) -> Result<()> {
+        match &self.gate_up {
+            GateUp::Separate([gate, up]) => {
+                [gate, up].iter().for_each(|linear| observer.linear_input(linear.tensor(), x));
+                let mut products = [Product::new(gate, x, &mut w.gate), Product::new(up, x, &mut w.up)];
+                multiply_all(checkpoint, &mut products)?;
+            }
+            GateUp::Fused(linear) => {
+                observer.linear_input(linear.tensor(), x);
+                multiply_all(checkpoint, &mut [Product::new(linear, x, &mut w.fused)])?;
+                let inner = linear.rows() / 2;
+                copy_features(&w.fused, 0, inner, &mut w.gate);
+                copy_features(&w.fused, inner, inner, &mut w.up);
+            }
+        }
+        let apply = match self.activation {
+            Activation::Silu => silu_gate,
+            Activation::GeluTanh => gelu_tanh_gate,
+        };
+        if x.tokens() == 1 {
+            apply(w.gate.data(), w.up.data_mut());
+        } else {
+            let pieces = w.gate.data().par_chunks(1 << 14);
+            pieces.zip(w.up.data_mut().par_chunks_mut(1 << 14)).for_each(|(gate, up)| apply(gate, up));
+        }
+        observer.linear_input(self.down.tensor(), &w.up);
+        multiply_all(checkpoint, &mut [Product::new(&self.down, &w.up, out)])
+    }
+}
+
+/// For each expert the tokens that go through it, with their weights: the softmax over all experts, of which a
+/// token takes the `top_k` largest (of equals the first).
+fn route(scores: &mut Panels, top_k: usize, normalise: bool) -> Vec<Vec<(usize, f32)>> {
+    let experts = scores.features();
+    for panel in 0..scores.count() {
+        let width = scores.width(panel);
+        softmax(scores.panel_mut(panel), width);
+    }
+    let mut routes = vec![Vec::new(); experts];
+    for token in 0..scores.tokens() {
+        let mut picked: Vec<(usize, f32)> = scores.token(token).enumerate().collect();
+        picked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        picked.truncate(top_k);
+        let sum: f32 = if normalise { picked.iter().map(|(_, p)| p).sum() } else { 1.0 };
+        for (expert, p) in picked {
+            routes[expert].push((token, p / sum));
+        }
+    }
+    routes
+}

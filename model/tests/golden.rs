@@ -1,0 +1,217 @@
+//! Tiny random checkpoints of every architecture, with logits and greedy tokens that transformers computed in
+//! single precision (`golden/make_golden.py`).
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use llmpress_formats::Checkpoint;
+use llmpress_model::{Model, Observer, Panels, Skips, SubLayer, Unobserved, greedy};
+use safetensors::SafeTensors;
+
+/// What every logit may differ by, beside this share of its value.
+const TOLERANCE: f32 = 1e-4;
+
+fn cases() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut cases: Vec<PathBuf> =
+        std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    cases.sort();
+    assert!(cases.len() >= 20, "{cases:?}");
+    cases
+}
+
+fn open(dir: &Path) -> Model {
+    Model::open(Arc::new(Checkpoint::open(dir).unwrap())).unwrap()
+}
+
+struct Golden {
+    ids: Vec<u32>,
+    /// A row a token.
+    logits: Vec<Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+fn golden(dir: &Path) -> Golden {
+    let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let ids = |name: &str| -> Vec<u32> {
+        let data = tensors.tensor(name).unwrap();
+        data.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
+    };
+    let logits = tensors.tensor("logits").unwrap();
+    let rows = logits.data().chunks_exact(4 * logits.shape()[1]);
+    let row = |row: &[u8]| row.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    Golden { ids: ids("input_ids"), logits: rows.map(row).collect(), greedy: ids("greedy") }
+}
+
+fn logits(model: &Model, pieces: &[&[u32]], observer: &mut dyn Observer) -> Vec<Vec<f32>> {
+    let mut cache = model.cache(pieces.iter().map(|p| p.len()).sum());
+    let mut rows = Vec::new();
+    for piece in pieces {
+        let hidden = model.hidden(piece, &mut cache, &Skips::new(), observer).unwrap();
+        let logits = model.logits(&hidden).unwrap();
+        rows.extend((0..piece.len()).map(|t| logits.token(t).collect::<Vec<f32>>()));
+    }
+    rows
+}
+
+fn worst(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let pairs = a.iter().zip(b).flat_map(|(a, b)| {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b)
+    });
+    pairs
+        .map(|(a, b)| (a - b).abs() / (1.0 + b.abs()))
+        .fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let mut failed = Vec::new();
+    for case in cases() {
+        let golden = golden(&case);
+        let found = logits(&open(&case), &[&golden.ids], &mut Unobserved);
+        let worst = worst(&found, &golden.logits);
+        println!("{}: {worst:e}", case.file_name().unwrap().display());
+        if worst.is_nan() || worst > TOLERANCE {
+            failed.push((case, worst));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn greedy_tokens_are_those_of_transformers() {
+    for case in cases() {
+        let golden = golden(&case);
+        let found = greedy(&open(&case), &golden.ids[..8], golden.greedy.len()).unwrap();
+        assert_eq!(found, golden.greedy, "{}", case.display());
+    }
+}
+
+#[test]
+fn the_cache_changes_nothing() {
+    for case in cases() {
+        let golden = golden(&case);
+        // Frequencies that depend on the length so far differ from those of the whole by their nature.
+        if case.to_str().is_some_and(|c| c.contains("dynamic") || c.contains("longrope")) {
+            continue;
+        }
+        let model = open(&case);
+        let whole = logits(&model, &[&golden.ids], &mut Unobserved);
+        let (head, tail) = golden.ids.split_at(golden.ids.len() / 2);
+        let split = logits(&model, &[head, tail], &mut Unobserved);
+        // A single token adds in another order, and an expert may get one of many.
+        let experts = case.to_str().is_some_and(|c| c.contains("moe") || c.contains("mixtral"));
+        assert!(split == whole || experts && worst(&split, &whole) < TOLERANCE, "{}", case.display());
+        let singly: Vec<&[u32]> = golden.ids.chunks(1).collect();
+        let worst = worst(&logits(&model, &singly, &mut Unobserved), &whole);
+        assert!(worst < TOLERANCE, "{}: {worst}", case.display());
+    }
+}
+
+#[test]
+fn configurations_of_transformers_4_mean_the_same() {
+    let mut twins = 0;
+    for case in cases() {
+        let old = case.join("config_v4.json");
+        if !old.exists() {
+            continue;
+        }
+        twins += 1;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(old, dir.path().join("config.json")).unwrap();
+        std::fs::copy(case.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let golden = golden(&case);
+        let [a, b] = [&case, dir.path()].map(|dir| logits(&open(dir), &[&golden.ids], &mut Unobserved));
+        assert!(a == b, "{}", case.display());
+    }
+    assert!(twins >= 5);
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for case in cases() {
+        let golden = golden(&case);
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (head, tail) = golden.ids.split_at(golden.ids.len() - 1);
+            pool.install(|| logits(&open(&case), &[head, tail], &mut Unobserved))
+        };
+        let one = on(1);
+        assert!(one == on(2) && one == on(5), "{}", case.display());
+    }
+}
+
+/// Records what taps hand out.
+#[derive(Default)]
+struct Record {
+    inputs: BTreeMap<String, (usize, usize)>,
+    sites: Vec<(SubLayer, Panels, Option<Panels>)>,
+}
+
+impl Observer for Record {
+    fn before(&mut self, sub_layer: SubLayer, residual: &Panels) {
+        self.sites.push((sub_layer, residual.clone(), None));
+    }
+
+    fn after(&mut self, sub_layer: SubLayer, residual: &Panels) {
+        let last = self.sites.last_mut().unwrap();
+        assert_eq!(last.0, sub_layer);
+        last.2 = Some(residual.clone());
+    }
+
+    fn linear_input(&mut self, weight: &str, input: &Panels) {
+        self.inputs.insert(weight.to_owned(), (input.features(), input.tokens()));
+    }
+}
+
+#[test]
+fn taps_see_every_linear_and_residual() {
+    for case in cases() {
+        let golden = golden(&case);
+        let model = open(&case);
+        let mut record = Record::default();
+        let tapped = logits(&model, &[&golden.ids], &mut record);
+        assert!(tapped == logits(&model, &[&golden.ids], &mut Unobserved), "taps change nothing");
+        let layers = model.config().layers.len();
+        let order = (0..layers).flat_map(|l| [SubLayer::Attention(l), SubLayer::Mlp(l)]);
+        assert!(record.sites.iter().map(|s| s.0).eq(order));
+        for pair in record.sites.windows(2) {
+            assert!(pair[0].2.as_ref() == Some(&pair[1].1), "what one leaves the next one gets");
+        }
+        // Every matrix of the layers with its own number of columns; an expert may have got no token.
+        for (name, tensor) in model.checkpoint().tensors() {
+            let [_, cols] = tensor.shape[..] else { continue };
+            if name.contains(".layers.") && !name.contains(".experts.") && !name.contains("vision") {
+                let (features, tokens) = record.inputs[name];
+                assert_eq!((features as u64, tokens), (cols, golden.ids.len()), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_skipped_passes_the_residual_and_has_no_cache() {
+    for case in cases() {
+        let golden = golden(&case);
+        let model = open(&case);
+        let skips = Skips::from([SubLayer::Attention(1), SubLayer::Mlp(0)]);
+        let mut record = Record::default();
+        let mut cache = model.cache(golden.ids.len());
+        model.hidden(&golden.ids, &mut cache, &skips, &mut record).unwrap();
+        for (site, before, after) in &record.sites {
+            assert_eq!(after.as_ref() == Some(before), skips.contains(site), "{site:?}");
+        }
+        let mut full = model.cache(golden.ids.len());
+        model.hidden(&golden.ids, &mut full, &Skips::new(), &mut Unobserved).unwrap();
+        let layers = model.config().layers.len();
+        assert_eq!(cache.bytes() * layers, full.bytes() * (layers - 1));
+        let all: Skips = (0..layers).flat_map(|l| [SubLayer::Attention(l), SubLayer::Mlp(l)]).collect();
+        let hidden = model.hidden(&golden.ids, &mut model.cache(64), &all, &mut Unobserved).unwrap();
+        assert!(hidden == model.last_norm(&model.embed(&golden.ids).unwrap()).unwrap());
+    }
+}

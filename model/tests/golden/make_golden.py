@@ -1,0 +1,556 @@
+#!/usr/bin/env python3
+"""Golden values for the model crate, made by transformers.
+
+    python make_golden.py cases [--case NAME ...]      # <case>/ beside this script
+    python make_golden.py check [--case NAME ...]      # reload what is on disk, recompute, compare
+    python make_golden.py real NAME=MODEL_DIR:TEXT ... # real.json beside this script
+
+Run with Python 3.11, on a CPU, and:
+
+    pip install torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 tokenizers==0.23.3 numpy==2.4.6
+
+`check` also runs under transformers 4.57.6, where it reads every `config_v4.json` in place of `config.json`.
+
+cases
+    Tiny random checkpoints as `save_pretrained` writes them (`config.json`, `model.safetensors`, BF16), and
+    `golden.safetensors`, computed with the weights upcast to F32 and eager attention:
+
+    input_ids      I64 [T]
+    logits         F32 [T, V]  one forward over input_ids, no cache
+    greedy         I64 [12]    greedy continuation of input_ids[:8], the whole sequence recomputed for each token
+    greedy_logits  F32 [V]     the logits that the last token of `greedy` was taken from
+
+    Its metadata entry `case` is JSON: `greedy_margin`, the smallest distance of the two largest logits on the way;
+    `router_margin`, the smallest distance of the last expert chosen and the first one not chosen, in router logits
+    (MoE only); `cached_difference`, the largest difference of `greedy_logits` from a run with a KV cache, which is
+    rounding unless the rotary frequencies change on the way; `cached_greedy`, the tokens of that run where they are
+    others.
+
+    `config_v4.json` is the same configuration as transformers 4 wrote it. Both give the same logits.
+
+    Each case states changes of its configuration or weights which must show in the logits; they are tried when it is
+    made, so that a reader who forgets one of these features fails the case: each moves a logit by more than 5e-4 (most
+    by more than 0.1), while rounding moves them by about 1e-5. Changes which must not show are tried too.
+
+real
+    One entry of real.json a model (the other entries are kept), computed with the weights upcast to F32 and SDPA,
+    without a BOS token, from the start of TEXT: `ids` of the first 64 tokens; `top` (ten largest ids and logits after
+    them), `first` (logits of ids 0 to 15), `logsumexp` and `mean` of these logits; `nll` (natural log) of tokens 1 to
+    63; `greedy`, 32 tokens after the first 16; `perplexity` over the first 8,192 tokens in windows of 512 of which
+    tokens 1 to 511 are scored, its `mean_nll` and the `windows` they are the mean of. `ids_sha256` is of the 8,192 ids
+    as little-endian U32.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import math
+import struct
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+torch.set_num_threads(2)
+torch.use_deterministic_algorithms(True)
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+HERE = Path(__file__).resolve().parent
+VERSION_4 = transformers.__version__.startswith("4.")
+PROMPT, NEW = 8, 12
+SHOWS = 5e-4
+
+# Dimensions shared by the cases; each case overrides some.
+BASE = dict(
+    vocab_size=128,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    initializer_range=0.02,
+)
+THETA = 10000.0
+# Keys of Gemma 3 that transformers 4 did not write.
+GEMMA_5 = ("layer_types", "_sliding_window_pattern", "use_bidirectional_attention")
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": THETA}
+SHORT = [1.0, 1.05, 1.2, 1.5, 1.9, 2.4]
+LONG = [1.1, 1.6, 2.5, 4.0, 6.5, 9.0]
+
+
+def rope(rope_type, theta=THETA, **parameters):
+    return {"rope_type": rope_type, "rope_theta": theta, **parameters}
+
+
+def v4(old=None, remove=(), rope_theta=THETA, **extra):
+    """Describes config_v4.json: `old` is its rope_scaling, `remove` and `extra` are other keys."""
+    return dict(old=old, remove=remove, rope_theta=rope_theta, extra=extra)
+
+
+def without(suffix, value=0.0):
+    """A change of weights: all that end in `suffix` are set to `value`."""
+
+    def change(parameters):
+        found = [parameter for name, parameter in parameters.items() if name.endswith(suffix)]
+        assert found, suffix
+        for parameter in found:
+            parameter.data.fill_(value)
+
+    return change
+
+
+def llama(rope_parameters=DEFAULT_ROPE, **other):
+    return dict(model_type="llama", rope_parameters=rope_parameters, **other)
+
+
+# name: (configuration, T, V4 twin or None, changes that must show, changes that must not)
+CASES = {
+    "llama": (llama(hidden_size=48, num_attention_heads=6, intermediate_size=80, num_hidden_layers=2), 40, None,
+              {"theta": {"rope_parameters": rope("default", 20000.0)}, "eps": {"rms_norm_eps": 1e-2}}, {}),
+    "llama_tied": (llama(tie_word_embeddings=True, vocab_size=151, num_key_value_heads=1), 40, None, {}, {}),
+    "llama_bias": (llama(attention_bias=True, mlp_bias=True), 40, None,
+                   {k: without(f"{k}_proj.bias") for k in ("q", "k", "v", "o", "gate", "up", "down")}, {}),
+    "llama_head_dim": (llama(head_dim=16), 40, None, {}, {}),
+    "llama3_rope": (
+        llama(rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                   original_max_position_embeddings=32), head_dim=16, num_hidden_layers=2, max_position_embeddings=256),
+        48,
+        v4({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32}),
+        {"rope": {"rope_parameters": DEFAULT_ROPE},
+         "high": {"rope_parameters": rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=8.0,
+                                          original_max_position_embeddings=32)}}, {}),
+    "llama_linear": (llama(rope("linear", factor=4.0)), 48, v4({"type": "linear", "factor": 4.0}),
+                     {"rope": {"rope_parameters": DEFAULT_ROPE}}, {}),
+    "llama_dynamic": (llama(rope("dynamic", factor=2.0), max_position_embeddings=24), 56,
+                      v4({"rope_type": "dynamic", "factor": 2.0}),
+                      {"rope": {"rope_parameters": DEFAULT_ROPE}}, {}),
+    "llama_yarn": (
+        llama(rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32), head_dim=16, num_hidden_layers=2),
+        48, v4({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, rope_theta=1000.0),
+        {"rope": {"rope_parameters": rope("default", 1000.0)},
+         "attention_factor": {"rope_parameters": rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32,
+                                                      attention_factor=1.0)}}, {}),
+    "llama_yarn_mscale": (
+        llama(rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32, beta_fast=4.0, beta_slow=0.25,
+                   mscale=1.5, mscale_all_dim=0.5, truncate=False), head_dim=16, num_hidden_layers=2), 48, None,
+        {"truncate": {"rope_parameters": rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32,
+                                              beta_fast=4.0, beta_slow=0.25, mscale=1.5, mscale_all_dim=0.5)},
+         "mscale": {"rope_parameters": rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32,
+                                            beta_fast=4.0, beta_slow=0.25, truncate=False)},
+         "beta": {"rope_parameters": rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32,
+                                          mscale=1.5, mscale_all_dim=0.5, truncate=False)}}, {}),
+    "llama_yarn_factor": (
+        llama(rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32, attention_factor=1.3,
+                   beta_fast=8.0, beta_slow=0.5), head_dim=16, num_hidden_layers=2), 48, None,
+        {"attention_factor": {"rope_parameters": rope("yarn", 1000.0, factor=4.0, beta_fast=8.0, beta_slow=0.5,
+                                                      original_max_position_embeddings=32)}}, {}),
+    "mistral": (dict(model_type="mistral", sliding_window=6, head_dim=16, num_hidden_layers=2,
+                     rope_parameters=DEFAULT_ROPE), 40, None,
+                {"window": {"sliding_window": None}, "one more": {"sliding_window": 7},
+                 "one less": {"sliding_window": 5}}, {}),
+    "qwen2": (dict(model_type="qwen2", rope_parameters=rope("default", 1e6)), 40, None,
+              {k: without(f"{k}_proj.bias") for k in ("q", "k", "v")}, {}),
+    "qwen2_sliding": (dict(model_type="qwen2", num_hidden_layers=4, use_sliding_window=True, sliding_window=6,
+                           max_window_layers=2, rope_parameters=rope("default", 1e6)), 40, None,
+                      {"window": {"use_sliding_window": False, "layer_types": None},
+                       "all layers": {"layer_types": ["sliding_attention"] * 4},
+                       "first layers": {"layer_types": ["sliding_attention"] * 2 + ["full_attention"] * 2}}, {}),
+    "qwen3": (dict(model_type="qwen3", head_dim=16, rope_parameters=rope("default", 1e6), tie_word_embeddings=True),
+              40, None, {"q_norm": without("q_norm.weight", 1.0), "k_norm": without("k_norm.weight", 1.0)}, {}),
+    "gemma3_text": (
+        dict(model_type="gemma3_text", hidden_size=48, head_dim=16, num_hidden_layers=4, query_pre_attn_scalar=24,
+             sliding_window=6, tie_word_embeddings=True, hidden_activation="gelu_pytorch_tanh", rms_norm_eps=1e-6,
+             num_attention_heads=2, num_key_value_heads=1, intermediate_size=48,
+             layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+             rope_parameters={"full_attention": rope("default", 1e6), "sliding_attention": DEFAULT_ROPE}),
+        40,
+        v4(remove=GEMMA_5, rope_theta=1e6, rope_local_base_freq=THETA, sliding_window_pattern=3),
+        {"scale": {"query_pre_attn_scalar": 16}, "window": {"sliding_window": 7},
+         "pattern": {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+         "global theta": {"rope_parameters": {"full_attention": DEFAULT_ROPE, "sliding_attention": DEFAULT_ROPE}},
+         "local theta": {"rope_parameters": {"full_attention": rope("default", 1e6),
+                                             "sliding_attention": rope("default", 1e6)}},
+         "erf": {"hidden_activation": "gelu"}, "q_norm": without("q_norm.weight"), "k_norm": without("k_norm.weight")},
+        {}),
+    "gemma3_softcap": (
+        dict(model_type="gemma3_text", head_dim=16, num_hidden_layers=3, query_pre_attn_scalar=16, sliding_window=8,
+             hidden_activation="gelu_pytorch_tanh", rms_norm_eps=1e-6, attn_logit_softcapping=2.0,
+             final_logit_softcapping=3.0,
+             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+             rope_parameters={"full_attention": rope("linear", 1e6, factor=8.0), "sliding_attention": DEFAULT_ROPE}),
+        48,
+        v4({"rope_type": "linear", "factor": 8.0}, remove=GEMMA_5, rope_theta=1e6,
+           rope_local_base_freq=THETA, sliding_window_pattern=2),
+        {"final": {"final_logit_softcapping": None},
+         "linear": {"rope_parameters": {"full_attention": rope("default", 1e6), "sliding_attention": DEFAULT_ROPE}}},
+        # Gemma 3's attention takes no notice of attn_logit_softcapping.
+        {"attention": {"attn_logit_softcapping": None}}),
+    # Only the text model is run; the image model is there to be passed over.
+    "gemma3_multimodal": (
+        dict(model_type="gemma3", mm_tokens_per_image=1, boi_token_index=125, eoi_token_index=126,
+             image_token_index=127, tie_word_embeddings=True,
+             text_config=dict(
+                 head_dim=16, num_attention_heads=2, num_key_value_heads=1, intermediate_size=48,
+                 query_pre_attn_scalar=16, sliding_window=6, hidden_activation="gelu_pytorch_tanh", rms_norm_eps=1e-6,
+                 tie_word_embeddings=True,
+                 layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                 rope_parameters={"full_attention": rope("linear", 1e6, factor=8.0),
+                                  "sliding_attention": DEFAULT_ROPE}),
+             vision_config=dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                                image_size=8, patch_size=4)),
+        48,
+        v4({"rope_type": "linear", "factor": 8.0},
+           remove=GEMMA_5, rope_theta=1e6,
+           rope_local_base_freq=THETA, sliding_window_pattern=2), {}, {}),
+    "phi3": (dict(model_type="phi3", sliding_window=7, rope_parameters=DEFAULT_ROPE,
+                  original_max_position_embeddings=128), 40, None,
+             {"window": {"sliding_window": None}, "one more": {"sliding_window": 8}}, {}),
+    "phi3_longrope": (
+        dict(model_type="phi3", hidden_size=64, num_hidden_layers=2, intermediate_size=48, sliding_window=None,
+             num_key_value_heads=1, original_max_position_embeddings=32,
+             rope_parameters=rope("longrope", short_factor=SHORT, long_factor=LONG, partial_rotary_factor=0.75,
+                                  original_max_position_embeddings=32)),
+        48, v4({"type": "longrope", "short_factor": SHORT, "long_factor": LONG},
+               partial_rotary_factor=0.75, original_max_position_embeddings=32),
+        {"long": {"rope_parameters": rope("longrope", short_factor=SHORT, long_factor=SHORT,
+                                          partial_rotary_factor=0.75, original_max_position_embeddings=32)},
+         "attention_factor": {"rope_parameters": rope("longrope", short_factor=SHORT, long_factor=LONG,
+                                                      attention_factor=1.0, partial_rotary_factor=0.75,
+                                                      original_max_position_embeddings=32)}},
+        {"short": {"rope_parameters": rope("longrope", short_factor=LONG, long_factor=LONG,
+                                           partial_rotary_factor=0.75, original_max_position_embeddings=32)}}),
+    "phi3_longrope_short": (
+        dict(model_type="phi3", hidden_size=64, num_hidden_layers=2, intermediate_size=48, sliding_window=None,
+             num_key_value_heads=1, original_max_position_embeddings=64, max_position_embeddings=256,
+             rope_parameters=rope("longrope", short_factor=SHORT, long_factor=LONG, partial_rotary_factor=0.75,
+                                  original_max_position_embeddings=64)),
+        48, v4({"type": "longrope", "short_factor": SHORT, "long_factor": LONG},
+               partial_rotary_factor=0.75, original_max_position_embeddings=64),
+        {"short": {"rope_parameters": rope("longrope", short_factor=LONG, long_factor=LONG,
+                                           partial_rotary_factor=0.75, original_max_position_embeddings=64)}},
+        {"long": {"rope_parameters": rope("longrope", short_factor=SHORT, long_factor=SHORT,
+                                          partial_rotary_factor=0.75, original_max_position_embeddings=64)}}),
+    "phi3_longrope_switch": (
+        dict(model_type="phi3", hidden_size=64, num_hidden_layers=2, intermediate_size=48, sliding_window=None,
+             num_key_value_heads=1, original_max_position_embeddings=16, max_position_embeddings=64,
+             rope_parameters=rope("longrope", short_factor=SHORT, long_factor=LONG, partial_rotary_factor=0.75,
+                                  original_max_position_embeddings=16)),
+        16, v4({"type": "longrope", "short_factor": SHORT, "long_factor": LONG},
+               partial_rotary_factor=0.75, original_max_position_embeddings=16),
+        {"short": {"rope_parameters": rope("longrope", short_factor=LONG, long_factor=LONG,
+                                           partial_rotary_factor=0.75, original_max_position_embeddings=16)}},
+        {"long": {"rope_parameters": rope("longrope", short_factor=SHORT, long_factor=SHORT,
+                                          partial_rotary_factor=0.75, original_max_position_embeddings=16)}}),
+    "mixtral": (dict(model_type="mixtral", num_local_experts=4, num_experts_per_tok=2, intermediate_size=48,
+                     num_hidden_layers=2, sliding_window=None, rope_parameters=rope("default", 1e6)), 40, None,
+                {"top": {"num_experts_per_tok": 1}, "router": without(".gate.weight")}, {}),
+    "qwen3_moe": (
+        dict(model_type="qwen3_moe", head_dim=16, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16,
+             decoder_sparse_step=1, mlp_only_layers=[1], norm_topk_prob=True, rope_parameters=rope("default", 1e6)),
+        40, v4(rope_theta=1e6), {"top": {"num_experts_per_tok": 3}, "norm": {"norm_topk_prob": False}}, {}),
+    "qwen3_moe_nonorm": (
+        dict(model_type="qwen3_moe", head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=16,
+             decoder_sparse_step=2, mlp_only_layers=[], norm_topk_prob=False, num_hidden_layers=4,
+             intermediate_size=32, vocab_size=112, rope_parameters=rope("default", 1e6)),
+        40, None, {"norm": {"norm_topk_prob": True}}, {}),
+}
+
+
+def make_config(settings):
+    settings = copy.deepcopy(settings)
+    kind = settings.pop("model_type")
+    if "text_config" in settings:
+        settings["text_config"] = {**BASE, **settings["text_config"]}
+    else:
+        settings = {**BASE, **settings}
+    return AutoConfig.for_model(kind, **settings)
+
+
+def fill(model, generator):
+    """Random weights, large enough that attention and logits are far from uniform."""
+    gemma, tied = "gemma" in model.config.model_type, model.config.tie_word_embeddings
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.dim() == 1:
+            centre = 1.0 if "norm" in name and not gemma else 0.0
+            value = centre + 0.3 * noise
+        elif "embed_tokens" in name:
+            # Tied embeddings repeat the last token where they outweigh the layers.
+            value = (0.1 if gemma and tied else 0.15 if gemma or tied else 0.5) * noise
+        elif "lm_head" in name:
+            value = 0.3 * noise
+        elif name.endswith(".gate.weight"):
+            value = 0.4 * noise
+        elif any(part in name for part in ("q_proj", "k_proj", "qkv_proj")):
+            value = 0.25 * noise
+        else:
+            value = 0.15 * noise
+        weight.data = value.to(torch.bfloat16).to(weight.dtype)
+
+
+def load(path, config=None, attention="eager"):
+    kind = {"torch_dtype" if VERSION_4 else "dtype": torch.float32}
+    if config is not None:
+        kind["config"] = config
+    return AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention, **kind).eval()
+
+
+@torch.inference_mode()
+def forward(model, ids):
+    return model(input_ids=ids[None], use_cache=False).logits[0]
+
+
+@torch.inference_mode()
+def greedy(model, prompt, new):
+    """Greedy continuation without a cache, the last logits, and the smallest margin."""
+    ids, margin = prompt.clone(), math.inf
+    for _ in range(new):
+        logits = forward(model, ids)[-1]
+        top = logits.topk(2).values
+        margin = min(margin, float(top[0] - top[1]))
+        ids = torch.cat([ids, logits.argmax()[None]])
+    return ids[len(prompt):], logits, margin
+
+
+@torch.inference_mode()
+def greedy_cached(model, prompt, new):
+    """The same with a KV cache, fed token by token after the prompt."""
+    out = model(input_ids=prompt[None], use_cache=True)
+    ids = []
+    while True:
+        logits = out.logits[0, -1]
+        ids.append(int(logits.argmax()))
+        if len(ids) == new:
+            return ids, logits
+        out = model(input_ids=torch.tensor([[ids[-1]]]), past_key_values=out.past_key_values, use_cache=True)
+
+
+@torch.inference_mode()
+def router_margin(model, sequences):
+    """Smallest distance of the last chosen and the first unchosen expert, in router logits."""
+    margins, top = [], getattr(model.config, "num_experts_per_tok", None)
+
+    def hook(_, __, out):
+        logits = (out[0] if isinstance(out, tuple) else out).float()
+        best = logits.topk(top + 1, dim=-1).values
+        margins.append(float((best[:, -2] - best[:, -1]).min()))
+
+    hooks = [m.register_forward_hook(hook) for n, m in model.named_modules() if n.endswith(".gate")]
+    for ids in sequences:
+        forward(model, ids)
+    for one in hooks:
+        one.remove()
+    return min(margins) if margins else None
+
+
+def changed_logits(path, settings, change, ids):
+    """Logits with a change of the configuration, or of the weights."""
+    if callable(change):
+        model = load(path)
+        change(dict(model.named_parameters()))
+    else:
+        model = load(path, make_config({**settings, **change}))
+    return forward(model, ids)
+
+
+def write_v4(path, recipe):
+    """config_v4.json: the keys that transformers 4 used, from config.json."""
+    config = json.loads((path / "config.json").read_text())
+    text = config.get("text_config", config)
+    for key in ("rope_parameters", *recipe["remove"]):
+        text.pop(key)
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        if part is not None:
+            part["torch_dtype"] = part.pop("dtype")
+    config["transformers_version"] = "4.51.3"
+    text["rope_theta"] = recipe["rope_theta"]
+    text["rope_scaling"] = recipe["old"]
+    text.update(recipe["extra"])
+    if config["model_type"] == "qwen3_moe":
+        config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
+        config["max_window_layers"] = 28
+    (path / "config_v4.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def make_case(name):
+    settings, length, recipe, shows, hidden = CASES[name]
+    path = HERE / name
+    path.mkdir(exist_ok=True)
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    for attempt in range(50):
+        generator = torch.Generator().manual_seed(seed + attempt)
+        config = make_config(settings)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        fill(model, generator)
+        ids = torch.randint(3, config.get_text_config().vocab_size - 3, (length,), generator=generator)
+        model.save_pretrained(path)
+        (path / "generation_config.json").unlink(missing_ok=True)
+
+        model = load(path)
+        logits = forward(model, ids)
+        new, last, margin = greedy(model, ids[:PROMPT], NEW)
+        experts = router_margin(model, [ids, torch.cat([ids[:PROMPT], new])])
+        # Choices must not hang on rounding, and tokens should not repeat only.
+        if margin > 0.02 and (experts is None or experts > 1e-2) and len(set(new.tolist())) >= 5:
+            break
+    else:
+        raise SystemExit(f"{name}: no seed with clear margins")
+
+    cached, cached_last = greedy_cached(load(path), ids[:PROMPT], NEW)
+    # In one entry: safetensors writes several in an order of its own.
+    metadata = {
+        "about": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, F32, eager",
+        "greedy_margin": round(margin, 4),
+        "cached_difference": float(f"{float((cached_last - last).abs().max()):.2e}"),
+    }
+    if cached != new.tolist():
+        metadata["cached_greedy"] = cached
+    if experts is not None:
+        metadata["router_margin"] = round(experts, 4)
+    save_file({"input_ids": ids, "logits": logits, "greedy": new, "greedy_logits": last},
+              path / "golden.safetensors", {"case": json.dumps(metadata)})
+
+    report = []
+    for about, change in shows.items():
+        difference = float((changed_logits(path, settings, change, ids) - logits).abs().max())
+        report.append(f"{about} {difference:.2g}")
+        assert difference > SHOWS, f"{name}: {about} does not show ({difference})"
+    for about, change in hidden.items():
+        difference = float((changed_logits(path, settings, change, ids) - logits).abs().max())
+        assert difference == 0, f"{name}: {about} shows ({difference})"
+    if recipe is not None:
+        write_v4(path, recipe)
+    size = sum(f.stat().st_size for f in path.iterdir())
+    print(f"{name}: attempt {attempt}, {size} bytes, std {float(logits.std()):.2f}, {metadata}; {', '.join(report)}")
+
+
+def check_case(name):
+    path = HERE / name
+    golden = load_file(path / "golden.safetensors")
+    with safe_open(path / "golden.safetensors", "pt") as f:
+        metadata = json.loads(f.metadata()["case"])
+    configs = ["config_v4.json"] if VERSION_4 else ["config.json", "config_v4.json"]
+    line = []
+    for file in configs:
+        if not (path / file).exists():
+            if not VERSION_4:
+                continue
+            file = "config.json"
+        settings = json.loads((path / file).read_text())
+        if VERSION_4 and file == "config.json":
+            parameters = settings.pop("rope_parameters")
+            settings["rope_theta"] = parameters.pop("rope_theta")
+            settings["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
+            if "partial_rotary_factor" in parameters:
+                settings["partial_rotary_factor"] = parameters["partial_rotary_factor"]
+            if settings["model_type"] == "qwen3_moe":
+                settings["num_experts"] = settings["num_local_experts"]
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        differences = []
+        for attention in ("eager", "sdpa"):
+            model = load(path, config, attention)
+            logits = forward(model, golden["input_ids"])
+            differences.append(float((logits - golden["logits"]).abs().max()))
+            new, last, _ = greedy(model, golden["input_ids"][:PROMPT], NEW)
+            differences.append(float((last - golden["greedy_logits"]).abs().max()))
+            assert torch.equal(new, golden["greedy"]), f"{name}: greedy, {attention}"
+        assert max(differences) < 2e-5, f"{name}: {file} {differences}"
+        line.append(f"{file} " + " ".join(f"{d:.1e}" for d in differences))
+    size = sum(f.stat().st_size for f in path.iterdir())
+    print(f"{name}: {size} bytes; {'; '.join(line)}; {metadata}")
+
+
+def nll(logits, ids):
+    """Negative log likelihoods of ids[1:], in F64."""
+    chosen = logits[:-1].double().log_softmax(-1).gather(1, ids[1:, None])
+    return -chosen[:, 0]
+
+
+def make_real(spec):
+    name, _, rest = spec.partition("=")
+    folder, _, text_file = rest.partition(":")
+    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    text = Path(text_file).read_bytes()
+    # Far more than 8,192 tokens; cut at a line so that no token is split.
+    part = text[:200_000].decode("utf-8", "ignore")
+    if len(text) > 200_000:
+        part = part[: part.rindex("\n") + 1]
+    all_ids = tokenizer.encode(part, add_special_tokens=False).ids[:8192]
+    assert len(all_ids) == 8192
+    ids = torch.tensor(all_ids)
+
+    model = load(folder, attention="sdpa")
+    logits = forward(model, ids[:64])
+    last = logits[-1].double()
+    top = last.topk(10)
+    margin, new, out = math.inf, [], None
+    with torch.inference_mode():
+        out = model(input_ids=ids[None, :16], use_cache=True)
+        for _ in range(32):
+            step = out.logits[0, -1]
+            best = step.topk(2)
+            margin = min(margin, float(best.values[0] - best.values[1]))
+            new.append(int(best.indices[0]))
+            out = model(input_ids=torch.tensor([[new[-1]]]), past_key_values=out.past_key_values, use_cache=True)
+    windows = [float(nll(forward(model, w), w).sum()) for w in ids.split(512)]
+    mean = sum(windows) / (511 * len(windows))
+    digits = lambda values: [round(float(v), 6) for v in values]
+    return name, {
+        "text": Path(text_file).name,
+        "text_bytes": len(text),
+        "text_sha256": hashlib.sha256(text).hexdigest(),
+        "ids_sha256": hashlib.sha256(struct.pack("<8192I", *all_ids)).hexdigest(),
+        "ids": all_ids[:64],
+        "top": {"ids": top.indices.tolist(), "logits": digits(top.values)},
+        "first": digits(last[:16]),
+        "logsumexp": round(float(last.logsumexp(0)), 6),
+        "mean": round(float(last.mean()), 6),
+        "nll": digits(nll(logits, ids[:64])),
+        "greedy": new,
+        "greedy_margin": round(margin, 4),
+        "windows": digits(w / 511 for w in windows),
+        "mean_nll": round(mean, 8),
+        "perplexity": round(math.exp(mean), 6),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in ("cases", "check"):
+        commands.add_parser(command).add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES))
+    commands.add_parser("real").add_argument("model", nargs="+", metavar="NAME=MODEL_DIR:TEXT")
+    arguments = parser.parse_args()
+    if arguments.command == "real":
+        file = HERE / "real.json"
+        models = json.loads(file.read_text()) if file.exists() else {}
+        models["about"] = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, F32, SDPA"
+        for spec in arguments.model:
+            name, values = make_real(spec)
+            models[name] = values
+            print(name, values["perplexity"], file=sys.stderr)
+        # One line a value, lists included.
+        lines = [f' {json.dumps(n)}: ' + (json.dumps(m) if n == "about" else "{\n" + ",\n".join(
+            f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in m.items()) + "\n }") for n, m in models.items()]
+        file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        return
+    for name in arguments.case:
+        (make_case if arguments.command == "cases" else check_case)(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+//! Log-probabilities of the scored tokens of a window, the vocabulary run by run.
+
+use std::ops::Range;
+
+use llmpress_formats::Result;
+use llmpress_kernels::cpu;
+use llmpress_model::{Cache, Model, Panels, Skips, Unobserved};
+use rayon::prelude::*;
+
+use crate::windows::Window;
+
+/// A model at work on windows: its cache and buffers.
+pub(crate) struct Reader<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) skips: &'a Skips,
+    cache: Cache,
+    hidden: Panels,
+    logits: Panels,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(model: &'a Model, skips: &'a Skips, length: usize) -> Self {
+        Self {
+            model,
+            skips,
+            cache: model.cache(length),
+            hidden: Panels::default(),
+            logits: Panels::default(),
+        }
+    }
+
+    /// Runs a window. Afterwards the hidden states are those from which its scored tokens are predicted.
+    pub(crate) fn read(&mut self, window: &Window) -> Result<()> {
+        self.cache.clear();
+        let all = self.model.hidden(&window.ids, &mut self.cache, self.skips, &mut Unobserved)?;
+        self.hidden.resize(all.features(), window.scored.len());
+        for (to, from) in window.scored.clone().map(|position| position - 1).enumerate() {
+            self.hidden.set_token(to, all.token(from));
+        }
+        Ok(())
+    }
+
+    /// The logits of a run of the vocabulary.
+    pub(crate) fn logits(&mut self, run: Range<usize>) -> Result<&Panels> {
+        self.model.logit_run(&self.hidden, run, &mut self.logits)?;
+        Ok(&self.logits)
+    }
+}
+
+/// What is known of a model's predictions after some runs of the vocabulary, token by token.
+#[derive(Clone, Debug)]
+pub(crate) struct Tally {
+    pub(crate) max: Vec<f32>,
+    pub(crate) sum: Vec<f64>,
+    /// The logit of the token that came.
+    pub(crate) target: Vec<f32>,
+    /// The most likely token.
+    pub(crate) top: Vec<u32>,
+}
+
+impl Tally {
+    pub(crate) fn new(tokens: usize) -> Self {
+        Self {
+            max: vec![f32::NEG_INFINITY; tokens],
+            sum: vec![0.0; tokens],
+            target: vec![f32::NAN; tokens],
+            top: vec![0; tokens],
+        }
+    }
+
+    /// Takes up a run of logits; `targets` are the tokens that came.
+    pub(crate) fn take(&mut self, run: Range<usize>, logits: &Panels, targets: &[u32]) {
+        self.note(run, logits, targets);
+        self.parts().enumerate().par_bridge().for_each(|(panel, (max, sum))| {
+            cpu::log_sum_exp(logits.panel(panel), logits.width(panel), max, sum);
+        });
+    }
+
+    /// Takes up a run of logits and of those of another model, whose weighted differences go to `weighted`.
+    pub(crate) fn take_against(
+        &mut self,
+        run: Range<usize>,
+        logits: &Panels,
+        other: &Panels,
+        targets: &[u32],
+        weighted: &mut [f64],
+    ) {
+        self.note(run, logits, targets);
+        let weighted = weighted.chunks_mut(cpu::PANEL);
+        self.parts().zip(weighted).enumerate().par_bridge().for_each(|(panel, ((max, sum), weighted))| {
+            let width = logits.width(panel);
+            cpu::divergence(logits.panel(panel), other.panel(panel), width, max, sum, weighted);
+        });
+    }
+
+    fn parts(&mut self) -> impl Iterator<Item = (&mut [f32], &mut [f64])> {
+        self.max.chunks_mut(cpu::PANEL).zip(self.sum.chunks_mut(cpu::PANEL))
+    }
+
+    /// Notes the targets' logits and the largest ones, of equals the first. To be called before the maxima
+    /// are raised.
+    fn note(&mut self, run: Range<usize>, logits: &Panels, targets: &[u32]) {
+        for (token, target) in targets.iter().enumerate() {
+            if run.contains(&(*target as usize)) {
+                self.target[token] = logits.get(*target as usize - run.start, token);
+            }
+        }
+        let parts = self.max.chunks(cpu::PANEL).zip(self.top.chunks_mut(cpu::PANEL));
+        parts.enumerate().par_bridge().for_each(|(panel, (max, top))| {
+            let mut best = max.to_vec();
+            for (row, logits) in logits.panel(panel).chunks_exact(best.len()).enumerate() {
+                for ((logit, best), top) in logits.iter().zip(&mut best).zip(&mut *top) {
+                    if logit > best {
+                        (*best, *top) = (*logit, (run.start + row) as u32);
+                    }
+                }
+            }
+        });
+    }
+
+    /// The logarithm of the sum of all exponentials, in nats.
+    pub(crate) fn log_sum_exp(&self, token: usize) -> f64 {
+        f64::from(self.max[token]) + self.sum[token].ln()
+    }
+
+    /// The negative log-probability of the token that came, in nats.
+    pub(crate) fn nll(&self, token: usize) -> f64 {
+        self.log_sum_exp(token) - f64::from(self.target[token])
+    }
+}
+
+/// Mean and standard error of a sample, added up in F64.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mean {
+    count: usize,
+    sum: f64,
+    squares: f64,
+}
+
+impl Mean {
+    pub(crate) fn add(&mut self, x: f64) {
+        self.count += 1;
+        self.sum += x;
+        self.squares += x * x;
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn mean(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+
+    /// Of the mean, as if the sample's values were independent.
+    pub(crate) fn standard_error(&self) -> f64 {
+        if self.count < 2 {
+            return 0.0;
+        }
+        let n = self.count as f64;
+        let variance = (self.squares / n - self.mean().powi(2)).max(0.0);
+        (variance / (n - 1.0)).sqrt()
+    }
+}

@@ -1,0 +1,72 @@
+//! Perplexity of a model on a text.
+
+use llmpress_formats::Result;
+use llmpress_model::{Model, Skips};
+use serde::Serialize;
+
+use crate::likelihood::{Mean, Reader, Tally};
+use crate::windows::Protocol;
+
+/// The perplexity of a model on a text, and how it was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Perplexity {
+    /// How the text was cut.
+    #[serde(flatten)]
+    pub protocol: Protocol,
+    /// Windows read.
+    pub windows: usize,
+    /// Tokens scored.
+    pub scored_tokens: usize,
+    /// `e` to the mean negative log-probability.
+    pub perplexity: f64,
+    /// Its standard error: that of the mean times the perplexity, as if tokens were independent.
+    pub perplexity_standard_error: f64,
+    /// The mean negative log-probability.
+    pub nats_per_token: f64,
+    /// Its standard error.
+    pub nats_per_token_standard_error: f64,
+    /// Bits a byte of text, by the text's mean number of bytes a token.
+    pub bits_per_byte: f64,
+}
+
+/// Measures the perplexity of `model` without `skips` on the tokens of a text of `text_bytes` bytes. `progress`
+/// is told the number of windows done.
+///
+/// The mean is over all scored tokens, in F64.
+///
+/// # Errors
+/// A protocol that does not fit the text; weights that cannot be read.
+pub fn perplexity(
+    model: &Model,
+    skips: &Skips,
+    ids: &[u32],
+    text_bytes: usize,
+    protocol: Protocol,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Perplexity> {
+    let windows = protocol.windows(ids.len())?;
+    let mut reader = Reader::new(model, skips, protocol.length());
+    let mut nll = Mean::default();
+    for index in 0..windows {
+        let window = protocol.window(ids, index);
+        reader.read(&window)?;
+        let targets = &window.ids[window.scored];
+        let mut tally = Tally::new(targets.len());
+        for run in model.logit_runs(targets.len()) {
+            tally.take(run.clone(), reader.logits(run)?, targets);
+        }
+        (0..targets.len()).for_each(|token| nll.add(tally.nll(token)));
+        progress(index + 1);
+    }
+    let perplexity = nll.mean().exp();
+    Ok(Perplexity {
+        protocol,
+        windows,
+        scored_tokens: nll.count(),
+        perplexity,
+        perplexity_standard_error: perplexity * nll.standard_error(),
+        nats_per_token: nll.mean(),
+        nats_per_token_standard_error: nll.standard_error(),
+        bits_per_byte: nll.mean() / std::f64::consts::LN_2 * ids.len() as f64 / text_bytes.max(1) as f64,
+    })
+}
