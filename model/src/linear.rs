@@ -21,10 +21,12 @@ use crate::Panels;
 
 /// Weights that a thread decodes at a time: enough that the ends of entropy-coded runs cost little.
 const DECODED_ELEMENTS: usize = 256 << 10;
-/// Weights of a task over plain rows.
+/// Weights of a task over plain rows for a single token.
 const PLAIN_ELEMENTS: usize = 128 << 10;
-/// Bytes of widened weights that are multiplied with every panel in turn: they stay in the cache.
-const WIDENED_BYTES: usize = 512 << 10;
+/// Rows that are widened and multiplied with every panel in turn: many enough that panels are read seldom.
+const WIDENED_ROWS: usize = 128;
+/// Their most bytes: they stay in the cache.
+const WIDENED_BYTES: usize = 2560 << 10;
 
 /// `y = W x (+ b)`: a matrix of `rows` x `cols` weights, stored as `[rows, cols]`.
 #[derive(Debug)]
@@ -107,13 +109,14 @@ impl Linear {
     }
 
     /// Rows of a task: whole strips, and few enough that all threads get some.
-    fn task_rows(&self, rows: usize) -> usize {
+    fn task_rows(&self, rows: usize, tokens: usize) -> usize {
         let threads = rayon::current_num_threads();
-        let elements = match self.source {
-            Source::Decoded => DECODED_ELEMENTS,
-            _ => PLAIN_ELEMENTS,
+        let tasks = match self.source {
+            Source::Decoded => (rows * self.cols).div_ceil(DECODED_ELEMENTS),
+            _ if tokens == 1 => (rows * self.cols).div_ceil(PLAIN_ELEMENTS),
+            _ => rows.div_ceil(WIDENED_ROWS),
         };
-        let tasks = (rows * self.cols).div_ceil(elements).next_multiple_of(threads).max(1);
+        let tasks = tasks.next_multiple_of(threads).max(1);
         rows.div_ceil(tasks).max(1).next_multiple_of(TILE_ROWS)
     }
 
@@ -164,7 +167,7 @@ impl Linear {
             }
         } else {
             let elements = self.elements(checkpoint, rows.clone(), &mut buffers.words)?;
-            let step = (WIDENED_BYTES / (4 * self.cols)).next_multiple_of(8).clamp(8, 64);
+            let step = (WIDENED_BYTES / (4 * self.cols)).next_multiple_of(8).clamp(8, WIDENED_ROWS);
             for first in (0..rows.len()).step_by(step) {
                 let count = step.min(rows.len() - first);
                 let weights = match elements {
@@ -214,7 +217,7 @@ pub(crate) fn multiply_all(checkpoint: &Checkpoint, products: &mut [Product<'_>]
     for Product { linear, rows, x, out } in products {
         debug_assert_eq!(x.features(), linear.cols);
         out.resize(rows.len(), x.tokens());
-        let step = linear.task_rows(rows.len());
+        let step = linear.task_rows(rows.len(), x.tokens());
         for (i, parts) in out.row_blocks_mut(step).into_iter().enumerate() {
             let first = rows.start + i * step;
             tasks.push((*linear, first..(first + step).min(rows.end), *x, parts));
