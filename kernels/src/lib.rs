@@ -7,3 +7,4 @@
 //! No function here starts a thread or allocates more than a few KiB: the caller splits the work.
 
 pub mod cpu;
+pub mod gpu;

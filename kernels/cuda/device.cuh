@@ -1,0 +1,136 @@
+// What every kernel builds on: fixed-width integers, bfloat16, shared memory, and the PTX instructions that have no
+// name in CUDA C++.
+//
+// A kernel uses only what stands here and the CUDA built-ins listed in the emulator's cuda.h. The same source is
+// compiled by NVRTC for a GPU and by a host compiler for the emulator, which checks every access.
+#pragma once
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using i32 = int;
+using u64 = unsigned long long;
+
+constexpr u32 WARP = 32;
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+#ifdef LLMPRESS_EMULATOR
+#include "cuda.h"
+#else
+#define DEVICE __device__ __forceinline__
+
+// ---- loads and copies --------------------------------------------------------------------------------------------
+
+// Sixteen, eight or four bytes that are read once: they pass the caches by where they can.
+DEVICE uint4 load_once(const uint4* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+DEVICE uint2 load_once(const uint2* p) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+DEVICE u32 load_once(const u32* p) {
+    u32 v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
+// Sixteen bytes from global to shared memory, in the background. They are there for the thread that asked after
+// cp_async_wait, for others after a barrier that follows it.
+DEVICE void cp_async16(void* shared, const void* global) {
+    u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+// Closes a group of copies.
+DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `pending` of this thread's groups are under way.
+template <int pending>
+DEVICE void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// ---- arithmetic --------------------------------------------------------------------------------------------------
+
+// Any function of three bits, bit by bit: bit 4a + 2b + c of `table`.
+template <int table>
+DEVICE u32 lop3(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(table));
+    return d;
+}
+
+// d += a b over 16 rows x 16 k and 16 k x 8 columns of bfloat16, single-precision sums. Lane 4 g + q holds
+//   a[0] (g, 2q..)  a[1] (g + 8, 2q..)  a[2] (g, 2q + 8..)  a[3] (g + 8, 2q + 8..)    row, k of the lower half
+//   b0 (2q.., g)    b1 (2q + 8.., g)                                                  k of the lower half, column
+//   d[0], d[1] (g, 2q), (g, 2q + 1)   d[2], d[3] the same of row g + 8                row, column
+// The emulator adds in order of k with fused multiply-adds; a tensor core rounds in its own way.
+DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- shared memory -----------------------------------------------------------------------------------------------
+
+extern __shared__ uint4 shared_memory[];
+
+// Hands out a block's shared memory, piece by piece, each aligned to 16 bytes. Every thread takes the same pieces in
+// the same order. The launch gives the sum of the pieces' sizes, each rounded up to 16 bytes.
+struct Shared {
+    u32 used = 0;
+    template <typename T>
+    DEVICE T* take(u32 count) {
+        T* piece = reinterpret_cast<T*>(reinterpret_cast<u8*>(shared_memory) + used);
+        used += (count * (u32)sizeof(T) + 15) / 16 * 16;
+        return piece;
+    }
+};
+#endif
+
+// ---- bfloat16 ----------------------------------------------------------------------------------------------------
+
+DEVICE float bf16_to_float(u16 word) { return __uint_as_float((u32)word << 16); }
+
+// Rounds to the nearest, ties to even; a NaN stays one.
+DEVICE u16 float_to_bf16(float x) {
+    u32 bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (u16)(bits >> 16 | 0x40);
+    return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Two in a word, the first in the lower half.
+DEVICE u32 floats_to_bf16x2(float low, float high) {
+    return (u32)float_to_bf16(low) | (u32)float_to_bf16(high) << 16;
+}
+
+// ---- functions ---------------------------------------------------------------------------------------------------
+
+// e^x by the operations of the processor's kernel (kernels/src/cpu/exp.rs): the same bits.
+DEVICE float exponential(float x) {
+    x = x < -105.0f ? -105.0f : x;
+    x = x > 89.0f ? 89.0f : x;
+    const float round = 12582912.0f;  // 1.5 * 2^23: the rounded quotient is left in the low bits
+    float shifted = __fmaf_rn(x, 1.44269504088896340736f, round);
+    i32 n = (i32)(__float_as_uint(shifted) - __float_as_uint(round));
+    float whole = __fsub_rn(shifted, round);
+    float r = __fmaf_rn(whole, -0.6933594f, x);
+    r = __fmaf_rn(whole, 2.1219444e-4f, r);
+    float sum = (float)(1.0 / 5040.0);
+    sum = __fmaf_rn(r, sum, (float)(1.0 / 720.0));
+    sum = __fmaf_rn(r, sum, (float)(1.0 / 120.0));
+    sum = __fmaf_rn(r, sum, (float)(1.0 / 24.0));
+    sum = __fmaf_rn(r, sum, (float)(1.0 / 6.0));
+    sum = __fmaf_rn(r, sum, 0.5f);
+    sum = __fmaf_rn(r, sum, 1.0f);
+    sum = __fmaf_rn(r, sum, 1.0f);
+    i32 half = n >> 1;
+    float low = __uint_as_float((u32)(half + 127) << 23);
+    float high = __uint_as_float((u32)(n - half + 127) << 23);
+    return __fmul_rn(__fmul_rn(sum, low), high);
+}

@@ -1,0 +1,69 @@
+//! Kernels for a GPU: the CUDA sources in `kernels/cuda`, and what starts them.
+//!
+//! ```text
+//! launcher (one a kernel: shapes checked, grid chosen) --> Gpu --> Backend: the CUDA driver
+//!                                                                          the emulator, in tests
+//! ```
+
+mod backend;
+mod buffer;
+mod error;
+
+pub use backend::{Argument, Backend, Launch};
+pub use buffer::{Buffer, View};
+pub use error::{Error, Result};
+
+use std::sync::Arc;
+
+use bytemuck::NoUninit;
+
+/// A device that holds buffers and runs kernels, in order.
+#[derive(Clone, Debug)]
+pub struct Gpu(Arc<dyn Backend>);
+
+impl Gpu {
+    /// A device behind a backend.
+    pub fn new(backend: impl Backend + 'static) -> Self {
+        Self(Arc::new(backend))
+    }
+
+    /// A buffer of so many bytes, aligned to 256. What it holds at first is undefined.
+    ///
+    /// # Errors
+    /// Not so much memory.
+    pub fn allocate(&self, bytes: usize) -> Result<Buffer> {
+        Buffer::new(self.0.clone(), bytes)
+    }
+
+    /// A buffer with these elements.
+    ///
+    /// # Errors
+    /// Not so much memory; the driver's own.
+    pub fn upload<T: NoUninit>(&self, data: &[T]) -> Result<Buffer> {
+        let buffer = self.allocate(size_of_val(data))?;
+        buffer.view().write(data)?;
+        Ok(buffer)
+    }
+
+    /// Starts a kernel. It runs after everything that was started before it.
+    ///
+    /// # Errors
+    /// No such kernel; a launch that the device refuses.
+    pub fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.0.launch(launch)
+    }
+
+    /// Waits for everything that was started.
+    ///
+    /// # Errors
+    /// A kernel failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.synchronize()
+    }
+
+    /// The backend.
+    #[must_use]
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.0
+    }
+}
