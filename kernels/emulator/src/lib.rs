@@ -1,0 +1,218 @@
+//! A device that runs the CUDA sources on the processor, for tests.
+//!
+//! ```text
+//! kernels/cuda/*.cu --> the host's C++ compiler, every access marked --> block by block, thread by thread
+//! ```
+//!
+//! A kernel that reads or writes outside of its buffers, reads what nobody wrote, races with another thread, or leaves
+//! a thread behind at a barrier ends in [`Error::Fault`]. `mma` adds in the order of k with fused multiply-adds.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::Mutex;
+
+use llmpress_kernels::gpu::{Argument, Backend, Error, Launch, Result};
+
+/// Most threads of a block.
+const MAX_THREADS: u32 = 1024;
+/// Most shared memory of a block: an H100's.
+const MAX_SHARED: u32 = 227 << 10;
+
+#[allow(unsafe_code)]
+mod native {
+    use super::{c_char, c_int, c_void};
+
+    // SAFETY: emulator.cpp defines these functions with these types.
+    unsafe extern "C" {
+        pub(super) fn llmpress_emulator_new() -> *mut c_void;
+        pub(super) fn llmpress_emulator_delete(device: *mut c_void);
+        pub(super) fn llmpress_emulator_allocate(device: *mut c_void, bytes: usize) -> u64;
+        pub(super) fn llmpress_emulator_free(device: *mut c_void, address: u64);
+        pub(super) fn llmpress_emulator_inside(device: *mut c_void, address: u64, bytes: usize) -> c_int;
+        pub(super) fn llmpress_emulator_write(address: u64, data: *const u8, bytes: usize);
+        pub(super) fn llmpress_emulator_read(address: u64, data: *mut u8, bytes: usize);
+        pub(super) fn llmpress_emulator_kernel(
+            file: *const c_char,
+            name: *const c_char,
+            kinds: *mut *const u8,
+        ) -> c_int;
+        pub(super) fn llmpress_emulator_launch(
+            device: *mut c_void,
+            file: *const c_char,
+            name: *const c_char,
+            grid: *const u32,
+            threads: u32,
+            shared: u32,
+            backwards: c_int,
+            arguments: *const u64,
+            reason: *mut *const c_char,
+        ) -> c_int;
+    }
+}
+
+/// The emulated device.
+#[derive(Debug)]
+pub struct Emulator {
+    device: Mutex<Device>,
+    backwards: bool,
+}
+
+#[derive(Debug)]
+struct Device(*mut c_void);
+
+// SAFETY: the device is reached through a mutex only, and keeps nothing of the thread it was used on.
+#[allow(unsafe_code)]
+unsafe impl Send for Device {}
+
+impl Default for Emulator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Emulator {
+    /// A device without buffers.
+    #[must_use]
+    #[allow(unsafe_code)]
+    pub fn new() -> Self {
+        // SAFETY: takes nothing; deleted in `drop`.
+        let device = unsafe { native::llmpress_emulator_new() };
+        Self { device: Mutex::new(Device(device)), backwards: false }
+    }
+
+    /// One that runs the blocks of a grid from the last to the first. A kernel whose blocks read what others
+    /// overwrite is caught in one of the two orders.
+    #[must_use]
+    pub fn backwards() -> Self {
+        let mut emulator = Self::new();
+        emulator.backwards = true;
+        emulator
+    }
+
+    fn device(&self) -> std::sync::MutexGuard<'_, Device> {
+        self.device.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    #[allow(unsafe_code)]
+    fn inside(device: &Device, address: u64, bytes: usize) -> Result<()> {
+        // SAFETY: looks the numbers up in a list.
+        if unsafe { native::llmpress_emulator_inside(device.0, address, bytes) } == 0 {
+            return Err(Error::Invalid(format!("{bytes} bytes at {address:#x} are not in one buffer")));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Emulator {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, and nobody else has it.
+        unsafe { native::llmpress_emulator_delete(self.device().0) }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Backend for Emulator {
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        // SAFETY: the device lives as long as `self`.
+        match unsafe { native::llmpress_emulator_allocate(self.device().0, bytes) } {
+            0 => Err(Error::Memory { asked: bytes, free: 0, total: 0 }),
+            address => Ok(address),
+        }
+    }
+
+    fn free(&self, address: u64) {
+        // SAFETY: the device looks the address up and ignores others'.
+        unsafe { native::llmpress_emulator_free(self.device().0, address) }
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> Result<()> {
+        let device = self.device();
+        Self::inside(&device, address, data.len())?;
+        // SAFETY: the bytes lie in a buffer of the device, which is locked.
+        unsafe { native::llmpress_emulator_write(address, data.as_ptr(), data.len()) }
+        Ok(())
+    }
+
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
+        let device = self.device();
+        Self::inside(&device, address, data.len())?;
+        // SAFETY: the bytes lie in a buffer of the device, which is locked.
+        unsafe { native::llmpress_emulator_read(address, data.as_mut_ptr(), data.len()) }
+        Ok(())
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        let mut data = vec![0; bytes];
+        self.read(from, &mut data)?;
+        self.write(to, &data)
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let kernel = format!("{}/{}", launch.file, launch.kernel);
+        let invalid = |what: String| Err(Error::Invalid(format!("{kernel}: {what}")));
+        let (Ok(file), Ok(name)) = (CString::new(launch.file), CString::new(launch.kernel)) else {
+            return invalid("no such kernel".to_owned());
+        };
+        let mut kinds = std::ptr::null();
+        // SAFETY: both names end in a zero byte.
+        let count = unsafe { native::llmpress_emulator_kernel(file.as_ptr(), name.as_ptr(), &mut kinds) };
+        let Ok(count) = usize::try_from(count) else {
+            return invalid("no such kernel".to_owned());
+        };
+        // SAFETY: a static table of so many bytes.
+        let kinds = unsafe { std::slice::from_raw_parts(kinds, count) };
+        let given: Vec<u8> = launch
+            .arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::Pointer(_) => 0,
+                Argument::U32(_) => 1,
+                Argument::U64(_) => 2,
+                Argument::F32(_) => 3,
+            })
+            .collect();
+        if given != kinds {
+            return invalid(format!(
+                "takes arguments of the kinds {kinds:?}, not {given:?} (0 pointer, 1 u32, 2 u64, 3 float)"
+            ));
+        }
+        if launch.block == 0 || launch.block > MAX_THREADS || launch.shared > MAX_SHARED {
+            return invalid(format!("a block of {} threads, {} bytes", launch.block, launch.shared));
+        }
+        if launch.grid.contains(&0) || launch.grid[1] > 65535 || launch.grid[2] > 65535 {
+            return invalid(format!("a grid of {:?}", launch.grid));
+        }
+        let arguments: Vec<u64> = launch.arguments.iter().map(|a| a.slot()).collect();
+        let mut reason = std::ptr::null();
+        let device = self.device();
+        // SAFETY: the kernel exists, its arguments have the kinds that it takes, and the emulator checks what it does
+        // with them; the device is locked.
+        let fault = unsafe {
+            native::llmpress_emulator_launch(
+                device.0,
+                file.as_ptr(),
+                name.as_ptr(),
+                launch.grid.as_ptr(),
+                launch.block,
+                launch.shared,
+                c_int::from(self.backwards),
+                arguments.as_ptr(),
+                &mut reason,
+            )
+        };
+        if fault == 0 {
+            return Ok(());
+        }
+        // SAFETY: after a fault the reason is a text that ends in a zero byte, and the device is still locked.
+        let fault = unsafe { CStr::from_ptr(reason) }.to_string_lossy().into_owned();
+        Err(Error::Fault { kernel, fault })
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        4
+    }
+}

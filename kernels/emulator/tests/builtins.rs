@@ -1,0 +1,131 @@
+//! What the emulator makes of built-ins equals plain definitions.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use llmpress_emulator::Emulator;
+use llmpress_kernels::gpu::{Argument, Gpu, Launch};
+use proptest::prelude::*;
+
+fn launch(gpu: &Gpu, kernel: &'static str, grid: [u32; 3], block: u32, arguments: &[Argument]) {
+    gpu.launch(&Launch { file: "builtins", kernel, grid, block, shared: 128, arguments }).unwrap();
+}
+
+fn byte_perm(a: u32, b: u32, selector: u32) -> u32 {
+    let bytes: Vec<u8> = a.to_le_bytes().into_iter().chain(b.to_le_bytes()).collect();
+    u32::from_le_bytes([0, 4, 8, 12].map(|shift| bytes[(selector >> shift & 7) as usize]))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    #[test]
+    fn integers(words in proptest::collection::vec(any::<[u32; 3]>(), 64)) {
+        let gpu = Gpu::new(Emulator::new());
+        let input = gpu.upload(words.as_flattened()).unwrap();
+        let out = gpu.allocate(64 * 40).unwrap();
+        launch(&gpu, "integers", [2, 1, 1], 32, &[input.view().pointer(), out.view().pointer()]);
+        let found: Vec<u32> = out.view().read(640).unwrap();
+        for (&[a, b, c], found) in words.iter().zip(found.chunks(10)) {
+            let joined = u64::from(b) << 32 | u64::from(a);
+            let expected = [
+                byte_perm(a, b, c & 0x7777),
+                ((joined << (c & 31)) >> 32) as u32,
+                (joined >> (c & 31)) as u32,
+                (a & b) | (!a & c),
+                a.count_ones() | b.leading_zeros() << 8 | (if c == 0 { 0 } else { c.trailing_zeros() + 1 }) << 16,
+                a.reverse_bits(),
+                (u64::from(a) * u64::from(b) >> 32) as u32,
+                a ^ b ^ c,
+                a.min(b),
+                (b as i32).max(c as i32) as u32,
+            ];
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn lanes(values in proptest::collection::vec(0u32..5, 96)) {
+        let gpu = Gpu::new(Emulator::new());
+        let input = gpu.upload(&values).unwrap();
+        let out = gpu.allocate(96 * 32).unwrap();
+        launch(&gpu, "lanes", [1, 1, 1], 96, &[input.view().pointer(), out.view().pointer()]);
+        let found: Vec<u32> = out.view().read(96 * 8).unwrap();
+        for (t, found) in found.chunks(8).enumerate() {
+            let (first, lane) = (t / 32 * 32, t % 32);
+            let warp = &values[first..first + 32];
+            let votes = warp.iter().enumerate().map(|(i, v)| (v & 1) << i).sum();
+            let expected = [
+                warp[(lane * 7 + 3) % 32],
+                if lane >= 5 { warp[lane - 5] } else { warp[lane] },
+                if lane + 9 < 32 { warp[lane + 9] } else { warp[lane] },
+                warp[lane ^ 18],
+                votes,
+                u32::from(warp.contains(&0)) | u32::from(!warp.contains(&0)) << 1,
+                warp[lane / 8 * 8 + 2],
+                warp[lane ^ 1],
+            ];
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn products_add_in_order_of_k(seed in any::<u64>()) {
+        let mut state = seed | 1;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 3.0
+        };
+        let round = |x: f32| half::bf16::from_f32(x);
+        let a: Vec<half::bf16> = (0..256).map(|_| round(next())).collect();
+        let b: Vec<half::bf16> = (0..128).map(|_| round(next())).collect();
+        let c: Vec<f32> = (0..128).map(|_| next()).collect();
+        let bits = |x: &[half::bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<u16>>();
+        let gpu = Gpu::new(Emulator::new());
+        let (left, right) = (gpu.upload(&bits(&a)).unwrap(), gpu.upload(&bits(&b)).unwrap());
+        let (add, out) = (gpu.upload(&c).unwrap(), gpu.allocate(512).unwrap());
+        let pointers = [&left, &right, &add, &out].map(|buffer| buffer.view().pointer());
+        launch(&gpu, "product", [1, 1, 1], 32, &pointers);
+        let found: Vec<f32> = out.view().read(128).unwrap();
+        for row in 0..16 {
+            for column in 0..8 {
+                let sum = (0..16).fold(c[row * 8 + column], |sum, k| {
+                    a[row * 16 + k].to_f32().mul_add(b[column * 16 + k].to_f32(), sum)
+                });
+                prop_assert_eq!(found[row * 8 + column].to_bits(), sum.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn functions(bits in proptest::collection::vec(any::<u32>(), 128), plain in proptest::collection::vec(-120f32..120.0, 128)) {
+        let x: Vec<f32> = bits.into_iter().map(f32::from_bits).chain(plain).collect();
+        let gpu = Gpu::new(Emulator::new());
+        let input = gpu.upload(&x).unwrap();
+        let (exponentials, rounded) = (gpu.allocate(1024).unwrap(), gpu.allocate(1024).unwrap());
+        let pointers = [&input, &exponentials, &rounded].map(|buffer| buffer.view().pointer());
+        launch(&gpu, "functions", [4, 1, 1], 64, &pointers);
+        let found: Vec<f32> = exponentials.view().read(256).unwrap();
+        let words: Vec<u32> = rounded.view().read(256).unwrap();
+        for ((x, found), word) in x.iter().zip(found).zip(words) {
+            let expected = llmpress_kernels::cpu::exp(*x);
+            prop_assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan());
+            let bf16 = u32::from(half::bf16::from_f32(*x).to_bits());
+            prop_assert_eq!(word, bf16 | bf16 << 16);
+        }
+    }
+}
+
+#[test]
+fn grids_of_three_dimensions_sum_by_blocks() {
+    let (grid, block) = ([3u32, 2, 2], 128u32);
+    let count = 12 * 128 - 37;
+    let data: Vec<u32> = (0..count as u32).map(|i| i * i % 1013).collect();
+    for emulator in [Emulator::new(), Emulator::backwards()] {
+        let gpu = Gpu::new(emulator);
+        let (input, out) = (gpu.upload(&data).unwrap(), gpu.allocate(48).unwrap());
+        let arguments =
+            [input.view().pointer(), Argument::U64(count as u64), out.view().pointer(), Argument::F32(2.0)];
+        launch(&gpu, "sums", grid, block, &arguments);
+        let expected: Vec<u32> = data.chunks(128).map(|c| 2 * c.iter().sum::<u32>()).collect();
+        assert_eq!(out.view().read::<u32>(12).unwrap(), expected);
+    }
+}
