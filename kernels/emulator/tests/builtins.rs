@@ -33,7 +33,7 @@ proptest! {
                 (a & b) | (!a & c),
                 a.count_ones() | b.leading_zeros() << 8 | (if c == 0 { 0 } else { c.trailing_zeros() + 1 }) << 16,
                 a.reverse_bits(),
-                (u64::from(a) * u64::from(b) >> 32) as u32,
+                ((u64::from(a) * u64::from(b)) >> 32) as u32,
                 a ^ b ^ c,
                 a.min(b),
                 (b as i32).max(c as i32) as u32,
