@@ -7,24 +7,29 @@
 
 mod backend;
 mod buffer;
+pub mod cuda;
 mod error;
+mod ptx;
 
-pub use backend::{Argument, Backend, Launch};
+pub use backend::{Argument, Backend, Graph, Launch};
 pub use buffer::{Buffer, View};
 pub use error::{Error, Result};
+pub use ptx::modules;
 
 use std::sync::Arc;
 
 use bytemuck::NoUninit;
 
+use buffer::Tally;
+
 /// A device that holds buffers and runs kernels, in order.
 #[derive(Clone, Debug)]
-pub struct Gpu(Arc<dyn Backend>);
+pub struct Gpu(Arc<dyn Backend>, Arc<Tally>);
 
 impl Gpu {
     /// A device behind a backend.
     pub fn new(backend: impl Backend + 'static) -> Self {
-        Self(Arc::new(backend))
+        Self(Arc::new(backend), Arc::default())
     }
 
     /// A buffer of so many bytes, aligned to 256. What it holds at first is undefined.
@@ -32,7 +37,7 @@ impl Gpu {
     /// # Errors
     /// Not so much memory.
     pub fn allocate(&self, bytes: usize) -> Result<Buffer> {
-        Buffer::new(self.0.clone(), bytes)
+        Buffer::new(self.0.clone(), self.1.clone(), bytes)
     }
 
     /// A buffer with these elements.
@@ -59,6 +64,25 @@ impl Gpu {
     /// A kernel failed.
     pub fn synchronize(&self) -> Result<()> {
         self.0.synchronize()
+    }
+
+    /// Records what `work` starts, without running it.
+    ///
+    /// # Errors
+    /// Those of `work`; reading, writing and allocating while it is recorded.
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Box<dyn Graph>> {
+        self.0.begin_capture()?;
+        let done = work();
+        // The recording must end, whatever became of the work.
+        let graph = self.0.end_capture();
+        done?;
+        graph
+    }
+
+    /// Bytes in buffers now, and the most there were.
+    #[must_use]
+    pub fn allocated(&self) -> (usize, usize) {
+        self.1.read()
     }
 
     /// The backend.

@@ -8,9 +8,10 @@
 //! a thread behind at a barrier ends in [`Error::Fault`]. `mma` adds in the order of k with fused multiply-adds.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use llmpress_kernels::gpu::{Argument, Backend, Error, Launch, Result};
+use llmpress_kernels::gpu::{Argument, Backend, Error, Graph, Launch, Result};
 
 /// Most threads of a block.
 const MAX_THREADS: u32 = 1024;
@@ -51,13 +52,38 @@ mod native {
 
 /// The emulated device.
 #[derive(Debug)]
-pub struct Emulator {
+pub struct Emulator(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     device: Mutex<Device>,
     backwards: bool,
 }
 
 #[derive(Debug)]
-struct Device(*mut c_void);
+struct Device {
+    native: *mut c_void,
+    /// What was started since a recording began.
+    recorded: Option<Vec<Step>>,
+}
+
+/// A recorded step.
+#[derive(Clone, Debug)]
+enum Step {
+    Launch {
+        file: &'static str,
+        kernel: &'static str,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        arguments: Vec<Argument>,
+    },
+    Copy {
+        from: u64,
+        to: u64,
+        bytes: usize,
+    },
+}
 
 // SAFETY: the device is reached through a mutex only, and keeps nothing of the thread it was used on.
 #[allow(unsafe_code)]
@@ -72,82 +98,74 @@ impl Default for Emulator {
 impl Emulator {
     /// A device without buffers.
     #[must_use]
-    #[allow(unsafe_code)]
     pub fn new() -> Self {
-        // SAFETY: takes nothing; deleted in `drop`.
-        let device = unsafe { native::llmpress_emulator_new() };
-        Self { device: Mutex::new(Device(device)), backwards: false }
+        Self::of(false)
     }
 
     /// One that runs the blocks of a grid from the last to the first. A kernel whose blocks read what others
     /// overwrite is caught in one of the two orders.
     #[must_use]
     pub fn backwards() -> Self {
-        let mut emulator = Self::new();
-        emulator.backwards = true;
-        emulator
-    }
-
-    fn device(&self) -> std::sync::MutexGuard<'_, Device> {
-        self.device.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        Self::of(true)
     }
 
     #[allow(unsafe_code)]
-    fn inside(device: &Device, address: u64, bytes: usize) -> Result<()> {
+    fn of(backwards: bool) -> Self {
+        // SAFETY: takes nothing; deleted in `drop`.
+        let native = unsafe { native::llmpress_emulator_new() };
+        Self(Arc::new(Inner { device: Mutex::new(Device { native, recorded: None }), backwards }))
+    }
+}
+
+impl Device {
+    #[allow(unsafe_code)]
+    fn inside(&self, address: u64, bytes: usize) -> Result<()> {
         // SAFETY: looks the numbers up in a list.
-        if unsafe { native::llmpress_emulator_inside(device.0, address, bytes) } == 0 {
+        if unsafe { native::llmpress_emulator_inside(self.native, address, bytes) } == 0 {
             return Err(Error::Invalid(format!("{bytes} bytes at {address:#x} are not in one buffer")));
         }
         Ok(())
     }
+
+    fn not_recording(&self, what: &str) -> Result<()> {
+        match self.recorded {
+            Some(_) => Err(Error::Invalid(format!("{what} while launches are recorded"))),
+            None => Ok(()),
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.inside(from, bytes)?;
+        self.inside(to, bytes)?;
+        let mut data = vec![0; bytes];
+        // SAFETY: the bytes lie in buffers of the device.
+        unsafe {
+            native::llmpress_emulator_read(from, data.as_mut_ptr(), bytes);
+            native::llmpress_emulator_write(to, data.as_ptr(), bytes);
+        }
+        Ok(())
+    }
 }
 
-impl Drop for Emulator {
+impl Drop for Device {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
-        // SAFETY: made in `new`, and nobody else has it.
-        unsafe { native::llmpress_emulator_delete(self.device().0) }
+        // SAFETY: made in `of`, and nobody else has it.
+        unsafe { native::llmpress_emulator_delete(self.native) }
+    }
+}
+
+impl Inner {
+    fn device(&self) -> std::sync::MutexGuard<'_, Device> {
+        self.device.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 #[allow(unsafe_code)]
-impl Backend for Emulator {
-    fn allocate(&self, bytes: usize) -> Result<u64> {
-        // SAFETY: the device lives as long as `self`.
-        match unsafe { native::llmpress_emulator_allocate(self.device().0, bytes) } {
-            0 => Err(Error::Memory { asked: bytes, free: 0, total: 0 }),
-            address => Ok(address),
-        }
-    }
-
-    fn free(&self, address: u64) {
-        // SAFETY: the device looks the address up and ignores others'.
-        unsafe { native::llmpress_emulator_free(self.device().0, address) }
-    }
-
-    fn write(&self, address: u64, data: &[u8]) -> Result<()> {
-        let device = self.device();
-        Self::inside(&device, address, data.len())?;
-        // SAFETY: the bytes lie in a buffer of the device, which is locked.
-        unsafe { native::llmpress_emulator_write(address, data.as_ptr(), data.len()) }
-        Ok(())
-    }
-
-    fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
-        let device = self.device();
-        Self::inside(&device, address, data.len())?;
-        // SAFETY: the bytes lie in a buffer of the device, which is locked.
-        unsafe { native::llmpress_emulator_read(address, data.as_mut_ptr(), data.len()) }
-        Ok(())
-    }
-
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        let mut data = vec![0; bytes];
-        self.read(from, &mut data)?;
-        self.write(to, &data)
-    }
-
-    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+impl Inner {
+    /// Runs a grid.
+    fn run(&self, launch: &Launch<'_>) -> Result<()> {
         let kernel = format!("{}/{}", launch.file, launch.kernel);
         let invalid = |what: String| Err(Error::Invalid(format!("{kernel}: {what}")));
         let (Ok(file), Ok(name)) = (CString::new(launch.file), CString::new(launch.kernel)) else {
@@ -189,7 +207,7 @@ impl Backend for Emulator {
         // with them; the device is locked.
         let fault = unsafe {
             native::llmpress_emulator_launch(
-                device.0,
+                device.native,
                 file.as_ptr(),
                 name.as_ptr(),
                 launch.grid.as_ptr(),
@@ -207,6 +225,82 @@ impl Backend for Emulator {
         let fault = unsafe { CStr::from_ptr(reason) }.to_string_lossy().into_owned();
         Err(Error::Fault { kernel, fault })
     }
+}
+
+/// Recorded launches.
+#[derive(Debug)]
+struct Recording {
+    device: Arc<Inner>,
+    steps: Vec<Step>,
+}
+
+impl Graph for Recording {
+    fn replay(&mut self) -> Result<()> {
+        for step in &self.steps {
+            match step {
+                Step::Copy { from, to, bytes } => self.device.device().copy(*from, *to, *bytes)?,
+                Step::Launch { file, kernel, grid, block, shared, arguments } => self
+                    .device
+                    .run(&Launch { file, kernel, grid: *grid, block: *block, shared: *shared, arguments })?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[allow(unsafe_code)]
+impl Backend for Emulator {
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.0.device().not_recording("an allocation")?;
+        // SAFETY: the device lives as long as `self`.
+        match unsafe { native::llmpress_emulator_allocate(self.0.device().native, bytes) } {
+            0 => Err(Error::Memory { asked: bytes, free: 0, total: 0 }),
+            address => Ok(address),
+        }
+    }
+
+    fn free(&self, address: u64) {
+        // SAFETY: the device looks the address up and ignores others'.
+        unsafe { native::llmpress_emulator_free(self.0.device().native, address) }
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> Result<()> {
+        let device = self.0.device();
+        device.inside(address, data.len())?;
+        device.not_recording("a copy to or from the device")?;
+        // SAFETY: the bytes lie in a buffer of the device, which is locked.
+        unsafe { native::llmpress_emulator_write(address, data.as_ptr(), data.len()) }
+        Ok(())
+    }
+
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
+        let device = self.0.device();
+        device.inside(address, data.len())?;
+        device.not_recording("a copy to or from the device")?;
+        // SAFETY: the bytes lie in a buffer of the device, which is locked.
+        unsafe { native::llmpress_emulator_read(address, data.as_mut_ptr(), data.len()) }
+        Ok(())
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        let mut device = self.0.device();
+        match &mut device.recorded {
+            Some(recorded) => recorded.push(Step::Copy { from, to, bytes }),
+            None => device.copy(from, to, bytes)?,
+        }
+        Ok(())
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let mut device = self.0.device();
+        if let Some(recorded) = &mut device.recorded {
+            let Launch { file, kernel, grid, block, shared, arguments } = *launch;
+            recorded.push(Step::Launch { file, kernel, grid, block, shared, arguments: arguments.to_vec() });
+            return Ok(());
+        }
+        drop(device);
+        self.0.run(launch)
+    }
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
@@ -214,5 +308,28 @@ impl Backend for Emulator {
 
     fn multiprocessors(&self) -> u32 {
         4
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        Ok((usize::MAX, usize::MAX))
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        let mut device = self.0.device();
+        device.not_recording("a recording began")?;
+        device.recorded = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        let steps = self.0.device().recorded.take();
+        let steps = steps.ok_or_else(|| Error::Invalid("a recording ended that never began".to_owned()))?;
+        Ok(Box::new(Recording { device: self.0.clone(), steps }))
+    }
+
+    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
     }
 }

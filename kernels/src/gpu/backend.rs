@@ -91,4 +91,37 @@ pub trait Backend: Debug + Send + Sync {
 
     /// Multiprocessors, by which launchers size their grids.
     fn multiprocessors(&self) -> u32;
+
+    /// Bytes of memory that are free, and all there are.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn memory(&self) -> Result<(usize, usize)>;
+
+    /// From here on launches and copies are recorded, not run.
+    ///
+    /// # Errors
+    /// It records already.
+    fn begin_capture(&self) -> Result<()>;
+
+    /// Ends the recording.
+    ///
+    /// # Errors
+    /// It does not record; what was recorded cannot be replayed.
+    fn end_capture(&self) -> Result<Box<dyn Graph>>;
+
+    /// Seconds that the device takes for what `work` starts.
+    ///
+    /// # Errors
+    /// Those of `work`; a kernel failed.
+    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+}
+
+/// Recorded launches and copies: [`Backend::begin_capture`].
+pub trait Graph: Debug + Send {
+    /// Starts all of it again, with the same arguments.
+    ///
+    /// # Errors
+    /// Those of the launches.
+    fn replay(&mut self) -> Result<()>;
 }

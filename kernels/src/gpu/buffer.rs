@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
@@ -12,15 +13,31 @@ use super::{Backend, Error, Result};
 #[derive(Debug)]
 pub struct Buffer {
     backend: Arc<dyn Backend>,
+    tally: Arc<Tally>,
     address: u64,
     bytes: usize,
 }
 
+/// Bytes in buffers, and the most there were.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    now: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl Tally {
+    pub(super) fn read(&self) -> (usize, usize) {
+        (self.now.load(Relaxed), self.peak.load(Relaxed))
+    }
+}
+
 impl Buffer {
-    pub(super) fn new(backend: Arc<dyn Backend>, bytes: usize) -> Result<Self> {
+    pub(super) fn new(backend: Arc<dyn Backend>, tally: Arc<Tally>, bytes: usize) -> Result<Self> {
         // An empty buffer has an address too.
         let address = backend.allocate(bytes.max(1))?;
-        Ok(Self { backend, address, bytes })
+        let now = tally.now.fetch_add(bytes, Relaxed) + bytes;
+        tally.peak.fetch_max(now, Relaxed);
+        Ok(Self { backend, tally, address, bytes })
     }
 
     /// Its size.
@@ -47,6 +64,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.backend.free(self.address);
+        self.tally.now.fetch_sub(self.bytes, Relaxed);
     }
 }
 

@@ -1,0 +1,414 @@
+//! The CUDA driver as a backend.
+//!
+//! ```text
+//! libcuda, found when it is asked for --> context, one stream --> modules from PTX, each loaded when first used
+//! ```
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::result as driver;
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
+use cudarc::driver::{CudaContext, CudaStream, DriverError};
+
+use super::backend::Graph;
+use super::{Backend, Error, Launch, Result, ptx};
+
+/// The driver that understands the embedded PTX.
+const MIN_DRIVER: (i32, i32) = (12, 4);
+/// The first compute capability with everything that the kernels use.
+const MIN_CAPABILITY: (i32, i32) = (8, 0);
+/// Shared memory that a block has without being asked for.
+const PLAIN_SHARED: u32 = 48 << 10;
+
+/// What is known of a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// Its number.
+    pub ordinal: usize,
+    /// Its name.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (i32, i32),
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of memory.
+    pub memory: usize,
+    /// The CUDA version that the driver supports, major and minor.
+    pub driver: (i32, i32),
+}
+
+/// One GPU through the CUDA driver.
+pub struct Cuda {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    info: DeviceInfo,
+    functions: Mutex<Functions>,
+    shared_limit: u32,
+}
+
+#[derive(Default)]
+struct Functions {
+    modules: HashMap<&'static str, Module>,
+    kernels: HashMap<(&'static str, &'static str), Kernel>,
+}
+
+struct Module(sys::CUmodule);
+
+#[derive(Clone, Copy)]
+struct Kernel {
+    function: sys::CUfunction,
+    shared: u32,
+}
+
+// SAFETY: handles of the driver may be used from any thread that has the context, which every call here binds.
+#[allow(unsafe_code)]
+unsafe impl Send for Functions {}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cuda").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+fn failed(call: &str) -> impl FnOnce(DriverError) -> Error + '_ {
+    move |e| Error::Driver { call: call.to_owned(), reason: format!("{e:?}") }
+}
+
+/// The GPUs that the driver knows.
+///
+/// # Errors
+/// [`Error::Unavailable`] without a driver or a GPU.
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    let unavailable = |why: String| Error::Unavailable(why);
+    // SAFETY: loads the driver's library and unloads it.
+    #[allow(unsafe_code)]
+    let present = unsafe { sys::is_culib_present() };
+    if !present {
+        return Err(unavailable(
+            "no CUDA driver was found (libcuda.so.1): --device cuda needs an NVIDIA GPU and its driver"
+                .to_owned(),
+        ));
+    }
+    driver::init().map_err(|e| unavailable(format!("the CUDA driver does not start: {e:?}")))?;
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    #[allow(unsafe_code)]
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("cuDriverGetVersion"))?;
+    let driver_version = (version / 1000, version % 1000 / 10);
+    let count = driver::device::get_count().map_err(failed("cuDeviceGetCount"))?;
+    if count == 0 {
+        return Err(unavailable("the CUDA driver is there, but it finds no GPU".to_owned()));
+    }
+    (0..count)
+        .map(|ordinal| {
+            let device = driver::device::get(ordinal).map_err(failed("cuDeviceGet"))?;
+            let attribute = |which| {
+                // SAFETY: the driver gave the device.
+                #[allow(unsafe_code)]
+                unsafe { driver::device::get_attribute(device, which) }
+                    .map_err(failed("cuDeviceGetAttribute"))
+            };
+            // SAFETY: the driver gave the device.
+            #[allow(unsafe_code)]
+            let memory = unsafe { driver::device::total_mem(device) }.map_err(failed("cuDeviceTotalMem"))?;
+            Ok(DeviceInfo {
+                ordinal: ordinal as usize,
+                name: driver::device::get_name(device).map_err(failed("cuDeviceGetName"))?,
+                capability: (
+                    attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                    attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+                ),
+                multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+                memory,
+                driver: driver_version,
+            })
+        })
+        .collect()
+}
+
+impl DeviceInfo {
+    /// Whether the kernels run here.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: why not.
+    pub fn check(&self) -> Result<()> {
+        if self.driver < MIN_DRIVER {
+            return Err(Error::Unavailable(format!(
+                "the NVIDIA driver supports CUDA {}.{}; the kernels need {}.{} (driver 550 or newer)",
+                self.driver.0, self.driver.1, MIN_DRIVER.0, MIN_DRIVER.1
+            )));
+        }
+        if self.capability < MIN_CAPABILITY {
+            return Err(Error::Unavailable(format!(
+                "{} has compute capability {}.{}; the kernels need {}.{} (Ampere) or newer",
+                self.name, self.capability.0, self.capability.1, MIN_CAPABILITY.0, MIN_CAPABILITY.1
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Cuda {
+    /// Opens a GPU.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without a driver, such a GPU, or one that is new enough; says what is missing.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let devices = devices()?;
+        let count = devices.len();
+        let info = devices.into_iter().nth(ordinal).ok_or_else(|| {
+            Error::Unavailable(format!("there is no GPU {ordinal}: the driver finds {count}, from 0 on"))
+        })?;
+        info.check()?;
+        let context = CudaContext::new(ordinal).map_err(failed("cuDevicePrimaryCtxRetain"))?;
+        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        let shared_limit = context
+            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+            .map_err(failed("cuDeviceGetAttribute"))? as u32;
+        Ok(Self { context, stream, info, functions: Mutex::default(), shared_limit })
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// The stream that everything runs on, for libraries that are measured beside the kernels.
+    #[must_use]
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))
+    }
+
+    fn functions(&self) -> MutexGuard<'_, Functions> {
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A kernel with room for so much shared memory.
+    #[allow(unsafe_code)]
+    fn kernel(&self, file: &'static str, name: &'static str, shared: u32) -> Result<sys::CUfunction> {
+        if shared > self.shared_limit {
+            return Err(Error::Unsupported(format!(
+                "{file}/{name} needs {shared} bytes of shared memory; {} has {}",
+                self.info.name, self.shared_limit
+            )));
+        }
+        let mut functions = self.functions();
+        let Functions { modules, kernels } = &mut *functions;
+        let kernel = match kernels.get_mut(&(file, name)) {
+            Some(kernel) => kernel,
+            None => {
+                let module = match modules.get(file) {
+                    Some(module) => module.0,
+                    None => {
+                        let module = load(file)?;
+                        modules.insert(file, Module(module));
+                        module
+                    }
+                };
+                let symbol = CString::new(name)
+                    .map_err(|_| Error::Invalid(format!("{name:?} is not a kernel's name")))?;
+                // SAFETY: the module is loaded and stays so.
+                let function = unsafe { driver::module::get_function(module, symbol) }
+                    .map_err(failed(&format!("cuModuleGetFunction({file}/{name})")))?;
+                kernels.entry((file, name)).or_insert(Kernel { function, shared: PLAIN_SHARED })
+            }
+        };
+        if shared > kernel.shared {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function's module is loaded.
+            unsafe { driver::function::set_function_attribute(kernel.function, attribute, shared as i32) }
+                .map_err(failed("cuFuncSetAttribute"))?;
+            kernel.shared = shared;
+        }
+        Ok(kernel.function)
+    }
+}
+
+#[allow(unsafe_code)]
+fn load(file: &str) -> Result<sys::CUmodule> {
+    let text = ptx::module(file).ok_or_else(|| Error::Invalid(format!("there is no PTX of {file}.cu")))?;
+    let text = CString::new(text).map_err(|_| Error::Invalid(format!("the PTX of {file}.cu is damaged")))?;
+    // SAFETY: a text that ends in a zero byte, which is what the driver expects of PTX.
+    unsafe { driver::module::load_data(text.as_ptr().cast::<c_void>()) }
+        .map_err(failed(&format!("cuModuleLoadData({file})")))
+}
+
+impl Drop for Cuda {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        let _ = self.bind();
+        let _ = self.stream.synchronize();
+        for (_, module) in self.functions().modules.drain() {
+            // SAFETY: loaded in `load`, and no kernel of it runs any more.
+            let _ = unsafe { driver::module::unload(module.0) };
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Backend for Cuda {
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        // SAFETY: the context is bound; the memory is given back in `free`.
+        unsafe { driver::malloc_sync(bytes) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (free, total) = self.memory().unwrap_or((0, self.info.memory));
+                Error::Memory { asked: bytes, free, total }
+            }
+            _ => failed("cuMemAlloc")(e),
+        })
+    }
+
+    fn free(&self, address: u64) {
+        // Kernels that still use it run to their end first.
+        if self.bind().is_ok() && self.stream.synchronize().is_ok() {
+            // SAFETY: `allocate` gave it out, and a buffer gives it back once.
+            let _ = unsafe { driver::free_sync(address) };
+        }
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> Result<()> {
+        self.bind()?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: a view checked that the bytes are inside its buffer; the copy is waited for.
+        unsafe { driver::memcpy_htod_async(address, data, stream) }.map_err(failed("cuMemcpyHtoD"))?;
+        self.synchronize()
+    }
+
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: a view checked that the bytes are inside its buffer; the copy is waited for.
+        unsafe { driver::memcpy_dtoh_async(data, address, stream) }.map_err(failed("cuMemcpyDtoH"))?;
+        self.synchronize()
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: views checked that both ranges are inside their buffers.
+        unsafe { driver::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(failed("cuMemcpyDtoD"))
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.bind()?;
+        let function = self.kernel(launch.file, launch.kernel, launch.shared)?;
+        let mut slots: Vec<u64> = launch.arguments.iter().map(|a| a.slot()).collect();
+        let mut pointers: Vec<*mut c_void> =
+            slots.iter_mut().map(|slot| std::ptr::from_mut(slot).cast::<c_void>()).collect();
+        let [x, y, z] = launch.grid;
+        // SAFETY: the launcher passes what the kernel takes, which the emulator's tests check by kind; the driver
+        // copies the arguments before it returns.
+        unsafe {
+            driver::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.block, 1, 1),
+                launch.shared,
+                self.stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+        .map_err(|e| Error::Driver {
+            call: format!(
+                "the launch of {}/{} on {:?} blocks of {}",
+                launch.file, launch.kernel, launch.grid, launch.block
+            ),
+            reason: format!("{e:?}"),
+        })
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        self.stream.synchronize().map_err(failed("cuStreamSynchronize"))
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.info.multiprocessors
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        self.bind()?;
+        driver::mem_get_info().map_err(failed("cuMemGetInfo"))
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.bind()?;
+        self.stream
+            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(failed("cuStreamBeginCapture"))
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        self.bind()?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: the stream is ours and capturing.
+        let graph = unsafe { driver::stream::end_capture(stream) }.map_err(failed("cuStreamEndCapture"))?;
+        let mut executable = std::ptr::null_mut();
+        // SAFETY: the driver gave the graph; the executable is destroyed in `drop`.
+        let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) }.result();
+        // SAFETY: the executable does not need the graph it was made from.
+        let _ = unsafe { driver::graph::destroy(graph) };
+        made.map_err(failed("cuGraphInstantiate"))?;
+        Ok(Box::new(CudaGraph { executable, context: self.context.clone(), stream: self.stream.clone() }))
+    }
+
+    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.bind()?;
+        let event = || {
+            self.context
+                .new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT))
+                .map_err(failed("cuEventCreate"))
+        };
+        let (start, end) = (event()?, event()?);
+        start.record(&self.stream).map_err(failed("cuEventRecord"))?;
+        work()?;
+        end.record(&self.stream).map_err(failed("cuEventRecord"))?;
+        end.synchronize().map_err(failed("cuEventSynchronize"))?;
+        Ok(f64::from(start.elapsed_ms(&end).map_err(failed("cuEventElapsedTime"))?) / 1e3)
+    }
+}
+
+struct CudaGraph {
+    executable: sys::CUgraphExec,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: the driver lets any thread with the context launch a graph; `&self` launches are put in order by the stream.
+#[allow(unsafe_code)]
+unsafe impl Send for CudaGraph {}
+
+impl std::fmt::Debug for CudaGraph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CudaGraph").finish_non_exhaustive()
+    }
+}
+
+impl Graph for CudaGraph {
+    #[allow(unsafe_code)]
+    fn replay(&mut self) -> Result<()> {
+        self.context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        // SAFETY: instantiated in `end_capture`; the stream is the one it was captured on.
+        unsafe { driver::graph::launch(self.executable, self.stream.cu_stream()) }
+            .map_err(failed("cuGraphLaunch"))
+    }
+}
+
+impl Drop for CudaGraph {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        let _ = self.context.bind_to_thread();
+        let _ = self.stream.synchronize();
+        // SAFETY: instantiated in `end_capture`, and not running any more.
+        let _ = unsafe { driver::graph::exec_destroy(self.executable) };
+    }
+}
