@@ -23,6 +23,18 @@ pub use log_sum_exp::{divergence, log_sum_exp};
 pub use multiply::multiply;
 pub use norm::rms_norm;
 
+/// The instructions that the kernels use on this processor.
+#[must_use]
+pub fn instruction_set() -> &'static str {
+    match isa::Isa::detect() {
+        isa::Isa::Portable => "portable",
+        #[cfg(target_arch = "x86_64")]
+        isa::Isa::Avx2 => "AVX2, FMA, F16C",
+        #[cfg(target_arch = "x86_64")]
+        isa::Isa::Avx512 => "AVX-512 F, BW, VL, DQ, VBMI",
+    }
+}
+
 /// Most tokens of a panel.
 pub const PANEL: usize = 48;
 

@@ -7,8 +7,11 @@
 
 mod backend;
 mod buffer;
+pub mod ceiling;
+pub mod cublas;
 pub mod cuda;
 mod error;
+pub mod picker;
 mod ptx;
 
 pub use backend::{Argument, Backend, Graph, Launch};

@@ -57,6 +57,17 @@ struct Functions {
 
 struct Module(sys::CUmodule);
 
+impl Functions {
+    fn module(&mut self, file: &'static str) -> Result<sys::CUmodule> {
+        if let Some(module) = self.modules.get(file) {
+            return Ok(module.0);
+        }
+        let module = load(file)?;
+        self.modules.insert(file, Module(module));
+        Ok(module)
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Kernel {
     function: sys::CUfunction,
@@ -183,6 +194,16 @@ impl Cuda {
         &self.stream
     }
 
+    /// Has the driver compile a source's PTX, unless it did.
+    ///
+    /// # Errors
+    /// There is no such source; the driver refuses it.
+    pub fn load(&self, file: &'static str) -> Result<()> {
+        self.bind()?;
+        let mut functions = self.functions();
+        functions.module(file).map(|_| ())
+    }
+
     fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))
     }
@@ -201,25 +222,17 @@ impl Cuda {
             )));
         }
         let mut functions = self.functions();
-        let Functions { modules, kernels } = &mut *functions;
-        let kernel = match kernels.get_mut(&(file, name)) {
-            Some(kernel) => kernel,
-            None => {
-                let module = match modules.get(file) {
-                    Some(module) => module.0,
-                    None => {
-                        let module = load(file)?;
-                        modules.insert(file, Module(module));
-                        module
-                    }
-                };
-                let symbol = CString::new(name)
-                    .map_err(|_| Error::Invalid(format!("{name:?} is not a kernel's name")))?;
-                // SAFETY: the module is loaded and stays so.
-                let function = unsafe { driver::module::get_function(module, symbol) }
-                    .map_err(failed(&format!("cuModuleGetFunction({file}/{name})")))?;
-                kernels.entry((file, name)).or_insert(Kernel { function, shared: PLAIN_SHARED })
-            }
+        if !functions.kernels.contains_key(&(file, name)) {
+            let module = functions.module(file)?;
+            let symbol =
+                CString::new(name).map_err(|_| Error::Invalid(format!("{name:?} is not a kernel's name")))?;
+            // SAFETY: the module is loaded and stays so.
+            let function = unsafe { driver::module::get_function(module, symbol) }
+                .map_err(failed(&format!("cuModuleGetFunction({file}/{name})")))?;
+            functions.kernels.insert((file, name), Kernel { function, shared: PLAIN_SHARED });
+        }
+        let Some(kernel) = functions.kernels.get_mut(&(file, name)) else {
+            return Err(Error::Invalid(format!("there is no kernel {file}/{name}")));
         };
         if shared > kernel.shared {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
