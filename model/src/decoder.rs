@@ -16,12 +16,7 @@ use crate::config::{Family, MlpConfig};
 use crate::linear::{Linear, Product, multiply_all, vector};
 use crate::mlp::{self, GateUp, Gated, Mlp};
 use crate::rope::Rotation;
-use crate::{Cache, ModelConfig, Observer, Panels, Skips, SubLayer, Unobserved};
-
-/// Tokens that [`Model::prefill`] takes at a time.
-const PREFILL_TOKENS: usize = 480;
-/// Logits of a run of [`Model::logit_runs`].
-const RUN_LOGITS: usize = 4 << 20;
+use crate::{Cache, ModelConfig, Observer, Panels, Skips, SubLayer};
 
 /// A model that runs from an open checkpoint, compressed or not.
 #[derive(Debug)]
@@ -216,23 +211,7 @@ impl Model {
         Ok(())
     }
 
-    /// Runs a prompt through the model, some tokens at a time, and returns the last token's hidden state.
-    ///
-    /// # Errors
-    /// Those of [`Self::hidden`]; an empty prompt.
-    pub fn prefill(&self, ids: &[u32], cache: &mut Cache) -> Result<Panels> {
-        let mut last = None;
-        cache.announce(cache.len() + ids.len());
-        for piece in ids.chunks(PREFILL_TOKENS) {
-            last = Some(self.hidden(piece, cache, &Skips::new(), &mut Unobserved)?);
-        }
-        let hidden = last.ok_or_else(|| Error::Invalid("the prompt has no tokens".to_owned()))?;
-        let mut out = Panels::zeros(hidden.features(), 1);
-        out.set_token(0, hidden.token(hidden.tokens() - 1));
-        Ok(out)
-    }
-
-    /// The logits of hidden states: vocabulary x tokens. For many tokens see [`Self::logit_runs`].
+    /// The logits of hidden states: vocabulary x tokens. For many tokens see [`crate::Engine::logit_runs`].
     ///
     /// # Errors
     /// Weights that cannot be read.
@@ -240,14 +219,6 @@ impl Model {
         let mut out = Panels::default();
         self.logit_run(hidden, 0..self.vocab_size(), &mut out)?;
         Ok(out)
-    }
-
-    /// Runs of the vocabulary that keep the logits of `tokens` tokens small.
-    pub fn logit_runs(&self, tokens: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let vocab = self.vocab_size();
-        // Whole strips of 16 rows, so that fixed12 heads are read in place.
-        let step = (RUN_LOGITS / tokens.max(1)).next_multiple_of(16).max(16);
-        (0..vocab).step_by(step).map(move |first| first..(first + step).min(vocab))
     }
 
     /// The logits of a run of the vocabulary: run x tokens.

@@ -8,7 +8,7 @@ use llmpress_formats::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::{Cache, Model, Panels, Skips, Unobserved};
+use crate::{Engine, Session, Skips};
 
 /// How the next token is picked.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,9 +31,8 @@ impl Sampling {
 /// A sequence that grows token by token.
 #[derive(Debug)]
 pub struct Generation<'a> {
-    model: &'a Model,
-    cache: Cache,
-    hidden: Panels,
+    engine: &'a dyn Engine,
+    session: Box<dyn Session + 'a>,
     sampling: Sampling,
     random: ChaCha8Rng,
     ids: Vec<u32>,
@@ -45,17 +44,17 @@ impl<'a> Generation<'a> {
     ///
     /// # Errors
     /// An empty prompt, ids beyond the vocabulary, a sampling out of range, weights that cannot be read.
-    pub fn start(model: &'a Model, prompt: &[u32], most: usize, sampling: Sampling) -> Result<Self> {
+    pub fn start(engine: &'a dyn Engine, prompt: &[u32], most: usize, sampling: Sampling) -> Result<Self> {
         let Sampling { temperature, top_p, .. } = sampling;
         if !((0.0..=100.0).contains(&temperature) && top_p > 0.0 && top_p <= 1.0) {
             return Err(Error::Invalid(format!(
                 "temperature {temperature} must be 0 to 100, and top-p {top_p} above 0 and at most 1"
             )));
         }
-        let mut cache = model.cache(prompt.len().saturating_add(most));
-        let hidden = model.prefill(prompt, &mut cache)?;
+        let mut session = engine.session(prompt.len().saturating_add(most))?;
+        session.prefill(prompt)?;
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);
-        Ok(Self { model, cache, hidden, sampling, random, ids: prompt.to_vec(), pending: false })
+        Ok(Self { engine, session, sampling, random, ids: prompt.to_vec(), pending: false })
     }
 
     /// The next token. The step that reads it is left for the next call, so the last one costs nothing.
@@ -64,17 +63,16 @@ impl<'a> Generation<'a> {
     /// More tokens than there is room for; weights that cannot be read.
     pub fn next_token(&mut self) -> Result<u32> {
         if let (true, Some(id)) = (self.pending, self.ids.last()) {
-            let length = self.cache.len();
-            if self.model.config().ropes.iter().any(|rope| rope.switches_after() == Some(length)) {
+            let length = self.session.len();
+            if self.engine.config().ropes.iter().any(|rope| rope.switches_after() == Some(length)) {
                 // From here on all frequencies are others: keys of before do not fit them.
-                self.cache.clear();
-                self.hidden = self.model.prefill(&self.ids, &mut self.cache)?;
+                self.session.clear();
+                self.session.prefill(&self.ids)?;
             } else {
-                self.hidden = self.model.hidden(&[*id], &mut self.cache, &Skips::new(), &mut Unobserved)?;
+                self.session.read(&[*id], &Skips::new(), 0..1)?;
             }
         }
-        let logits = self.model.logits(&self.hidden)?;
-        let id = pick(logits.data(), self.sampling, &mut self.random);
+        let id = self.session.pick(self.sampling, &mut self.random)?;
         self.ids.push(id);
         self.pending = true;
         Ok(id)
@@ -85,12 +83,13 @@ impl<'a> Generation<'a> {
 ///
 /// # Errors
 /// Those of [`Generation`].
-pub fn greedy(model: &Model, prompt: &[u32], count: usize) -> Result<Vec<u32>> {
-    let mut generation = Generation::start(model, prompt, count, Sampling::GREEDY)?;
+pub fn greedy(engine: &dyn Engine, prompt: &[u32], count: usize) -> Result<Vec<u32>> {
+    let mut generation = Generation::start(engine, prompt, count, Sampling::GREEDY)?;
     (0..count).map(|_| generation.next_token()).collect()
 }
 
-fn pick(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
+/// The next token by its logits.
+pub(crate) fn pick(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
     if sampling.temperature == 0.0 {
         let best = (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a });
         return best.unwrap_or(0) as u32;

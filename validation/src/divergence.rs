@@ -7,7 +7,7 @@
 //! ```
 
 use llmpress_formats::{Error, Result};
-use llmpress_model::{Model, Skips};
+use llmpress_model::{Engine, Skips};
 use serde::Serialize;
 
 use crate::likelihood::{Mean, Reader, Tally};
@@ -96,8 +96,8 @@ pub struct Divergence {
 /// # Errors
 /// Vocabularies of different sizes; a protocol that does not fit the text; weights that cannot be read.
 pub fn kl_divergence(
-    base: &Model,
-    model: &Model,
+    base: &dyn Engine,
+    model: &dyn Engine,
     skips: &Skips,
     ids: &[u32],
     protocol: Protocol,
@@ -106,8 +106,8 @@ pub fn kl_divergence(
     same_vocabulary(base, model)?;
     let windows = protocol.windows(ids.len())?;
     let none = Skips::new();
-    let mut p_reader = Reader::new(base, &none, protocol.length());
-    let mut q_reader = Reader::new(model, skips, protocol.length());
+    let mut p_reader = Reader::new(base, &none, protocol.length())?;
+    let mut q_reader = Reader::new(model, skips, protocol.length())?;
     let (mut kl, mut delta_p) = (Vec::new(), Vec::new());
     let (mut same, mut p_nll, mut q_nll) = (Mean::default(), Mean::default(), Mean::default());
     let (mut ratio, mut squares) = (Mean::default(), Mean::default());
@@ -153,7 +153,7 @@ pub fn kl_divergence(
 }
 
 /// Refuses models whose logits cannot be compared.
-pub(crate) fn same_vocabulary(a: &Model, b: &Model) -> Result<()> {
+pub(crate) fn same_vocabulary(a: &dyn Engine, b: &dyn Engine) -> Result<()> {
     if a.vocab_size() == b.vocab_size() {
         return Ok(());
     }

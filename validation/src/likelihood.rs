@@ -4,45 +4,32 @@ use std::ops::Range;
 
 use llmpress_formats::Result;
 use llmpress_kernels::cpu;
-use llmpress_model::{Cache, Model, Panels, Skips, Unobserved};
+use llmpress_model::{Engine, Panels, Session, Skips};
 use rayon::prelude::*;
 
 use crate::windows::Window;
 
-/// A model at work on windows: its cache and buffers.
+/// A model at work on windows: its sequence and buffers.
 pub(crate) struct Reader<'a> {
-    pub(crate) model: &'a Model,
-    pub(crate) skips: &'a Skips,
-    cache: Cache,
-    hidden: Panels,
+    skips: &'a Skips,
+    session: Box<dyn Session + 'a>,
     logits: Panels,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(model: &'a Model, skips: &'a Skips, length: usize) -> Self {
-        Self {
-            model,
-            skips,
-            cache: model.cache(length),
-            hidden: Panels::default(),
-            logits: Panels::default(),
-        }
+    pub(crate) fn new(engine: &'a dyn Engine, skips: &'a Skips, length: usize) -> Result<Self> {
+        Ok(Self { skips, session: engine.session(length)?, logits: Panels::default() })
     }
 
-    /// Runs a window. Afterwards the hidden states are those from which its scored tokens are predicted.
+    /// Runs a window. Afterwards the kept states are those from which its scored tokens are predicted.
     pub(crate) fn read(&mut self, window: &Window) -> Result<()> {
-        self.cache.clear();
-        let all = self.model.hidden(&window.ids, &mut self.cache, self.skips, &mut Unobserved)?;
-        self.hidden.resize(all.features(), window.scored.len());
-        for (to, from) in window.scored.clone().map(|position| position - 1).enumerate() {
-            self.hidden.set_token(to, all.token(from));
-        }
-        Ok(())
+        self.session.clear();
+        self.session.read(&window.ids, self.skips, window.scored.start - 1..window.scored.end - 1)
     }
 
     /// The logits of a run of the vocabulary.
     pub(crate) fn logits(&mut self, run: Range<usize>) -> Result<&Panels> {
-        self.model.logit_run(&self.hidden, run, &mut self.logits)?;
+        self.session.logits(run, &mut self.logits)?;
         Ok(&self.logits)
     }
 }

@@ -1,7 +1,7 @@
 //! Bit-exactness of what two checkpoints compute: logits on a text, then greedy generation.
 
 use llmpress_formats::Result;
-use llmpress_model::{Model, Skips, greedy};
+use llmpress_model::{Engine, Skips, greedy};
 use serde::Serialize;
 
 use crate::divergence::same_vocabulary;
@@ -38,8 +38,8 @@ impl LogitComparison {
 /// # Errors
 /// Vocabularies of different sizes; a protocol that does not fit the text; weights that cannot be read.
 pub fn logits_exact(
-    a: &Model,
-    b: &Model,
+    a: &dyn Engine,
+    b: &dyn Engine,
     ids: &[u32],
     protocol: Protocol,
     generate: usize,
@@ -48,7 +48,7 @@ pub fn logits_exact(
     same_vocabulary(a, b)?;
     let windows = protocol.windows(ids.len())?;
     let none = Skips::new();
-    let mut readers = (Reader::new(a, &none, protocol.length()), Reader::new(b, &none, protocol.length()));
+    let mut readers = (Reader::new(a, &none, protocol.length())?, Reader::new(b, &none, protocol.length())?);
     let mut result = LogitComparison {
         windows,
         logits: 0,

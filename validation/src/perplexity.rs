@@ -1,7 +1,7 @@
 //! Perplexity of a model on a text.
 
 use llmpress_formats::Result;
-use llmpress_model::{Model, Skips};
+use llmpress_model::{Engine, Skips};
 use serde::Serialize;
 
 use crate::likelihood::{Mean, Reader, Tally};
@@ -37,7 +37,7 @@ pub struct Perplexity {
 /// # Errors
 /// A protocol that does not fit the text; weights that cannot be read.
 pub fn perplexity(
-    model: &Model,
+    model: &dyn Engine,
     skips: &Skips,
     ids: &[u32],
     text_bytes: usize,
@@ -45,7 +45,7 @@ pub fn perplexity(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Perplexity> {
     let windows = protocol.windows(ids.len())?;
-    let mut reader = Reader::new(model, skips, protocol.length());
+    let mut reader = Reader::new(model, skips, protocol.length())?;
     let mut nll = Mean::default();
     for index in 0..windows {
         let window = protocol.window(ids, index);

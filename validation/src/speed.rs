@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use llmpress_formats::{Error, Result};
-use llmpress_model::{Generation, Model, Sampling};
+use llmpress_model::{Engine, Generation, Sampling};
 use serde::{Deserialize, Serialize};
 
 /// What is measured.
@@ -65,7 +65,7 @@ pub struct SpeedRow {
 /// # Errors
 /// Weights that cannot be read; a peer that fails.
 pub fn speed(
-    models: &[(String, &Model)],
+    models: &[(String, &dyn Engine)],
     options: &SpeedOptions,
     say: &mut dyn FnMut(&str),
 ) -> Result<Vec<SpeedRow>> {
@@ -75,12 +75,12 @@ pub fn speed(
         None => rows.push((name.to_owned(), vec![round])),
     };
     for (_, model) in models {
-        run(model, options.prompt_tokens.min(64), options.new_tokens.min(2))?;
+        run(*model, options.prompt_tokens.min(64), options.new_tokens.min(2))?;
     }
     for round in 1..=options.runs.max(1) {
         say(&format!("round {round} of {}", options.runs.max(1)));
         for (name, model) in models {
-            record(name, run(model, options.prompt_tokens, options.new_tokens)?);
+            record(name, run(*model, options.prompt_tokens, options.new_tokens)?);
         }
         for command in &options.peers {
             let peer = run_peer(command, options)?;
@@ -106,7 +106,7 @@ pub fn speed(
 }
 
 /// One round: tokens a second of prefill and of decode.
-fn run(model: &Model, prompt_tokens: usize, new_tokens: usize) -> Result<(f64, f64)> {
+fn run(model: &dyn Engine, prompt_tokens: usize, new_tokens: usize) -> Result<(f64, f64)> {
     let vocab = model.vocab_size();
     let prompt: Vec<u32> = (0..prompt_tokens).map(|i| ((i * 7919 + 13) % vocab) as u32).collect();
     let start = Instant::now();
