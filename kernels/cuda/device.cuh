@@ -16,8 +16,10 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 
 #ifdef LLMPRESS_EMULATOR
 #include "cuda.h"
+#define DEVICE_METHOD
 #else
 #define DEVICE __device__ __forceinline__
+#define DEVICE_METHOD __device__ __forceinline__
 
 // ---- loads and copies --------------------------------------------------------------------------------------------
 
@@ -85,7 +87,7 @@ extern __shared__ uint4 shared_memory[];
 struct Shared {
     u32 used = 0;
     template <typename T>
-    DEVICE T* take(u32 count) {
+    DEVICE_METHOD T* take(u32 count) {
         T* piece = reinterpret_cast<T*>(reinterpret_cast<u8*>(shared_memory) + used);
         used += (count * (u32)sizeof(T) + 15) / 16 * 16;
         return piece;

@@ -5,14 +5,23 @@
 //!                                                                          the emulator, in tests
 //! ```
 
+pub mod attention;
 mod backend;
 mod buffer;
 pub mod ceiling;
 pub mod cublas;
 pub mod cuda;
+pub mod dfloat11;
+pub mod embedding;
 mod error;
+pub mod fixed12;
+pub mod gate;
 pub mod picker;
+pub mod product;
 mod ptx;
+pub mod rms_norm;
+pub mod rope;
+pub mod sampling;
 
 pub use backend::{Argument, Backend, Graph, Launch};
 pub use buffer::{Buffer, View};
@@ -93,4 +102,9 @@ impl Gpu {
     pub fn backend(&self) -> &dyn Backend {
         &*self.0
     }
+}
+
+/// A size as kernels take it.
+fn size32(what: &str, size: usize) -> Result<u32> {
+    u32::try_from(size).map_err(|_| Error::Unsupported(format!("{what}: {size} is beyond 32 bits")))
 }

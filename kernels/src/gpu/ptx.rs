@@ -4,7 +4,18 @@
 //! compares.
 
 /// A source without `.cu`, and its PTX.
-const MODULES: &[(&str, &str)] = &[("ceiling", include_str!("../../ptx/ceiling.ptx"))];
+const MODULES: &[(&str, &str)] = &[
+    ("attention", include_str!("../../ptx/attention.ptx")),
+    ("ceiling", include_str!("../../ptx/ceiling.ptx")),
+    ("dense", include_str!("../../ptx/dense.ptx")),
+    ("dfloat11", include_str!("../../ptx/dfloat11.ptx")),
+    ("embedding", include_str!("../../ptx/embedding.ptx")),
+    ("fixed12", include_str!("../../ptx/fixed12.ptx")),
+    ("gate", include_str!("../../ptx/gate.ptx")),
+    ("rms_norm", include_str!("../../ptx/rms_norm.ptx")),
+    ("rope", include_str!("../../ptx/rope.ptx")),
+    ("sampling", include_str!("../../ptx/sampling.ptx")),
+];
 
 /// The PTX of a source.
 pub(super) fn module(file: &str) -> Option<&'static str> {

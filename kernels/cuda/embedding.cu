@@ -1,0 +1,44 @@
+// Rows of the embedding, widened and scaled: the first residual stream.
+#include "device.cuh"
+
+// h[token][i] = table[ids[token]][i] * scale. One block a token. An id beyond the vocabulary reads the last row.
+extern "C" __global__ void __launch_bounds__(256)
+embed_bf16(const u16* table, u64 vocab, u32 hidden, const u32* ids, float scale, float* h) {
+    u64 row = min((u64)ids[blockIdx.x], vocab - 1);
+    for (u32 i = threadIdx.x; i < hidden; i += blockDim.x) {
+        h[(u64)blockIdx.x * hidden + i] = __fmul_rn(bf16_to_float(table[row * hidden + i]), scale);
+    }
+}
+
+// The same from tiles of fixed12. A tile's escapes ascend by position, so each is found by bisection.
+extern "C" __global__ void __launch_bounds__(256)
+embed_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u16* escape_positions,
+              const u8* escape_exponents, u32 base, u64 vocab, u32 hidden, const u32* ids, float scale, float* h) {
+    u64 row = min((u64)ids[blockIdx.x], vocab - 1);
+    u32 in_tile = (u32)(row % 16);
+    u64 across = (hidden + 63) / 64;
+    for (u32 i = threadIdx.x; i < hidden; i += blockDim.x) {
+        u64 tile = row / 16 * across + i / 64;
+        u32 column = i % 64, half = column / 32, lane = 4 * (in_tile % 8) + column % 32 / 8;
+        u32 byte = sign_mantissa[tile * 1024 + 512 * half + 16 * lane + 8 * (in_tile / 8) + column % 8];
+        // Column 2j of the eight is at bits 4j of the lane's word, column 2j + 1 at bits 16 + 4j.
+        u32 shift = column % 8 / 2 * 4 + column % 2 * 16;
+        u32 code = codes[tile * 512 + 16 * lane + 8 * half + 4 * (in_tile / 8) + shift / 8] >> (shift % 8) & 15;
+        u32 exponent = base + (byte >> 7) + code;
+        u32 first = escape_offsets[tile], end = escape_offsets[tile + 1], wanted = in_tile * 64 + column;
+        while (first < end) {
+            u32 middle = first + (end - first) / 2, position = escape_positions[middle];
+            if (position == wanted) {
+                exponent = escape_exponents[middle];
+                break;
+            }
+            if (position < wanted) {
+                first = middle + 1;
+            } else {
+                end = middle;
+            }
+        }
+        u16 word = (u16)((byte & 0x80) << 8 | exponent << 7 | (byte & 0x7f));
+        h[(u64)blockIdx.x * hidden + i] = __fmul_rn(bf16_to_float(word), scale);
+    }
+}

@@ -1,0 +1,43 @@
+// Root mean square norm (Zhang and Sennrich) of the residual stream.
+//
+// Order of additions: thread t of 256 adds the squares of features t, t + 256, ... with fused multiply-adds; the lanes of a
+// warp are added as warp.cuh says, then the eight warps in order.
+#include "warp.cuh"
+
+constexpr u32 THREADS = 256;
+
+// 1 / sqrt(mean of x^2 + eps) for the block's token, the same in all threads.
+DEVICE float inverse_root(const float* x, u32 hidden, float eps) {
+    Shared shared;
+    float* of_warps = shared.take<float>(THREADS / WARP);
+    float sum = 0;
+    for (u32 i = threadIdx.x; i < hidden; i += THREADS) sum = __fmaf_rn(x[i], x[i], sum);
+    sum = warp_sum(sum);
+    if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = sum;
+    __syncthreads();
+    sum = of_warps[0];
+    for (u32 warp = 1; warp < THREADS / WARP; warp++) sum = __fadd_rn(sum, of_warps[warp]);
+    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)hidden), eps)));
+}
+
+// x[token][i] = h[token][i] / root * weight[i] in BF16, rows of `ld` that end in zeros. One block a token.
+extern "C" __global__ void __launch_bounds__(THREADS)
+rms_norm(const float* h, const float* weight, u32 hidden, float eps, u16* x, u32 ld) {
+    const float* from = h + (u64)blockIdx.x * hidden;
+    float scale = inverse_root(from, hidden, eps);
+    u16* to = x + (u64)blockIdx.x * ld;
+    for (u32 i = threadIdx.x; i < ld; i += THREADS) {
+        to[i] = i < hidden ? float_to_bf16(__fmul_rn(__fmul_rn(from[i], scale), weight[i])) : (u16)0;
+    }
+}
+
+// h[token][i] += y[token][i] / root * weight[i]: the norm of a sub-layer's output. One block a token.
+extern "C" __global__ void __launch_bounds__(THREADS)
+add_rms_norm(const float* y, const float* weight, u32 hidden, float eps, float* h) {
+    const float* from = y + (u64)blockIdx.x * hidden;
+    float scale = inverse_root(from, hidden, eps);
+    float* to = h + (u64)blockIdx.x * hidden;
+    for (u32 i = threadIdx.x; i < hidden; i += THREADS) {
+        to[i] = __fadd_rn(to[i], __fmul_rn(__fmul_rn(from[i], scale), weight[i]));
+    }
+}

@@ -1,0 +1,56 @@
+// Heads made ready for attention: query and key normed where the model does so, turned by their position (Su et al.,
+// RoFormer, section 3.4.2), key and value put into the cache.
+#include "warp.cuh"
+
+// A warp takes one head of one token. `qkv`: rows of `stride` with `heads` query heads, `kv_heads` keys and as many values of
+// `head_dim` features. `cos`, `sin`: [positions, half]; feature i < half turns with feature i + half, those from 2 half on
+// stay. Queries are written back in F32; keys and values in BF16 to [kv_heads, capacity, head_dim] at row *position + token.
+// A norm's squares are added by lanes over features lane, lane + 32, ..., then as warp.cuh says.
+extern "C" __global__ void __launch_bounds__(128)
+rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, const float* cos, const float* sin,
+     const u32* position, const float* q_norm, const float* k_norm, float eps, u16* keys, u16* values, u64 capacity) {
+    u32 lane = threadIdx.x % WARP, head = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    u64 token = blockIdx.y, row = *position + token;
+    // Whole warps leave; nothing below waits for the block.
+    if (head >= heads + 2 * kv_heads || row >= capacity) return;
+    float* x = qkv + token * stride + (u64)head * head_dim;
+    if (head >= heads + kv_heads) {
+        u16* to = values + ((u64)(head - heads - kv_heads) * capacity + row) * head_dim;
+        for (u32 i = lane; i < head_dim; i += WARP) to[i] = float_to_bf16(x[i]);
+        return;
+    }
+    bool is_key = head >= heads;
+    const float* norm = is_key ? k_norm : q_norm;
+    float scale = 1.0f;
+    if (norm) {
+        float sum = 0;
+        for (u32 i = lane; i < head_dim; i += WARP) sum = __fmaf_rn(x[i], x[i], sum);
+        sum = warp_sum(sum);
+        scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)head_dim), eps)));
+    }
+    // All lanes have read before one writes.
+    __syncwarp();
+    u16* key = keys + ((u64)(head - heads) * capacity + row) * head_dim;
+    for (u32 i = lane; i < head_dim; i += WARP) {
+        if (i >= half && i < 2 * half) continue;
+        float low = x[i];
+        if (norm) low = __fmul_rn(__fmul_rn(low, scale), norm[i]);
+        if (i < half) {
+            float high = x[i + half];
+            if (norm) high = __fmul_rn(__fmul_rn(high, scale), norm[i + half]);
+            float c = cos[row * half + i], s = sin[row * half + i];
+            float turned = __fadd_rn(__fmul_rn(high, c), __fmul_rn(low, s));
+            low = __fsub_rn(__fmul_rn(low, c), __fmul_rn(high, s));
+            if (is_key) {
+                key[i + half] = float_to_bf16(turned);
+            } else {
+                x[i + half] = turned;
+            }
+        }
+        if (is_key) {
+            key[i] = float_to_bf16(low);
+        } else {
+            x[i] = low;
+        }
+    }
+}

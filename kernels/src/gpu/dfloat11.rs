@@ -1,0 +1,165 @@
+//! DFloat11 units in device memory.
+
+use llmpress_entropy::dfloat11::{BLOCK_BYTES, BLOCK_GAP_BYTES, Code, MAX_BLOCK_SYMBOLS};
+
+use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
+
+/// Bits of the look-up table's index.
+const TABLE_BITS: u32 = 11;
+/// Blocks that a multiprocessor runs side by side.
+const RESIDENT: u32 = 8;
+
+/// The components of a unit (docs/format.md, section 4.3).
+#[derive(Clone, Copy, Debug)]
+pub struct Components<'a> {
+    /// Look-up rows, then the lengths.
+    pub luts: &'a [u8],
+    /// The stream.
+    pub encoded_exponent: &'a [u8],
+    /// A byte a weight.
+    pub sign_mantissa: &'a [u8],
+    /// Number of the first symbol of each block, then that of all. Official files may lack the last but one.
+    pub output_positions: &'a [u32],
+    /// 5 bits a window.
+    pub gaps: &'a [u8],
+}
+
+/// A unit.
+#[derive(Debug)]
+pub struct Unit {
+    elements: usize,
+    blocks: u32,
+    rows: u32,
+    capacity: u32,
+    stream: Buffer,
+    gaps: Buffer,
+    positions: Buffer,
+    sign_mantissa: Buffer,
+    pairs: Buffer,
+    luts: Buffer,
+}
+
+impl Unit {
+    /// Copies a unit to the device, after checks that no kernel makes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where components have other sizes, positions do not ascend or tables do not resolve; not so much
+    /// memory.
+    pub fn upload(gpu: &Gpu, c: &Components<'_>) -> Result<Self> {
+        let invalid = |what: &str| Error::Invalid(format!("a DFloat11 unit: {what}"));
+        Code::from_luts(c.luts).map_err(|e| invalid(&e.to_string()))?;
+        let blocks = c.encoded_exponent.len().div_ceil(BLOCK_BYTES);
+        let elements = u32::try_from(c.sign_mantissa.len()).map_err(|_| invalid("2^32 weights or more"))?;
+        let mut positions = c.output_positions.to_vec();
+        if positions.len() == blocks {
+            positions.push(elements);
+        }
+        if positions.len() != blocks + 1 || c.gaps.len() != blocks * BLOCK_GAP_BYTES {
+            return Err(invalid("components of other sizes"));
+        }
+        if positions.first() != Some(&0) || positions.last() != Some(&elements) || !positions.is_sorted() {
+            return Err(invalid("output_positions do not ascend from 0 to the number of weights"));
+        }
+        let most = positions.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+        if u64::from(most) > MAX_BLOCK_SYMBOLS {
+            return Err(invalid("a block holds more symbols than the format allows"));
+        }
+        // Threads read whole blocks and a word more.
+        let mut stream = Vec::with_capacity(blocks * BLOCK_BYTES + 16);
+        stream.extend_from_slice(c.encoded_exponent);
+        stream.resize(blocks * BLOCK_BYTES + 16, 0);
+        Ok(Self {
+            elements: elements as usize,
+            blocks: size32("blocks", blocks)?,
+            rows: (c.luts.len() / 256 - 1) as u32,
+            capacity: most,
+            stream: gpu.upload(&stream)?,
+            gaps: gpu.upload(c.gaps)?,
+            positions: gpu.upload(&positions)?,
+            sign_mantissa: gpu.upload(c.sign_mantissa)?,
+            pairs: gpu.upload(&pair_table(c.luts))?,
+            luts: gpu.upload(c.luts)?,
+        })
+    }
+
+    /// Weights.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Bytes in device memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        [&self.stream, &self.gaps, &self.positions, &self.sign_mantissa, &self.pairs, &self.luts]
+            .iter()
+            .map(|buffer| buffer.bytes())
+            .sum()
+    }
+
+    /// Decodes it to BF16 [elements].
+    ///
+    /// # Errors
+    /// `out` is too small; the launch fails.
+    pub fn decode(&self, gpu: &Gpu, out: View<'_>) -> Result<()> {
+        out.require("the decoded unit", 2 * self.elements)?;
+        if self.blocks == 0 {
+            return Ok(());
+        }
+        let piece = |bytes: u32| bytes.next_multiple_of(16);
+        gpu.launch(&Launch {
+            file: "dfloat11",
+            kernel: "decode_dfloat11",
+            grid: [self.blocks.min(RESIDENT * gpu.backend().multiprocessors()), 1, 1],
+            block: 256,
+            shared: piece(4 << TABLE_BITS) + piece(32) + piece(self.capacity + 8),
+            arguments: &[
+                self.stream.view().pointer(),
+                self.gaps.view().pointer(),
+                self.positions.view().pointer(),
+                self.sign_mantissa.view().pointer(),
+                self.pairs.view().pointer(),
+                self.luts.view().pointer(),
+                Argument::U32(self.rows),
+                Argument::U32(self.blocks),
+                Argument::U32(self.capacity),
+                out.pointer(),
+            ],
+        })
+    }
+}
+
+/// What the next 11 bits hold: one or two whole codes, or none (kernels/cuda/dfloat11.cu gives the fields).
+fn pair_table(luts: &[u8]) -> Vec<u32> {
+    let (rows, lengths) = luts.split_at(luts.len() - 256);
+    // The code at the front of `bits`, of which `known` are there and the others zero.
+    let code = |bits: u32, known: u32| -> Option<(u32, u32)> {
+        let mut row = 0;
+        for depth in 0..2 {
+            let column = ((bits << (8 * depth)) >> 24) as usize;
+            let entry = *rows.get(row * 256 + column)?;
+            // Columns that no code starts at hold what the one before them holds; so the bits that are not known must
+            // make no difference.
+            let unknown = 8u32.saturating_sub(known.saturating_sub(8 * depth));
+            if rows.get(row * 256 + column + (1 << unknown) - 1) != Some(&entry) {
+                return None;
+            }
+            if entry < 240 {
+                let length = u32::from(lengths[usize::from(entry)]);
+                return (8 * depth + 1..=known).contains(&length).then_some((u32::from(entry), length));
+            }
+            row = 256 - usize::from(entry);
+        }
+        None
+    };
+    (0..1u32 << TABLE_BITS)
+        .map(|key| {
+            let bits = key << (32 - TABLE_BITS);
+            let Some((first, length)) = code(bits, TABLE_BITS) else { return 0 };
+            match code(bits << length, TABLE_BITS - length) {
+                Some((second, more)) => first | second << 8 | length << 16 | (length + more) << 24,
+                None => first | length << 16 | length << 24,
+            }
+        })
+        .collect()
+}

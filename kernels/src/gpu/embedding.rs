@@ -1,0 +1,63 @@
+//! Rows of an embedding, widened and scaled.
+
+use super::fixed12::Matrix;
+use super::{Argument, Gpu, Launch, Result, View, size32};
+
+/// Tokens of a step: ids in device memory, and where the residual stream goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather<'a> {
+    /// U32 [tokens]. An id beyond the vocabulary reads the last row.
+    pub ids: View<'a>,
+    /// How many.
+    pub tokens: usize,
+    /// What each element is multiplied by.
+    pub scale: f32,
+    /// F32 [tokens, hidden].
+    pub h: View<'a>,
+}
+
+impl Gather<'_> {
+    fn launch(&self, gpu: &Gpu, kernel: &'static str, hidden: usize, table: &[Argument]) -> Result<()> {
+        self.ids.require("ids", 4 * self.tokens)?;
+        self.h.require("h", 4 * self.tokens * hidden)?;
+        if self.tokens == 0 {
+            return Ok(());
+        }
+        let mut arguments = table.to_vec();
+        arguments.extend([self.ids.pointer(), Argument::F32(self.scale), self.h.pointer()]);
+        gpu.launch(&Launch {
+            file: "embedding",
+            kernel,
+            grid: [size32("tokens", self.tokens)?, 1, 1],
+            block: 256,
+            shared: 0,
+            arguments: &arguments,
+        })
+    }
+}
+
+/// `h[t] = table[ids[t]] * scale` from BF16 [vocab, hidden].
+///
+/// # Errors
+/// A buffer is too small; the table is empty; the launch fails.
+pub fn embed_bf16(
+    gpu: &Gpu,
+    table: View<'_>,
+    vocab: usize,
+    hidden: usize,
+    gather: &Gather<'_>,
+) -> Result<()> {
+    table.require("the embedding", 2 * vocab.max(1) * hidden)?;
+    let table = [table.pointer(), Argument::U64(vocab as u64), Argument::U32(size32("hidden", hidden)?)];
+    gather.launch(gpu, "embed_bf16", hidden, &table)
+}
+
+/// The same from a fixed12 matrix.
+///
+/// # Errors
+/// A buffer is too small; the launch fails.
+pub fn embed_fixed12(gpu: &Gpu, table: &Matrix, gather: &Gather<'_>) -> Result<()> {
+    let mut arguments = table.components().to_vec();
+    arguments.extend([Argument::U64(table.rows() as u64), Argument::U32(size32("hidden", table.cols())?)]);
+    gather.launch(gpu, "embed_fixed12", table.cols(), &arguments)
+}

@@ -1,0 +1,395 @@
+//! The dense operations of a decoder on a GPU equal scalar references bit for bit.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use half::bf16;
+use llmpress_emulator::Emulator;
+use llmpress_entropy::fixed12::{Strips, StripsRef, encode_strips};
+use llmpress_kernels::cpu;
+use llmpress_kernels::gpu::attention::{Attend, CHUNK, Cache, Heads, attend, workspace_bytes};
+use llmpress_kernels::gpu::embedding::{Gather, embed_bf16, embed_fixed12};
+use llmpress_kernels::gpu::fixed12::Matrix;
+use llmpress_kernels::gpu::gate::{Activation, gate};
+use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
+use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
+use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
+use llmpress_kernels::gpu::{Error, Gpu};
+use proptest::prelude::*;
+
+fn emulators() -> [Gpu; 2] {
+    [Gpu::new(Emulator::new()), Gpu::new(Emulator::backwards())]
+}
+
+fn round(x: f32) -> u16 {
+    bf16::from_f32(x).to_bits()
+}
+
+fn wide(word: u16) -> f32 {
+    bf16::from_bits(word).to_f32()
+}
+
+fn same(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
+}
+
+fn same_words(a: &[u16], b: &[u16]) -> bool {
+    let nan = |x: u16| wide(x).is_nan();
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || nan(*a) && nan(*b))
+}
+
+/// The sum over 32 lanes as kernels/cuda/warp.cuh says.
+fn warp_sum(mut lanes: [f32; 32]) -> f32 {
+    for distance in [16, 8, 4, 2, 1] {
+        let before = lanes;
+        for (lane, x) in lanes.iter_mut().enumerate() {
+            *x = before[lane] + before[lane ^ distance];
+        }
+    }
+    lanes[0]
+}
+
+/// Any float, common ones more often.
+fn float() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        8 => -4f32..4.0,
+        1 => -1e30f32..1e30,
+        1 => any::<u32>().prop_map(f32::from_bits),
+        1 => prop_oneof![Just(0.0), Just(-0.0), Just(f32::INFINITY), Just(f32::NEG_INFINITY), Just(1e-40)],
+    ]
+}
+
+fn inverse_root(x: &[f32], eps: f32) -> f32 {
+    let mut threads = [0.0f32; 256];
+    for (i, x) in x.iter().enumerate() {
+        threads[i % 256] = x.mul_add(*x, threads[i % 256]);
+    }
+    let warps = threads.chunks(32).map(|lanes| warp_sum(lanes.try_into().unwrap()));
+    let sum = warps.reduce(|a, b| a + b).unwrap();
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn norms(hidden in 1usize..600, tokens in 1usize..4, all in proptest::collection::vec(float(), 2400),
+             padding in 0usize..70) {
+        let (h, rest) = all.split_at(tokens * hidden.min(600));
+        let y: Vec<f32> = rest.iter().cycle().take(h.len()).copied().collect();
+        let weight: Vec<f32> = all.iter().rev().take(hidden).copied().collect();
+        let ld = hidden + padding;
+        for gpu in emulators() {
+            let (h_buffer, w) = (gpu.upload(h).unwrap(), gpu.upload(&weight).unwrap());
+            let x = gpu.allocate(2 * tokens * ld).unwrap();
+            rms_norm(&gpu, h_buffer.view(), w.view(), hidden, tokens, 1e-5, x.view(), ld).unwrap();
+            let found: Vec<u16> = x.view().read(tokens * ld).unwrap();
+            let y_buffer = gpu.upload(&y).unwrap();
+            add_rms_norm(&gpu, y_buffer.view(), w.view(), hidden, tokens, 1e-6, h_buffer.view()).unwrap();
+            let added: Vec<f32> = h_buffer.view().read(tokens * hidden).unwrap();
+            for token in 0..tokens {
+                let h = &h[token * hidden..][..hidden];
+                let scale = inverse_root(h, 1e-5);
+                let mut expected: Vec<u16> = h.iter().zip(&weight).map(|(x, w)| round(x * scale * w)).collect();
+                expected.resize(ld, 0);
+                prop_assert!(same_words(&found[token * ld..][..ld], &expected));
+                let y = &y[token * hidden..][..hidden];
+                let scale = inverse_root(y, 1e-6);
+                let expected: Vec<f32> =
+                    h.iter().zip(y).zip(&weight).map(|((h, y), w)| h + y * scale * w).collect();
+                prop_assert!(same(&added[token * hidden..][..hidden], &expected));
+            }
+        }
+    }
+
+    #[test]
+    fn gates(inner in 1usize..1100, tokens in 1usize..3, all in proptest::collection::vec(float(), 4500),
+             fused in any::<bool>(), padding in 0usize..70) {
+        let stride = if fused { 2 * inner } else { inner };
+        let input = &all[..tokens * 2 * inner];
+        let ld = inner + padding;
+        for (activation, reference) in [
+            (Activation::Silu, cpu::silu_gate as fn(&[f32], &mut [f32])),
+            (Activation::GeluTanh, cpu::gelu_tanh_gate),
+        ] {
+            let gpu = Gpu::new(Emulator::new());
+            let buffer = gpu.upload(input).unwrap();
+            let up = if fused { 4 * inner } else { 4 * tokens * inner };
+            let (gates, ups) = (buffer.view(), buffer.slice(up..buffer.bytes()).unwrap());
+            let x = gpu.allocate(2 * tokens * ld).unwrap();
+            gate(&gpu, activation, gates, ups, inner, stride, tokens, x.view(), ld).unwrap();
+            let found: Vec<u16> = x.view().read(tokens * ld).unwrap();
+            for token in 0..tokens {
+                let mut expected = input[up / 4 + token * stride..][..inner].to_vec();
+                reference(&input[token * stride..][..inner], &mut expected);
+                let mut expected: Vec<u16> = expected.into_iter().map(round).collect();
+                expected.resize(ld, 0);
+                prop_assert!(same_words(&found[token * ld..][..ld], &expected));
+            }
+        }
+    }
+
+    #[test]
+    fn embeddings(words in proptest::collection::vec(any::<u16>(), 40 * 200), hidden in 1usize..200,
+                  ids in proptest::collection::vec(0u32..45, 1..6), base in 0i16..=239) {
+        let vocab = 40;
+        let words = &words[..vocab * hidden];
+        let mut strips = Strips::default();
+        encode_strips(base, hidden, words, &mut strips).unwrap();
+        let mut offsets = vec![0u32];
+        for n in &strips.escape_counts {
+            offsets.push(offsets.last().unwrap() + n);
+        }
+        let strips = StripsRef {
+            sign_mantissa: &strips.sign_mantissa,
+            codes: &strips.codes,
+            escape_offsets: &offsets,
+            escape_positions: &strips.escape_positions,
+            escape_exponents: &strips.escape_exponents,
+        };
+        let gpu = Gpu::new(Emulator::new());
+        let table = gpu.upload(words).unwrap();
+        let matrix = Matrix::upload(&gpu, vocab, hidden, base, &strips).unwrap();
+        let (id_buffer, h) = (gpu.upload(&ids).unwrap(), gpu.allocate(4 * ids.len() * hidden).unwrap());
+        let gather = Gather { ids: id_buffer.view(), tokens: ids.len(), scale: 3.3, h: h.view() };
+        let expected: Vec<f32> = ids
+            .iter()
+            .flat_map(|id| &words[(*id as usize).min(vocab - 1) * hidden..][..hidden])
+            .map(|word| wide(*word) * 3.3)
+            .collect();
+        embed_bf16(&gpu, table.view(), vocab, hidden, &gather).unwrap();
+        prop_assert!(same(&h.view().read::<f32>(expected.len()).unwrap(), &expected));
+        let h = gpu.allocate(h.bytes()).unwrap();
+        embed_fixed12(&gpu, &matrix, &Gather { h: h.view(), ..gather }).unwrap();
+        prop_assert!(same(&h.view().read::<f32>(expected.len()).unwrap(), &expected));
+    }
+
+    #[test]
+    fn the_largest_logit_wins(logits in proptest::collection::vec(prop_oneof![float(), (-3i8..3).prop_map(f32::from)], 1..3000),
+                              cap in 1f32..50.0) {
+        let gpu = Gpu::new(Emulator::new());
+        let (buffer, id) = (gpu.upload(&logits).unwrap(), gpu.upload(&[u32::MAX]).unwrap());
+        argmax(&gpu, buffer.view(), logits.len(), id.view()).unwrap();
+        let best = (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a }).unwrap();
+        prop_assert_eq!(id.view().read::<u32>(1).unwrap()[0] as usize, best);
+        soft_cap(&gpu, buffer.view(), logits.len(), cap).unwrap();
+        let expected: Vec<f32> =
+            logits.iter().map(|l| cap * (1.0 - 2.0 / (cpu::exp(2.0 * l / cap) + 1.0))).collect();
+        prop_assert!(same(&buffer.view().read::<f32>(logits.len()).unwrap(), &expected));
+        advance(&gpu, id.view(), 5).unwrap();
+        prop_assert_eq!(id.view().read::<u32>(1).unwrap()[0] as usize, best + 5);
+    }
+}
+
+/// A layer's heads and what attention sees of them.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    heads: Heads,
+    half: usize,
+    norms: bool,
+    window: Option<usize>,
+    /// Tokens before, and of this step.
+    past: usize,
+    tokens: usize,
+    capacity: usize,
+}
+
+fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Runs a step of attention on the device and by the stated orders, and compares cache, queries and outputs.
+fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
+    let Heads { heads, kv_heads, head_dim: d } = c.heads;
+    let (all, group) = (heads + 2 * kv_heads, heads / kv_heads);
+    let stride = all * d;
+    let cache_len = kv_heads * c.capacity * d;
+    let qkv: Vec<f32> = numbers(seed, c.tokens * stride).iter().map(|x| 3.0 * x).collect();
+    let angles = numbers(seed + 1, c.capacity * c.half.max(1));
+    let cos: Vec<f32> = angles[..c.capacity * c.half].iter().map(|a| a.cos()).collect();
+    let sin: Vec<f32> = angles[..c.capacity * c.half].iter().map(|a| a.sin()).collect();
+    let norm = [numbers(seed + 2, d), numbers(seed + 3, d)];
+    let keys: Vec<u16> = numbers(seed + 4, cache_len).into_iter().map(round).collect();
+    let values: Vec<u16> = numbers(seed + 5, cache_len).into_iter().map(round).collect();
+    let scale = 1.0 / (d as f32).sqrt();
+    let ld = (heads * d).next_multiple_of(64);
+
+    let qkv_buffer = gpu.upload(&qkv).unwrap();
+    let (cos_buffer, sin_buffer) = (gpu.upload(&cos).unwrap(), gpu.upload(&sin).unwrap());
+    let norm_buffers = [gpu.upload(&norm[0]).unwrap(), gpu.upload(&norm[1]).unwrap()];
+    let (keys_buffer, values_buffer) = (gpu.upload(&keys).unwrap(), gpu.upload(&values).unwrap());
+    let position = gpu.upload(&[c.past as u32]).unwrap();
+    let cache = Cache { keys: keys_buffer.view(), values: values_buffer.view(), capacity: c.capacity };
+    let rotation = Rotation { cos: cos_buffer.view(), sin: sin_buffer.view(), half: c.half };
+    let norms = HeadNorms { query: norm_buffers[0].view(), key: norm_buffers[1].view(), eps: 1e-6 };
+    let norms = c.norms.then_some(norms);
+    rope(gpu, c.heads, qkv_buffer.view(), c.tokens, rotation, norms, position.view(), cache).unwrap();
+    let workspace = gpu.allocate(workspace_bytes(c.heads, c.tokens, c.capacity)).unwrap();
+    let x = gpu.allocate(2 * c.tokens * ld).unwrap();
+    let step = Attend {
+        heads: c.heads,
+        queries: qkv_buffer.view(),
+        stride,
+        tokens: c.tokens,
+        position: position.view(),
+        length: c.capacity,
+        window: c.window,
+        scale,
+        cache,
+        workspace: workspace.view(),
+        x: x.view(),
+        ld,
+    };
+    attend(gpu, &step).unwrap();
+    let found: Vec<u16> = x.view().read(c.tokens * ld).unwrap();
+    // With the length known the grid is smaller and the bits are the same.
+    attend(gpu, &Attend { length: c.past + c.tokens, ..step }).unwrap();
+    assert_eq!(x.view().read::<u16>(c.tokens * ld).unwrap(), found);
+
+    // The reference: heads first.
+    let (mut keys, mut values, mut q) = (keys, values, qkv.clone());
+    for token in 0..c.tokens {
+        for head in 0..all {
+            let x = &mut q[token * stride + head * d..][..d];
+            let row = c.past + token;
+            if head >= heads + kv_heads {
+                let at = ((head - heads - kv_heads) * c.capacity + row) * d;
+                x.iter().enumerate().for_each(|(i, x)| values[at + i] = round(*x));
+                continue;
+            }
+            if c.norms {
+                let mut lanes = [0.0f32; 32];
+                for (i, x) in x.iter().enumerate() {
+                    lanes[i % 32] = x.mul_add(*x, lanes[i % 32]);
+                }
+                let scale = 1.0 / (warp_sum(lanes) / d as f32 + 1e-6).sqrt();
+                let weight = &norm[usize::from(head >= heads)];
+                x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
+            }
+            for i in 0..c.half {
+                let (cos, sin) = (cos[row * c.half + i], sin[row * c.half + i]);
+                let (low, high) = (x[i], x[i + c.half]);
+                (x[i], x[i + c.half]) = (low * cos - high * sin, high * cos + low * sin);
+            }
+            if head >= heads {
+                let at = ((head - heads) * c.capacity + row) * d;
+                x.iter().enumerate().for_each(|(i, x)| keys[at + i] = round(*x));
+            }
+        }
+    }
+    assert!(same_words(&keys_buffer.view().read::<u16>(cache_len).unwrap(), &keys), "{c:?}");
+    assert!(same_words(&values_buffer.view().read::<u16>(cache_len).unwrap(), &values), "{c:?}");
+    let queries: Vec<f32> = qkv_buffer.view().read(q.len()).unwrap();
+    for (found, expected) in queries.chunks(stride).zip(q.chunks(stride)) {
+        assert!(same(&found[..heads * d], &expected[..heads * d]), "{c:?}");
+    }
+    // Then attention.
+    let width = d.next_power_of_two().max(32);
+    let runs = 256 / width;
+    for token in 0..c.tokens {
+        let last = c.past + token;
+        let first = c.window.map_or(0, |w| (last + 1).saturating_sub(w));
+        for head in 0..heads {
+            let kv = head / group;
+            let query: Vec<f32> = q[token * stride + head * d..][..d].iter().map(|q| q * scale).collect();
+            let row = |cache: &[u16], at: usize| -> Vec<f32> {
+                cache[(kv * c.capacity + at) * d..][..d].iter().map(|w| wide(*w)).collect()
+            };
+            let mut chunks = Vec::new();
+            for chunk in first / CHUNK..=last / CHUNK {
+                let mut p = [f32::NEG_INFINITY; CHUNK];
+                for at in (chunk * CHUNK).max(first)..=last.min(chunk * CHUNK + CHUNK - 1) {
+                    let key = row(&keys, at);
+                    let mut lanes = [0.0f32; 8];
+                    for (i, (q, k)) in query.iter().zip(&key).enumerate() {
+                        let lane = i / 8 % 8;
+                        lanes[lane] = q.mul_add(*k, lanes[lane]);
+                    }
+                    for distance in [4, 2, 1] {
+                        let before = lanes;
+                        (0..8).for_each(|lane| lanes[lane] = before[lane] + before[lane ^ distance]);
+                    }
+                    p[at - chunk * CHUNK] = lanes[0];
+                }
+                let top = p.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+                let mut lanes = [0.0f32; 32];
+                for (i, p) in p.iter_mut().enumerate() {
+                    *p = if *p == f32::NEG_INFINITY { 0.0 } else { cpu::exp(*p - top) };
+                    lanes[i % 32] += *p;
+                }
+                let mut sums = vec![0.0f32; d];
+                for (feature, sum) in sums.iter_mut().enumerate() {
+                    let parts = (0..runs).map(|run| {
+                        let length = CHUNK / runs;
+                        (run * length..(run + 1) * length).fold(0.0f32, |sum, i| {
+                            let at = chunk * CHUNK + i;
+                            if at >= c.past + c.tokens {
+                                sum
+                            } else {
+                                p[i].mul_add(row(&values, at)[feature], sum)
+                            }
+                        })
+                    });
+                    *sum = parts.reduce(|a, b| a + b).unwrap();
+                }
+                chunks.push((top, warp_sum(lanes), sums));
+            }
+            let top = chunks.iter().fold(f32::NEG_INFINITY, |a, c| if c.0 > a { c.0 } else { a });
+            let mut total = 0.0f32;
+            let mut out = vec![0.0f32; d];
+            for (chunk_top, sum, sums) in &chunks {
+                let weight = cpu::exp(chunk_top - top);
+                total = sum.mul_add(weight, total);
+                out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.mul_add(weight, *o));
+            }
+            let expected: Vec<u16> = out.iter().map(|o| round(o / total)).collect();
+            assert!(
+                same_words(&found[token * ld + head * d..][..d], &expected),
+                "{c:?} token {token} head {head}"
+            );
+        }
+        assert!(found[token * ld + heads * d..(token + 1) * ld].iter().all(|&x| x == 0));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10))]
+
+    #[test]
+    fn attention(
+        (kv_heads, group) in (1usize..3, 1usize..4), d in prop_oneof![Just(8usize), Just(24), Just(64), Just(80)],
+        norms in any::<bool>(), window in prop_oneof![Just(None), (1usize..300).prop_map(Some)],
+        past in prop_oneof![Just(0usize), 1usize..40, 240usize..260, 500usize..530], tokens in 1usize..12,
+        room in 0usize..300, rotated in 0usize..3, seed in any::<u64>(),
+    ) {
+        let heads = Heads { heads: kv_heads * group, kv_heads, head_dim: d };
+        let half = [d / 2, d / 4, 0][rotated];
+        let case = Case { heads, half, norms, window, past, tokens, capacity: past + tokens + room };
+        check_attention(&emulators()[seed as usize % 2], case, seed >> 8);
+    }
+}
+
+#[test]
+fn wide_heads_attend() {
+    for (d, past) in [(128, 300), (256, 10), (96, 0)] {
+        let heads = Heads { heads: 2, kv_heads: 1, head_dim: d };
+        let case =
+            Case { heads, half: d / 2, norms: true, window: None, past, tokens: 5, capacity: past + 5 };
+        check_attention(&Gpu::new(Emulator::new()), case, d as u64);
+    }
+}
+
+#[test]
+fn heads_that_no_kernel_does_are_refused() {
+    let heads = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
+    for bad in [heads(4, 3, 64), heads(4, 0, 64), heads(4, 2, 0), heads(4, 2, 12), heads(4, 2, 264)] {
+        assert!(matches!(bad.check(), Err(Error::Unsupported(_))), "{bad:?}");
+    }
+    heads(8, 8, 256).check().unwrap();
+}
