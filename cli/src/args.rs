@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Measure how fast models run, beside each other: prefill and decode.
     Speed(SpeedArgs),
+    /// Say what there is to run models on: processor, GPUs, driver, kernels, and what is missing.
+    Doctor,
     /// Print a completion script for a shell.
     Completions(CompletionsArgs),
     /// Write the manual pages into a directory.
@@ -200,6 +202,8 @@ pub(crate) struct VerifyArgs {
     /// Worker threads [default: one per processor].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) jobs: Option<u16>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -272,6 +276,52 @@ pub(crate) struct ProtocolArgs {
     /// Threads [default: one per processor].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) jobs: Option<u16>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct DeviceArgs {
+    /// cpu, or cuda for the first GPU, cuda:1 for the second, ...
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = parse_device)]
+    pub(crate) device: Device,
+    /// How weights lie in the GPU's memory: as they are stored, or encoded anew when they are loaded.
+    #[arg(long, value_enum, value_name = "ENCODING", default_value_t = WeightsChoice::Stored)]
+    pub(crate) gpu_weights: WeightsChoice,
+}
+
+/// A device by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// The processor.
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", number)) if number.bytes().all(|b| b.is_ascii_digit()) => {
+            number.parse().map(Device::Cuda).map_err(|e| e.to_string())
+        }
+        _ => Err("must be cpu, cuda or cuda:N".to_owned()),
+    }
+}
+
+/// How weights lie in a GPU's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsChoice {
+    /// dfloat11 and fixed12 as they are stored, everything else as plain BF16.
+    Stored,
+    /// Plain BF16.
+    Bf16,
+    /// DFloat11, decoded block by block when a token is read.
+    Dfloat11,
+    /// fixed12, multiplied as it is.
+    Fixed12,
 }
 
 /// When a BOS precedes a window.
@@ -348,6 +398,8 @@ pub(crate) struct GenerateArgs {
     /// Threads [default: one per processor].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) jobs: Option<u16>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -374,6 +426,8 @@ pub(crate) struct SpeedArgs {
     /// Threads [default: one per processor].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) jobs: Option<u16>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -418,6 +472,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn devices_have_names() {
+        assert_eq!(parse_device("cpu"), Ok(Device::Cpu));
+        assert_eq!(parse_device("cuda"), Ok(Device::Cuda(0)));
+        assert_eq!(parse_device("cuda:3"), Ok(Device::Cuda(3)));
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cuda:+1"] {
+            assert!(parse_device(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

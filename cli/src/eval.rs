@@ -73,10 +73,10 @@ impl Text {
 }
 
 fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
-    let model = Loaded::open(&args.model)?;
+    let model = Loaded::open(&args.model, args.protocol.device)?;
     let text = Text::read(&args.protocol.text, &model, &args.protocol)?;
     let bar = Bar::of("ppl", text.windows as u64, Unit::Windows, output);
-    let result = perplexity(&model.model, &Skips::new(), &text.ids, text.bytes, text.protocol, &mut |_| {
+    let result = perplexity(&*model.model, &Skips::new(), &text.ids, text.bytes, text.protocol, &mut |_| {
         bar.advance(1)
     });
     let seconds = bar.finish();
@@ -119,14 +119,14 @@ fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
 }
 
 fn kld(args: &KldArgs, output: Output) -> Outcome {
-    let model = Loaded::open(&args.model)?;
-    let base = Loaded::open(&args.base)?;
+    let model = Loaded::open(&args.model, args.protocol.device)?;
+    let base = Loaded::open(&args.base, args.protocol.device)?;
     // The base's tokenizer: the question is what became of the base.
     let text = Text::read(&args.protocol.text, &base, &args.protocol)?;
     model.check_ids(&text.ids)?;
     let bar = Bar::of("kld", text.windows as u64, Unit::Windows, output);
     let result =
-        kl_divergence(&base.model, &model.model, &Skips::new(), &text.ids, text.protocol, &mut |_| {
+        kl_divergence(&*base.model, &*model.model, &Skips::new(), &text.ids, text.protocol, &mut |_| {
             bar.advance(1)
         });
     let seconds = bar.finish();

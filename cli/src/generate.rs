@@ -28,7 +28,7 @@ struct Report<'a> {
 }
 
 fn generate(args: &GenerateArgs, output: Output) -> Outcome {
-    let Loaded { model, tokenizer } = &Loaded::open(&args.model)?;
+    let Loaded { model, tokenizer } = &Loaded::open(&args.model, args.device)?;
     let ids = prompt_ids(args, tokenizer)?;
     if ids.is_empty() {
         return Err(Failure::Usage("--prompt is empty: give some text to go on from".to_owned()));
@@ -36,7 +36,7 @@ fn generate(args: &GenerateArgs, output: Output) -> Outcome {
     let sampling =
         Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     let start = Instant::now();
-    let mut generation = Generation::start(model, &ids, args.max_new_tokens, sampling)?;
+    let mut generation = Generation::start(&**model, &ids, args.max_new_tokens, sampling)?;
     let mut tokens = Vec::new();
     let mut text = String::new();
     let mut stream = tokenizer.decode_stream();

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod convert;
 mod diff;
+mod doctor;
 mod documents;
 mod eval;
 mod generate;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
         Command::Speed(args) => speed::run(&args, output),
+        Command::Doctor => doctor::run(output),
         Command::Completions(args) => documents::completions(&args),
         Command::Man(args) => documents::man(&args),
     };

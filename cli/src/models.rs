@@ -1,12 +1,15 @@
 //! What the verbs that run a model share: opening it with its tokenizer, and the threads.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use llmpress_formats::{Checkpoint, Error};
-use llmpress_model::{Model, Tokenizer};
+use llmpress_kernels::gpu::Gpu;
+use llmpress_kernels::gpu::cuda::Cuda;
+use llmpress_model::{Engine, GpuModel, GpuWeights, Model, Tokenizer};
 
 use crate::Outcome;
+use crate::args::{Device, DeviceArgs, WeightsChoice};
 use crate::report::Failure;
 
 /// Longest text that is read.
@@ -14,13 +17,13 @@ const MAX_TEXT_BYTES: u64 = 1 << 30;
 
 /// A model and its tokenizer.
 pub(crate) struct Loaded {
-    pub(crate) model: Model,
+    pub(crate) model: Box<dyn Engine>,
     pub(crate) tokenizer: Tokenizer,
 }
 
 impl Loaded {
-    pub(crate) fn open(dir: &Path) -> Result<Self, Failure> {
-        Ok(Self { model: open_model(dir)?, tokenizer: Tokenizer::open(dir)? })
+    pub(crate) fn open(dir: &Path, device: DeviceArgs) -> Result<Self, Failure> {
+        Ok(Self { model: open_model(dir, device)?, tokenizer: Tokenizer::open(dir)? })
     }
 
     /// Refuses ids that the model has no embedding for.
@@ -40,8 +43,43 @@ impl Loaded {
 }
 
 /// A model without a tokenizer.
-pub(crate) fn open_model(dir: &Path) -> Result<Model, Failure> {
-    Ok(Model::open(Arc::new(Checkpoint::open(dir)?))?)
+pub(crate) fn open_model(dir: &Path, device: DeviceArgs) -> Result<Box<dyn Engine>, Failure> {
+    // A missing GPU is said before the weights are read.
+    let gpu = match device.device {
+        Device::Cpu => None,
+        Device::Cuda(ordinal) => Some(gpu(ordinal)?),
+    };
+    let model = Model::open(Arc::new(Checkpoint::open(dir)?))?;
+    match gpu {
+        None if device.gpu_weights != WeightsChoice::Stored => {
+            Err(Failure::Usage("--gpu-weights needs --device cuda".to_owned()))
+        }
+        None => Ok(Box::new(model)),
+        Some(gpu) => {
+            let weights = match device.gpu_weights {
+                WeightsChoice::Stored => GpuWeights::Stored,
+                WeightsChoice::Bf16 => GpuWeights::Bf16,
+                WeightsChoice::Dfloat11 => GpuWeights::Dfloat11,
+                WeightsChoice::Fixed12 => GpuWeights::Fixed12,
+            };
+            Ok(Box::new(GpuModel::open(gpu, &model, weights, true)?))
+        }
+    }
+}
+
+/// A GPU, opened once for all models of a command.
+fn gpu(ordinal: usize) -> Result<Gpu, Failure> {
+    static OPEN: OnceLock<Gpu> = OnceLock::new();
+    if let Some(gpu) = OPEN.get() {
+        return Ok(gpu.clone());
+    }
+    let gpu = Gpu::new(Cuda::open(ordinal).map_err(device_failure)?);
+    Ok(OPEN.get_or_init(|| gpu).clone())
+}
+
+/// What went wrong on a device, as a failure.
+pub(crate) fn device_failure(error: llmpress_kernels::gpu::Error) -> Failure {
+    Failure::from(Error::Invalid(error.to_string()))
 }
 
 /// Runs a verb on `jobs` threads, all processors if none is given.

@@ -1,6 +1,5 @@
 //! `llmpress speed`: how fast models run, beside each other.
 
-use llmpress_model::Engine;
 use llmpress_validation::{Rate, SpeedOptions, speed};
 
 use crate::Outcome;
@@ -13,13 +12,9 @@ pub(crate) fn run(args: &SpeedArgs, output: Output) -> Outcome {
 }
 
 fn measure(args: &SpeedArgs, output: Output) -> Outcome {
-    let models = args.models.iter().map(|dir| open_model(dir)).collect::<Result<Vec<_>, _>>()?;
-    let named: Vec<(String, &dyn Engine)> = args
-        .models
-        .iter()
-        .zip(&models)
-        .map(|(dir, model)| (dir.display().to_string(), model as &dyn Engine))
-        .collect();
+    let models = args.models.iter().map(|dir| open_model(dir, args.device)).collect::<Result<Vec<_>, _>>()?;
+    let named: Vec<_> =
+        args.models.iter().zip(&models).map(|(dir, model)| (dir.display().to_string(), &**model)).collect();
     let options = SpeedOptions {
         prompt_tokens: args.prompt_tokens,
         new_tokens: args.new_tokens,

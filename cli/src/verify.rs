@@ -87,7 +87,7 @@ fn logits(
     path: &Path,
     output: Output,
 ) -> Result<(LogitComparison, String), Failure> {
-    let (model, source) = (Loaded::open(&args.dir)?, Loaded::open(against)?);
+    let (model, source) = (Loaded::open(&args.dir, args.device)?, Loaded::open(against, args.device)?);
     let protocol = ProtocolArgs {
         text: path.to_owned(),
         window: args.window,
@@ -95,11 +95,12 @@ fn logits(
         limit: args.limit,
         bos: BosChoice::Auto,
         jobs: args.jobs,
+        device: args.device,
     };
     let text = Text::read(path, &source, &protocol)?;
     let bar = Bar::of("logits", text.windows as u64, Unit::Windows, output);
     let result =
-        logits_exact(&model.model, &source.model, &text.ids, text.protocol, GREEDY_TOKENS, &mut |_| {
+        logits_exact(&*model.model, &*source.model, &text.ids, text.protocol, GREEDY_TOKENS, &mut |_| {
             bar.advance(1)
         });
     let seconds = bar.finish();

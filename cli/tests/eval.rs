@@ -224,3 +224,32 @@ fn what_cannot_run_is_said_before_it_starts() {
     );
     assert_eq!(run(&["generate", path(&tinylm()), "--prompt", ""]).status.code(), Some(2));
 }
+
+#[test]
+fn without_a_gpu_the_device_is_refused_in_a_line_and_doctor_says_why() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/tinylm");
+    let run = |args: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_llmpress")).args(args).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, found, _) = run(&["doctor", "--json"]);
+    assert_eq!(code, Some(0));
+    let report: serde_json::Value = serde_json::from_str(&found).unwrap();
+    assert!(report["gpu_modules"].as_array().unwrap().iter().any(|m| m == "fixed12"));
+    assert!(report["cpu_kernels"].is_string());
+    // Where there is a GPU the rest does not hold.
+    let Some(why) = report["no_gpu"].as_str() else { return };
+    for args in [
+        &["generate", model, "--prompt", "x", "--device", "cuda"][..],
+        &["speed", model, "--device", "cuda:1"],
+        &["eval", "ppl", model, "--text", "x", "--device", "cuda"],
+    ] {
+        let (code, out, error) = run(args);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{args:?}");
+        assert_eq!(error.trim_end(), format!("error: {why}"), "{args:?}");
+    }
+    let (code, _, error) = run(&["generate", model, "--prompt", "x", "--gpu-weights", "fixed12"]);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("needs --device cuda"), "{error}");
+}

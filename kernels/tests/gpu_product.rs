@@ -119,7 +119,7 @@ fn check(seed: u64, rows: usize, cols: usize, tokens: usize, wild: u64) {
     // Room between the tokens' outputs, which must stay as it is.
     let y_stride = rows + 3;
     for shape in Shape::candidates(tokens) {
-        for weights in [Weights::Dense { words: dense.view(), rows, cols }, Weights::Fixed12(&encoded)] {
+        for weights in [Weights::Dense { words: dense.view(), rows, cols }, Weights::fixed12(&encoded)] {
             let y = gpu.upload(&vec![7.0f32; tokens * y_stride]).unwrap();
             let operands =
                 Product { x: x.view(), stride, tokens, y: y.view(), y_stride, bias: None, adds: false };
@@ -171,7 +171,7 @@ fn biases_and_what_is_there_are_added_at_the_end() {
         let operands =
             Product { x: x.view(), stride, tokens, y: y.view(), y_stride: rows, bias: Some(b.view()), adds };
         // A picker that tries shapes leaves no trace in y.
-        product(&gpu, Weights::Fixed12(&encoded), &operands, &Picker::trying()).unwrap();
+        product(&gpu, Weights::fixed12(&encoded), &operands, &Picker::trying()).unwrap();
         let expected: Vec<f32> = plain
             .iter()
             .enumerate()
@@ -182,6 +182,34 @@ fn biases_and_what_is_there_are_added_at_the_end() {
             .collect();
         let found = y.view().read(tokens * rows).unwrap();
         assert!(same(&found, &expected), "adds: {adds}");
+    }
+}
+
+#[test]
+fn some_rows_of_a_matrix_are_those_of_the_whole() {
+    let (rows, cols, tokens) = (70, 136, 3);
+    let mut numbers = Numbers(5);
+    let words = numbers.words(rows * cols, 40);
+    let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
+    let all = reference(&words, rows, cols, &x, stride, tokens);
+    let gpu = Gpu::new(Emulator::new());
+    let encoded = fixed12(&gpu, &words, rows, cols);
+    let (x, y) = (gpu.upload(&x).unwrap(), gpu.allocate(4 * tokens * rows).unwrap());
+    let run = |first, rows| {
+        let operands =
+            Product { x: x.view(), stride, tokens, y: y.view(), y_stride: rows, bias: None, adds: false };
+        product_in(&gpu, Weights::Fixed12 { matrix: &encoded, first, rows }, &operands, Shape::ALL[0])
+    };
+    for (first, count) in [(0, 20), (32, 16), (48, 22), (64, 6), (16, 0)] {
+        run(first, count).unwrap();
+        let found: Vec<f32> = y.view().read(tokens * count).unwrap();
+        for token in 0..tokens {
+            let expected = &all[token * rows + first..][..count];
+            assert!(same(&found[token * count..][..count], expected), "{first}, {count}");
+        }
+    }
+    for (first, count) in [(8, 8), (64, 7), (80, 1), (0, usize::MAX)] {
+        assert!(matches!(run(first, count), Err(Error::Invalid(_))), "{first}, {count}");
     }
 }
 

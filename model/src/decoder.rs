@@ -21,26 +21,26 @@ use crate::{Cache, ModelConfig, Observer, Panels, Skips, SubLayer};
 /// A model that runs from an open checkpoint, compressed or not.
 #[derive(Debug)]
 pub struct Model {
-    checkpoint: Arc<Checkpoint>,
+    pub(crate) checkpoint: Arc<Checkpoint>,
     config: ModelConfig,
-    embedding: Linear,
-    layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: Linear,
+    pub(crate) embedding: Linear,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Vec<f32>,
+    pub(crate) head: Linear,
 }
 
 #[derive(Debug)]
-struct Layer {
-    attention: SubLayerParts<Attention>,
-    mlp: SubLayerParts<Mlp>,
+pub(crate) struct Layer {
+    pub(crate) attention: SubLayerParts<Attention>,
+    pub(crate) mlp: SubLayerParts<Mlp>,
 }
 
 /// A sub-layer with the norm of its input and, in some families, of its output.
 #[derive(Debug)]
-struct SubLayerParts<T> {
-    norm: Vec<f32>,
-    body: T,
-    post_norm: Option<Vec<f32>>,
+pub(crate) struct SubLayerParts<T> {
+    pub(crate) norm: Vec<f32>,
+    pub(crate) body: T,
+    pub(crate) post_norm: Option<Vec<f32>>,
 }
 
 impl Model {

@@ -100,6 +100,11 @@ impl Linear {
         self.cols
     }
 
+    /// What is added to the output.
+    pub(crate) fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     /// One row in single precision.
     pub(crate) fn row(&self, checkpoint: &Checkpoint, row: usize, out: &mut [f32]) -> Result<()> {
         BUFFERS.with_borrow_mut(|buffers| {

@@ -209,6 +209,13 @@ impl RopeConfig {
     }
 }
 
+/// Cosine and sine of an angle, `position * frequency`, times `scale`. The product is rounded as the reference
+/// implementation rounds it.
+pub(crate) fn cos_sin(position: usize, frequency: f32, scale: f32) -> (f32, f32) {
+    let angle = f64::from(position as f32 * frequency);
+    (angle.cos() as f32 * scale, angle.sin() as f32 * scale)
+}
+
 /// Sines and cosines of a run of positions.
 #[derive(Debug)]
 pub(crate) struct Rotation {
@@ -225,10 +232,9 @@ impl Rotation {
         let mut rotation = Self { half, cos: Panels::zeros(half, tokens), sin: Panels::zeros(half, tokens) };
         for token in 0..tokens {
             for (i, f) in frequencies.iter().enumerate() {
-                // The product is rounded as the reference implementation rounds it.
-                let angle = f64::from((first + token) as f32 * f);
-                rotation.cos.set(i, token, angle.cos() as f32 * scale);
-                rotation.sin.set(i, token, angle.sin() as f32 * scale);
+                let (cos, sin) = cos_sin(first + token, *f, scale);
+                rotation.cos.set(i, token, cos);
+                rotation.sin.set(i, token, sin);
             }
         }
         rotation

@@ -85,10 +85,21 @@ impl Matrix {
 
     /// The first arguments of every kernel that reads it.
     pub(super) fn components(&self) -> [Argument; 6] {
+        self.components_from(0)
+    }
+
+    /// The same for what lies from a strip of 16 rows on, which must be inside.
+    pub(super) fn components_from(&self, strip: usize) -> [Argument; 6] {
+        let tiles = strip * self.cols.div_ceil(64);
+        // Offsets of escapes count from the matrix's first, so the lists stay whole.
+        let from = |buffer: &Buffer, bytes: usize| match buffer.view().pointer() {
+            Argument::Pointer(address) => Argument::Pointer(address + (tiles * bytes) as u64),
+            other => other,
+        };
         [
-            self.sign_mantissa.view().pointer(),
-            self.codes.view().pointer(),
-            self.escape_offsets.view().pointer(),
+            from(&self.sign_mantissa, TILE_WEIGHTS),
+            from(&self.codes, TILE_CODE_BYTES),
+            from(&self.escape_offsets, 4),
             self.escape_positions.view().pointer(),
             self.escape_exponents.view().pointer(),
             Argument::U32(self.base),

@@ -51,17 +51,30 @@ pub enum Weights<'a> {
         /// Input features.
         cols: usize,
     },
-    /// fixed12.
-    Fixed12(&'a Matrix),
+    /// fixed12: some rows of a matrix.
+    Fixed12 {
+        /// The matrix.
+        matrix: &'a Matrix,
+        /// Its rows: from a multiple of 16 on.
+        first: usize,
+        /// How many.
+        rows: usize,
+    },
 }
 
-impl Weights<'_> {
+impl<'a> Weights<'a> {
+    /// All rows of a matrix.
+    #[must_use]
+    pub fn fixed12(matrix: &'a Matrix) -> Self {
+        Self::Fixed12 { matrix, first: 0, rows: matrix.rows() }
+    }
+
     /// Output and input features.
     #[must_use]
     pub fn shape(&self) -> (usize, usize) {
         match self {
             Self::Dense { rows, cols, .. } => (*rows, *cols),
-            Self::Fixed12(matrix) => (matrix.rows(), matrix.cols()),
+            Self::Fixed12 { matrix, rows, .. } => (*rows, matrix.cols()),
         }
     }
 
@@ -70,7 +83,7 @@ impl Weights<'_> {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Dense { rows, cols, .. } => 2 * rows * cols,
-            Self::Fixed12(matrix) => matrix.bytes(),
+            Self::Fixed12 { matrix, rows, .. } => matrix.bytes() / matrix.rows().max(1) * rows,
         }
     }
 }
@@ -121,7 +134,15 @@ pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, shape: Shape
             words.require("the weights", 2 * rows * cols)?;
             ("dense", shape.name[0], vec![words.pointer()])
         }
-        Weights::Fixed12(matrix) => ("fixed12", shape.name[1], matrix.components().to_vec()),
+        Weights::Fixed12 { matrix, first, rows } => {
+            if !first.is_multiple_of(16) || first.checked_add(rows).is_none_or(|end| end > matrix.rows()) {
+                return Err(Error::Invalid(format!(
+                    "{rows} rows from {first} on of a fixed12 matrix of {}",
+                    matrix.rows()
+                )));
+            }
+            ("fixed12", shape.name[1], matrix.components_from(first / 16).to_vec())
+        }
     };
     arguments.extend([
         Argument::U64(rows as u64),
@@ -158,11 +179,13 @@ pub fn product(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, picker: &Picker
     let candidates = Shape::candidates(p.tokens);
     let kernel = match weights {
         Weights::Dense { .. } => "dense",
-        Weights::Fixed12(_) => "fixed12",
+        Weights::Fixed12 { .. } => "fixed12",
     };
     // Shapes are tried on another output: this one may hold what the product is added to.
     let mut output = None;
-    let picked = picker.pick(gpu, Key { kernel, n, k, m: p.tokens }, candidates.len(), &mut |i| {
+    // Lengths of prompts vary: neighbouring ones share what was picked.
+    let m = p.tokens.next_power_of_two();
+    let picked = picker.pick(gpu, Key { kernel, n, k, m }, candidates.len(), &mut |i| {
         let output = match &output {
             Some(output) => output,
             None => output.insert(gpu.allocate(p.y.bytes())?),

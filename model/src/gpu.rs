@@ -1,0 +1,193 @@
+//! The decoder on a GPU: weights stay compressed in its memory, activations never leave it.
+//!
+//! ```text
+//! ids -> embedding -> h (F32)      x = norm(h) (BF16)      h += W x      logits (F32)
+//! ```
+//!
+//! Products take BF16 activations and add in F32; the residual stream, norms, scores and gates are F32. Keys and
+//! values are kept in BF16. One token at a time is a recorded graph of launches.
+
+mod session;
+mod weights;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use llmpress_formats::{Checkpoint, Error, Result};
+use llmpress_kernels::gpu::picker::Picker;
+use llmpress_kernels::gpu::{self, Buffer, Gpu};
+
+pub use weights::GpuWeights;
+use weights::{GpuLinear, Loader};
+
+use crate::attention::Projections;
+use crate::config::Activation;
+use crate::linear::Linear;
+use crate::mlp::{GateUp, Mlp};
+use crate::{Engine, Model, ModelConfig, Session};
+
+/// Logits that are copied from the device at a time.
+const RUN_LOGITS: usize = 16 << 20;
+
+/// What went wrong on the device, as an error of a model.
+fn device(error: gpu::Error) -> Error {
+    match error {
+        gpu::Error::Memory { .. } => Error::Limit(error.to_string()),
+        _ => Error::Invalid(error.to_string()),
+    }
+}
+
+/// A decoder on a GPU.
+#[derive(Debug)]
+pub struct GpuModel {
+    gpu: Gpu,
+    checkpoint: Arc<Checkpoint>,
+    config: ModelConfig,
+    picker: Picker,
+    units: Vec<gpu::dfloat11::Unit>,
+    embedding: GpuLinear,
+    layers: Vec<GpuLayer>,
+    norm: Buffer,
+    /// The embedding where there is none.
+    head: Option<GpuLinear>,
+}
+
+#[derive(Debug)]
+struct GpuLayer {
+    attention: GpuAttention,
+    mlp: GpuMlp,
+}
+
+#[derive(Debug)]
+struct GpuAttention {
+    norm: Buffer,
+    post_norm: Option<Buffer>,
+    /// Query, key and value: three matrices, or one.
+    projections: Vec<GpuLinear>,
+    output: GpuLinear,
+    qk_norm: Option<(Buffer, Buffer)>,
+    window: Option<usize>,
+    rope: usize,
+}
+
+#[derive(Debug)]
+struct GpuMlp {
+    norm: Buffer,
+    post_norm: Option<Buffer>,
+    /// Gate and up: two matrices, or one.
+    gate_up: Vec<GpuLinear>,
+    down: GpuLinear,
+    activation: Activation,
+}
+
+impl GpuModel {
+    /// Copies a model to a GPU. `trying`: pick each product's tile shape by trying a few, which costs a moment and
+    /// never changes a bit.
+    ///
+    /// # Errors
+    /// Weights other than BF16; experts, which do not run on a GPU; not so much memory; weights that cannot be read.
+    pub fn open(gpu: Gpu, model: &Model, weights: GpuWeights, trying: bool) -> Result<Self> {
+        let checkpoint = model.checkpoint.clone();
+        let config = model.config().clone();
+        let mut loader = Loader::new(&gpu, &checkpoint, weights);
+        let upload = |values: &[f32]| gpu.upload(values).map_err(device);
+        let optional = |values: &Option<Vec<f32>>| values.as_deref().map(upload).transpose();
+        // Rows are gathered from it: it is never a part of a unit, unless it is stored so.
+        let embedding = loader.table(&model.embedding)?;
+        let tied = model.head.tensor() == model.embedding.tensor();
+        let head = if tied { None } else { Some(loader.matrix(&model.head)?) };
+        let mut layers = Vec::with_capacity(model.layers.len());
+        for (index, layer) in model.layers.iter().enumerate() {
+            let attention = &layer.attention.body;
+            let Mlp::Dense(mlp) = &layer.mlp.body else {
+                return Err(Error::unsupported(
+                    checkpoint.root(),
+                    None,
+                    format!("layer {index} has experts, which do not run on a GPU: leave out --device cuda"),
+                ));
+            };
+            let mut linears: Vec<&Linear> = match &attention.projections {
+                Projections::Separate(all) => all.iter().collect(),
+                Projections::Fused(one) => vec![one],
+            };
+            let projections = linears.len();
+            linears.push(&attention.output);
+            match &mlp.gate_up {
+                GateUp::Separate(both) => linears.extend(both),
+                GateUp::Fused(one) => linears.push(one),
+            }
+            linears.push(&mlp.down);
+            let mut loaded = loader.layer(&linears)?.into_iter();
+            let projections = loaded.by_ref().take(projections).collect();
+            let (Some(output), Some(down)) = (loaded.next(), loaded.next_back()) else {
+                return Err(Error::Invalid(format!("layer {index} has no matrices")));
+            };
+            let qk_norm = match &attention.qk_norm {
+                Some((q, k)) => Some((upload(q)?, upload(k)?)),
+                None => None,
+            };
+            layers.push(GpuLayer {
+                attention: GpuAttention {
+                    norm: upload(&layer.attention.norm)?,
+                    post_norm: optional(&layer.attention.post_norm)?,
+                    projections,
+                    output,
+                    qk_norm,
+                    window: attention.window,
+                    rope: attention.rope,
+                },
+                mlp: GpuMlp {
+                    norm: upload(&layer.mlp.norm)?,
+                    post_norm: optional(&layer.mlp.post_norm)?,
+                    gate_up: loaded.collect(),
+                    down,
+                    activation: mlp.activation,
+                },
+            });
+        }
+        let norm = upload(&model.norm)?;
+        let units = loader.units();
+        let picker = if trying { Picker::trying() } else { Picker::first() };
+        Ok(Self { checkpoint, config, picker, units, embedding, layers, norm, head, gpu })
+    }
+
+    /// Bytes in the GPU's memory now, and the most there were.
+    pub fn allocated(&self) -> (usize, usize) {
+        self.gpu.allocated()
+    }
+
+    fn head(&self) -> &GpuLinear {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Elements of the largest unit: what the scratch buffer must hold.
+    fn scratch_elements(&self) -> usize {
+        self.units.iter().map(gpu::dfloat11::Unit::elements).max().unwrap_or(0)
+    }
+}
+
+impl Engine for GpuModel {
+    fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.head().rows
+    }
+
+    fn logit_runs(&self, tokens: usize) -> Vec<Range<usize>> {
+        let step = (RUN_LOGITS / tokens.max(1)).next_multiple_of(16).max(16);
+        (0..self.vocab_size())
+            .step_by(step)
+            .map(|first| first..(first + step).min(self.vocab_size()))
+            .collect()
+    }
+
+    fn session(&self, capacity: usize) -> Result<Box<dyn Session + '_>> {
+        Ok(Box::new(session::GpuSession::new(self, capacity)?))
+    }
+}

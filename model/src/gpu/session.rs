@@ -1,0 +1,483 @@
+//! One sequence on a GPU: its cache, its activations, and a recorded step.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use llmpress_formats::{Error, Result};
+use llmpress_kernels::gpu::attention::{Attend, Cache, Heads, attend, workspace_bytes};
+use llmpress_kernels::gpu::embedding::{Gather, embed_bf16, embed_fixed12};
+use llmpress_kernels::gpu::gate::{Activation as Gate, gate};
+use llmpress_kernels::gpu::product::{Product, Weights, product};
+use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
+use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
+use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
+use llmpress_kernels::gpu::{self, Buffer, Graph, View};
+use rand_chacha::ChaCha8Rng;
+
+use super::weights::{GpuLinear, Source};
+use super::{GpuAttention, GpuMlp, GpuModel, device};
+use crate::config::Activation;
+use crate::generate::pick;
+use crate::rope::cos_sin;
+use crate::{Panels, Sampling, Session, Skips, SubLayer};
+
+/// Most tokens that are read at a time.
+const CHUNK_TOKENS: usize = 512;
+/// Most bytes that the parts of attention may take.
+const WORKSPACE_BYTES: usize = 64 << 20;
+/// Positions whose angles are made at a time.
+const ANGLES: usize = 1024;
+
+/// A row of the input of a product: whole tiles.
+fn padded(features: usize) -> usize {
+    features.next_multiple_of(64)
+}
+
+/// Angles of one rotary embedding on the device.
+#[derive(Debug)]
+struct Angles {
+    half: usize,
+    cos: Buffer,
+    sin: Buffer,
+    frequencies: Vec<f32>,
+    /// Positions for which they are made.
+    made: Range<usize>,
+}
+
+/// Activations and the cache of a sequence.
+#[derive(Debug)]
+pub(super) struct GpuSession<'a> {
+    model: &'a GpuModel,
+    capacity: usize,
+    length: usize,
+    announced: usize,
+    chunk: usize,
+    /// Keys and values of each layer.
+    cache: Vec<(Buffer, Buffer)>,
+    angles: Vec<Angles>,
+    position: Buffer,
+    ids: Buffer,
+    /// The residual stream, F32.
+    h: Buffer,
+    /// Inputs of products, BF16.
+    x: Buffer,
+    /// Outputs of products, F32.
+    y: Buffer,
+    workspace: Buffer,
+    /// A decoded unit, and which.
+    scratch: Buffer,
+    held: Cell<Option<usize>>,
+    /// States of kept tokens, BF16, and how many.
+    kept: Buffer,
+    kept_tokens: usize,
+    /// State, logits and likeliest successor of a single token.
+    state: Buffer,
+    logits: Buffer,
+    next: Buffer,
+    /// Whether those are of the last kept token.
+    picked: bool,
+    steps: usize,
+    graph: Option<Box<dyn Graph>>,
+}
+
+impl<'a> GpuSession<'a> {
+    pub(super) fn new(model: &'a GpuModel, capacity: usize) -> Result<Self> {
+        let c = &model.config;
+        let heads = model.heads();
+        heads.check().map_err(device)?;
+        let capacity = capacity.max(1);
+        let mut chunk = CHUNK_TOKENS.min(capacity);
+        while chunk > 1 && workspace_bytes(heads, chunk, capacity) > WORKSPACE_BYTES {
+            chunk = chunk.div_ceil(2);
+        }
+        let allocate = |bytes: usize| model.gpu.allocate(bytes).map_err(device);
+        let cache_bytes = Cache::bytes(heads, capacity);
+        let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+        let inner = model.layers.iter().map(|layer| layer.mlp.down.cols).max().unwrap_or(0);
+        let widest_input = padded(c.hidden_size.max(heads.heads * heads.head_dim).max(inner));
+        let widest_output = qkv.max(2 * inner).max(c.hidden_size);
+        let cache = model.layers.iter().map(|_| Ok((allocate(cache_bytes)?, allocate(cache_bytes)?)));
+        let angles = c.ropes.iter().map(|rope| {
+            let half = rope.frequencies(1).0.len();
+            let bytes = 4 * capacity * half;
+            let (cos, sin) = (allocate(bytes)?, allocate(bytes)?);
+            Ok(Angles { half, cos, sin, frequencies: Vec::new(), made: 0..0 })
+        });
+        Ok(Self {
+            capacity,
+            length: 0,
+            announced: 0,
+            chunk,
+            cache: cache.collect::<Result<_>>()?,
+            angles: angles.collect::<Result<_>>()?,
+            position: model.gpu.upload(&[0u32]).map_err(device)?,
+            ids: allocate(4 * chunk)?,
+            h: allocate(4 * chunk * c.hidden_size)?,
+            x: allocate(2 * chunk * widest_input)?,
+            y: allocate(4 * chunk * widest_output)?,
+            workspace: allocate(workspace_bytes(heads, chunk, capacity))?,
+            scratch: allocate(2 * model.scratch_elements())?,
+            held: Cell::new(None),
+            kept: allocate(0)?,
+            kept_tokens: 0,
+            state: allocate(2 * padded(c.hidden_size))?,
+            logits: allocate(4 * model.head().rows)?,
+            next: allocate(4)?,
+            picked: false,
+            steps: 0,
+            graph: None,
+            model,
+        })
+    }
+
+    /// Makes the angles of positions `self.length .. end`.
+    fn make_angles(&mut self, end: usize) -> Result<()> {
+        let total = self.announced.max(end);
+        for (rope, angles) in self.model.config.ropes.iter().zip(&mut self.angles) {
+            let (frequencies, scale) = rope.frequencies(total);
+            if frequencies != angles.frequencies {
+                angles.frequencies = frequencies;
+                angles.made = self.length..self.length;
+            }
+            if angles.made.start <= self.length && angles.made.end >= end {
+                continue;
+            }
+            let first = if angles.made.contains(&self.length) { angles.made.end } else { self.length };
+            let last = end.max(first + ANGLES).min(self.capacity);
+            let (mut cos, mut sin) = (Vec::new(), Vec::new());
+            for position in first..last {
+                for frequency in &angles.frequencies {
+                    let (c, s) = cos_sin(position, *frequency, scale);
+                    cos.push(c);
+                    sin.push(s);
+                }
+            }
+            let bytes = 4 * first * angles.half..4 * last * angles.half;
+            angles.cos.slice(bytes.clone()).and_then(|view| view.write(&cos)).map_err(device)?;
+            angles.sin.slice(bytes).and_then(|view| view.write(&sin)).map_err(device)?;
+            angles.made = first.min(self.length)..last;
+        }
+        Ok(())
+    }
+
+    /// Runs `tokens` tokens, whose ids are on the device, through the layers: `h` is the residual stream after them.
+    /// Attention has room for `length` positions.
+    fn run(&self, tokens: usize, length: usize, skips: &Skips) -> gpu::Result<()> {
+        let m = self.model;
+        let (hidden, eps) = (m.config.hidden_size, m.config.rms_norm_eps);
+        let scale = m.config.embedding_scale();
+        let gather = Gather { ids: self.ids.view(), tokens, scale, h: self.h.view() };
+        match &m.embedding.source {
+            Source::Dense(words) => embed_bf16(&m.gpu, words.view(), m.embedding.rows, hidden, &gather)?,
+            Source::Fixed12(matrix) => embed_fixed12(&m.gpu, matrix, &gather)?,
+            Source::Dfloat11 { unit, first } => {
+                let words = self.unit(*unit, *first, m.embedding.rows * hidden)?;
+                embed_bf16(&m.gpu, words, m.embedding.rows, hidden, &gather)?;
+            }
+        }
+        for (index, layer) in m.layers.iter().enumerate() {
+            if !skips.contains(&SubLayer::Attention(index)) {
+                let a = &layer.attention;
+                rms_norm(
+                    &m.gpu,
+                    self.h.view(),
+                    a.norm.view(),
+                    hidden,
+                    tokens,
+                    eps,
+                    self.x.view(),
+                    padded(hidden),
+                )?;
+                self.attention(index, a, tokens, length)?;
+            }
+            if !skips.contains(&SubLayer::Mlp(index)) {
+                let mlp = &layer.mlp;
+                rms_norm(
+                    &m.gpu,
+                    self.h.view(),
+                    mlp.norm.view(),
+                    hidden,
+                    tokens,
+                    eps,
+                    self.x.view(),
+                    padded(hidden),
+                )?;
+                self.mlp(mlp, tokens)?;
+            }
+        }
+        advance(&m.gpu, self.position.view(), tokens)
+    }
+
+    fn attention(&self, index: usize, a: &GpuAttention, tokens: usize, length: usize) -> gpu::Result<()> {
+        let m = self.model;
+        let heads = m.heads();
+        let width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+        let mut at = 0;
+        for linear in &a.projections {
+            let y = self.y.slice(4 * at..self.y.bytes())?;
+            self.product(linear, tokens, y, width, false)?;
+            at += linear.rows;
+        }
+        let angles = &self.angles[a.rope];
+        let rotation = Rotation { cos: angles.cos.view(), sin: angles.sin.view(), half: angles.half };
+        let norms = a.qk_norm.as_ref().map(|(query, key)| HeadNorms {
+            query: query.view(),
+            key: key.view(),
+            eps: m.config.rms_norm_eps,
+        });
+        let (keys, values) = &self.cache[index];
+        let cache = Cache { keys: keys.view(), values: values.view(), capacity: self.capacity };
+        let position = self.position.view();
+        rope(&m.gpu, heads, self.y.view(), tokens, rotation, norms, position, cache)?;
+        attend(
+            &m.gpu,
+            &Attend {
+                heads,
+                queries: self.y.view(),
+                stride: width,
+                tokens,
+                position,
+                length,
+                window: a.window,
+                scale: m.config.attention_scale,
+                cache,
+                workspace: self.workspace.view(),
+                x: self.x.view(),
+                ld: padded(heads.heads * heads.head_dim),
+            },
+        )?;
+        self.add_output(&a.output, a.post_norm.as_ref(), tokens)
+    }
+
+    fn mlp(&self, mlp: &GpuMlp, tokens: usize) -> gpu::Result<()> {
+        let inner = mlp.down.cols;
+        let mut at = 0;
+        for linear in &mlp.gate_up {
+            let y = self.y.slice(4 * at..self.y.bytes())?;
+            self.product(linear, tokens, y, 2 * inner, false)?;
+            at += linear.rows;
+        }
+        let activation = match mlp.activation {
+            Activation::Silu => Gate::Silu,
+            Activation::GeluTanh => Gate::GeluTanh,
+        };
+        let up = self.y.slice(4 * inner..self.y.bytes())?;
+        let gpu = &self.model.gpu;
+        gate(gpu, activation, self.y.view(), up, inner, 2 * inner, tokens, self.x.view(), padded(inner))?;
+        self.add_output(&mlp.down, mlp.post_norm.as_ref(), tokens)
+    }
+
+    /// `h += W x`, or the norm of `W x`.
+    fn add_output(&self, linear: &GpuLinear, post_norm: Option<&Buffer>, tokens: usize) -> gpu::Result<()> {
+        let m = self.model;
+        let hidden = m.config.hidden_size;
+        match post_norm {
+            None => self.product(linear, tokens, self.h.view(), hidden, true),
+            Some(weight) => {
+                self.product(linear, tokens, self.y.view(), hidden, false)?;
+                let eps = m.config.rms_norm_eps;
+                add_rms_norm(&m.gpu, self.y.view(), weight.view(), hidden, tokens, eps, self.h.view())
+            }
+        }
+    }
+
+    /// A product with what is in `x`.
+    fn product(
+        &self,
+        linear: &GpuLinear,
+        tokens: usize,
+        y: View<'_>,
+        y_stride: usize,
+        adds: bool,
+    ) -> gpu::Result<()> {
+        self.product_of(linear, 0..linear.rows, self.x.view(), tokens, y, y_stride, adds)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the operands of a product")]
+    fn product_of(
+        &self,
+        linear: &GpuLinear,
+        rows: Range<usize>,
+        x: View<'_>,
+        tokens: usize,
+        y: View<'_>,
+        y_stride: usize,
+        adds: bool,
+    ) -> gpu::Result<()> {
+        let (cols, count) = (linear.cols, rows.len());
+        let dense = |words| Weights::Dense { words, rows: count, cols };
+        let weights = match &linear.source {
+            Source::Dense(words) => dense(words.slice(2 * rows.start * cols..2 * rows.end * cols)?),
+            Source::Fixed12(matrix) => Weights::Fixed12 { matrix, first: rows.start, rows: count },
+            Source::Dfloat11 { unit, first } => {
+                dense(self.unit(*unit, first + rows.start * cols, count * cols)?)
+            }
+        };
+        let bias = match &linear.bias {
+            Some(bias) => Some(bias.slice(4 * rows.start..4 * rows.end)?),
+            None => None,
+        };
+        let operands = Product { x, stride: padded(cols), tokens, y, y_stride, bias, adds };
+        product(&self.model.gpu, weights, &operands, &self.model.picker)
+    }
+
+    /// Some words of a unit, which is decoded unless it was the last one.
+    fn unit(&self, unit: usize, first: usize, count: usize) -> gpu::Result<View<'_>> {
+        if self.held.get() != Some(unit) {
+            self.model.units[unit].decode(&self.model.gpu, self.scratch.view())?;
+            self.held.set(Some(unit));
+        }
+        self.scratch.slice(2 * first..2 * (first + count))
+    }
+
+    /// The last norm of some rows of `h`.
+    fn last_norm(&self, tokens: Range<usize>, to: View<'_>) -> gpu::Result<()> {
+        let m = self.model;
+        let hidden = m.config.hidden_size;
+        let h = self.h.slice(4 * tokens.start * hidden..4 * tokens.end * hidden)?;
+        let eps = m.config.rms_norm_eps;
+        rms_norm(&m.gpu, h, m.norm.view(), hidden, tokens.len(), eps, to, padded(hidden))
+    }
+
+    /// Logits and likeliest successor of what is in `state`.
+    fn succeed(&self) -> gpu::Result<()> {
+        let m = self.model;
+        let vocab = m.head().rows;
+        self.product_of(m.head(), 0..vocab, self.state.view(), 1, self.logits.view(), vocab, false)?;
+        if let Some(cap) = m.config.final_softcap {
+            soft_cap(&m.gpu, self.logits.view(), vocab, cap)?;
+        }
+        argmax(&m.gpu, self.logits.view(), vocab, self.next.view())
+    }
+
+    /// One token, whose id is on the device.
+    fn step(&self) -> gpu::Result<()> {
+        // What a recording decodes does not depend on what was decoded before it.
+        self.held.set(None);
+        self.run(1, self.capacity, &Skips::new())?;
+        self.last_norm(0..1, self.state.view())?;
+        self.succeed()
+    }
+
+    /// A step by the recording; the first one runs as it is, so that kernels are loaded and shapes are picked.
+    fn single(&mut self) -> gpu::Result<()> {
+        if self.graph.is_none() && self.steps > 0 {
+            self.graph = Some(self.model.gpu.capture(|| self.step())?);
+        }
+        match &mut self.graph {
+            Some(graph) => {
+                graph.replay()?;
+                self.held.set(None);
+            }
+            None => self.step()?,
+        }
+        self.steps += 1;
+        Ok(())
+    }
+}
+
+impl Session for GpuSession<'_> {
+    fn len(&self) -> usize {
+        self.length
+    }
+
+    fn clear(&mut self) {
+        (self.length, self.announced) = (0, 0);
+    }
+
+    fn announce(&mut self, length: usize) {
+        self.announced = length;
+    }
+
+    fn read(&mut self, ids: &[u32], skips: &Skips, keep: Range<usize>) -> Result<()> {
+        let needed = self.length.saturating_add(ids.len());
+        if needed > self.capacity {
+            return Err(Error::Limit(format!("{needed} tokens do not fit a cache of {}", self.capacity)));
+        }
+        let vocab = self.model.embedding.rows;
+        if let Some((token, id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+            return Err(Error::Invalid(format!(
+                "token id {id} at {token} is beyond the vocabulary of {vocab} of {}",
+                self.model.checkpoint.root().display()
+            )));
+        }
+        self.make_angles(needed)?;
+        self.position.view().write(&[self.length as u32]).map_err(device)?;
+        if ids.len() == 1 && keep == (0..1) && skips.is_empty() {
+            self.ids.view().write(ids).map_err(device)?;
+            self.single().map_err(device)?;
+            (self.picked, self.kept_tokens) = (true, 0);
+            self.length = needed;
+            return Ok(());
+        }
+        let row = 2 * padded(self.model.config.hidden_size);
+        if self.kept.bytes() < keep.len() * row {
+            self.kept = self.model.gpu.allocate(keep.len() * row).map_err(device)?;
+        }
+        (self.picked, self.kept_tokens) = (false, keep.len());
+        let mut first = 0;
+        for piece in ids.chunks(self.chunk) {
+            self.ids.view().write(piece).map_err(device)?;
+            let end = first + piece.len();
+            self.run(piece.len(), self.length + piece.len(), skips).map_err(device)?;
+            let kept = keep.start.clamp(first, end)..keep.end.clamp(first, end);
+            if !kept.is_empty() {
+                let to = (kept.start - keep.start) * row..(kept.end - keep.start) * row;
+                let to = self.kept.slice(to).map_err(device)?;
+                self.last_norm(kept.start - first..kept.end - first, to).map_err(device)?;
+            }
+            self.length += piece.len();
+            first = end;
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self, run: Range<usize>, out: &mut Panels) -> Result<()> {
+        let tokens = if self.picked { 1 } else { self.kept_tokens };
+        out.resize(run.len(), tokens);
+        if tokens == 0 || run.is_empty() {
+            return Ok(());
+        }
+        let m = self.model;
+        let count = tokens * run.len();
+        let logits = m.gpu.allocate(4 * count).map_err(device)?;
+        let x = if self.picked { self.state.view() } else { self.kept.view() };
+        self.product_of(m.head(), run.clone(), x, tokens, logits.view(), run.len(), false).map_err(device)?;
+        if let Some(cap) = m.config.final_softcap {
+            soft_cap(&m.gpu, logits.view(), count, cap).map_err(device)?;
+        }
+        let values: Vec<f32> = logits.view().read(count).map_err(device)?;
+        for (token, values) in values.chunks_exact(run.len()).enumerate() {
+            out.set_token(token, values.iter().copied());
+        }
+        Ok(())
+    }
+
+    fn pick(&mut self, sampling: Sampling, random: &mut ChaCha8Rng) -> Result<u32> {
+        if !self.picked {
+            let row = 2 * padded(self.model.config.hidden_size);
+            let last = self
+                .kept_tokens
+                .checked_sub(1)
+                .ok_or_else(|| Error::Invalid("no token was kept to go on from".to_owned()))?;
+            self.kept
+                .slice(last * row..(last + 1) * row)
+                .and_then(|state| state.copy_to(self.state.view()))
+                .and_then(|()| self.succeed())
+                .map_err(device)?;
+            self.picked = true;
+        }
+        if sampling.temperature == 0.0 {
+            return Ok(self.next.view().read::<u32>(1).map_err(device)?[0]);
+        }
+        let logits: Vec<f32> = self.logits.view().read(self.model.head().rows).map_err(device)?;
+        Ok(pick(&logits, sampling, random))
+    }
+}
+
+impl GpuModel {
+    fn heads(&self) -> Heads {
+        let c = &self.config;
+        Heads { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
+    }
+}
