@@ -45,7 +45,8 @@ pub(crate) enum Command {
     Eval(EvalCommand),
     /// Generate text with a model.
     Generate(GenerateArgs),
-    /// Measure ratio and speed of each lossless method on a checkpoint's own tensors, on one thread.
+    /// Measure ratio and speed of each lossless method on a checkpoint's own tensors, on one thread; or a GPU's
+    /// kernels.
     Bench(BenchArgs),
     /// Measure how fast models run, beside each other: prefill and decode.
     Speed(SpeedArgs),
@@ -228,13 +229,20 @@ pub(crate) struct DiffArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:
   llmpress bench examples/tinylm
-  llmpress bench MODEL --peer 'python3 docs/bench/zipnn_peer.py'")]
+  llmpress bench MODEL --peer 'python3 docs/bench/zipnn_peer.py'
+  llmpress bench kernels --tokens 1,16"
+)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<BenchCommand>,
     /// The checkpoint's directory.
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub(crate) dir: PathBuf,
+    #[arg(value_hint = ValueHint::DirPath, required = true)]
+    pub(crate) dir: Option<PathBuf>,
     /// Measure on this much of the checkpoint.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
     pub(crate) sample: u64,
@@ -245,6 +253,48 @@ pub(crate) struct BenchArgs {
     /// its last argument and prints JSON lines {peer, ratio, compress_gbps, decompress_gbps}.
     #[arg(long, value_name = "COMMAND")]
     pub(crate) peer: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure the kernels of a GPU against cuBLAS and the GPU's own limits, with a cold cache.
+    Kernels(BenchKernelsArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress bench kernels
+  llmpress bench kernels --model MODEL --tokens 1,8,64 --json
+
+Without --model and --shape the matrices are those of Llama 3 8B. Exit code 1 where a result is wrong.")]
+pub(crate) struct BenchKernelsArgs {
+    /// Take the shapes of this checkpoint's matrices.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "shape")]
+    pub(crate) model: Option<PathBuf>,
+    /// A matrix of N output and K input features; may be given several times.
+    #[arg(long, value_name = "NxK", value_parser = parse_shape)]
+    pub(crate) shape: Vec<(usize, usize)>,
+    /// Numbers of tokens.
+    #[arg(long, value_name = "M,...", value_delimiter = ',', default_value = "1,8,16,32,64,128,256",
+          value_parser = clap::value_parser!(u32).range(1..=65536).map(|n| n as usize))]
+    pub(crate) tokens: Vec<usize>,
+    /// Replays of each kernel; the median counts.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=10000))]
+    pub(crate) runs: u16,
+    /// Bytes that the copies of a matrix take together at least: several times the GPU's cache.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    pub(crate) working_set: u64,
+    /// The GPU: cuda, or cuda:1 for the second, ...
+    #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device)]
+    pub(crate) device: Device,
+}
+
+fn parse_shape(text: &str) -> Result<(usize, usize), String> {
+    let sizes = text.split_once('x').and_then(|(n, k)| Some((n.parse().ok()?, k.parse().ok()?)));
+    match sizes {
+        Some((n, k)) if (1..=1 << 20).contains(&n) && (8..=1 << 20).contains(&k) && k % 8 == 0 => Ok((n, k)),
+        _ => Err("must be two sizes such as 4096x14336, the second a multiple of 8".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -472,6 +522,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shapes_are_two_sizes() {
+        assert_eq!(parse_shape("4096x14336"), Ok((4096, 14336)));
+        for bad in ["", "4096", "4096x", "0x8", "8x0", "8x12", "-1x8", "8x8x8", "9999999x8"] {
+            assert!(parse_shape(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,11 +4,16 @@ use llmpress_formats::Checkpoint;
 use llmpress_pipeline::bench::{Options, Row, bench};
 
 use crate::Outcome;
-use crate::args::BenchArgs;
-use crate::report::{Output, bytes, table};
+use crate::args::{BenchArgs, BenchCommand};
+use crate::report::{Failure, Output, bytes, table};
 
 pub(crate) fn run(args: &BenchArgs, output: Output) -> Outcome {
-    let checkpoint = Checkpoint::open(&args.dir)?;
+    let dir = match (&args.command, &args.dir) {
+        (Some(BenchCommand::Kernels(args)), _) => return crate::bench_kernels::run(args, output),
+        (None, Some(dir)) => dir,
+        (None, None) => return Err(Failure::Usage("DIR or kernels is missing".to_owned())),
+    };
+    let checkpoint = Checkpoint::open(dir)?;
     let options =
         Options { sample_bytes: args.sample, runs: usize::from(args.runs), peers: args.peer.clone() };
     let report = bench(&checkpoint, &options, &|line| {
@@ -36,7 +41,7 @@ pub(crate) fn run(args: &BenchArgs, output: Output) -> Outcome {
         }
         format!(
             "{}: {} of {} tensors, one thread, {} runs; bytes of the original per second\n\n{}",
-            args.dir.display(),
+            dir.display(),
             bytes(report.sample_bytes),
             report.dtype,
             report.runs,

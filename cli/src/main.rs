@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod bench_kernels;
 mod convert;
 mod diff;
 mod doctor;

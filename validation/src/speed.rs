@@ -39,7 +39,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    fn of(mut rounds: Vec<f64>) -> Self {
+    pub(crate) fn of(mut rounds: Vec<f64>) -> Self {
         rounds.sort_by(f64::total_cmp);
         let at = |i: usize| rounds.get(i).copied().unwrap_or(0.0);
         let last = rounds.len().saturating_sub(1);

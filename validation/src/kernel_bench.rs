@@ -1,0 +1,371 @@
+//! Kernels of a GPU against its own limits and against cuBLAS, side by side in one run.
+//!
+//! ```text
+//! a graph of launches over copies of a weight that exceed the cache together:   every launch finds it cold
+//! time of a launch = time of the graph / launches;   median and range over replays
+//! ```
+
+use llmpress_entropy::{dfloat11, fixed12};
+use llmpress_kernels::gpu::cublas::Cublas;
+use llmpress_kernels::gpu::dfloat11::{Components, Unit};
+use llmpress_kernels::gpu::fixed12::Matrix;
+use llmpress_kernels::gpu::product::{Product, Shape, Weights, product_in};
+use llmpress_kernels::gpu::{Buffer, Error, Gpu, Graph, Result, ceiling};
+use serde::Serialize;
+
+use crate::Rate;
+
+/// A matrix to measure on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KernelShape {
+    /// What it is in a model.
+    pub name: String,
+    /// Output features.
+    pub n: usize,
+    /// Input features: a multiple of 8.
+    pub k: usize,
+}
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// The matrices.
+    pub shapes: Vec<KernelShape>,
+    /// Numbers of tokens.
+    pub tokens: Vec<usize>,
+    /// Replays of each graph.
+    pub runs: usize,
+    /// Bytes that the copies of a weight take together at least: several times the cache.
+    pub working_set: usize,
+}
+
+/// The limits of the device, measured in the same run: GB/s.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ceilings {
+    /// Reading alone.
+    pub read_gbps: Rate,
+    /// Copying: bytes read and written.
+    pub copy_gbps: Rate,
+}
+
+/// One kernel on one matrix.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KernelRow {
+    /// The matrix.
+    pub shape: String,
+    /// Output and input features, and tokens (0: decoding alone).
+    pub n: usize,
+    /// Input features.
+    pub k: usize,
+    /// Tokens.
+    pub m: usize,
+    /// The kernel: `cublas bf16`, `dense`, `fixed12`, `decode fixed12`, `decode dfloat11`.
+    pub kernel: String,
+    /// The shape of block that was the fastest, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block: Option<String>,
+    /// Microseconds of a launch.
+    pub microseconds: Rate,
+    /// Bytes read and written by the median time, GB/s.
+    pub gbps: f64,
+    /// That as a share of the read ceiling.
+    pub share_of_read_ceiling: f64,
+    /// cuBLAS's median time by this one's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed_against_cublas: Option<f64>,
+    /// Whether the result was right.
+    pub correct: bool,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KernelReport {
+    /// The limits.
+    pub ceilings: Ceilings,
+    /// Why cuBLAS was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_cublas: Option<String>,
+    /// The kernels.
+    pub rows: Vec<KernelRow>,
+}
+
+/// Weights like a trained model's: a normal distribution of standard deviation 0.02, in BF16.
+fn weights(count: usize, seed: u64) -> Vec<u16> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..count)
+        .map(|_| {
+            // The sum of twelve uniform numbers has variance 1.
+            let normal = (0..12).map(|_| next()).sum::<f32>() - 6.0;
+            half::bf16::from_f32(normal * 0.02).to_bits()
+        })
+        .collect()
+}
+
+/// Replays a graph of `launches` launches; seconds of one launch.
+fn time(gpu: &Gpu, graph: &mut dyn Graph, launches: usize, runs: usize) -> Result<Rate> {
+    for _ in 0..2 {
+        graph.replay()?;
+    }
+    gpu.synchronize()?;
+    let mut rounds = Vec::with_capacity(runs);
+    for _ in 0..runs.max(1) {
+        rounds.push(gpu.backend().timed(&mut || graph.replay())? / launches as f64);
+    }
+    Ok(Rate::of(rounds))
+}
+
+fn rate_of(rate: Rate, to: impl Fn(f64) -> f64) -> Rate {
+    // A longer time is a lower rate.
+    let (a, b) = (to(rate.min), to(rate.max));
+    Rate { median: to(rate.median), min: a.min(b), max: a.max(b) }
+}
+
+fn ceilings(gpu: &Gpu, options: &KernelOptions) -> Result<Ceilings> {
+    let bytes = options.working_set.next_multiple_of(16);
+    let (from, to) = (gpu.allocate(bytes)?, gpu.allocate(bytes)?);
+    let sums = gpu.allocate(4 * ceiling::blocks(gpu) as usize)?;
+    let mut read = gpu.capture(|| ceiling::read_all(gpu, from.view(), sums.view()))?;
+    let mut copy = gpu.capture(|| from.view().copy_to(to.view()))?;
+    let gbps = |bytes: usize| move |seconds: f64| bytes as f64 / seconds / 1e9;
+    Ok(Ceilings {
+        read_gbps: rate_of(time(gpu, &mut *read, 1, options.runs)?, gbps(bytes)),
+        copy_gbps: rate_of(time(gpu, &mut *copy, 1, options.runs)?, gbps(2 * bytes)),
+    })
+}
+
+/// The same weights as often as the working set asks, in each encoding.
+struct Copies {
+    words: Vec<u16>,
+    dense: Vec<Buffer>,
+    fixed12: Vec<Matrix>,
+    units: Vec<Unit>,
+}
+
+impl Copies {
+    fn new(gpu: &Gpu, shape: &KernelShape, options: &KernelOptions) -> Result<Self> {
+        let count = shape.n * shape.k;
+        let words = weights(count, count as u64);
+        // The smallest encoding sets the number.
+        let copies = options.working_set.div_ceil((count * 4 / 3).max(1)).clamp(1, 64);
+        let invalid = |what: String| Error::Invalid(format!("{} x {}: {what}", shape.n, shape.k));
+        let mut histogram = fixed12::Histogram::new();
+        histogram.add(&words);
+        let base = histogram.best_window().base;
+        let mut strips = fixed12::Strips::default();
+        fixed12::encode_strips(base, shape.k, &words, &mut strips).map_err(|e| invalid(e.to_string()))?;
+        let mut offsets = vec![0u32];
+        let mut sum = 0;
+        for escapes in &strips.escape_counts {
+            sum += escapes;
+            offsets.push(sum);
+        }
+        let strips = fixed12::StripsRef {
+            sign_mantissa: &strips.sign_mantissa,
+            codes: &strips.codes,
+            escape_offsets: &offsets,
+            escape_positions: &strips.escape_positions,
+            escape_exponents: &strips.escape_exponents,
+        };
+        let encoded = dfloat11::encode(&words).map_err(|e| invalid(e.to_string()))?;
+        let positions: Vec<u32> = bytemuck::pod_collect_to_vec(&encoded.output_positions);
+        let components = Components {
+            luts: &encoded.luts,
+            encoded_exponent: &encoded.encoded_exponent,
+            sign_mantissa: &encoded.sign_mantissa,
+            output_positions: &positions,
+            gaps: &encoded.gaps,
+        };
+        Ok(Self {
+            dense: (0..copies).map(|_| gpu.upload(&words)).collect::<Result<_>>()?,
+            fixed12: (0..copies)
+                .map(|_| Matrix::upload(gpu, shape.n, shape.k, base, &strips))
+                .collect::<Result<_>>()?,
+            units: (0..copies).map(|_| Unit::upload(gpu, &components)).collect::<Result<_>>()?,
+            words,
+        })
+    }
+}
+
+/// Measures the kernels. `say` is told what comes next.
+///
+/// # Errors
+/// Not so much memory; the driver's own.
+pub fn bench_kernels(
+    gpu: &Gpu,
+    cublas: Result<Cublas>,
+    options: &KernelOptions,
+    say: &mut dyn FnMut(&str),
+) -> Result<KernelReport> {
+    say("ceilings");
+    let ceilings = ceilings(gpu, options)?;
+    let (cublas, no_cublas) = match cublas {
+        Ok(cublas) => (Some(cublas), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let mut bench = Bench { gpu, options, cublas, ceilings, rows: Vec::new() };
+    for shape in &options.shapes {
+        say(&format!("{} {} x {}", shape.name, shape.n, shape.k));
+        let copies = Copies::new(gpu, shape, options)?;
+        bench.decoders(shape, &copies)?;
+        for &tokens in &options.tokens {
+            bench.products(shape, &copies, tokens)?;
+        }
+    }
+    Ok(KernelReport { ceilings, no_cublas, rows: bench.rows })
+}
+
+struct Bench<'a> {
+    gpu: &'a Gpu,
+    options: &'a KernelOptions,
+    cublas: Option<Cublas>,
+    ceilings: Ceilings,
+    rows: Vec<KernelRow>,
+}
+
+impl Bench<'_> {
+    fn row(
+        &mut self,
+        shape: &KernelShape,
+        m: usize,
+        kernel: &str,
+        seconds: Rate,
+        bytes: usize,
+        correct: bool,
+    ) {
+        let gbps = bytes as f64 / seconds.median / 1e9;
+        self.rows.push(KernelRow {
+            shape: shape.name.clone(),
+            n: shape.n,
+            k: shape.k,
+            m,
+            kernel: kernel.to_owned(),
+            block: None,
+            microseconds: rate_of(seconds, |s| s * 1e6),
+            gbps,
+            share_of_read_ceiling: gbps / self.ceilings.read_gbps.median,
+            speed_against_cublas: None,
+            correct,
+        });
+    }
+
+    fn decoders(&mut self, shape: &KernelShape, copies: &Copies) -> Result<()> {
+        let gpu = self.gpu;
+        let bytes = 2 * shape.n * shape.k;
+        // As many outputs as copies: what is written must not stay in the cache either.
+        let outputs = copies.dense.iter().map(|_| gpu.allocate(bytes)).collect::<Result<Vec<_>>>()?;
+        let right = |output: &Buffer| Ok(output.view().read::<u16>(copies.words.len())? == copies.words);
+        let mut graph = gpu.capture(|| {
+            copies.units.iter().zip(&outputs).try_for_each(|(unit, out)| unit.decode(gpu, out.view()))
+        })?;
+        let seconds = time(gpu, &mut *graph, outputs.len(), self.options.runs)?;
+        let read = copies.units.first().map_or(0, Unit::bytes);
+        let correct = outputs.iter().map(right).collect::<Result<Vec<_>>>()?.into_iter().all(|right| right);
+        self.row(shape, 0, "decode dfloat11", seconds, read + bytes, correct);
+        for output in &outputs {
+            output.view().write(&vec![0u16; copies.words.len()])?;
+        }
+        let mut graph = gpu.capture(|| {
+            copies.fixed12.iter().zip(&outputs).try_for_each(|(matrix, out)| matrix.decode(gpu, out.view()))
+        })?;
+        let seconds = time(gpu, &mut *graph, outputs.len(), self.options.runs)?;
+        let read = copies.fixed12.first().map_or(0, Matrix::bytes);
+        let correct = outputs.iter().map(right).collect::<Result<Vec<_>>>()?.into_iter().all(|right| right);
+        self.row(shape, 0, "decode fixed12", seconds, read + bytes, correct);
+        Ok(())
+    }
+
+    fn products(&mut self, shape: &KernelShape, copies: &Copies, tokens: usize) -> Result<()> {
+        let gpu = self.gpu;
+        let KernelShape { n, k, .. } = *shape;
+        let stride = k.next_multiple_of(64);
+        let mut x = vec![0u16; tokens * stride];
+        for (row, values) in x.chunks_mut(stride).zip(weights(tokens * k, 3).chunks(k)) {
+            row[..k].copy_from_slice(values);
+        }
+        let x_buffer = gpu.upload(&x)?;
+        let y = gpu.allocate(4 * tokens * n)?;
+        let reference = Sample::new(&copies.words, n, k, &x, stride, tokens);
+        let moved = 2 * tokens * k + 4 * tokens * n;
+        let operands =
+            Product { x: x_buffer.view(), stride, tokens, y: y.view(), y_stride: n, bias: None, adds: false };
+        let mut cublas_seconds = None;
+        if let Some(cublas) = &self.cublas {
+            let run = |words: &Buffer| {
+                cublas.product(words.view(), x_buffer.view(), y.view(), n, k, tokens, stride)
+            };
+            // The first call loads what a recording may not.
+            copies.dense.iter().take(1).try_for_each(run)?;
+            gpu.synchronize()?;
+            let mut graph = gpu.capture(|| copies.dense.iter().try_for_each(run))?;
+            let seconds = time(gpu, &mut *graph, copies.dense.len(), self.options.runs)?;
+            let correct = reference.near(&y.view().read(tokens * n)?);
+            cublas_seconds = Some(seconds.median);
+            self.row(shape, tokens, "cublas bf16", seconds, 2 * n * k + moved, correct);
+        }
+        let dense: Vec<Weights<'_>> =
+            copies.dense.iter().map(|b| Weights::Dense { words: b.view(), rows: n, cols: k }).collect();
+        let encoded: Vec<Weights<'_>> = copies.fixed12.iter().map(Weights::fixed12).collect();
+        let mut first = None;
+        for (kernel, weights) in [("dense", dense), ("fixed12", encoded)] {
+            let mut best: Option<(Rate, Shape)> = None;
+            let mut correct = true;
+            for block in Shape::candidates(tokens) {
+                let mut graph =
+                    gpu.capture(|| weights.iter().try_for_each(|w| product_in(gpu, *w, &operands, block)))?;
+                let seconds = time(gpu, &mut *graph, weights.len(), self.options.runs)?;
+                let found: Vec<f32> = y.view().read(tokens * n)?;
+                correct &= reference.near(&found);
+                // The same bits from every shape of block and every encoding.
+                let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
+                correct &= *first.get_or_insert_with(|| bits.clone()) == bits;
+                if best.is_none_or(|(rate, _)| seconds.median < rate.median) {
+                    best = Some((seconds, block));
+                }
+            }
+            if let Some((seconds, block)) = best {
+                let read = weights.first().map_or(0, Weights::bytes);
+                self.row(shape, tokens, kernel, seconds, read + moved, correct);
+                if let Some(row) = self.rows.last_mut() {
+                    row.block = Some(format!("{} tokens x {} rows", 8 * block.columns, 16 * block.strips));
+                }
+            }
+        }
+        if let Some(cublas) = cublas_seconds {
+            for row in self.rows.iter_mut().filter(|row| (row.n, row.k, row.m) == (n, k, tokens)) {
+                row.speed_against_cublas = Some(cublas * 1e6 / row.microseconds.median);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Some elements of a product in double precision.
+struct Sample {
+    elements: Vec<(usize, f64, f64)>,
+}
+
+impl Sample {
+    fn new(words: &[u16], n: usize, k: usize, x: &[u16], stride: usize, tokens: usize) -> Self {
+        let wide = |word: u16| f64::from(half::bf16::from_bits(word).to_f32());
+        let elements = (0..200)
+            .map(|i| {
+                let (token, row) = (i * 31 % tokens.max(1), i * 7919 % n.max(1));
+                let terms = (0..k).map(|j| wide(words[row * k + j]) * wide(x[token * stride + j]));
+                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                (token * n + row, sum, size)
+            })
+            .collect();
+        Self { elements }
+    }
+
+    /// Whether a product is right but for the rounding of its sums.
+    fn near(&self, y: &[f32]) -> bool {
+        self.elements.iter().all(|&(at, sum, size)| (f64::from(y[at]) - sum).abs() <= 1e-5 * size)
+    }
+}

@@ -1,0 +1,58 @@
+//! Proofs run on a GPU as they do on the processor; here on the emulator.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use llmpress_emulator::Emulator;
+use llmpress_formats::Checkpoint;
+use llmpress_kernels::gpu::Gpu;
+use llmpress_model::{GpuModel, GpuWeights, Model, Skips, Tokenizer};
+use llmpress_validation::{Protocol, kl_divergence, logits_exact, perplexity};
+
+fn tinylm() -> (Model, Vec<u32>, usize) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm");
+    let model = Model::open(Arc::new(Checkpoint::open(&dir).unwrap())).unwrap();
+    let text = std::fs::read_to_string(dir.join("eval.txt")).unwrap();
+    (model, Tokenizer::open(&dir).unwrap().encode(&text).unwrap(), text.len())
+}
+
+fn on_gpu(model: &Model, weights: GpuWeights) -> GpuModel {
+    GpuModel::open(Gpu::new(Emulator::new()), model, weights, false).unwrap()
+}
+
+#[test]
+fn encodings_are_proven_exact_and_bf16_activations_near() {
+    let (model, ids, bytes) = tinylm();
+    let protocol = Protocol { window: 24, stride: None, limit: Some(2), bos: None };
+    let plain = on_gpu(&model, GpuWeights::Bf16);
+    let encoded = on_gpu(&model, GpuWeights::Fixed12);
+    let comparison = logits_exact(&plain, &encoded, &ids, protocol, 3, &mut |_| ()).unwrap();
+    assert!(comparison.is_exact(), "{comparison:?}");
+    assert_eq!(comparison.logits, 2 * 23 * 4096);
+    // Activations in BF16 move the distribution a little, and something.
+    let found = kl_divergence(&model, &encoded, &Skips::new(), &ids, protocol, &mut |_| ()).unwrap();
+    assert!(found.kl.mean > 0.0 && found.kl.mean < 1e-4, "{found:?}");
+    let of = |engine: &dyn llmpress_model::Engine| {
+        perplexity(engine, &Skips::new(), &ids, bytes, protocol, &mut |_| ()).unwrap().perplexity
+    };
+    let (cpu, gpu) = (of(&model), of(&plain));
+    assert!((gpu / cpu - 1.0).abs() < 5e-3, "{cpu} {gpu}");
+}
+
+/// Minutes of emulation: `cargo test -p llmpress-validation --test gpu -- --ignored --nocapture`.
+#[test]
+#[ignore = "minutes of emulation"]
+fn perplexity_is_the_processors_to_a_thousandth() {
+    let (model, ids, bytes) = tinylm();
+    let protocol = Protocol { window: 512, stride: None, limit: Some(8), bos: None };
+    let of = |engine: &dyn llmpress_model::Engine| {
+        perplexity(engine, &Skips::new(), &ids, bytes, protocol, &mut |_| ()).unwrap()
+    };
+    let (cpu, gpu) = (of(&model), of(&on_gpu(&model, GpuWeights::Fixed12)));
+    println!(
+        "{} tokens: {:.5} on the processor, {:.5} emulated",
+        gpu.scored_tokens, cpu.perplexity, gpu.perplexity
+    );
+    assert!((gpu.perplexity / cpu.perplexity - 1.0).abs() < 1e-3);
+}

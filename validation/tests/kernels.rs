@@ -1,0 +1,44 @@
+//! The benchmark of a GPU's kernels measures all of them and knows right from wrong.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use llmpress_emulator::Emulator;
+use llmpress_kernels::gpu::{Error, Gpu};
+use llmpress_validation::{KernelOptions, KernelShape, bench_kernels};
+
+#[test]
+fn every_kernel_is_measured_and_checked() {
+    let gpu = Gpu::new(Emulator::new());
+    let options = KernelOptions {
+        shapes: vec![
+            KernelShape { name: "a".to_owned(), n: 40, k: 72 },
+            KernelShape { name: "b".to_owned(), n: 16, k: 128 },
+        ],
+        tokens: vec![1, 9],
+        runs: 2,
+        working_set: 8 << 10,
+    };
+    let absent = || Err(Error::Unavailable("not here".to_owned()));
+    let mut said = Vec::new();
+    let report = bench_kernels(&gpu, absent(), &options, &mut |line| said.push(line.to_owned())).unwrap();
+    assert_eq!(said, ["ceilings", "a 40 x 72", "b 16 x 128"]);
+    assert_eq!(report.no_cublas.as_deref(), Some("not here"));
+    let kernels: Vec<(&str, &str, usize)> =
+        report.rows.iter().map(|r| (r.shape.as_str(), r.kernel.as_str(), r.m)).collect();
+    let of = |shape| {
+        [
+            (shape, "decode dfloat11", 0),
+            (shape, "decode fixed12", 0),
+            (shape, "dense", 1),
+            (shape, "fixed12", 1),
+            (shape, "dense", 9),
+            (shape, "fixed12", 9),
+        ]
+    };
+    assert_eq!(kernels, [of("a"), of("b")].concat());
+    for row in &report.rows {
+        assert!(row.correct, "{row:?}");
+        assert!(row.microseconds.median > 0.0 && row.gbps > 0.0 && row.share_of_read_ceiling > 0.0);
+        assert_eq!(row.block.is_some(), row.m > 0);
+    }
+    assert_eq!(gpu.allocated().0, 0, "everything is given back");
+}
