@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_pipeline::Method;
+use llmpress_prune::Pass;
 
 /// Compresses, converts, restores and proves checkpoints of large language models.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Convert a checkpoint.
     Convert(ConvertArgs),
+    /// Rank the sub-layers of a model for pruning, without converting.
+    Rank(RankArgs),
     /// Turn a compressed checkpoint back into a plain one.
     Restore(RestoreArgs),
     /// Check every digest of a converted checkpoint, or compare it with its source bit for bit.
@@ -77,9 +80,10 @@ pub(crate) struct InspectArgs {
 /// What is to be made of the tensors.
 #[derive(Debug, Args)]
 pub(crate) struct RecipeArgs {
-    /// The method: dfloat11, fixed12, planes or raw.
-    #[arg(long, value_name = "METHOD", value_parser = |s: &str| s.parse::<Method>(), conflicts_with = "recipe")]
-    pub(crate) to: Option<Method>,
+    /// The method: dfloat11, fixed12, planes or raw; a pruning such as drop:attn=8, drop:mlp=4, drop:joint=12,
+    /// drop:block=4 or finercut:25%; or both, the pruning first: drop:attn=8+dfloat11.
+    #[arg(long, value_name = "METHOD", value_parser = parse_to, conflicts_with = "recipe")]
+    pub(crate) to: Option<To>,
     /// A TOML file with the method and exceptions by tensor name.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) recipe: Option<PathBuf>,
@@ -93,6 +97,88 @@ pub(crate) struct RecipeArgs {
     /// Most source bytes in one shard, such as 500M or 5GB.
     #[arg(long, value_name = "SIZE", default_value = "4GB", value_parser = parse_size)]
     pub(crate) max_shard_size: u64,
+    #[command(flatten)]
+    pub(crate) calibration: CalibrationArgs,
+    /// Pruning: take the order of removal from this file, which `llmpress rank` made.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "to", conflicts_with = "calib")]
+    pub(crate) ranking: Option<PathBuf>,
+    /// Pruning: keep every tensor and make what the removed sub-layers add zero, so that any runtime loads the result
+    /// (whole layers are removed all the same, and the others renumbered).
+    #[arg(long)]
+    pub(crate) portable: bool,
+}
+
+/// What sub-layers are judged on.
+#[derive(Debug, Args)]
+pub(crate) struct CalibrationArgs {
+    /// Pruning: the text on which sub-layers are judged, UTF-8.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) calib: Option<PathBuf>,
+    /// Windows of it that are read [default: 64, FinerCut 10].
+    #[arg(long, value_name = "N", requires = "calib", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    pub(crate) calib_windows: Option<usize>,
+    /// Tokens of a window.
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..).map(|n| n as usize))]
+    pub(crate) calib_window: usize,
+}
+
+/// What `--to` asks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct To {
+    /// What is pruned first.
+    pub(crate) prune: Option<Pass>,
+    /// How tensors are stored.
+    pub(crate) method: Method,
+}
+
+fn parse_to(text: &str) -> Result<To, String> {
+    let is_pass = |s: &str| s.starts_with("drop") || s.starts_with("finercut");
+    let pass = |s: &str| s.parse::<Pass>().map_err(|e| e.to_string());
+    let method = |s: &str| s.parse::<Method>().map_err(|e| e.to_string());
+    match text.split_once('+') {
+        None if is_pass(text) => Ok(To { prune: Some(pass(text)?), method: Method::Raw }),
+        None => Ok(To { prune: None, method: method(text)? }),
+        Some((first, then)) => Ok(To { prune: Some(pass(first)?), method: method(then)? }),
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress rank MODEL --by drop:joint --calib text.txt --svg scores.svg
+  llmpress rank MODEL --by finercut:25% --calib text.txt --out pruning.json --resume
+
+drop:attn, drop:mlp, drop:joint and drop:block rank everything at once; finercut and the iterative forms rank as much as
+is asked for.")]
+pub(crate) struct RankArgs {
+    /// The checkpoint, compressed or not.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// How: as --to of convert says it.
+    #[arg(long, value_name = "METHOD", value_parser = parse_by)]
+    pub(crate) by: Pass,
+    #[command(flatten)]
+    pub(crate) calibration: CalibrationArgs,
+    /// Where the ranking goes; FinerCut saves it there after each removal.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) out: Option<PathBuf>,
+    /// FinerCut: go on from what is at --out.
+    #[arg(long, requires = "out")]
+    pub(crate) resume: bool,
+    /// Draw the scores by layer into this file.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) svg: Option<PathBuf>,
+    /// Threads [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) jobs: Option<u16>,
+}
+
+/// A pruning whose amount may be left out where everything is ranked at once.
+fn parse_by(text: &str) -> Result<Pass, String> {
+    let (head, options) = text.split_once(',').map_or((text, String::new()), |(h, o)| (h, format!(",{o}")));
+    let whole =
+        matches!(head, "drop:attn" | "drop:mlp" | "drop:joint" | "drop:block" | "drop:random" | "drop:last");
+    let pass = if whole { format!("{head}=1{options}") } else { text.to_owned() };
+    pass.parse::<Pass>().map_err(|e| e.to_string())
 }
 
 /// How a job is to run; none of it changes the result.
@@ -138,6 +224,7 @@ pub(crate) struct PlanArgs {
   llmpress convert examples/tinylm OUT --to dfloat11
   llmpress convert MODEL OUT --to fixed12 --jobs 8 --max-memory 2G
   llmpress convert MODEL OUT --recipe recipe.toml
+  llmpress convert MODEL OUT --to drop:attn=8+dfloat11 --calib text.txt
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {
     /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.
@@ -150,7 +237,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) recipe: RecipeArgs,
     /// A plan made by `llmpress plan --json`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath,
-          conflicts_with_all = ["to", "recipe", "pattern_file", "tied_embedding", "max_shard_size"])]
+          conflicts_with_all = ["to", "recipe", "pattern_file", "tied_embedding", "max_shard_size", "calib", "ranking", "portable"])]
     pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -522,6 +609,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn methods_compose_with_prunings() {
+        let to = |text| parse_to(text).ok().map(|to| (to.prune.is_some(), to.method));
+        assert_eq!(to("dfloat11"), Some((false, Method::Dfloat11)));
+        assert_eq!(to("drop:attn=8"), Some((true, Method::Raw)));
+        assert_eq!(to("finercut:25%,distance=js+fixed12"), Some((true, Method::Fixed12)));
+        for bad in ["", "dfloat11+drop:attn=8", "drop:attn=8+", "drop:attn=8+drop:mlp=1", "zip"] {
+            assert_eq!(to(bad), None, "{bad}");
+        }
+        assert!(parse_by("drop:joint,iterative").is_ok() && parse_by("finercut").is_err());
     }
 
     #[test]

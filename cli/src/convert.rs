@@ -9,16 +9,24 @@ use crate::progress::Bar;
 use crate::report::{Failure, Output, bytes, percent};
 
 pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
-    let checkpoint = Checkpoint::open(&args.dir)?;
-    let plan = match &args.plan {
+    let mut options = options(&args.job);
+    let (checkpoint, plan) = match &args.plan {
         Some(path) => {
             let saved = llmpress_formats::read_small_file(path, 1 << 30)?;
-            Plan::from_json(&checkpoint, &saved)?
+            let checkpoint = Checkpoint::open(&args.dir)?;
+            let checkpoint = crate::prune::pruned(checkpoint, Plan::recipe_of_json(&saved)?.prune.as_ref())?;
+            let plan = Plan::from_json(&checkpoint, &saved)?;
+            (checkpoint, plan)
         }
-        None => Plan::new(&checkpoint, &crate::plan::recipe(&args.recipe)?, args.recipe.max_shard_size)?,
+        None => {
+            let asked = crate::prune::ask(&args.dir, &args.recipe, args.job.jobs, output)?;
+            options.extra_files.extend(asked.files);
+            let plan = Plan::new(&asked.checkpoint, &asked.recipe, args.recipe.max_shard_size)?;
+            (asked.checkpoint, plan)
+        }
     };
     let bar = Bar::new("convert", plan.source_bytes, output);
-    let summary = convert(&checkpoint, &args.out, &plan, &options(&args.job), &bar);
+    let summary = convert(&checkpoint, &args.out, &plan, &options, &bar);
     let seconds = bar.finish();
     summarise(output, &args.out, &summary?, seconds);
     Ok(())
@@ -32,6 +40,7 @@ pub(crate) fn options(job: &JobArgs) -> Options {
         resume: job.resume,
         force: job.force,
         producer: crate::documents::producer(),
+        extra_files: Default::default(),
     }
 }
 

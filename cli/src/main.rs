@@ -14,6 +14,8 @@ mod memory;
 mod models;
 mod plan;
 mod progress;
+mod prune;
+mod rank;
 mod report;
 mod restore;
 mod speed;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Convert(args) => convert::run(&args, output),
+        Command::Rank(args) => rank::run(&args, output),
         Command::Restore(args) => restore::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Diff(args) => diff::run(&args, output),

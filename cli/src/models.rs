@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use llmpress_formats::{Checkpoint, Error};
+use llmpress_formats::{Checkpoint, Error, Removal};
 use llmpress_kernels::gpu::Gpu;
 use llmpress_kernels::gpu::cuda::Cuda;
 use llmpress_model::{Engine, GpuModel, GpuWeights, Model, Tokenizer};
@@ -23,7 +23,12 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     pub(crate) fn open(dir: &Path, device: DeviceArgs) -> Result<Self, Failure> {
-        Ok(Self { model: open_model(dir, device)?, tokenizer: Tokenizer::open(dir)? })
+        Self::pruned(dir, device, None)
+    }
+
+    /// A model without some sub-layers.
+    pub(crate) fn pruned(dir: &Path, device: DeviceArgs, removal: Option<&Removal>) -> Result<Self, Failure> {
+        Ok(Self { model: open_pruned(dir, device, removal)?, tokenizer: Tokenizer::open(dir)? })
     }
 
     /// Refuses ids that the model has no embedding for.
@@ -44,12 +49,20 @@ impl Loaded {
 
 /// A model without a tokenizer.
 pub(crate) fn open_model(dir: &Path, device: DeviceArgs) -> Result<Box<dyn Engine>, Failure> {
+    open_pruned(dir, device, None)
+}
+
+fn open_pruned(
+    dir: &Path,
+    device: DeviceArgs,
+    removal: Option<&Removal>,
+) -> Result<Box<dyn Engine>, Failure> {
     // A missing GPU is said before the weights are read.
     let gpu = match device.device {
         Device::Cpu => None,
         Device::Cuda(ordinal) => Some(gpu(ordinal)?),
     };
-    let model = Model::open(Arc::new(Checkpoint::open(dir)?))?;
+    let model = Model::open(Arc::new(crate::prune::pruned(Checkpoint::open(dir)?, removal)?))?;
     match gpu {
         None if device.gpu_weights != WeightsChoice::Stored => {
             Err(Failure::Usage("--gpu-weights needs --device cuda".to_owned()))

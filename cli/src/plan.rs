@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use llmpress_formats::Checkpoint;
+use llmpress_formats::Removal;
 use llmpress_pipeline::{Plan, Recipe};
 
 use crate::Outcome;
@@ -10,8 +10,9 @@ use crate::args::{PlanArgs, RecipeArgs};
 use crate::report::{Failure, Output, bytes, percent, table};
 
 pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
-    let checkpoint = Checkpoint::open(&args.dir)?;
-    let plan = Plan::new(&checkpoint, &recipe(&args.recipe)?, args.recipe.max_shard_size)?;
+    let asked = crate::prune::ask(&args.dir, &args.recipe, args.jobs, output)?;
+    let checkpoint = asked.checkpoint;
+    let plan = Plan::new(&checkpoint, &asked.recipe, args.recipe.max_shard_size)?;
     let budget = plan.budget(&checkpoint, args.jobs.map(usize::from), args.max_memory)?;
     output.result(&plan, || {
         let mut text = String::new();
@@ -59,14 +60,36 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
             bytes(budget.peak_bytes),
             budget.jobs,
         ));
+        if let Some(removal) = &plan.recipe.prune {
+            text.push_str(&format!("{}; {} tensors go\n", describe(removal), checkpoint.dropped().len()));
+        }
         text
     });
     Ok(())
 }
 
-/// The recipe that the arguments describe.
+/// What is removed, for people.
+pub(crate) fn describe(removal: &Removal) -> String {
+    let layers = |layers: &std::collections::BTreeSet<usize>| {
+        layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    if removal.renumbers() {
+        return format!("pruned: layers {}", layers(&removal.attention));
+    }
+    let mut parts = Vec::new();
+    if !removal.attention.is_empty() {
+        parts.push(format!("attention of layers {}", layers(&removal.attention)));
+    }
+    if !removal.mlp.is_empty() {
+        parts.push(format!("MLP of layers {}", layers(&removal.mlp)));
+    }
+    let how = if removal.portable { " (made zero)" } else { "" };
+    format!("pruned{how}: {}", parts.join(", "))
+}
+
+/// The recipe that the arguments describe, without pruning that is still to be ranked.
 pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe, Failure> {
-    let mut recipe = match (&args.recipe, args.to) {
+    let mut recipe = match (&args.recipe, args.to.as_ref().map(|to| to.method)) {
         (Some(path), _) => {
             let text = read_text(path)?;
             Recipe::from_toml(path, &text)?
@@ -74,7 +97,7 @@ pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe, Failure> {
         (None, Some(to)) => Recipe::new(to),
         (None, None) => {
             return Err(crate::convert::usage(
-                "say what to make: --to dfloat11, fixed12 or planes, or --recipe FILE",
+                "say what to make: --to dfloat11, fixed12, planes or a pruning, or --recipe FILE",
             ));
         }
     };

@@ -19,6 +19,8 @@ pub(crate) enum Unit {
     Bytes,
     /// Windows of a text.
     Windows,
+    /// Forward passes over a window.
+    Passes,
 }
 
 impl Unit {
@@ -26,6 +28,7 @@ impl Unit {
         match self {
             Self::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
             Self::Windows => "{msg} {wide_bar} {pos}/{len} windows  {per_sec}  {eta} left",
+            Self::Passes => "{msg} {wide_bar} {pos}/{len} passes  {per_sec}  {eta} left",
         }
     }
 
@@ -33,6 +36,7 @@ impl Unit {
         match self {
             Self::Bytes => crate::report::bytes(n),
             Self::Windows => format!("{n} windows"),
+            Self::Passes => format!("{n} passes"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, Manifest};
+use llmpress_formats::{Checkpoint, Manifest, Removal};
 use llmpress_pipeline::Progress;
 use llmpress_validation::{
     Comparison, DigestReport, LogitComparison, bit_exact, logits_exact, verify_digests,
@@ -13,6 +13,7 @@ use crate::Outcome;
 use crate::args::{BosChoice, ProtocolArgs, VerifyArgs};
 use crate::eval::Text;
 use crate::models::{Loaded, in_pool};
+use crate::plan::describe;
 use crate::progress::{Bar, Unit};
 use crate::report::{Failure, Output, bytes};
 
@@ -56,7 +57,16 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     // A damaged directory need not open: its faults are reported all the same.
     if let Some(against) = args.against.as_ref().filter(|_| faults == 0) {
         let checkpoint = Checkpoint::open(&args.dir)?;
-        let source = Checkpoint::open(against)?;
+        let removal = removal(manifest.as_ref())?;
+        let source = crate::prune::pruned(Checkpoint::open(against)?, removal.as_ref())?;
+        if let Some(removal) = &removal {
+            let dropped = source.dropped().len();
+            found.push_str(&format!(
+                "{}; {dropped} tensors of {} are gone\n",
+                describe(removal),
+                against.display()
+            ));
+        }
         let decoded = checkpoint.tensors().values().map(|t| t.bytes).sum();
         let bar = Bar::new("compare", decoded, output);
         let comparison = bit_exact(&checkpoint, &source, &|n| bar.advance(n));
@@ -67,7 +77,7 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
         report.comparison = Some(comparison);
         // Other weights would only be found once more.
         if let Some(text) = args.text.as_ref().filter(|_| faults == 0) {
-            let (comparison, line) = logits(args, against, text, output)?;
+            let (comparison, line) = logits(args, against, removal.as_ref(), text, output)?;
             faults += usize::from(!comparison.is_exact());
             report.logits = Some(comparison);
             found.push_str(&line);
@@ -80,14 +90,27 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     Ok(())
 }
 
+/// The sub-layers that a converted checkpoint lacks by its recipe.
+fn removal(manifest: Option<&Manifest>) -> Result<Option<Removal>, Failure> {
+    let Some(value) = manifest.and_then(|m| m.recipe.get("prune")) else { return Ok(None) };
+    let removal = serde_json::from_value(value.clone())
+        .map_err(|e| llmpress_formats::Error::Invalid(format!("the manifest's recipe: prune: {e}")))?;
+    Ok(Some(removal))
+}
+
 /// Runs both models on a text.
 fn logits(
     args: &VerifyArgs,
     against: &Path,
+    removal: Option<&Removal>,
     path: &Path,
     output: Output,
 ) -> Result<(LogitComparison, String), Failure> {
-    let (model, source) = (Loaded::open(&args.dir, args.device)?, Loaded::open(against, args.device)?);
+    let (model, source) = (
+        Loaded::open(&args.dir, args.device)?,
+        // What was pruned away is left out of both.
+        Loaded::pruned(against, args.device, removal)?,
+    );
     let protocol = ProtocolArgs {
         text: path.to_owned(),
         window: args.window,

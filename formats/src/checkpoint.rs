@@ -50,6 +50,15 @@ pub struct Tensor {
     pub unit: String,
     /// Where it starts in the decoded unit.
     unit_offset: u64,
+    /// Whether an edit made its bytes zero.
+    pub(crate) zero: bool,
+}
+
+impl Tensor {
+    /// Whether an edit made its bytes zero: what its unit stores is not it.
+    pub fn is_zero(&self) -> bool {
+        self.zero
+    }
 }
 
 /// Tensors stored together under one encoding.
@@ -100,11 +109,13 @@ impl Unit {
 pub struct Checkpoint {
     kind: Kind,
     directory: Directory,
-    config: Option<Config>,
-    manifest: Option<Manifest>,
-    tensors: BTreeMap<String, Tensor>,
+    pub(crate) config: Option<Config>,
+    pub(crate) manifest: Option<Manifest>,
+    pub(crate) tensors: BTreeMap<String, Tensor>,
     units: BTreeMap<String, Unit>,
-    tied: BTreeMap<String, String>,
+    pub(crate) tied: BTreeMap<String, String>,
+    pub(crate) dropped: BTreeMap<String, String>,
+    pub(crate) edited: bool,
 }
 
 impl Checkpoint {
@@ -160,7 +171,8 @@ impl Checkpoint {
             Some(manifest) => manifest.tied.clone(),
             None => tied_head(config.as_ref(), &tensors),
         };
-        Ok(Self { kind, directory, config, manifest, tensors, units, tied })
+        let dropped = manifest.as_ref().map(|m| m.dropped.clone()).unwrap_or_default();
+        Ok(Self { kind, directory, config, manifest, tensors, units, tied, dropped, edited: false })
     }
 
     /// What the directory is.
@@ -245,6 +257,10 @@ impl Checkpoint {
                 tensor.bytes
             )));
         }
+        if tensor.zero {
+            out.fill(0);
+            return Ok(());
+        }
         self.unit_of(tensor)?.reader(&tensor.unit)?.read(tensor.unit_offset + offset, out)
     }
 
@@ -318,6 +334,7 @@ fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeM
                 bytes: part.bytes,
                 unit: unit_name.clone(),
                 unit_offset: offset,
+                zero: false,
             };
             offset = offset
                 .checked_add(part.bytes)

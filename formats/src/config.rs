@@ -64,6 +64,11 @@ impl Config {
         self.value.get(key).or_else(|| self.value.get("text_config")?.get(key))
     }
 
+    /// A member of the top level.
+    pub fn own(&self, key: &str) -> Option<&Value> {
+        self.value.get(key)
+    }
+
     /// `architectures[0]`, such as `LlamaForCausalLM`.
     pub fn architecture(&self) -> Option<&str> {
         self.get("architectures")?.get(0)?.as_str()

@@ -25,12 +25,14 @@ mod component;
 mod config;
 mod directory;
 mod dtype;
+mod edit;
 pub mod encoding;
 mod error;
 mod files;
 mod header;
 mod manifest;
 mod official;
+mod removal;
 mod shard;
 mod shard_writer;
 
@@ -42,6 +44,7 @@ pub use component::Component;
 pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY};
 pub use directory::{Directory, INDEX_FILE};
 pub use dtype::Dtype;
+pub use edit::Edit;
 pub use encoding::Encoding;
 pub use error::{Error, Result};
 pub use files::{read_small_file, write_atomic};
@@ -51,5 +54,6 @@ pub use manifest::{
     TensorEntry, UnitEntry,
 };
 pub use official::{PACKAGE_VERSION, dfloat11_config};
+pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal};
 pub use shard::ShardFile;
 pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};

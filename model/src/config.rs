@@ -5,7 +5,7 @@
 //!                       --> window, rotary embedding, MLP  layer by layer
 //! ```
 
-use llmpress_formats::{Config, Error, Result};
+use llmpress_formats::{Config, Error, Removal, Result};
 use serde_json::Value;
 
 use crate::rope::RopeConfig;
@@ -95,6 +95,10 @@ pub struct LayerConfig {
     pub rope: usize,
     /// Its MLP.
     pub mlp: MlpConfig,
+    /// Whether its attention was pruned away.
+    pub no_attention: bool,
+    /// Whether its MLP was pruned away.
+    pub no_mlp: bool,
 }
 
 /// A decoder.
@@ -177,6 +181,7 @@ impl ModelConfig {
         let attention_scale = if gemma { scalar } else { head_dim as f64 }.powf(-0.5) as f32;
         let (ropes, by_layer) = rope_configs(&f, family, head_dim)?;
         let windows = windows(&f, family, count)?;
+        let removed = Removal::of_config(config, count)?;
         let layers = (0..count)
             .map(|layer| {
                 let mlp = match expert_mlp(&f, family, layer)? {
@@ -187,7 +192,9 @@ impl ModelConfig {
                 };
                 let window = windows[layer];
                 let rope = usize::from(by_layer && window.is_some());
-                Ok(LayerConfig { window, rope, mlp })
+                let (no_attention, no_mlp) =
+                    (removed.attention.contains(&layer), removed.mlp.contains(&layer));
+                Ok(LayerConfig { window, rope, mlp, no_attention, no_mlp })
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {

@@ -31,8 +31,10 @@ pub struct Model {
 
 #[derive(Debug)]
 pub(crate) struct Layer {
-    pub(crate) attention: SubLayerParts<Attention>,
-    pub(crate) mlp: SubLayerParts<Mlp>,
+    /// None where it was pruned away.
+    pub(crate) attention: Option<SubLayerParts<Attention>>,
+    /// None where it was pruned away.
+    pub(crate) mlp: Option<SubLayerParts<Mlp>>,
 }
 
 /// A sub-layer with the norm of its input and, in some families, of its output.
@@ -80,6 +82,15 @@ impl Model {
             .collect::<Result<Vec<_>>>()?;
         let norm = load_norm(c, &config, &format!("{prefix}norm.weight"), config.hidden_size)?;
         Ok(Self { config, embedding, layers, norm, head, checkpoint })
+    }
+
+    /// The sub-layers that it has, first to last.
+    pub fn sub_layers(&self) -> Vec<SubLayer> {
+        let of_layer = |(index, layer): (usize, &Layer)| {
+            let attention = layer.attention.as_ref().map(|_| SubLayer::Attention(index));
+            [attention, layer.mlp.as_ref().map(|_| SubLayer::Mlp(index))].into_iter().flatten()
+        };
+        self.layers.iter().enumerate().flat_map(of_layer).collect()
     }
 
     /// The checkpoint behind it.
@@ -183,9 +194,9 @@ impl Model {
             let layer = &self.layers[index];
             let site = SubLayer::Attention(index);
             observer.before(site, h);
-            if !skips.contains(&site) {
-                norm(h, &layer.attention.norm, eps, &mut x);
-                layer.attention.body.forward(
+            if let Some(attention) = layer.attention.as_ref().filter(|_| !skips.contains(&site)) {
+                norm(h, &attention.norm, eps, &mut x);
+                attention.body.forward(
                     &self.checkpoint,
                     &self.config,
                     index,
@@ -196,15 +207,15 @@ impl Model {
                     &mut attention_space,
                     &mut y,
                 )?;
-                add(h, &mut y, layer.attention.post_norm.as_deref(), eps, &mut x);
+                add(h, &mut y, attention.post_norm.as_deref(), eps, &mut x);
             }
             observer.after(site, h);
             let site = SubLayer::Mlp(index);
             observer.before(site, h);
-            if !skips.contains(&site) {
-                norm(h, &layer.mlp.norm, eps, &mut x);
-                layer.mlp.body.forward(&self.checkpoint, &x, observer, &mut mlp_space, &mut y)?;
-                add(h, &mut y, layer.mlp.post_norm.as_deref(), eps, &mut x);
+            if let Some(mlp) = layer.mlp.as_ref().filter(|_| !skips.contains(&site)) {
+                norm(h, &mlp.norm, eps, &mut x);
+                mlp.body.forward(&self.checkpoint, &x, observer, &mut mlp_space, &mut y)?;
+                add(h, &mut y, mlp.post_norm.as_deref(), eps, &mut x);
             }
             observer.after(site, h);
         }
@@ -304,27 +315,33 @@ impl Loader<'_> {
 
     fn layer(&self, index: usize) -> Result<Layer> {
         let (config, hidden) = (self.config, self.config.hidden_size);
-        let (mlp_norm, post_norms) = if config.post_norms() {
-            let attention = self.norm("post_attention_layernorm", hidden)?;
-            (
+        let norm = |module| self.norm(module, hidden);
+        let layer = &config.layers[index];
+        let (attention_post, mlp_norm, mlp_post) = match config.post_norms() {
+            true => (
+                Some("post_attention_layernorm"),
                 "pre_feedforward_layernorm",
-                (Some(attention), Some(self.norm("post_feedforward_layernorm", hidden)?)),
-            )
-        } else {
-            ("post_attention_layernorm", (None, None))
+                Some("post_feedforward_layernorm"),
+            ),
+            false => (None, "post_attention_layernorm", None),
         };
-        Ok(Layer {
-            attention: SubLayerParts {
-                norm: self.norm("input_layernorm", hidden)?,
+        let attention = match layer.no_attention {
+            true => None,
+            false => Some(SubLayerParts {
+                norm: norm("input_layernorm")?,
                 body: self.attention(index)?,
-                post_norm: post_norms.0,
-            },
-            mlp: SubLayerParts {
-                norm: self.norm(mlp_norm, hidden)?,
+                post_norm: attention_post.map(norm).transpose()?,
+            }),
+        };
+        let mlp = match layer.no_mlp {
+            true => None,
+            false => Some(SubLayerParts {
+                norm: norm(mlp_norm)?,
                 body: self.mlp(index)?,
-                post_norm: post_norms.1,
-            },
-        })
+                post_norm: mlp_post.map(norm).transpose()?,
+            }),
+        };
+        Ok(Layer { attention, mlp })
     }
 
     fn attention(&self, index: usize) -> Result<Attention> {

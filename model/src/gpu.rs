@@ -54,8 +54,8 @@ pub struct GpuModel {
 
 #[derive(Debug)]
 struct GpuLayer {
-    attention: GpuAttention,
-    mlp: GpuMlp,
+    attention: Option<GpuAttention>,
+    mlp: Option<GpuMlp>,
 }
 
 #[derive(Debug)]
@@ -98,52 +98,60 @@ impl GpuModel {
         let head = if tied { None } else { Some(loader.matrix(&model.head)?) };
         let mut layers = Vec::with_capacity(model.layers.len());
         for (index, layer) in model.layers.iter().enumerate() {
-            let attention = &layer.attention.body;
-            let Mlp::Dense(mlp) = &layer.mlp.body else {
-                return Err(Error::unsupported(
-                    checkpoint.root(),
-                    None,
-                    format!("layer {index} has experts, which do not run on a GPU: leave out --device cuda"),
-                ));
-            };
-            let mut linears: Vec<&Linear> = match &attention.projections {
-                Projections::Separate(all) => all.iter().collect(),
-                Projections::Fused(one) => vec![one],
-            };
-            let projections = linears.len();
-            linears.push(&attention.output);
-            match &mlp.gate_up {
-                GateUp::Separate(both) => linears.extend(both),
-                GateUp::Fused(one) => linears.push(one),
+            // A layer's matrices are loaded together: they may share a unit.
+            let mut linears: Vec<&Linear> = Vec::new();
+            if let Some(attention) = &layer.attention {
+                match &attention.body.projections {
+                    Projections::Separate(all) => linears.extend(all.iter()),
+                    Projections::Fused(one) => linears.push(one),
+                }
+                linears.push(&attention.body.output);
             }
-            linears.push(&mlp.down);
-            let mut loaded = loader.layer(&linears)?.into_iter();
-            let projections = loaded.by_ref().take(projections).collect();
-            let (Some(output), Some(down)) = (loaded.next(), loaded.next_back()) else {
-                return Err(Error::Invalid(format!("layer {index} has no matrices")));
-            };
-            let qk_norm = match &attention.qk_norm {
-                Some((q, k)) => Some((upload(q)?, upload(k)?)),
-                None => None,
-            };
-            layers.push(GpuLayer {
-                attention: GpuAttention {
-                    norm: upload(&layer.attention.norm)?,
-                    post_norm: optional(&layer.attention.post_norm)?,
-                    projections,
+            let of_attention = linears.len();
+            if let Some(mlp) = &layer.mlp {
+                let Mlp::Dense(gated) = &mlp.body else {
+                    return Err(Error::unsupported(
+                        checkpoint.root(),
+                        None,
+                        format!(
+                            "layer {index} has experts, which do not run on a GPU: leave out --device cuda"
+                        ),
+                    ));
+                };
+                match &gated.gate_up {
+                    GateUp::Separate(both) => linears.extend(both),
+                    GateUp::Fused(one) => linears.push(one),
+                }
+                linears.push(&gated.down);
+            }
+            let mut loaded = loader.layer(&linears)?;
+            let mut of_mlp = loaded.split_off(of_attention);
+            let attention = match (&layer.attention, loaded.pop()) {
+                (Some(attention), Some(output)) => Some(GpuAttention {
+                    norm: upload(&attention.norm)?,
+                    post_norm: optional(&attention.post_norm)?,
+                    projections: loaded,
                     output,
-                    qk_norm,
-                    window: attention.window,
-                    rope: attention.rope,
-                },
-                mlp: GpuMlp {
-                    norm: upload(&layer.mlp.norm)?,
-                    post_norm: optional(&layer.mlp.post_norm)?,
-                    gate_up: loaded.collect(),
+                    qk_norm: match &attention.body.qk_norm {
+                        Some((q, k)) => Some((upload(q)?, upload(k)?)),
+                        None => None,
+                    },
+                    window: attention.body.window,
+                    rope: attention.body.rope,
+                }),
+                _ => None,
+            };
+            let mlp = match (&layer.mlp, of_mlp.pop()) {
+                (Some(mlp), Some(down)) => Some(GpuMlp {
+                    norm: upload(&mlp.norm)?,
+                    post_norm: optional(&mlp.post_norm)?,
+                    gate_up: of_mlp,
                     down,
-                    activation: mlp.activation,
-                },
-            });
+                    activation: config.activation,
+                }),
+                _ => None,
+            };
+            layers.push(GpuLayer { attention, mlp });
         }
         let norm = upload(&model.norm)?;
         let units = loader.units();

@@ -64,6 +64,7 @@ impl Linear {
         let info = checkpoint.tensor(stored)?;
         let unit = checkpoint.unit_of(info)?;
         let source = match unit.encoding() {
+            _ if info.is_zero() => Source::Decoded,
             Encoding::Raw if mapped(checkpoint, &info.unit, dtype).is_ok() => {
                 Source::Mapped { unit: info.unit.clone() }
             }

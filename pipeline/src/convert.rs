@@ -30,6 +30,8 @@ pub struct Options {
     pub force: bool,
     /// What the manifest says of the program.
     pub producer: Producer,
+    /// Files to put beside the source's, by name; they replace those.
+    pub extra_files: BTreeMap<String, Vec<u8>>,
 }
 
 /// Is told how far a conversion is, from any thread.
@@ -141,7 +143,7 @@ fn run(
         }
     }
     let source = crate::source::describe(checkpoint)?;
-    merge(checkpoint, plan, &output, receipts, source, &options.producer)?;
+    merge(checkpoint, plan, &output, receipts, source, options)?;
     output.complete()?;
     Ok(summary)
 }

@@ -7,15 +7,14 @@
 use std::collections::BTreeMap;
 
 use llmpress_formats::{
-    CONFIG_FILE, Checkpoint, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, MANIFEST_FILE, Manifest,
-    Producer, Source, TensorEntry, UnitPattern, block_counts, dfloat11_config, pattern_dict, read_small_file,
-    write_atomic,
+    CONFIG_FILE, Checkpoint, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, MANIFEST_FILE, Manifest, Source,
+    TensorEntry, UnitPattern, block_counts, dfloat11_config, pattern_dict, read_small_file, write_atomic,
 };
 
 use crate::output::Output;
 use crate::receipt::Receipt;
 use crate::source::{MAX_COPIED_BYTES, copied};
-use crate::{Error, Plan, Result};
+use crate::{Error, Options, Plan, Result};
 
 /// Writes everything but the shards. A plain checkpoint (a restored one) gets no manifest.
 pub(crate) fn merge(
@@ -24,7 +23,7 @@ pub(crate) fn merge(
     output: &Output,
     receipts: Vec<(String, Receipt)>,
     source: Source,
-    producer: &Producer,
+    options: &Options,
 ) -> Result<()> {
     let mut files = BTreeMap::new();
     let mut publish = |name: &str, bytes: &[u8]| -> Result<()> {
@@ -36,9 +35,12 @@ pub(crate) fn merge(
         publish(INDEX_FILE, &index(&receipts)?)?;
     }
     for (name, path) in copied(checkpoint.root())?.0 {
-        if name != CONFIG_FILE {
+        if name != CONFIG_FILE && !options.extra_files.contains_key(&name) {
             publish(&name, &read_small_file(&path, MAX_COPIED_BYTES)?)?;
         }
+    }
+    for (name, bytes) in &options.extra_files {
+        publish(name, bytes)?;
     }
     if let Some(text) = config(checkpoint, &receipts)? {
         publish(CONFIG_FILE, text.as_bytes())?;
@@ -68,13 +70,13 @@ pub(crate) fn merge(
     }
     let manifest = Manifest {
         format_version: format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1),
-        producer: producer.clone(),
+        producer: options.producer.clone(),
         source,
         recipe: serde_json::to_value(&plan.recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?,
         tensors,
         units,
         tied: checkpoint.tied().clone(),
-        dropped: BTreeMap::new(),
+        dropped: checkpoint.dropped().clone(),
         shards,
         files,
         manifest_blake3: Digest([0; 32]),

@@ -74,6 +74,12 @@ impl Plan {
         if max_shard_bytes == 0 {
             return Err(Error::Invalid("the largest shard must have at least one byte".into()));
         }
+        if recipe.prune.is_some() != checkpoint.is_edited() {
+            return Err(Error::Invalid(
+                "a recipe that prunes goes with the checkpoint as its edit shows it, and no other does"
+                    .into(),
+            ));
+        }
         let compiled = recipe.compile()?;
         let names = checkpoint.tensors().keys().map(String::as_str);
         if let Some(rule) = compiled.unused_rule(names) {
@@ -136,6 +142,13 @@ impl Plan {
             ));
         }
         Ok(plan)
+    }
+
+    /// The recipe of a saved plan.
+    pub fn recipe_of_json(bytes: &[u8]) -> Result<Recipe> {
+        let saved: Self =
+            serde_json::from_slice(bytes).map_err(|e| Error::Invalid(format!("not a plan: {e}")))?;
+        Ok(saved.recipe)
     }
 
     /// All units.

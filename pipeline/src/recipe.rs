@@ -5,12 +5,14 @@
 //! [[rule]]                        exceptions by tensor name, the last that matches counts
 //! tensors = 'lm_head\.weight'
 //! to = "raw"
+//! [prune]                         sub-layers that go first, by layer
+//! attention = [20, 21, 22]
 //! ```
 
 use std::path::Path;
 use std::str::FromStr;
 
-use llmpress_formats::PatternDict;
+use llmpress_formats::{PatternDict, Removal};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -82,12 +84,16 @@ pub struct Recipe {
     /// run such a checkpoint.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tied_embedding: bool,
+    /// Sub-layers that are removed first, by the numbers of the source's layers. Plans are made of, and carried out on,
+    /// the checkpoint as [`Removal::edit`] shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prune: Option<Removal>,
 }
 
 impl Recipe {
     /// One method for everything.
     pub fn new(to: Method) -> Self {
-        Self { to, rules: Vec::new(), pattern_dict: None, tied_embedding: false }
+        Self { to, rules: Vec::new(), pattern_dict: None, tied_embedding: false, prune: None }
     }
 
     /// Reads a TOML recipe.

@@ -93,10 +93,15 @@ impl<'a> GpuSession<'a> {
         let allocate = |bytes: usize| model.gpu.allocate(bytes).map_err(device);
         let cache_bytes = Cache::bytes(heads, capacity);
         let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
-        let inner = model.layers.iter().map(|layer| layer.mlp.down.cols).max().unwrap_or(0);
+        let inner =
+            model.layers.iter().filter_map(|layer| Some(layer.mlp.as_ref()?.down.cols)).max().unwrap_or(0);
         let widest_input = padded(c.hidden_size.max(heads.heads * heads.head_dim).max(inner));
         let widest_output = qkv.max(2 * inner).max(c.hidden_size);
-        let cache = model.layers.iter().map(|_| Ok((allocate(cache_bytes)?, allocate(cache_bytes)?)));
+        // A layer without attention has no keys and values.
+        let cache = model.layers.iter().map(|layer| {
+            let bytes = if layer.attention.is_some() { cache_bytes } else { 0 };
+            Ok((allocate(bytes)?, allocate(bytes)?))
+        });
         let angles = c.ropes.iter().map(|rope| {
             let half = rope.frequencies(1).0.len();
             let bytes = 4 * capacity * half;
@@ -176,8 +181,8 @@ impl<'a> GpuSession<'a> {
             }
         }
         for (index, layer) in m.layers.iter().enumerate() {
-            if !skips.contains(&SubLayer::Attention(index)) {
-                let a = &layer.attention;
+            let attention = layer.attention.as_ref();
+            if let Some(a) = attention.filter(|_| !skips.contains(&SubLayer::Attention(index))) {
                 rms_norm(
                     &m.gpu,
                     self.h.view(),
@@ -190,8 +195,7 @@ impl<'a> GpuSession<'a> {
                 )?;
                 self.attention(index, a, tokens, length)?;
             }
-            if !skips.contains(&SubLayer::Mlp(index)) {
-                let mlp = &layer.mlp;
+            if let Some(mlp) = layer.mlp.as_ref().filter(|_| !skips.contains(&SubLayer::Mlp(index))) {
                 rms_norm(
                     &m.gpu,
                     self.h.view(),

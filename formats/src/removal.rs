@@ -1,0 +1,297 @@
+//! Sub-layers that are removed from a decoder: which tensors that concerns, and what the configuration says then.
+//!
+//! ```text
+//! attention of a layer:  self_attn.*, its norm            MLP of a layer:  mlp.*, its norm
+//! some of them:          drop_attn_list, drop_mlp_list    whole layers:    the others are renumbered
+//! portable:              o_proj and down_proj are zero and everything stays
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{Checkpoint, Config, Edit, Error, Result};
+
+/// The key under which LLM-Drop lists layers without attention.
+pub const DROP_ATTENTION_KEY: &str = "drop_attn_list";
+/// The key under which LLM-Drop lists layers without MLP.
+pub const DROP_MLP_KEY: &str = "drop_mlp_list";
+
+/// Sub-layers to remove, by the numbers that layers have before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Removal {
+    /// Layers whose attention goes.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub attention: BTreeSet<usize>,
+    /// Layers whose MLP goes.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub mlp: BTreeSet<usize>,
+    /// Keep every tensor and make the last product of each sub-layer zero instead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub portable: bool,
+}
+
+impl Removal {
+    /// Layers that go as a whole; the others are renumbered only where nothing else goes.
+    pub fn blocks(&self) -> BTreeSet<usize> {
+        self.attention.intersection(&self.mlp).copied().collect()
+    }
+
+    /// Whether only whole layers go, and so the others are renumbered.
+    pub fn renumbers(&self) -> bool {
+        !self.attention.is_empty() && self.attention == self.mlp
+    }
+
+    /// What a configuration says of layers without attention, and without MLP.
+    ///
+    /// # Errors
+    /// A list that holds anything but numbers of layers or as many booleans as there are layers.
+    pub fn of_config(config: &Config, layers: usize) -> Result<Self> {
+        let list = |key: &str| -> Result<BTreeSet<usize>> {
+            let Some(value) = config.get(key).filter(|v| !v.is_null()) else { return Ok(BTreeSet::new()) };
+            let wrong = || {
+                let what = format!("{key} must be a list of layers from 0 to {}", layers.saturating_sub(1));
+                Error::corrupt(config.path(), None, what)
+            };
+            let list = value.as_array().ok_or_else(wrong)?;
+            if list.len() == layers && list.iter().all(Value::is_boolean) {
+                let on = list.iter().enumerate().filter(|(_, v)| v.as_bool() == Some(true));
+                return Ok(on.map(|(layer, _)| layer).collect());
+            }
+            let number = |v: &Value| {
+                let n = v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n < layers);
+                n.ok_or_else(wrong)
+            };
+            list.iter().map(number).collect()
+        };
+        Ok(Self { attention: list(DROP_ATTENTION_KEY)?, mlp: list(DROP_MLP_KEY)?, portable: false })
+    }
+
+    /// The edit of a checkpoint that removes these sub-layers.
+    ///
+    /// # Errors
+    /// No configuration; layers that are not there or are without that sub-layer already; tensors of a layer that
+    /// belong to neither sub-layer.
+    pub fn edit(&self, checkpoint: &Checkpoint) -> Result<Edit> {
+        let root = checkpoint.root();
+        let config = checkpoint.config().ok_or_else(|| {
+            Error::corrupt(
+                root.join(crate::CONFIG_FILE),
+                None,
+                "is missing: it says how many layers there are",
+            )
+        })?;
+        let layers = Layers::find(checkpoint, config)?;
+        let before = Self::of_config(config, layers.count)?;
+        let kinds = [("attention", &self.attention, &before.attention), ("MLP", &self.mlp, &before.mlp)];
+        for (kind, removed, before) in kinds {
+            for layer in removed {
+                if *layer >= layers.count {
+                    return Err(Error::Invalid(format!(
+                        "there is no layer {layer} to remove the {kind} of: {} has {}",
+                        root.display(),
+                        layers.count
+                    )));
+                }
+                if before.contains(layer) {
+                    return Err(Error::Invalid(format!(
+                        "layer {layer} of {} has no {kind} any more",
+                        root.display()
+                    )));
+                }
+            }
+        }
+        let mut edit = Edit::default();
+        let renumbers = self.renumbers();
+        for (layer, tensors) in &layers.tensors {
+            for &(name, rest) in tensors {
+                let removed = match layers.part(*layer, rest) {
+                    Some(Part::Attention) => self.attention.contains(layer),
+                    Some(Part::Mlp) => self.mlp.contains(layer),
+                    None if self.attention.contains(layer) || self.mlp.contains(layer) => {
+                        return Err(Error::unsupported(
+                            root,
+                            Some(name),
+                            format!(
+                                "belongs to neither attention nor MLP of layer {layer}: it cannot be removed"
+                            ),
+                        ));
+                    }
+                    None => false,
+                };
+                if removed && self.portable && !renumbers {
+                    if is_last_product(rest) {
+                        edit.zero.insert(name.clone());
+                    }
+                } else if removed {
+                    edit.drop.insert(name.clone(), "pruned".to_owned());
+                } else if renumbers {
+                    let number = layer - self.attention.range(..layer).count();
+                    let new = format!("{}{number}.{rest}", layers.prefix);
+                    if new != *name {
+                        edit.rename.insert(name.clone(), new);
+                    }
+                }
+            }
+        }
+        if edit.drop.is_empty() && edit.zero.is_empty() && !(self.attention.is_empty() && self.mlp.is_empty())
+        {
+            return Err(Error::unsupported(root, None, "has no tensors of the sub-layers to remove"));
+        }
+        edit.config = self.config(config, &before, layers.count)?;
+        Ok(edit)
+    }
+
+    /// The configuration afterwards, where it changes.
+    fn config(&self, config: &Config, before: &Self, count: usize) -> Result<Option<String>> {
+        let mut members: Vec<(&str, Value)> = Vec::new();
+        if self.renumbers() {
+            let kept = |list: &BTreeSet<usize>| -> Vec<usize> {
+                let kept = list.iter().filter(|layer| !self.attention.contains(layer));
+                kept.map(|layer| layer - self.attention.range(..layer).count()).collect()
+            };
+            for (key, list) in [(DROP_ATTENTION_KEY, &before.attention), (DROP_MLP_KEY, &before.mlp)] {
+                if config.get(key).is_some() {
+                    members.push((key, json!(kept(list))));
+                }
+            }
+            members.push(("num_hidden_layers", json!(count - self.attention.len())));
+            members.extend(self.layer_lists(config, count)?);
+        } else if !self.portable {
+            let joined = |a: &BTreeSet<usize>, b: &BTreeSet<usize>| json!(a.union(b).collect::<Vec<_>>());
+            members.push((DROP_ATTENTION_KEY, joined(&self.attention, &before.attention)));
+            members.push((DROP_MLP_KEY, joined(&self.mlp, &before.mlp)));
+        }
+        let mut text = None;
+        for (key, value) in members {
+            // A member of the text model of a larger one would have to be changed inside of it.
+            if config.own(key).is_none() && config.get(key).is_some() {
+                return Err(Error::unsupported(
+                    config.path(),
+                    None,
+                    format!(
+                        "keeps {key} in text_config: sub-layers of such models can be removed with --portable only"
+                    ),
+                ));
+            }
+            let current = match &text {
+                Some(text) => Config::parse(config.path(), String::clone(text))?,
+                None => config.clone(),
+            };
+            text = Some(current.with_member(key, &value)?);
+        }
+        Ok(text)
+    }
+
+    /// Values that are given layer by layer, without those of the removed layers.
+    fn layer_lists(&self, config: &Config, count: usize) -> Result<Vec<(&'static str, Value)>> {
+        let mut members = Vec::new();
+        let kept = |layer: &usize| !self.attention.contains(layer);
+        let below = |layer: usize| layer - self.attention.range(..layer).count();
+        let number = |key: &str| config.get(key).and_then(Value::as_u64).map(|n| n as usize);
+        if let Some(types) = config.get("layer_types").and_then(Value::as_array) {
+            let types: Vec<&Value> = (0..count).filter(kept).filter_map(|layer| types.get(layer)).collect();
+            members.push(("layer_types", json!(types)));
+        } else if config.model_type().is_some_and(|t| t.starts_with("gemma3")) {
+            // A pattern no longer fits: every layer says what it is.
+            let pattern = number("sliding_window_pattern").or(number("_sliding_window_pattern")).unwrap_or(6);
+            let kind = |layer: usize| {
+                if (layer + 1).is_multiple_of(pattern.max(1)) {
+                    "full_attention"
+                } else {
+                    "sliding_attention"
+                }
+            };
+            members.push(("layer_types", json!((0..count).filter(kept).map(kind).collect::<Vec<_>>())));
+        }
+        if let Some(first) = number("max_window_layers") {
+            members.push(("max_window_layers", json!(below(first.min(count)))));
+        }
+        if let Some(dense) = config.get("mlp_only_layers").and_then(Value::as_array) {
+            let dense = dense.iter().filter_map(|v| Some(v.as_u64()? as usize)).filter(kept);
+            members.push(("mlp_only_layers", json!(dense.map(below).collect::<Vec<_>>())));
+        }
+        if number("decoder_sparse_step").is_some_and(|step| step > 1) {
+            return Err(Error::unsupported(
+                config.path(),
+                None,
+                "decoder_sparse_step counts layers: whole layers cannot be removed",
+            ));
+        }
+        Ok(members)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Attention,
+    Mlp,
+}
+
+/// Whether a sub-layer adds nothing if this tensor is zero: weight and bias of its last product.
+fn is_last_product(rest: &str) -> bool {
+    let module = rest.rsplit_once('.').map_or(rest, |(module, _)| module);
+    ["o_proj", "down_proj", "w2"].iter().any(|last| module.ends_with(&format!(".{last}")))
+}
+
+/// The tensors of a decoder's layers.
+struct Layers<'a> {
+    prefix: String,
+    count: usize,
+    /// By layer: names, and what follows the layer's number in them.
+    tensors: BTreeMap<usize, Vec<(&'a String, &'a str)>>,
+    /// Layers that norm their outputs too, whose norms have other names.
+    post_norms: BTreeSet<usize>,
+}
+
+impl<'a> Layers<'a> {
+    fn find(checkpoint: &'a Checkpoint, config: &Config) -> Result<Self> {
+        let root = checkpoint.root();
+        let count = config
+            .get("num_hidden_layers")
+            .and_then(Value::as_u64)
+            .ok_or_else(|| Error::corrupt(config.path(), None, "num_hidden_layers is missing"))?
+            as usize;
+        for prefix in
+            ["model.layers.", "language_model.model.layers.", "model.language_model.layers.", "layers."]
+        {
+            let mut tensors: BTreeMap<usize, Vec<(&String, &str)>> = BTreeMap::new();
+            for name in checkpoint.tensors().keys() {
+                let Some((number, rest)) = name.strip_prefix(prefix).and_then(|n| n.split_once('.')) else {
+                    continue;
+                };
+                if let Ok(layer) = number.parse() {
+                    tensors.entry(layer).or_default().push((name, rest));
+                }
+            }
+            if !tensors.is_empty() {
+                let post = |names: &Vec<(&String, &str)>| {
+                    names.iter().any(|(_, rest)| rest.starts_with("pre_feedforward_layernorm."))
+                };
+                let post_norms =
+                    tensors.iter().filter(|(_, names)| post(names)).map(|(layer, _)| *layer).collect();
+                return Ok(Self { prefix: prefix.to_owned(), count, tensors, post_norms });
+            }
+        }
+        Err(Error::unsupported(
+            root,
+            None,
+            "has no tensors called model.layers.N: its architecture is not one whose sub-layers can be removed",
+        ))
+    }
+
+    fn part(&self, layer: usize, rest: &str) -> Option<Part> {
+        let (module, _) = rest.split_once('.')?;
+        match module {
+            "self_attn" | "input_layernorm" => Some(Part::Attention),
+            "mlp" | "block_sparse_moe" | "pre_feedforward_layernorm" | "post_feedforward_layernorm" => {
+                Some(Part::Mlp)
+            }
+            "post_attention_layernorm" if self.post_norms.contains(&layer) => Some(Part::Attention),
+            "post_attention_layernorm" => Some(Part::Mlp),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! A ranking: what is removed first, and the scores behind it; saved as `pruning.json`.
+
+use std::path::Path;
+
+use llmpress_formats::{Error, Removal, Result, read_small_file, write_atomic};
+use llmpress_model::{Model, SubLayer};
+use serde::{Deserialize, Serialize};
+
+use crate::{Calibration, layer_of};
+
+/// The name of the saved ranking in a pruned checkpoint.
+pub const PRUNING_FILE: &str = "pruning.json";
+/// The largest ranking that is read.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// What is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// An attention with its norm.
+    Attention,
+    /// An MLP with its norm.
+    Mlp,
+    /// Both.
+    Block,
+}
+
+/// A sub-layer or layer with its score.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    /// The layer.
+    pub layer: usize,
+    /// What of it.
+    pub kind: Kind,
+    /// LLM-Drop: the mean cosine of the residual before and after. FinerCut: the distance of the outputs when it is
+    /// removed as well. 0 for baselines.
+    pub score: f64,
+}
+
+impl Scored {
+    pub(crate) fn new(site: SubLayer, score: f64) -> Self {
+        let kind = match site {
+            SubLayer::Attention(_) => Kind::Attention,
+            SubLayer::Mlp(_) => Kind::Mlp,
+        };
+        Self { layer: layer_of(site), kind, score }
+    }
+
+    /// The sub-layers that go.
+    pub fn sub_layers(&self) -> Vec<SubLayer> {
+        let (attention, mlp) = (SubLayer::Attention(self.layer), SubLayer::Mlp(self.layer));
+        match self.kind {
+            Kind::Attention => vec![attention],
+            Kind::Mlp => vec![mlp],
+            Kind::Block => vec![attention, mlp],
+        }
+    }
+
+    pub(crate) fn same_place(&self, other: &Self) -> bool {
+        (self.layer, self.kind) == (other.layer, other.kind)
+    }
+}
+
+/// A ranking.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ranking {
+    /// How it was made, without an amount.
+    pub method: String,
+    /// Digest of the model's configuration and tensors' names and shapes, and of the calibration.
+    pub fingerprint: String,
+    /// Layers of the model.
+    pub layers: usize,
+    /// Sub-layers of the model.
+    pub sub_layers: usize,
+    /// Calibration windows read.
+    #[serde(default)]
+    pub windows: usize,
+    /// Tokens of a window.
+    #[serde(default)]
+    pub window: usize,
+    /// Whether a search ended that was to go on: a later run can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
+    /// Every candidate before anything is removed.
+    pub scores: Vec<Scored>,
+    /// What is removed, first to last.
+    pub removed: Vec<Scored>,
+}
+
+impl Ranking {
+    pub(crate) fn new(model: &Model, method: String, calibration: Option<&Calibration>) -> Self {
+        Self {
+            fingerprint: fingerprint(model, calibration),
+            method,
+            layers: model.config().layers.len(),
+            sub_layers: model.sub_layers().len(),
+            windows: calibration.map_or(0, |c| c.windows().len()),
+            window: calibration.map_or(0, Calibration::length),
+            unfinished: false,
+            scores: Vec::new(),
+            removed: Vec::new(),
+        }
+    }
+
+    /// The first `count` removals.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there are not so many.
+    pub fn removal(&self, count: usize, portable: bool) -> Result<Removal> {
+        let taken = self.removed.get(..count).ok_or_else(|| {
+            Error::Invalid(format!(
+                "{count} are to be removed; the ranking by {} has {}",
+                self.method,
+                self.removed.len()
+            ))
+        })?;
+        let mut removal = Removal { portable, ..Removal::default() };
+        for site in taken.iter().flat_map(Scored::sub_layers) {
+            match site {
+                SubLayer::Attention(layer) => removal.attention.insert(layer),
+                SubLayer::Mlp(layer) => removal.mlp.insert(layer),
+            };
+        }
+        Ok(removal)
+    }
+
+    /// Reads a saved ranking.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no ranking.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = read_small_file(path, MAX_BYTES)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Error::corrupt(path, None, format!("is not a ranking: {e}")))
+    }
+
+    /// Its JSON.
+    ///
+    /// # Errors
+    /// A score that is not a number.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        let mut bytes =
+            serde_json::to_vec_pretty(self).map_err(|e| Error::Invalid(format!("the ranking: {e}")))?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// Saves it, whole or not at all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        write_atomic(path, &self.to_json()?)
+    }
+
+    /// Refuses a ranking of another model.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: what differs.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        let (layers, sub_layers) = (model.config().layers.len(), model.sub_layers().len());
+        if (self.layers, self.sub_layers) != (layers, sub_layers) {
+            return Err(Error::Invalid(format!(
+                "the ranking is of a model of {} layers and {} sub-layers; {} has {layers} and {sub_layers}",
+                self.layers,
+                self.sub_layers,
+                model.checkpoint().root().display()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// What a ranking depends on, as far as headers tell.
+fn fingerprint(model: &Model, calibration: Option<&Calibration>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let checkpoint = model.checkpoint();
+    let mut field = |text: &str| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    field(checkpoint.config().map_or("", |c| c.text()));
+    for (name, tensor) in checkpoint.tensors() {
+        field(name);
+        field(&format!("{} {:?}", tensor.dtype.name(), tensor.shape));
+    }
+    field(&calibration.map(Calibration::digest).unwrap_or_default());
+    hasher.finalize().to_hex().to_string()
+}
