@@ -158,7 +158,7 @@ impl Removal {
                 }
             }
             members.push(("num_hidden_layers", json!(count - self.attention.len())));
-            members.extend(self.layer_lists(config, count)?);
+            members.extend(self.layer_lists(config, count));
         } else if !self.portable {
             let joined = |a: &BTreeSet<usize>, b: &BTreeSet<usize>| json!(a.union(b).collect::<Vec<_>>());
             members.push((DROP_ATTENTION_KEY, joined(&self.attention, &before.attention)));
@@ -186,7 +186,7 @@ impl Removal {
     }
 
     /// Values that are given layer by layer, without those of the removed layers.
-    fn layer_lists(&self, config: &Config, count: usize) -> Result<Vec<(&'static str, Value)>> {
+    fn layer_lists(&self, config: &Config, count: usize) -> Vec<(&'static str, Value)> {
         let mut members = Vec::new();
         let kept = |layer: &usize| !self.attention.contains(layer);
         let below = |layer: usize| layer - self.attention.range(..layer).count();
@@ -209,18 +209,20 @@ impl Removal {
         if let Some(first) = number("max_window_layers") {
             members.push(("max_window_layers", json!(below(first.min(count)))));
         }
-        if let Some(dense) = config.get("mlp_only_layers").and_then(Value::as_array) {
-            let dense = dense.iter().filter_map(|v| Some(v.as_u64()? as usize)).filter(kept);
+        let dense = config.get("mlp_only_layers").and_then(Value::as_array);
+        let step = number("decoder_sparse_step").unwrap_or(1).max(1);
+        if dense.is_some() || step > 1 {
+            // Every how many layers there are experts no longer holds: the layers without any are named.
+            let named =
+                |layer: &usize| dense.is_some_and(|d| d.iter().any(|v| v.as_u64() == Some(*layer as u64)));
+            let dense =
+                (0..count).filter(|layer| named(layer) || !(layer + 1).is_multiple_of(step)).filter(kept);
             members.push(("mlp_only_layers", json!(dense.map(below).collect::<Vec<_>>())));
+            if step > 1 {
+                members.push(("decoder_sparse_step", json!(1)));
+            }
         }
-        if number("decoder_sparse_step").is_some_and(|step| step > 1) {
-            return Err(Error::unsupported(
-                config.path(),
-                None,
-                "decoder_sparse_step counts layers: whole layers cannot be removed",
-            ));
-        }
-        Ok(members)
+        members
     }
 }
 

@@ -1,0 +1,169 @@
+//! Pruning from the command line: rank, convert, prove, restore.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+
+use serde_json::Value;
+use support::{ok, path, run, tinylm};
+
+fn calib() -> String {
+    path(&tinylm().join("calib.txt")).to_owned()
+}
+
+fn convert(out: &Path, to: &str, more: &[&str]) {
+    let (model, calib) = (tinylm(), calib());
+    let mut args = vec!["convert", path(&model), path(out), "--to", to, "--quiet"];
+    if !more.contains(&"--ranking") && !to.contains("random") && !to.contains("last") {
+        args.extend(["--calib", calib.as_str(), "--calib-windows", "1", "--calib-window", "48"]);
+    }
+    args.extend(more);
+    ok(&args);
+}
+
+fn json_file(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn pruned_checkpoints_are_proven_against_their_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tinylm();
+    let text = path(&model.join("eval.txt")).to_owned();
+    for (to, more, has_lists) in [
+        ("drop:attn=2+dfloat11", &[][..], true),
+        ("drop:mlp=1", &["--portable"], false),
+        ("drop:block=2+fixed12", &[], false),
+        ("drop:joint=4,iterative+planes", &[], true),
+        ("finercut:2,distance=js", &[], true),
+        ("drop:random=3,seed=2", &[], true),
+        ("drop:last=2+dfloat11", &[], false),
+    ] {
+        let out = dir.path().join(to.replace([':', ',', '=', '+'], "_"));
+        convert(&out, to, more);
+        let config = json_file(&out.join("config.json"));
+        assert_eq!(config["drop_attn_list"].is_array(), has_lists, "{to}");
+        let found = ok(&[
+            "verify",
+            path(&out),
+            "--against",
+            path(&model),
+            "--logits",
+            "--text",
+            &text,
+            "--limit",
+            "1",
+        ]);
+        assert!(found.contains("pruned") && found.matches("bit-identical").count() == 2, "{to}: {found}");
+        assert!(json_file(&out.join("pruning.json"))["removed"].is_array());
+        let manifest = json_file(&out.join("llmpress.json"));
+        assert_eq!(manifest["dropped"].as_object().unwrap().is_empty(), to == "drop:mlp=1", "{to}");
+        // A plain checkpoint of what is left, with the same words.
+        if to.contains('+') {
+            let back = out.with_extension("back");
+            ok(&["restore", path(&out), path(&back), "--quiet"]);
+            assert!(ok(&["verify", path(&back), "--against", path(&out)]).contains("bit-identical"));
+            assert_eq!(json_file(&back.join("config.json"))["drop_attn_list"], config["drop_attn_list"]);
+        }
+    }
+    let blocks = json_file(&dir.path().join("drop_block_2_fixed12/config.json"));
+    assert_eq!(blocks["num_hidden_layers"], 6);
+    assert_eq!(json_file(&dir.path().join("drop_last_2_dfloat11/config.json"))["num_hidden_layers"], 7);
+}
+
+#[test]
+fn a_ranking_is_saved_drawn_and_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, calib) = (tinylm(), calib());
+    let (ranking, picture) = (dir.path().join("r.json"), dir.path().join("r.svg"));
+    let rank = [
+        "rank",
+        path(&model),
+        "--by",
+        "finercut:3",
+        "--calib",
+        &calib,
+        "--calib-windows",
+        "1",
+        "--calib-window",
+        "48",
+    ];
+    let files = ["--out", path(&ranking), "--svg", path(&picture), "--json"];
+    let printed: Value = serde_json::from_str(&ok(&[&rank[..], &files].concat())).unwrap();
+    assert_eq!(printed, json_file(&ranking));
+    assert_eq!(printed["removed"].as_array().unwrap().len(), 3);
+    assert!(std::fs::read_to_string(&picture).unwrap().starts_with("<svg"));
+    // The same search, and the same ranking read, give the same bytes.
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    convert(&a, "finercut:2", &["--ranking", path(&ranking)]);
+    convert(&b, "finercut:2", &[]);
+    let shard = "model-00001-of-00001.safetensors";
+    assert_eq!(std::fs::read(a.join(shard)).unwrap(), std::fs::read(b.join(shard)).unwrap());
+    // Going on from a finished search costs nothing and changes nothing.
+    let resumed = [&rank[..], &["--out", path(&ranking), "--resume", "--json"]].concat();
+    assert_eq!(serde_json::from_str::<Value>(&ok(&resumed)).unwrap(), printed);
+    // A plan shows what goes, and is carried out.
+    let plan = dir.path().join("plan.json");
+    let planned = ["plan", path(&model), "--to", "finercut:2+dfloat11", "--ranking", path(&ranking)];
+    assert!(ok(&planned).contains("pruned: "));
+    std::fs::write(&plan, ok(&[&planned[..], &["--json"]].concat())).unwrap();
+    let c = dir.path().join("c");
+    ok(&["convert", path(&model), path(&c), "--plan", path(&plan), "--quiet"]);
+    assert!(ok(&["verify", path(&c), "--against", path(&model)]).contains("bit-identical"));
+    // A recipe names layers itself.
+    let recipe = dir.path().join("recipe.toml");
+    std::fs::write(&recipe, "to = \"fixed12\"\n[prune]\nattention = [6, 7]\nmlp = [7]\n").unwrap();
+    let d = dir.path().join("d");
+    ok(&["convert", path(&model), path(&d), "--recipe", path(&recipe), "--quiet"]);
+    assert_eq!(json_file(&d.join("config.json"))["drop_attn_list"], serde_json::json!([6, 7]));
+    assert!(ok(&["verify", path(&d), "--against", path(&model)]).contains("bit-identical"));
+}
+
+#[test]
+fn mistakes_are_said_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, calib) = (tinylm(), calib());
+    let out = dir.path().join("out");
+    let refused = |more: &[&str]| {
+        let output = run(&[&["convert", path(&model), path(&out)], more].concat());
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{more:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for (more, words) in [
+        (
+            &["--to", "drop:attn=9", "--calib", &calib, "--calib-windows", "1"][..],
+            "9 attentions cannot be removed: there are 8",
+        ),
+        (&["--to", "finercut:17", "--calib", &calib], "17 sub-layers cannot be removed: there are 16"),
+        (&["--to", "drop:attn=2", "--calib", &calib, "--calib-windows", "100000"], "give a longer text"),
+        (&["--to", "drop:attn=2"], "give one with --calib"),
+        (&["--to", "drop:heads=2", "--calib", &calib], "no such target"),
+        (&["--to", "dfloat11", "--calib", &calib], "for prunings"),
+        (&["--to", "dfloat11", "--portable"], "for prunings"),
+        (&["--to", "drop:attn=2", "--calib", path(&dir.path().join("none.txt"))], "none.txt"),
+    ] {
+        let error = refused(more);
+        assert!(error.contains(words), "{more:?}: {error}");
+        assert!(!out.exists());
+    }
+    let other = dir.path().join("r.json");
+    ok(&[
+        "rank",
+        path(&model),
+        "--by",
+        "drop:attn",
+        "--calib",
+        &calib,
+        "--calib-windows",
+        "1",
+        "--out",
+        path(&other),
+        "--quiet",
+    ]);
+    let error = refused(&["--to", "drop:mlp=2", "--ranking", path(&other)]);
+    assert!(error.contains("ranks by drop:attn, not by drop:mlp"), "{error}");
+    let recipe = dir.path().join("recipe.toml");
+    std::fs::write(&recipe, "to = \"raw\"\n[prune]\nattention = [8]\n").unwrap();
+    assert!(refused(&["--recipe", path(&recipe)]).contains("no layer 8"));
+}
