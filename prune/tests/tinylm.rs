@@ -272,3 +272,28 @@ fn every_architecture_can_be_pruned() {
     }
     assert!(pruned_blocks >= 20, "{pruned_blocks}");
 }
+
+#[test]
+fn transformers_computes_the_same_from_what_is_left() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let set = |layers: &[usize]| layers.iter().copied().collect::<BTreeSet<usize>>();
+    for (name, removal) in [
+        ("portable", Removal { attention: set(&[2, 5]), mlp: set(&[1]), portable: true }),
+        ("blocks", Removal { attention: set(&[4, 7]), mlp: set(&[4, 7]), portable: false }),
+    ] {
+        let bytes = std::fs::read(golden.join(format!("{name}.safetensors"))).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let data = tensors.tensor("logits").unwrap();
+        let expected: Vec<f32> =
+            data.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let model = edited(&removal);
+        let ids: Vec<u32> = (0..40).map(|i| (i * 97 + 5) % 4096).collect();
+        let hidden = model.hidden(&ids, &mut model.cache(40), &Skips::new(), &mut Unobserved).unwrap();
+        let logits = model.logits(&hidden).unwrap();
+        let found: Vec<f32> = (36..40).flat_map(|token| logits.token(token).collect::<Vec<_>>()).collect();
+        assert_eq!(found.len(), expected.len());
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        println!("{name}: {worst:e}");
+        assert!(worst < 1e-4, "{name}: {worst}");
+    }
+}
