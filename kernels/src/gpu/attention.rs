@@ -42,7 +42,7 @@ impl Heads {
     }
 }
 
-/// Keys and values of a layer: BF16 [kv_heads, capacity, head_dim] each.
+/// Keys and values of a layer: `BF16 [kv_heads, capacity, head_dim]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
     /// The keys.
@@ -79,7 +79,7 @@ pub fn workspace_bytes(heads: Heads, tokens: usize, length: usize) -> usize {
 pub struct Attend<'a> {
     /// The heads.
     pub heads: Heads,
-    /// F32 [tokens, ...], heads side by side at the start of rows of `stride`.
+    /// `F32 [tokens, ...]`, heads side by side at the start of rows of `stride`.
     pub queries: View<'a>,
     /// Elements from one token's queries to the next one's.
     pub stride: usize,
@@ -97,7 +97,7 @@ pub struct Attend<'a> {
     pub cache: Cache<'a>,
     /// [`workspace_bytes`].
     pub workspace: View<'a>,
-    /// BF16 [tokens, ld]: heads side by side, then zeros.
+    /// `BF16 [tokens, ld]`: heads side by side, then zeros.
     pub x: View<'a>,
     /// Elements of a row of `x`.
     pub ld: usize,

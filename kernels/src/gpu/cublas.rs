@@ -37,7 +37,7 @@ impl Cublas {
         Ok(cublas)
     }
 
-    /// `y = x W^T`: W BF16 [n, k], x BF16 [m, ldx], y F32 [m, n], all row-major; sums in F32.
+    /// `y = x W^T`: W `BF16 [n, k]`, x `BF16 [m, ldx]`, y `F32 [m, n]`, all row-major; sums in F32.
     ///
     /// # Errors
     /// A buffer is too small; the library's own.

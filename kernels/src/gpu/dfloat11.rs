@@ -97,7 +97,7 @@ impl Unit {
             .sum()
     }
 
-    /// Decodes it to BF16 [elements].
+    /// Decodes it to `BF16 [elements]`.
     ///
     /// # Errors
     /// `out` is too small; the launch fails.

@@ -6,13 +6,13 @@ use super::{Argument, Gpu, Launch, Result, View, size32};
 /// Tokens of a step: ids in device memory, and where the residual stream goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Gather<'a> {
-    /// U32 [tokens]. An id beyond the vocabulary reads the last row.
+    /// `U32 [tokens]`. An id beyond the vocabulary reads the last row.
     pub ids: View<'a>,
     /// How many.
     pub tokens: usize,
     /// What each element is multiplied by.
     pub scale: f32,
-    /// F32 [tokens, hidden].
+    /// `F32 [tokens, hidden]`.
     pub h: View<'a>,
 }
 
@@ -36,7 +36,7 @@ impl Gather<'_> {
     }
 }
 
-/// `h[t] = table[ids[t]] * scale` from BF16 [vocab, hidden].
+/// `h[t] = table[ids[t]] * scale` from `BF16 [vocab, hidden]`.
 ///
 /// # Errors
 /// A buffer is too small; the table is empty; the launch fails.

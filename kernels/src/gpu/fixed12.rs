@@ -106,7 +106,7 @@ impl Matrix {
         ]
     }
 
-    /// Decodes it to BF16 [rows, cols], row-major.
+    /// Decodes it to `BF16 [rows, cols]`, row-major.
     ///
     /// # Errors
     /// `out` is too small; `cols` is no multiple of 8; the launch fails.

@@ -14,7 +14,7 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// `x[t] = act(gate[t]) * up[t]`: gate and up F32 [tokens, inner] with rows of `stride`, x BF16 [tokens, ld] with zeros from
+/// `x[t] = act(gate[t]) * up[t]`: gate and up `F32 [tokens, inner]` with rows of `stride`, x `BF16 [tokens, ld]` with zeros from
 /// `inner` on. By the operations of `cpu::silu_gate` and `cpu::gelu_tanh_gate`: the same bits before rounding.
 ///
 /// # Errors

@@ -42,7 +42,7 @@ impl Shape {
 /// The weights of a product.
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'a> {
-    /// BF16 [rows, cols], row-major; `cols` is a multiple of 8.
+    /// `BF16 [rows, cols]`, row-major; `cols` is a multiple of 8.
     Dense {
         /// The words.
         words: View<'a>,
@@ -91,7 +91,7 @@ impl<'a> Weights<'a> {
 /// The operands of a product besides the weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
-    /// BF16 [tokens, stride]: zeros from the input features up to the next multiple of 64.
+    /// `BF16 [tokens, stride]`: zeros from the input features up to the next multiple of 64.
     pub x: View<'a>,
     /// Elements of a row of `x`: a multiple of 64.
     pub stride: usize,
@@ -101,7 +101,7 @@ pub struct Product<'a> {
     pub y: View<'a>,
     /// Elements from one token's output to the next one's.
     pub y_stride: usize,
-    /// F32 [rows], added at the end.
+    /// `F32 [rows]`, added at the end.
     pub bias: Option<View<'a>>,
     /// Whether the product is added to what `y` holds.
     pub adds: bool,

@@ -10,7 +10,7 @@ const THREADS: u32 = 256;
 /// A sum of each warp, rounded up to 16 bytes.
 const SHARED: u32 = 32;
 
-/// `x[t] = h[t] / sqrt(mean h[t]^2 + eps) * weight`: h F32 [tokens, hidden], weight F32 [hidden], x BF16 [tokens, ld] with
+/// `x[t] = h[t] / sqrt(mean h[t]^2 + eps) * weight`: h `F32 [tokens, hidden]`, weight `F32 [hidden]`, x `BF16 [tokens, ld]` with
 /// zeros from `hidden` on.
 ///
 /// # Errors

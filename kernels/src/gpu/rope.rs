@@ -9,15 +9,15 @@ const WARPS: u32 = 4;
 /// A rotary embedding in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation<'a> {
-    /// F32 [positions, half].
+    /// `F32 [positions, half]`.
     pub cos: View<'a>,
-    /// F32 [positions, half].
+    /// `F32 [positions, half]`.
     pub sin: View<'a>,
     /// Features that turn with those `half` further on.
     pub half: usize,
 }
 
-/// Norms of each head's query and key: weights F32 [head_dim].
+/// Norms of each head's query and key: weights `F32 [head_dim]`.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadNorms<'a> {
     /// Of queries.
@@ -28,7 +28,7 @@ pub struct HeadNorms<'a> {
     pub eps: f32,
 }
 
-/// Norms and turns the queries of `qkv` (F32 [tokens, (heads + 2 kv_heads) head_dim]) in place, and puts keys and values into
+/// Norms and turns the queries of `qkv` (`F32 [tokens, (heads + 2 kv_heads) head_dim]`) in place, and puts keys and values into
 /// the cache in BF16, token t at position `*position + t` (U32 in device memory). Positions beyond the cache are left out.
 ///
 /// # Errors

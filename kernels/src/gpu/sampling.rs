@@ -2,7 +2,7 @@
 
 use super::{Argument, Gpu, Launch, Result, View, size32};
 
-/// `ids[0]` becomes the id of the largest logit (F32 [vocab]), of equals the lowest; 0 where the first logit is a NaN. Other
+/// `ids[0]` becomes the id of the largest logit (`F32 [vocab]`), of equals the lowest; 0 where the first logit is a NaN. Other
 /// NaNs are never the largest.
 ///
 /// # Errors
