@@ -27,6 +27,7 @@ u64 emulator_shuffle(u32 mask, u64 value, u32 source);
 u32 emulator_ballot(u32 mask, bool vote);
 void emulator_mma_bf16(float* d, const u32* a, u32 b0, u32 b1);
 void emulator_check_once(const void* p, u32 bytes);
+void emulator_check_fresh(const void* p, u32 bytes);
 void emulator_copy_async(void* shared, const void* global);
 void emulator_commit_async();
 void emulator_wait_async(int pending);
@@ -78,7 +79,14 @@ UNCHECKED static T load_once(const T* p) {
     emulator_check_once(p, sizeof(T));
     return *p;
 }
+UNCHECKED static float4 load_fresh(const float4* p) {
+    emulator_check_fresh(p, sizeof(float4));
+    return *p;
+}
 DEVICE void cp_async16(void* shared, const void* global) { emulator_copy_async(shared, global); }
+DEVICE void cp_async16_or_zeros(void* shared, const void* global, bool valid) {
+    emulator_copy_async(shared, valid ? global : nullptr);
+}
 DEVICE void cp_async_commit() { emulator_commit_async(); }
 template <int pending>
 static inline void cp_async_wait() {

@@ -140,6 +140,8 @@ struct Runtime {
     Fiber* current = nullptr;
     jmp_buf scheduler;
     bool failed = false;
+    // Whether a thread of this block has made an atomic operation.
+    bool told = false;
     Buffer* last = nullptr;
     std::vector<Fiber> fibers;
     Warp warps[MAX_THREADS / LANES];
@@ -178,8 +180,8 @@ inline Runtime& runtime() { return *runtime_of_thread; }
 
 // ---- checks ------------------------------------------------------------------------------------------------------
 
-enum Access { READ, WRITE, ATOMIC, COPY };
-const char* const VERBS[] = {"reads", "writes", "changes atomically", "copies in the background to"};
+enum Access { READ, WRITE, ATOMIC, COPY, FRESH };
+const char* const VERBS[] = {"reads", "writes", "changes atomically", "copies in the background to", "reads afresh"};
 
 // Whether an earlier access of `other`, in these epochs, is ordered before what the current thread does now.
 inline bool ordered(u32 other, u32 epoch, u32 warp_epoch) {
@@ -212,6 +214,9 @@ void check_shared(size_t offset, u32 bytes, Access access) {
                 s.reader = me + 1, s.reader_warp = warp, s.read_epoch = r.epoch;
             } else if (s.reader_warp != warp) {
                 s.reader = SEVERAL_WARPS;
+            } else if (s.reader != SEVERAL_WARPS && s.read_warp_epoch != warp_epoch) {
+                // The warp met since the others read.
+                s.reader = me + 1;
             } else if (s.reader != me + 1 && s.reader != SEVERAL_WARPS) {
                 s.reader = SEVERAL;
             }
@@ -239,19 +244,20 @@ void check_written(Buffer& buffer, size_t offset, u32 bytes, Access access) {
     for (u32 i = 0; i < bytes; i++) {
         size_t at = offset + i, page = at / PAGE_BYTES;
         if (!buffer.pages[page]) {
-            if (access == READ) continue;
+            if (access == READ || access == FRESH) continue;
             buffer.pages[page].reset(new Written[PAGE_BYTES]());
             r.device->dirty.push_back({&buffer, page});
         }
         Written& w = buffer.pages[page][at % PAGE_BYTES];
         if (w.is && !(access == ATOMIC && w.atomic)) {
-            bool fine = w.block == r.block && ordered(w.thread, w.epoch, w.warp_epoch);
+            // What earlier blocks wrote may be read afresh by a block that an atomic told of it.
+            bool fine = w.block == r.block ? ordered(w.thread, w.epoch, w.warp_epoch) : access == FRESH && r.told;
             if (!fine) {
                 fault("%s byte %zu of buffer %llu, which block %u, thread %u writes with nothing to order the two",
                       VERBS[access], at, (ull)buffer.number, w.block, (u32)w.thread);
             }
         }
-        if (access != READ) {
+        if (access != READ && access != FRESH) {
             w = {r.block, r.epoch, r.warps[me / LANES].epoch, (uint16_t)me, true, access == ATOMIC};
         }
     }
@@ -301,7 +307,8 @@ inline void check(const void* p, u32 bytes, bool aligned, Access access) {
         fault("%s %u bytes at byte %zu of buffer %llu of %zu bytes", VERBS[access], bytes, offset, (ull)buffer->number,
               buffer->bytes);
     }
-    if (access != READ) buffer->written = true;
+    if (access != READ && access != FRESH) buffer->written = true;
+    if (access == ATOMIC) r.told = true;
     if (buffer->written) check_written(*buffer, offset, bytes, access);
 }
 
@@ -434,6 +441,7 @@ bool run_block() {
     Runtime& r = runtime();
     r.epoch++;
     r.at_barrier = 0;
+    r.told = false;
     for (Warp& warp : r.warps) {
         warp.operation = NONE;
         warp.arrived = 0;
@@ -560,17 +568,20 @@ void emulator_check_once(const void* p, u32 bytes) {
     }
 }
 
+void emulator_check_fresh(const void* p, u32 bytes) { check(p, bytes, true, FRESH); }
+
 void emulator_check_atomic(void* p, u32 bytes) { check(p, bytes, true, ATOMIC); }
 
+// Zeros where `global` is null.
 void emulator_copy_async(void* shared, const void* global) {
     Runtime& r = runtime();
     if ((uintptr_t)shared - (uintptr_t)r.shared >= MAX_SHARED * 2) fault("copies in the background, but not to shared memory");
-    check(global, 16, true, READ);
+    if (global) check(global, 16, true, READ);
     check(shared, 16, true, COPY);
-    Copy copy;
+    Copy copy = {};
     copy.to = static_cast<unsigned char*>(shared);
     copy.group = r.current->group;
-    memcpy(copy.data, global, 16);
+    if (global) memcpy(copy.data, global, 16);
     r.current->copies.push_back(copy);
 }
 

@@ -138,3 +138,35 @@ extern "C" __global__ void never_ends(u32* out) {
     while (atomicAdd(out, 0) != 0) {
     }
 }
+
+// The last block adds what all wrote; `counts` says whether it first learns that they did.
+extern "C" __global__ void last_block_adds(float* parts, u32* counter, float* out, u32 counts) {
+    Shared shared;
+    u32* before = shared.take<u32>(1);
+    parts[4 * blockIdx.x + threadIdx.x] = (float)(blockIdx.x + threadIdx.x);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *before = counts ? atomicAdd(counter, 1) : blockIdx.x;
+    __syncthreads();
+    if (*before != gridDim.x - 1 || threadIdx.x != 0) return;
+    float sum = 0;
+    for (u32 i = 0; i < gridDim.x; i++) {
+        float4 part = load_fresh((const float4*)(parts + 4 * i));
+        sum += part.x + part.y + part.z + part.w;
+    }
+    *out = sum;
+}
+
+// Every lane reads what its neighbour wrote, then changes it again after a barrier of the warp.
+extern "C" __global__ void changes_after_others_read(u32* out, u32 meets) {
+    Shared shared;
+    u32* values = shared.take<u32>(blockDim.x);
+    u32 lane = threadIdx.x % WARP, next = threadIdx.x - lane + (lane + 1) % WARP;
+    values[threadIdx.x] = lane;
+    __syncwarp();
+    u32 sum = values[next];
+    if (meets) __syncwarp();
+    values[threadIdx.x] += 1;
+    __syncwarp();
+    out[threadIdx.x] = sum + values[next];
+}

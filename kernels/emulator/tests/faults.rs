@@ -69,6 +69,14 @@ fn a_warps_barrier_orders_its_warp_only() {
 }
 
 #[test]
+fn what_others_read_before_the_warp_met_may_change() {
+    let run = Run::new();
+    let sums = run.with_output("changes_after_others_read", &[Argument::U32(1)]).unwrap();
+    assert_eq!(sums, (0..THREADS).map(|t| 2 * ((t + 1) % 32) + 1).collect::<Vec<_>>());
+    caught(run.with_output("changes_after_others_read", &[Argument::U32(0)]), "shared memory that");
+}
+
+#[test]
 fn writes_to_one_place_must_be_atomic() {
     let mut run = Run::new();
     caught(run.with_output("all_write_one", &[]), "nothing to order the two");
@@ -200,4 +208,31 @@ fn memory_is_kept_apart() {
     buffer.view().copy_to(other.view()).unwrap();
     assert_eq!(other.view().read::<u16>(3).unwrap(), [1, 2, 3]);
     assert!(other.view().copy_to(buffer.slice(2..6).unwrap()).is_err());
+}
+
+#[test]
+fn what_other_blocks_wrote_is_read_afresh_after_an_atomic() {
+    let run = Run { blocks: 3, ..Run::new() };
+    let parts = run.gpu.upload(&[0f32; 12]).unwrap();
+    let counter = run.gpu.upload(&[0u32]).unwrap();
+    let out = run.gpu.upload(&[0f32]).unwrap();
+    let start = |counts| {
+        let launch = Launch {
+            file: "faults",
+            kernel: "last_block_adds",
+            grid: [3, 1, 1],
+            block: 4,
+            shared: 16,
+            arguments: &[
+                parts.view().pointer(),
+                counter.view().pointer(),
+                out.view().pointer(),
+                Argument::U32(counts),
+            ],
+        };
+        run.gpu.launch(&launch)
+    };
+    start(1).unwrap();
+    assert_eq!(out.view().read::<f32>(1).unwrap(), [30.0]);
+    caught(start(0), "reads afresh");
 }
