@@ -1,41 +1,82 @@
 // Products with plain BF16 weights.
 //
-// KERNEL_NAME(dense_1_1)
-// KERNEL_NAME(dense_1_2)
-// KERNEL_NAME(dense_1_4)
-// KERNEL_NAME(dense_2_1)
-// KERNEL_NAME(dense_2_2)
-// KERNEL_NAME(dense_4_1)
-// KERNEL_NAME(dense_4_2)
-// KERNEL_NAME(dense_8_1)
+// KERNEL_NAME(dense_stream_1_1_4)
+// KERNEL_NAME(dense_stream_1_1_8)
+// KERNEL_NAME(dense_stream_1_2_4)
+// KERNEL_NAME(dense_stream_2_1_4)
+// KERNEL_NAME(dense_stream_2_1_8)
+// KERNEL_NAME(dense_stream_2_2_4)
+// KERNEL_NAME(dense_panel_2_1_4)
+// KERNEL_NAME(dense_panel_4_1_4)
+// KERNEL_NAME(dense_panel_4_2_3)
+// KERNEL_NAME(dense_panel_8_1_4)
+// KERNEL_NAME(dense_panel_8_2_3)
+// KERNEL_NAME(dense_panel_16_1_3)
+// KERNEL_NAME(dense_panel_16_2_3)
+// KERNEL_NAME(dense_panel_16_2_2)
 #include "product.cuh"
 
-// Row-major [rows, cols]; cols is a multiple of 8, so that a lane's eight weights are one aligned vector.
+// [rows, stride] with zeros from `cols` up to `stride`, the next multiple of 8: a lane's eight weights are one aligned vector.
 struct Dense {
+    static constexpr u32 VECTORS = 4;
+    static constexpr bool ESCAPES = false;
     const u16* words;
-    u64 rows, cols;
+    u64 rows;
+    u32 stride, across;
+    // Zero, which the compiler does not know: else it copies words for each `mma` anew, not once.
+    u32 zero;
+    const u32* escapes;
 
-    DEVICE_METHOD Fragment load(u64 strip, u64 tile, u32 lane) const {
+    // Row g's first word of the lane, and where the columns of rows g and g + 8 end: rows that are not there have none.
+    struct Strip {
+        const u16* low;
+        u32 low_end, high_end;
+    };
+
+    DEVICE_METHOD Strip strip(u32 number, u32 lane) const {
+        u64 row = (u64)number * TILE_ROWS + lane / 4;
+        return {words + row * stride + lane % 4 * 8, row < rows ? stride : 0, row + 8 < rows ? stride : 0};
+    }
+    // Vector i: half i / 2 of row g + 8 (i % 2).
+    DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 tile, u32 i, u32 lane) const {
+        u32 k = tile * TILE_K + i / 2 * 32;
+        bool valid = k + lane % 4 * 8 < (i % 2 ? strip.high_end : strip.low_end);
+        cp_async16_or_zeros(to, strip.low + (i % 2 ? 8 * (u64)stride : 0) + k, valid);
+    }
+    DEVICE_METHOD Fragment decode(const uint4 (&raw)[4]) const {
         Fragment f;
-        u64 row = strip * 16 + lane / 4;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            u64 k = tile * 64 + 32 * half + 8 * (lane % 4);
-            uint4 low = make_uint4(0, 0, 0, 0), high = low;
-            if (k < cols && row < rows) low = load_once((const uint4*)(words + row * cols + k));
-            if (k < cols && row + 8 < rows) high = load_once((const uint4*)(words + (row + 8) * cols + k));
-            f.low[half][0] = low.x, f.low[half][1] = low.y, f.low[half][2] = low.z, f.low[half][3] = low.w;
-            f.high[half][0] = high.x, f.high[half][1] = high.y, f.high[half][2] = high.z, f.high[half][3] = high.w;
+        for (u32 i = 0; i < 4; i++) {
+            u32 half = i / 2, row = i % 2;
+            f.words[half][0][row] = raw[i].x | zero;
+            f.words[half][0][2 + row] = raw[i].y | zero;
+            f.words[half][1][row] = raw[i].z | zero;
+            f.words[half][1][2 + row] = raw[i].w | zero;
         }
         return f;
     }
+    DEVICE_METHOD const u32* offsets(const Strip&) const { return nullptr; }
 };
 
-#define KERNEL(columns, strips)                                                                                \
-    extern "C" __global__ void __launch_bounds__(256 * strips) dense_##columns##_##strips(                     \
-        const u16* words, u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,    \
-        const float* bias, u32 adds) {                                                                         \
-        Dense weights = {words, rows, cols};                                                                   \
-        product<columns, strips>(weights, rows, (cols + 63) / 64, {x, stride, tokens, y, y_stride, bias, adds}); \
+#define STREAM(columns, strips, stages)                                                                          \
+    extern "C" __global__ void __launch_bounds__(THREADS) dense_stream_##columns##_##strips##_##stages(          \
+        const u16* words,                                                                                        \
+        u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                        \
+        const float* bias, u32 adds, u32 slices) {                                                               \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                                \
+        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), slices >> 8, nullptr}; \
+        stream_product<columns, strips, stages>(weights, rows, operands);                                        \
     }
-SHAPES(KERNEL)
+STREAM_VARIANTS(STREAM)
+
+#define PANEL(columns, strips, stages)                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                        \
+        dense_panel_##columns##_##strips##_##stages(                                                             \
+        const u16* words,                                                                                        \
+        u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                        \
+        const float* bias, u32 adds, u32 slices, float4* sums, u32* done) {                                      \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                                \
+        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), slices >> 8, nullptr}; \
+        panel_product<columns, strips, stages>(weights, rows, operands, {sums, done});                           \
+    }
+PANEL_VARIANTS(PANEL)

@@ -42,11 +42,26 @@ DEVICE u32 load_once(const u32* p) {
     return v;
 }
 
+// Sixteen bytes that other blocks of this launch wrote before a __threadfence and an atomic that this block has seen.
+DEVICE float4 load_fresh(const float4* p) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
 // Sixteen bytes from global to shared memory, in the background. They are there for the thread that asked after
 // cp_async_wait, for others after a barrier that follows it.
 DEVICE void cp_async16(void* shared, const void* global) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+// The same, or sixteen zeros.
+DEVICE void cp_async16_or_zeros(void* shared, const void* global, bool valid) {
+    u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0) : "memory");
 }
 // Closes a group of copies.
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

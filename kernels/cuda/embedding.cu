@@ -10,10 +10,10 @@ embed_bf16(const u16* table, u64 vocab, u32 hidden, const u32* ids, float scale,
     }
 }
 
-// The same from tiles of fixed12. A tile's escapes ascend by position, so each is found by bisection.
+// The same from tiles of fixed12 (fixed12.cu). A tile's escapes ascend by place, so each is found by bisection.
 extern "C" __global__ void __launch_bounds__(256)
-embed_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u16* escape_positions,
-              const u8* escape_exponents, u32 base, u64 vocab, u32 hidden, const u32* ids, float scale, float* h) {
+embed_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base,
+              u64 vocab, u32 hidden, const u32* ids, float scale, float* h) {
     u64 row = min((u64)ids[blockIdx.x], vocab - 1);
     u32 in_tile = (u32)(row % 16);
     u64 across = (hidden + 63) / 64;
@@ -25,14 +25,15 @@ embed_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offset
         u32 shift = column % 8 / 2 * 4 + column % 2 * 16;
         u32 code = codes[tile * 512 + 16 * lane + 8 * half + 4 * (in_tile / 8) + shift / 8] >> (shift % 8) & 15;
         u32 exponent = base + (byte >> 7) + code;
-        u32 first = escape_offsets[tile], end = escape_offsets[tile + 1], wanted = in_tile * 64 + column;
+        u32 first = escape_offsets[tile], end = escape_offsets[tile + 1];
+        u32 wanted = ((2 * half + column % 8 / 4) * 32 + lane) * 8 + column % 4 / 2 * 4 + in_tile / 8 * 2 + column % 2;
         while (first < end) {
-            u32 middle = first + (end - first) / 2, position = escape_positions[middle];
-            if (position == wanted) {
-                exponent = escape_exponents[middle];
+            u32 middle = first + (end - first) / 2, escape = escapes[middle], place = escape & 1023;
+            if (place == wanted) {
+                exponent = escape >> 23;
                 break;
             }
-            if (position < wanted) {
+            if (place < wanted) {
                 first = middle + 1;
             } else {
                 end = middle;

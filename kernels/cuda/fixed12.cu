@@ -1,22 +1,28 @@
 // Products with fixed12 weights, decoded in registers; and decoding to plain BF16.
 //
-// KERNEL_NAME(fixed12_1_1)
-// KERNEL_NAME(fixed12_1_2)
-// KERNEL_NAME(fixed12_1_4)
-// KERNEL_NAME(fixed12_2_1)
-// KERNEL_NAME(fixed12_2_2)
-// KERNEL_NAME(fixed12_4_1)
-// KERNEL_NAME(fixed12_4_2)
-// KERNEL_NAME(fixed12_8_1)
+// KERNEL_NAME(fixed12_stream_1_1_4)
+// KERNEL_NAME(fixed12_stream_1_1_8)
+// KERNEL_NAME(fixed12_stream_1_2_4)
+// KERNEL_NAME(fixed12_stream_2_1_4)
+// KERNEL_NAME(fixed12_stream_2_1_8)
+// KERNEL_NAME(fixed12_stream_2_2_4)
+// KERNEL_NAME(fixed12_panel_2_1_4)
+// KERNEL_NAME(fixed12_panel_4_1_4)
+// KERNEL_NAME(fixed12_panel_4_2_3)
+// KERNEL_NAME(fixed12_panel_8_1_4)
+// KERNEL_NAME(fixed12_panel_8_2_3)
+// KERNEL_NAME(fixed12_panel_16_1_3)
+// KERNEL_NAME(fixed12_panel_16_2_3)
+// KERNEL_NAME(fixed12_panel_16_2_2)
 #include "product.cuh"
 
 // Two weights of a tile in six operations. `bytes` holds sign and mantissa of the eight weights of a row, `codes` their
 // nibbles, pair j at bits 4 j and 16 + 4 j; `base` is the base at bits 7 and 23. Byte, code and base add up to mantissa and
 // exponent, since the exponent is base + sign + code and the sign stands where the exponent begins.
-template <int pair>
+template <u32 pair>
 DEVICE u32 two_weights(uint2 bytes, u32 codes, u32 base) {
     u32 word = pair < 2 ? bytes.x : bytes.y;
-    // The byte before a register's first is zero: selectors 4.. pick from the second operand.
+    // Selector 4 picks a byte of the second operand: a zero.
     u32 low = __byte_perm(word, 0, pair % 2 == 0 ? 0x4140 : 0x4342);
     u32 signs = __byte_perm(word, 0, pair % 2 == 0 ? 0x1404 : 0x3424);
     u32 code = pair == 0 ? codes << 7 : pair == 1 ? codes << 3 : pair == 2 ? codes >> 1 : codes >> 5;
@@ -24,87 +30,120 @@ DEVICE u32 two_weights(uint2 bytes, u32 codes, u32 base) {
     return lop3<0xf8>(sum, signs, 0x80008000u);  // sum | signs & 0x80008000
 }
 
-DEVICE void one_row(u32 (&words)[4], uint2 bytes, u32 codes, u32 base) {
-    words[0] = two_weights<0>(bytes, codes, base);
-    words[1] = two_weights<1>(bytes, codes, base);
-    words[2] = two_weights<2>(bytes, codes, base);
-    words[3] = two_weights<3>(bytes, codes, base);
+// The words of row g + 8 `row` in half `half`.
+template <u32 half, u32 row>
+DEVICE void one_row(Fragment& f, u32 first, u32 second, u32 codes, u32 base) {
+    uint2 bytes = make_uint2(first, second);
+    f.words[half][0][row] = two_weights<0>(bytes, codes, base);
+    f.words[half][0][2 + row] = two_weights<1>(bytes, codes, base);
+    f.words[half][1][row] = two_weights<2>(bytes, codes, base);
+    f.words[half][1][2 + row] = two_weights<3>(bytes, codes, base);
 }
 
-// Puts an exponent into one of a lane's words; written so that the words stay in registers.
-DEVICE void patch(Fragment& f, u32 place, u32 exponent) {
-    u32 shift = place % 2 * 16 + 7, mask = 0xffu << shift, bits = exponent << shift;
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            if (place / 2 == half * 8 + j) f.low[half][j] = (f.low[half][j] & ~mask) | bits;
-            if (place / 2 == half * 8 + 4 + j) f.high[half][j] = (f.high[half][j] & ~mask) | bits;
-        }
-    }
-}
-
+// Tiles as the format lays them (docs/format.md, section 4.4). `escapes`: of each its place among the lanes' fragments (lane L
+// has words[h][p] at weights ((2 h + p) 32 + L) 8 + 0..7), and from bit 23 its exponent; in a tile they ascend by place.
 struct Fixed12 {
+    static constexpr u32 VECTORS = 3;
+    static constexpr bool ESCAPES = true;
     const u8* sign_mantissa;
     const u8* codes;
     const u32* escape_offsets;
-    const u16* escape_positions;
-    const u8* escape_exponents;
+    const u32* escapes;
     // At bits 7 and 23.
     u32 base;
-    u64 across;
+    u32 across;
 
-    DEVICE_METHOD Fragment load(u64 strip, u64 column, u32 lane) const {
-        u64 tile = strip * across + column;
-        uint4 first = load_once((const uint4*)(sign_mantissa + tile * 1024) + lane);
-        uint4 second = load_once((const uint4*)(sign_mantissa + tile * 1024 + 512) + lane);
-        uint4 nibbles = load_once((const uint4*)(codes + tile * 512) + lane);
-        u32 escape = escape_offsets[tile], end = escape_offsets[tile + 1];
+    // Its first tile; the launcher sees to it that tiles count to less than 2^32.
+    struct Strip {
+        u32 tile;
+    };
+
+    DEVICE_METHOD Strip strip(u32 number, u32) const { return {number * across}; }
+    // Vectors 0 and 1: bytes of the halves, row g before g + 8; vector 2: codes.
+    DEVICE_METHOD const uint4* vector(const Strip& strip, u32 tile, u32 i, u32 lane) const {
+        u64 number = strip.tile + tile;
+        return (const uint4*)(i < 2 ? sign_mantissa + number * 1024 + i * 512 : codes + number * 512) + lane;
+    }
+    DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 tile, u32 i, u32 lane) const {
+        cp_async16(to, vector(strip, tile, i, lane));
+    }
+    DEVICE_METHOD Fragment decode(const uint4 (&raw)[3]) const {
         Fragment f;
-        one_row(f.low[0], make_uint2(first.x, first.y), nibbles.x, base);
-        one_row(f.high[0], make_uint2(first.z, first.w), nibbles.y, base);
-        one_row(f.low[1], make_uint2(second.x, second.y), nibbles.z, base);
-        one_row(f.high[1], make_uint2(second.z, second.w), nibbles.w, base);
-        for (; escape < end; escape++) {
-            u32 position = escape_positions[escape], row = position / 64, k = position % 64;
-            if (lane != row % 8 * 4 + k % 32 / 8) continue;
-            patch(f, k / 32 * 16 + row / 8 * 8 + k % 8, escape_exponents[escape]);
-        }
+        one_row<0, 0>(f, raw[0].x, raw[0].y, raw[2].x, base);
+        one_row<0, 1>(f, raw[0].z, raw[0].w, raw[2].y, base);
+        one_row<1, 0>(f, raw[1].x, raw[1].y, raw[2].z, base);
+        one_row<1, 1>(f, raw[1].z, raw[1].w, raw[2].w, base);
         return f;
     }
+    DEVICE_METHOD const u32* offsets(const Strip& strip) const { return escape_offsets + strip.tile; }
 };
 
-#define KERNEL(columns, strips)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(256 * strips) fixed12_##columns##_##strips(                       \
-        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u16* escape_positions,          \
-        const u8* escape_exponents, u32 base, u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y,  \
-        u64 y_stride, const float* bias, u32 adds) {                                                               \
-        u64 across = (cols + 63) / 64;                                                                             \
-        Fixed12 weights = {sign_mantissa,    codes, escape_offsets, escape_positions, escape_exponents,            \
-                           base << 7 | base << 23, across};                                                        \
-        product<columns, strips>(weights, rows, across, {x, stride, tokens, y, y_stride, bias, adds});             \
+#define STREAM(columns, strips, stages)                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS) fixed12_stream_##columns##_##strips##_##stages(  \
+        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
+        u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
+        const float* bias, u32 adds, u32 slices) {                                                         \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                          \
+        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23,          \
+                           (u32)((cols + 63) / 64)};                                                       \
+        stream_product<columns, strips, stages>(weights, rows, operands);                                  \
     }
-SHAPES(KERNEL)
+STREAM_VARIANTS(STREAM)
 
-// out: BF16 [rows, cols], row-major. A warp takes a tile; cols is a multiple of 8.
-extern "C" __global__ void __launch_bounds__(256)
-decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u16* escape_positions,
-               const u8* escape_exponents, u32 base, u64 rows, u64 cols, u16* out) {
-    u64 across = (cols + 63) / 64, tiles = (rows + 15) / 16 * across;
-    u64 tile = (u64)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (tile >= tiles) return;
-    Fixed12 weights = {sign_mantissa,    codes, escape_offsets, escape_positions, escape_exponents,
-                       base << 7 | base << 23, across};
-    u32 lane = threadIdx.x % WARP;
-    Fragment f = weights.load(tile / across, tile % across, lane);
-    u64 row = tile / across * 16 + lane / 4;
+#define PANEL(columns, strips, stages)                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
+        fixed12_panel_##columns##_##strips##_##stages(                                                     \
+        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
+        u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
+        const float* bias, u32 adds, u32 slices, float4* sums, u32* done) {                                \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                          \
+        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23,          \
+                           (u32)((cols + 63) / 64)};                                                       \
+        panel_product<columns, strips, stages>(weights, rows, operands, {sums, done});                     \
+    }
+PANEL_VARIANTS(PANEL)
+
+// out: BF16 [rows, stride], row-major, with zeros from `cols` up to `stride`, which is at most the next multiple of 8. A warp takes
+// a tile.
+extern "C" __global__ void __launch_bounds__(THREADS)
+decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, u64 rows,
+               u64 cols, u16* out, u64 stride) {
+    Shared shared;
+    uint4* areas = shared.take<uint4>(WARPS * PATCH_VECTORS);
+    u32 across = (u32)((cols + 63) / 64), lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    u64 number = (u64)blockIdx.x * WARPS + warp, strip = number / across;
+    if (strip * TILE_ROWS >= rows) return;
+    u32 tile = (u32)(number % across);
+    Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23, across};
+    Fixed12::Strip from = weights.strip((u32)strip, lane);
+    uint4 raw[3];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        u64 k = tile % across * 64 + 32 * half + 8 * (lane % 4);
-        if (k >= cols) continue;
-        const u32(&low)[4] = f.low[half];
-        const u32(&high)[4] = f.high[half];
-        if (row < rows) *(uint4*)(out + row * cols + k) = make_uint4(low[0], low[1], low[2], low[3]);
-        if (row + 8 < rows) *(uint4*)(out + (row + 8) * cols + k) = make_uint4(high[0], high[1], high[2], high[3]);
+    for (u32 i = 0; i < 3; i++) raw[i] = load_once(weights.vector(from, tile, i, lane));
+    EscapeList<true> list;
+    list.look(weights.offsets(from), across, tile, lane);
+    Fragment f = weights.decode(raw);
+    if (list.has(tile)) {
+        u32 early[EARLY];
+        list.load(early, escapes, tile, lane);
+        list.patch(f, areas + warp * PATCH_VECTORS, early, escapes, tile, lane);
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        u64 row = strip * TILE_ROWS + i % 2 * 8 + lane / 4;
+        u64 k = (u64)tile * TILE_K + i / 2 * 32 + lane % 4 * 8;
+        if (row >= rows || k >= cols) continue;
+        // Half i / 2 of row i % 2.
+        const u32(&a)[4] = f.words[i / 2][0];
+        const u32(&b)[4] = f.words[i / 2][1];
+        u32 words[4] = {a[i % 2], a[2 + i % 2], b[i % 2], b[2 + i % 2]};
+        if (stride % 8 == 0 && k + 8 <= cols) {
+            *(uint4*)(out + row * stride + k) = vector_of(words);
+            continue;
+        }
+#pragma unroll
+        for (u32 j = 0; j < 8; j++) {
+            u16 word = (u16)(words[j / 2] >> j % 2 * 16);
+            if (k + j < stride) out[row * stride + k + j] = k + j < cols ? word : (u16)0;
+        }
     }
 }

@@ -11,6 +11,7 @@ mod buffer;
 pub mod ceiling;
 pub mod cublas;
 pub mod cuda;
+pub mod dense;
 pub mod dfloat11;
 pub mod embedding;
 mod error;

@@ -5,8 +5,10 @@ use llmpress_emulator::Emulator;
 use llmpress_entropy::fixed12::{Histogram, Strips, StripsRef, encode_strips};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::picker::Picker;
-use llmpress_kernels::gpu::product::{Product, Shape, Weights, product, product_in};
-use llmpress_kernels::gpu::{Error, Gpu};
+use llmpress_kernels::gpu::product::{
+    Product, Variant, Weights, Workspace, product, product_in, slices, variants,
+};
+use llmpress_kernels::gpu::{Buffer, Error, Gpu, dense};
 use proptest::prelude::*;
 
 fn wide(word: u16) -> f32 {
@@ -15,13 +17,13 @@ fn wide(word: u16) -> f32 {
 
 /// The order that kernels/cuda/product.cuh states. `x` has rows of `stride`.
 fn reference(w: &[u16], rows: usize, cols: usize, x: &[u16], stride: usize, tokens: usize) -> Vec<f32> {
-    let tiles = cols.div_ceil(64);
+    let (tiles, count) = (cols.div_ceil(64), slices(rows));
     let mut y = vec![0.0; tokens * rows];
     for token in 0..tokens {
         for n in 0..rows {
-            let slices = (0..8).map(|slice| {
+            let slices = (0..count).map(|slice| {
                 let mut sum = 0.0f32;
-                for tile in tiles * slice / 8..tiles * (slice + 1) / 8 {
+                for tile in tiles * slice / count..tiles * (slice + 1) / count {
                     for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                         for pair in [0, 2] {
                             for q in 0..4 {
@@ -68,6 +70,15 @@ fn fixed12(gpu: &Gpu, words: &[u16], rows: usize, cols: usize) -> Matrix {
     Matrix::upload(gpu, rows, cols, base, &strips).unwrap()
 }
 
+/// Weights that fixed12 has no code for, in a thousand.
+#[derive(Clone, Copy, Debug)]
+enum Odd {
+    /// Any bits at all: infinities and NaNs spread to whole rows of sums.
+    Any(u64),
+    /// Those that leave every other weight's share of a sum to be seen.
+    Finite(u64),
+}
+
 struct Numbers(u64);
 
 impl Numbers {
@@ -78,11 +89,17 @@ impl Numbers {
         self.0
     }
 
-    /// Weights like a model's, with so many in a thousand of any bits at all.
-    fn words(&mut self, count: usize, wild: u64) -> Vec<u16> {
+    /// Weights like a model's, with so many in a thousand of others.
+    fn words(&mut self, count: usize, odd: Odd) -> Vec<u16> {
         let one = |bits: u64| {
-            if bits >> 20 & 1023 < wild {
-                return (bits >> 40) as u16;
+            match odd {
+                Odd::Any(wild) if bits >> 20 & 1023 < wild => return (bits >> 40) as u16,
+                Odd::Finite(wild) if bits >> 20 & 1023 < wild => {
+                    // Zeros of both signs, and weights that are a little too large for the codes.
+                    let large = ((128 + (bits >> 40 & 3)) << 7 | (bits >> 50 & 0x7f)) as u16;
+                    return if bits >> 60 & 1 == 0 { 0 } else { large } | (bits >> 62 << 15) as u16;
+                }
+                _ => {}
             }
             let sum: i64 = (0..4).map(|i| (bits >> (12 * i) & 0xfff) as i64 - 2048).sum();
             half::bf16::from_f32(sum as f32 / 60_000.0).to_bits()
@@ -91,7 +108,7 @@ impl Numbers {
     }
 
     fn finite(&mut self, count: usize) -> Vec<u16> {
-        self.words(count, 0)
+        self.words(count, Odd::Any(0))
     }
 }
 
@@ -105,29 +122,87 @@ fn padded(x: &[u16], cols: usize) -> (Vec<u16>, usize) {
     (out, stride)
 }
 
-fn check(seed: u64, rows: usize, cols: usize, tokens: usize, wild: u64) {
-    let mut numbers = Numbers(seed | 1);
-    let words = numbers.words(rows * cols, wild);
-    let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
-    let expected = reference(&words, rows, cols, &x, stride, tokens);
-    let gpu = Gpu::new(if seed & 2 == 0 { Emulator::new() } else { Emulator::backwards() });
-    let (dense, encoded) = (gpu.upload(&words).unwrap(), fixed12(&gpu, &words, rows, cols));
-    let decoded = gpu.allocate(2 * words.len()).unwrap();
-    encoded.decode(&gpu, decoded.view()).unwrap();
-    assert_eq!(decoded.view().read::<u16>(words.len()).unwrap(), words, "{rows} x {cols}");
-    let x = gpu.upload(&x).unwrap();
-    // Room between the tokens' outputs, which must stay as it is.
-    let y_stride = rows + 3;
-    for shape in Shape::candidates(tokens) {
-        for weights in [Weights::Dense { words: dense.view(), rows, cols }, Weights::fixed12(&encoded)] {
-            let y = gpu.upload(&vec![7.0f32; tokens * y_stride]).unwrap();
-            let operands =
-                Product { x: x.view(), stride, tokens, y: y.view(), y_stride, bias: None, adds: false };
-            product_in(&gpu, weights, &operands, shape).unwrap();
-            let found: Vec<f32> = y.view().read(tokens * y_stride).unwrap();
-            for (found, expected) in found.chunks(y_stride).zip(expected.chunks(rows)) {
-                assert!(same(&found[..rows], expected), "{rows} x {cols}, {tokens} tokens, {shape:?}");
-                assert_eq!(found[rows..], [7.0; 3]);
+/// A matrix, activations and their product.
+struct Case {
+    gpu: Gpu,
+    rows: usize,
+    cols: usize,
+    tokens: usize,
+    plain: Buffer,
+    encoded: Matrix,
+    x: Buffer,
+    stride: usize,
+    workspace: Workspace,
+    expected: Vec<f32>,
+}
+
+impl Case {
+    fn new(seed: u64, rows: usize, cols: usize, tokens: usize, odd: Odd) -> Self {
+        let mut numbers = Numbers(seed | 1);
+        let words = numbers.words(rows * cols, odd);
+        let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
+        let expected = reference(&words, rows, cols, &x, stride, tokens);
+        let gpu = Gpu::new(if seed & 2 == 0 { Emulator::new() } else { Emulator::backwards() });
+        let plain = dense::upload(&gpu, rows, cols, &words).unwrap();
+        let encoded = fixed12(&gpu, &words, rows, cols);
+        let decoded = gpu.allocate(2 * words.len()).unwrap();
+        encoded.decode(&gpu, decoded.view()).unwrap();
+        assert_eq!(decoded.view().read::<u16>(words.len()).unwrap(), words, "{rows} x {cols}");
+        let x = gpu.upload(&x).unwrap();
+        let needed = |variant: Variant| variant.workspace_bytes(Weights::fixed12(&encoded), tokens);
+        let bytes = Variant::all(Weights::fixed12(&encoded)).into_iter().map(needed).max().unwrap();
+        let workspace = Workspace::new(&gpu, bytes).unwrap();
+        Self { gpu, rows, cols, tokens, plain, encoded, x, stride, workspace, expected }
+    }
+
+    fn weights(&self) -> [Weights<'_>; 2] {
+        let plain = Weights::dense(self.plain.view(), self.rows, self.cols);
+        [plain, Weights::fixed12(&self.encoded)]
+    }
+
+    fn check(&self, weights: Weights<'_>, variant: Variant) {
+        // Room between the tokens' outputs, which must stay as it is.
+        let y_stride = self.rows + 3;
+        let y = self.gpu.upload(&vec![7.0f32; self.tokens * y_stride]).unwrap();
+        let operands = Product {
+            x: self.x.view(),
+            stride: self.stride,
+            tokens: self.tokens,
+            y: y.view(),
+            y_stride,
+            bias: None,
+            adds: false,
+            workspace: Some(&self.workspace),
+        };
+        product_in(&self.gpu, weights, &operands, variant).unwrap();
+        let found: Vec<f32> = y.view().read(self.tokens * y_stride).unwrap();
+        for (found, expected) in found.chunks(y_stride).zip(self.expected.chunks(self.rows)) {
+            let (found, rest) = found.split_at(self.rows);
+            assert!(
+                same(found, expected),
+                "{} x {}, {} tokens, {variant:?}",
+                self.rows,
+                self.cols,
+                self.tokens
+            );
+            assert_eq!(rest, [7.0; 3]);
+        }
+    }
+
+    /// Every variant that suits.
+    fn check_suited(&self) {
+        for weights in self.weights() {
+            for variant in variants(weights, self.tokens) {
+                self.check(weights, variant);
+            }
+        }
+    }
+
+    /// Every variant.
+    fn check_all(&self) {
+        for weights in self.weights() {
+            for variant in Variant::all(weights) {
+                self.check(weights, variant);
             }
         }
     }
@@ -138,20 +213,45 @@ proptest! {
 
     #[test]
     fn products_and_decoding_follow_the_stated_order(
-        seed in any::<u64>(), rows in 1usize..70, cols in 1usize..40, tokens in 1usize..18,
-        wild in prop_oneof![Just(0u64), Just(2), Just(60), Just(1000)],
+        seed in any::<u64>(), rows in 1usize..70, cols in 1usize..320, tokens in 1usize..18,
+        odd in prop_oneof![
+            Just(Odd::Any(0)), Just(Odd::Any(1)), Just(Odd::Any(1024)), Just(Odd::Finite(2)), Just(Odd::Finite(60)),
+            Just(Odd::Finite(200)),
+        ],
     ) {
-        check(seed, rows, 8 * cols, tokens, wild);
+        Case::new(seed, rows, cols, tokens, odd).check_suited();
     }
 }
 
 #[test]
-fn many_tokens_and_many_tiles() {
-    check(5, 33, 8, 64, 30);
-    check(6, 20, 136, 65, 3);
-    check(7, 17, 64 * 19, 3, 50);
-    check(8, 130, 72, 33, 0);
-    check(9, 16, 64, 130, 0);
+fn every_variant_gives_the_same_bits() {
+    Case::new(12, 39, 600, 5, Odd::Finite(3)).check_all();
+    Case::new(15, 150, 136, 19, Odd::Finite(100)).check_all();
+}
+
+#[test]
+fn more_tokens() {
+    Case::new(4, 20, 600, 31, Odd::Finite(3)).check_suited();
+    Case::new(6, 130, 72, 33, Odd::Any(0)).check_suited();
+    Case::new(5, 33, 8, 64, Odd::Finite(30)).check_suited();
+    Case::new(7, 17, 130, 65, Odd::Any(1024)).check_suited();
+    Case::new(8, 16, 64, 130, Odd::Finite(1)).check_suited();
+}
+
+#[test]
+fn more_tiles_than_are_looked_at_together() {
+    // A slice of 35 tiles, some of which have more escapes than are loaded early.
+    Case::new(9, 16, 64 * 280, 2, Odd::Finite(40)).check_suited();
+    Case::new(10, 3, 64 * 280, 20, Odd::Finite(90)).check_suited();
+}
+
+#[test]
+fn fewer_slices_of_taller_matrices() {
+    for (rows, cols, count) in [(4096, 300, 4), (8192, 130, 2), (16384, 72, 1)] {
+        assert_eq!(slices(rows), count);
+        Case::new(rows as u64, rows, cols, 3, Odd::Finite(2)).check_suited();
+        Case::new(2 + rows as u64, rows, 64, 17, Odd::Any(0)).check_suited();
+    }
 }
 
 #[test]
@@ -168,8 +268,16 @@ fn biases_and_what_is_there_are_added_at_the_end() {
     let (x, b) = (gpu.upload(&x).unwrap(), gpu.upload(&bias).unwrap());
     for adds in [false, true] {
         let y = gpu.upload(&before).unwrap();
-        let operands =
-            Product { x: x.view(), stride, tokens, y: y.view(), y_stride: rows, bias: Some(b.view()), adds };
+        let operands = Product {
+            x: x.view(),
+            stride,
+            tokens,
+            y: y.view(),
+            y_stride: rows,
+            bias: Some(b.view()),
+            adds,
+            workspace: None,
+        };
         // A picker that tries shapes leaves no trace in y.
         product(&gpu, Weights::fixed12(&encoded), &operands, &Picker::trying()).unwrap();
         let expected: Vec<f32> = plain
@@ -189,16 +297,25 @@ fn biases_and_what_is_there_are_added_at_the_end() {
 fn some_rows_of_a_matrix_are_those_of_the_whole() {
     let (rows, cols, tokens) = (70, 136, 3);
     let mut numbers = Numbers(5);
-    let words = numbers.words(rows * cols, 40);
+    let words = numbers.words(rows * cols, Odd::Finite(40));
     let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
     let all = reference(&words, rows, cols, &x, stride, tokens);
     let gpu = Gpu::new(Emulator::new());
     let encoded = fixed12(&gpu, &words, rows, cols);
     let (x, y) = (gpu.upload(&x).unwrap(), gpu.allocate(4 * tokens * rows).unwrap());
     let run = |first, rows| {
-        let operands =
-            Product { x: x.view(), stride, tokens, y: y.view(), y_stride: rows, bias: None, adds: false };
-        product_in(&gpu, Weights::Fixed12 { matrix: &encoded, first, rows }, &operands, Shape::ALL[0])
+        let operands = Product {
+            x: x.view(),
+            stride,
+            tokens,
+            y: y.view(),
+            y_stride: rows,
+            bias: None,
+            adds: false,
+            workspace: None,
+        };
+        let weights = Weights::Fixed12 { matrix: &encoded, first, rows };
+        product_in(&gpu, weights, &operands, variants(weights, tokens)[0])
     };
     for (first, count) in [(0, 20), (32, 16), (48, 22), (64, 6), (16, 0)] {
         run(first, count).unwrap();
@@ -225,16 +342,25 @@ fn wrong_operands_are_refused() {
         y_stride: 16,
         bias: None,
         adds: false,
+        workspace: None,
     };
-    let dense = Weights::Dense { words: buffer.view(), rows: 16, cols: 64 };
-    let run = |weights, p: Product<'_>| product_in(&gpu, weights, &p, Shape::ALL[0]);
+    let dense = Weights::dense(buffer.view(), 16, 64);
+    let run = |weights, p: Product<'_>| product_in(&gpu, weights, &p, variants(weights, p.tokens.min(8))[0]);
     assert!(matches!(run(dense, Product { stride: 63, ..ok }), Err(Error::Invalid(_))));
     assert!(matches!(run(dense, Product { stride: 0, ..ok }), Err(Error::Invalid(_))));
     assert!(matches!(run(dense, Product { tokens: 100, ..ok }), Err(Error::Invalid(_))));
     assert!(matches!(run(dense, Product { y_stride: 5000, ..ok }), Err(Error::Invalid(_))));
-    let odd = Weights::Dense { words: buffer.view(), rows: 16, cols: 60 };
-    assert!(matches!(run(odd, ok), Err(Error::Unsupported(_))));
-    let large = Weights::Dense { words: buffer.view(), rows: 1 << 20, cols: 64 };
+    let odd = Product { x: buffer.view().slice(2..8192).unwrap(), ..ok };
+    assert!(matches!(run(dense, odd), Err(Error::Invalid(_))));
+    let split = |workspace| {
+        let needs = |variant: &Variant| variant.workspace_bytes(dense, ok.tokens) > 0;
+        let variant = Variant::all(dense).into_iter().find(needs).unwrap();
+        product_in(&gpu, dense, &Product { workspace, ..ok }, variant)
+    };
+    assert!(matches!(split(None), Err(Error::Invalid(_))));
+    let small = Workspace::new(&gpu, 0).unwrap();
+    assert!(matches!(split(Some(&small)), Err(Error::Invalid(_))));
+    let large = Weights::dense(buffer.view(), 1 << 20, 64);
     assert!(run(large, Product { tokens: 1, ..ok }).is_err());
     assert!(run(dense, Product { tokens: 0, ..ok }).is_ok());
 }
@@ -260,6 +386,7 @@ fn hostile_fixed12_matrices_are_refused() {
     assert!(!upload(100, &[1, 1], &[1], &[3]));
     assert!(!upload(100, &[0, 1], &[1024], &[3]));
     assert!(!upload(100, &[0, 1], &[1], &[]));
+    assert!(!upload(100, &[0, 2], &[5, 5], &[3, 3]));
     assert!(!upload(100, &[0], &[], &[]));
     assert!(!upload(100, &[0, u32::MAX, 1], &[1], &[3]));
 }

@@ -58,6 +58,13 @@ struct GpuLayer {
     mlp: Option<GpuMlp>,
 }
 
+impl GpuLayer {
+    fn linears(&self) -> impl Iterator<Item = &GpuLinear> {
+        let attention = self.attention.iter().flat_map(|a| a.projections.iter().chain([&a.output]));
+        attention.chain(self.mlp.iter().flat_map(|mlp| mlp.gate_up.iter().chain([&mlp.down])))
+    }
+}
+
 #[derive(Debug)]
 struct GpuAttention {
     norm: Buffer,

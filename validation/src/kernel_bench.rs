@@ -9,7 +9,7 @@ use llmpress_entropy::{dfloat11, fixed12};
 use llmpress_kernels::gpu::cublas::Cublas;
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::Matrix;
-use llmpress_kernels::gpu::product::{Product, Shape, Weights, product_in};
+use llmpress_kernels::gpu::product::{Product, Variant, Weights, Workspace, product_in, variants};
 use llmpress_kernels::gpu::{Buffer, Error, Gpu, Graph, Result, ceiling};
 use serde::Serialize;
 
@@ -292,8 +292,20 @@ impl Bench<'_> {
         let y = gpu.allocate(4 * tokens * n)?;
         let reference = Sample::new(&copies.words, n, k, &x, stride, tokens);
         let moved = 2 * tokens * k + 4 * tokens * n;
-        let operands =
-            Product { x: x_buffer.view(), stride, tokens, y: y.view(), y_stride: n, bias: None, adds: false };
+        let dense: Vec<Weights<'_>> = copies.dense.iter().map(|b| Weights::dense(b.view(), n, k)).collect();
+        let encoded: Vec<Weights<'_>> = copies.fixed12.iter().map(Weights::fixed12).collect();
+        let needed = dense.iter().chain(&encoded).map(|w| w.workspace_bytes(tokens)).max().unwrap_or(0);
+        let workspace = Workspace::new(gpu, needed)?;
+        let operands = Product {
+            x: x_buffer.view(),
+            stride,
+            tokens,
+            y: y.view(),
+            y_stride: n,
+            bias: None,
+            adds: false,
+            workspace: Some(&workspace),
+        };
         let mut cublas_seconds = None;
         if let Some(cublas) = &self.cublas {
             let run = |words: &Buffer| {
@@ -308,31 +320,28 @@ impl Bench<'_> {
             cublas_seconds = Some(seconds.median);
             self.row(shape, tokens, "cublas bf16", seconds, 2 * n * k + moved, correct);
         }
-        let dense: Vec<Weights<'_>> =
-            copies.dense.iter().map(|b| Weights::Dense { words: b.view(), rows: n, cols: k }).collect();
-        let encoded: Vec<Weights<'_>> = copies.fixed12.iter().map(Weights::fixed12).collect();
         let mut first = None;
         for (kernel, weights) in [("dense", dense), ("fixed12", encoded)] {
-            let mut best: Option<(Rate, Shape)> = None;
+            let mut best: Option<(Rate, Variant)> = None;
             let mut correct = true;
-            for block in Shape::candidates(tokens) {
+            for variant in weights.first().map_or_else(Vec::new, |w| variants(*w, tokens)) {
                 let mut graph =
-                    gpu.capture(|| weights.iter().try_for_each(|w| product_in(gpu, *w, &operands, block)))?;
+                    gpu.capture(|| weights.iter().try_for_each(|w| product_in(gpu, *w, &operands, variant)))?;
                 let seconds = time(gpu, &mut *graph, weights.len(), self.options.runs)?;
                 let found: Vec<f32> = y.view().read(tokens * n)?;
                 correct &= reference.near(&found);
-                // The same bits from every shape of block and every encoding.
+                // The same bits from every variant and every encoding.
                 let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
                 correct &= *first.get_or_insert_with(|| bits.clone()) == bits;
                 if best.is_none_or(|(rate, _)| seconds.median < rate.median) {
-                    best = Some((seconds, block));
+                    best = Some((seconds, variant));
                 }
             }
-            if let Some((seconds, block)) = best {
+            if let Some((seconds, variant)) = best {
                 let read = weights.first().map_or(0, Weights::bytes);
                 self.row(shape, tokens, kernel, seconds, read + moved, correct);
                 if let Some(row) = self.rows.last_mut() {
-                    row.block = Some(format!("{} tokens x {} rows", 8 * block.columns, 16 * block.strips));
+                    row.block = Some(variant.to_string());
                 }
             }
         }

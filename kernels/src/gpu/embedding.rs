@@ -57,7 +57,7 @@ pub fn embed_bf16(
 /// # Errors
 /// A buffer is too small; the launch fails.
 pub fn embed_fixed12(gpu: &Gpu, table: &Matrix, gather: &Gather<'_>) -> Result<()> {
-    let mut arguments = table.components().to_vec();
+    let mut arguments = table.components_from(0).to_vec();
     arguments.extend([Argument::U64(table.rows() as u64), Argument::U32(size32("hidden", table.cols())?)]);
     gather.launch(gpu, "embed_fixed12", table.cols(), &arguments)
 }

@@ -2,6 +2,7 @@
 
 use llmpress_entropy::fixed12::{Grid, MAX_BASE, MIN_BASE, StripsRef, TILE_CODE_BYTES, TILE_WEIGHTS};
 
+use super::dense::row_stride;
 use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
 
 /// A matrix in fixed12.
@@ -13,8 +14,17 @@ pub struct Matrix {
     sign_mantissa: Buffer,
     codes: Buffer,
     escape_offsets: Buffer,
-    escape_positions: Buffer,
-    escape_exponents: Buffer,
+    /// Place and exponent of each escape, as kernels/cuda/fixed12.cu says; in a tile they ascend by place.
+    escapes: Buffer,
+}
+
+/// Where a tile's weight lies among the lanes' fragments: lane 4 g + q has eight weights for each `mma`, number 2 h + p, in words
+/// 2 j + r: those of row g + 8 r and columns 32 h + 8 q + 4 p + 2 j, + 1.
+fn place(position: u16) -> u32 {
+    let (row, col) = (u32::from(position) / 64, u32::from(position) % 64);
+    let lane = row % 8 * 4 + col % 32 / 8;
+    let mma = col / 32 * 2 + col % 8 / 4;
+    (mma * 32 + lane) * 8 + col % 4 / 2 * 4 + row / 8 * 2 + col % 2
 }
 
 impl Matrix {
@@ -28,6 +38,10 @@ impl Matrix {
         let tiles = usize::try_from(grid.tiles()).map_err(|_| invalid("too large"))?;
         if !(MIN_BASE..=MAX_BASE).contains(&base) {
             return Err(invalid("the base is out of range"));
+        }
+        // Kernels count tiles in 32 bits.
+        if u32::try_from(tiles).is_err() {
+            return Err(invalid("too large"));
         }
         let StripsRef { sign_mantissa, codes, escape_offsets, escape_positions, escape_exponents } = *strips;
         if Some(sign_mantissa.len()) != tiles.checked_mul(TILE_WEIGHTS)
@@ -44,6 +58,19 @@ impl Matrix {
         if escape_positions.iter().any(|&p| usize::from(p) >= TILE_WEIGHTS) {
             return Err(invalid("an escape lies outside of its tile"));
         }
+        let tile =
+            |ends: &[u32]| escape_positions[ends[0] as usize..ends[1] as usize].is_sorted_by(|a, b| a < b);
+        if !escape_offsets.windows(2).all(tile) {
+            return Err(invalid("a tile's escapes do not ascend"));
+        }
+        let mut escapes: Vec<u32> = escape_positions
+            .iter()
+            .zip(escape_exponents)
+            .map(|(&position, &exponent)| place(position) | u32::from(exponent) << 23)
+            .collect();
+        for ends in escape_offsets.windows(2) {
+            escapes[ends[0] as usize..ends[1] as usize].sort_unstable_by_key(|escape| escape & 1023);
+        }
         Ok(Self {
             rows,
             cols,
@@ -51,8 +78,7 @@ impl Matrix {
             sign_mantissa: gpu.upload(sign_mantissa)?,
             codes: gpu.upload(codes)?,
             escape_offsets: gpu.upload(escape_offsets)?,
-            escape_positions: gpu.upload(escape_positions)?,
-            escape_exponents: gpu.upload(escape_exponents)?,
+            escapes: gpu.upload(&escapes)?,
         })
     }
 
@@ -71,27 +97,16 @@ impl Matrix {
     /// Bytes in device memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        [
-            &self.sign_mantissa,
-            &self.codes,
-            &self.escape_offsets,
-            &self.escape_positions,
-            &self.escape_exponents,
-        ]
-        .iter()
-        .map(|buffer| buffer.bytes())
-        .sum()
+        [&self.sign_mantissa, &self.codes, &self.escape_offsets, &self.escapes]
+            .iter()
+            .map(|buffer| buffer.bytes())
+            .sum()
     }
 
-    /// The first arguments of every kernel that reads it.
-    pub(super) fn components(&self) -> [Argument; 6] {
-        self.components_from(0)
-    }
-
-    /// The same for what lies from a strip of 16 rows on, which must be inside.
-    pub(super) fn components_from(&self, strip: usize) -> [Argument; 6] {
+    /// The first arguments of every kernel that reads it: from a strip of 16 rows on, which must be inside.
+    pub(super) fn components_from(&self, strip: usize) -> [Argument; 5] {
         let tiles = strip * self.cols.div_ceil(64);
-        // Offsets of escapes count from the matrix's first, so the lists stay whole.
+        // Offsets of escapes count from the matrix's first, so the list stays whole.
         let from = |buffer: &Buffer, bytes: usize| match buffer.view().pointer() {
             Argument::Pointer(address) => Argument::Pointer(address + (tiles * bytes) as u64),
             other => other,
@@ -100,8 +115,7 @@ impl Matrix {
             from(&self.sign_mantissa, TILE_WEIGHTS),
             from(&self.codes, TILE_CODE_BYTES),
             from(&self.escape_offsets, 4),
-            self.escape_positions.view().pointer(),
-            self.escape_exponents.view().pointer(),
+            self.escapes.view().pointer(),
             Argument::U32(self.base),
         ]
     }
@@ -109,27 +123,37 @@ impl Matrix {
     /// Decodes it to `BF16 [rows, cols]`, row-major.
     ///
     /// # Errors
-    /// `out` is too small; `cols` is no multiple of 8; the launch fails.
+    /// `out` is too small; the launch fails.
     pub fn decode(&self, gpu: &Gpu, out: View<'_>) -> Result<()> {
-        out.require("the decoded matrix", 2 * self.rows * self.cols)?;
-        if !self.cols.is_multiple_of(8) {
-            return Err(Error::Unsupported(format!(
-                "a matrix of {} columns: fixed12 is decoded on a GPU in multiples of 8",
-                self.cols
-            )));
-        }
-        let tiles = self.rows.div_ceil(16) * self.cols.div_ceil(64);
+        self.start_decode(gpu, 0, self.rows, out, self.cols)
+    }
+
+    /// Decodes `rows` rows, from a multiple of 16 on, to what a product with plain weights reads: rows of
+    /// [`super::dense::row_stride`] elements.
+    pub(super) fn decode_rows(&self, gpu: &Gpu, first: usize, rows: usize, out: View<'_>) -> Result<()> {
+        self.start_decode(gpu, first, rows, out, row_stride(self.cols))
+    }
+
+    fn start_decode(&self, gpu: &Gpu, first: usize, rows: usize, out: View<'_>, stride: usize) -> Result<()> {
+        out.require("the decoded matrix", 2 * rows * stride)?;
+        let tiles = rows.div_ceil(16) * self.cols.div_ceil(64);
         if tiles == 0 {
             return Ok(());
         }
-        let mut arguments = self.components().to_vec();
-        arguments.extend([Argument::U64(self.rows as u64), Argument::U64(self.cols as u64), out.pointer()]);
+        let mut arguments = self.components_from(first / 16).to_vec();
+        arguments.extend([
+            Argument::U64(rows as u64),
+            Argument::U64(self.cols as u64),
+            out.pointer(),
+            Argument::U64(stride as u64),
+        ]);
         gpu.launch(&Launch {
             file: "fixed12",
             kernel: "decode_fixed12",
             grid: [size32("tiles", tiles.div_ceil(8))?, 1, 1],
             block: 256,
-            shared: 0,
+            // A tile of each of eight warps.
+            shared: 8 * 2048,
             arguments: &arguments,
         })
     }

@@ -1,48 +1,267 @@
 //! Matrix products with weights of any encoding: `y = x W^T`.
 //!
-//! One order of additions for every encoding and every shape of block (kernels/cuda/product.cuh), so a lossless encoding gives
-//! the same bits as plain weights, and which shape a picker takes never shows.
+//! ```text
+//! few tokens    Stream   a warp a slice of some strips of 16 rows, x from the caches
+//! more tokens   Panel    a block 128 or 256 rows x 16 to 128 tokens, x and weights through shared memory;
+//!                        split: a block a slice, the last one to end adds them
+//! many tokens            the same; fixed12 may be decoded to plain BF16 first
+//! ```
+//!
+//! One order of additions for every encoding and every variant (kernels/cuda/product.cuh): it depends on the matrix's rows and
+//! columns alone. So a lossless encoding gives the same bits as plain weights, and which variant a picker takes never shows.
 
+use std::fmt;
+
+use super::dense::row_stride;
 use super::fixed12::Matrix;
 use super::picker::{Picker, Shape as Key};
-use super::{Argument, Error, Gpu, Launch, Result, View, size32};
+use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
 
-/// The shape of a block: 8 `columns` tokens, `strips` strips of 16 rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Tokens / 8.
-    pub columns: usize,
-    /// Strips of 16 rows.
-    pub strips: usize,
-    name: [&'static str; 2],
+const TILE_ROWS: usize = 16;
+const TILE_COLS: usize = 64;
+const WARPS: usize = 8;
+const THREADS: usize = 256;
+/// Bytes of a vector, the unit of shared memory here.
+const VECTOR: usize = 16;
+/// Vectors in which a warp patches escapes into a tile.
+const PATCH_VECTORS: usize = 128;
+/// Shared memory that every GPU of the last generations but one gives a block on demand; a variant that needs more than the
+/// device has is refused when it is launched.
+const SHARED_LIMIT: usize = 227 << 10;
+/// Tiles of a split product, each of which counts the blocks that are done.
+const COUNTERS: usize = 1024;
+/// Products are split only where their sums stay in the caches.
+const PARTIALS_LIMIT: usize = 32 << 20;
+/// Warps that a product should have; slices are made until there are so many.
+const WANTED_WARPS: usize = 1024;
+
+/// The slices into which the columns are cut, each of which is added up by itself: 1, 2, 4 or 8, the fewer the more rows
+/// there are.
+#[must_use]
+pub fn slices(rows: usize) -> usize {
+    let strips = rows.div_ceil(TILE_ROWS).max(1);
+    WANTED_WARPS.div_ceil(strips).next_power_of_two().clamp(1, 8)
 }
 
-impl Shape {
-    /// All shapes of the kernels.
-    pub const ALL: [Self; 8] = [
-        Self { columns: 1, strips: 1, name: ["dense_1_1", "fixed12_1_1"] },
-        Self { columns: 1, strips: 2, name: ["dense_1_2", "fixed12_1_2"] },
-        Self { columns: 1, strips: 4, name: ["dense_1_4", "fixed12_1_4"] },
-        Self { columns: 2, strips: 1, name: ["dense_2_1", "fixed12_2_1"] },
-        Self { columns: 2, strips: 2, name: ["dense_2_2", "fixed12_2_2"] },
-        Self { columns: 4, strips: 1, name: ["dense_4_1", "fixed12_4_1"] },
-        Self { columns: 4, strips: 2, name: ["dense_4_2", "fixed12_4_2"] },
-        Self { columns: 8, strips: 1, name: ["dense_8_1", "fixed12_8_1"] },
-    ];
+/// Which tile loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loop {
+    Stream,
+    Panel,
+}
 
-    /// Those that suit a product of `tokens` tokens, the default first.
+/// A compiled tile loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tile {
+    kind: Loop,
+    /// Tokens of a block / 8.
+    columns: usize,
+    /// Strips of 16 rows of a warp.
+    strips: usize,
+    /// Stages: tiles are asked for one fewer early.
+    depth: usize,
+    /// For plain and fixed12 weights.
+    names: [&'static str; 2],
+}
+
+macro_rules! tiles {
+    ($($kind:ident $name:literal $columns:literal $strips:literal $depth:literal;)*) => {
+        [$(Tile {
+            kind: Loop::$kind,
+            columns: $columns,
+            strips: $strips,
+            depth: $depth,
+            names: [
+                concat!("dense_", $name, "_", $columns, "_", $strips, "_", $depth),
+                concat!("fixed12_", $name, "_", $columns, "_", $strips, "_", $depth),
+            ],
+        }),*]
+    };
+}
+
+/// The lists of kernels/cuda/product.cuh; of equal columns the default first.
+const TILES: [Tile; 14] = tiles! {
+    Stream "stream" 1 1 4;
+    Stream "stream" 1 1 8;
+    Stream "stream" 1 2 4;
+    Stream "stream" 2 1 4;
+    Stream "stream" 2 1 8;
+    Stream "stream" 2 2 4;
+    Panel "panel" 2 1 4;
+    Panel "panel" 4 1 4;
+    Panel "panel" 4 2 3;
+    Panel "panel" 8 1 4;
+    Panel "panel" 8 2 3;
+    Panel "panel" 16 1 3;
+    Panel "panel" 16 2 3;
+    Panel "panel" 16 2 2;
+};
+
+/// One way to make a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    tile: Tile,
+    /// Whether a block takes one slice, not all.
+    split: bool,
+    /// Whether the weights are decoded first.
+    decoded: bool,
+}
+
+impl Variant {
+    /// All ways to make a product with such weights, fit or not.
     #[must_use]
-    pub fn candidates(tokens: usize) -> Vec<Self> {
-        // The fewest columns that take all tokens at once, so that weights are read once; else the most there are.
-        let columns = tokens.div_ceil(8).next_power_of_two().clamp(1, 8);
-        Self::ALL.into_iter().filter(|shape| shape.columns == columns).collect()
+    pub fn all(weights: Weights<'_>) -> Vec<Self> {
+        let mut all = Vec::new();
+        for tile in TILES {
+            all.push(Self { tile, split: false, decoded: false });
+            if tile.kind == Loop::Panel && weights.slices() > 1 {
+                all.push(Self { tile, split: true, decoded: false });
+            }
+        }
+        if matches!(weights, Weights::Fixed12 { .. }) {
+            let decoded: Vec<Self> = all.iter().map(|&variant| Self { decoded: true, ..variant }).collect();
+            all.extend(decoded);
+        }
+        all.retain(|variant| variant.shared(weights) <= SHARED_LIMIT);
+        all
+    }
+
+    /// Bytes of [`Workspace`] that it needs.
+    #[must_use]
+    pub fn workspace_bytes(self, weights: Weights<'_>, tokens: usize) -> usize {
+        match self.scratch_bytes(weights) + self.partial_bytes(weights, tokens) {
+            0 => 0,
+            bytes => 4 * COUNTERS + bytes,
+        }
+    }
+
+    /// Of them, bytes for decoded weights.
+    fn scratch_bytes(self, weights: Weights<'_>) -> usize {
+        let (rows, cols) = weights.shape();
+        if self.decoded { (2 * rows * row_stride(cols)).next_multiple_of(256) } else { 0 }
+    }
+
+    /// Of them, bytes for the sums of slices.
+    fn partial_bytes(self, weights: Weights<'_>, tokens: usize) -> usize {
+        if self.split { self.sums_bytes(weights.shape().0, weights.slices(), tokens) } else { 0 }
+    }
+
+    fn sums_bytes(self, rows: usize, slices: usize, tokens: usize) -> usize {
+        let (height, width) = self.block();
+        let (down, across) = self.blocks(rows, tokens);
+        4 * slices * down * across * height * width
+    }
+
+    /// Whether a product may be split, and should: where there are fewer blocks than multiprocessors.
+    fn splits(self, rows: usize, slices: usize, tokens: usize) -> bool {
+        let (down, across) = self.blocks(rows, tokens);
+        self.tile.kind == Loop::Panel
+            && slices > 1
+            && down * across <= WANTED_WARPS / WARPS
+            && self.sums_bytes(rows, slices, tokens) <= PARTIALS_LIMIT
+    }
+
+    /// Rows and tokens of a block.
+    fn block(self) -> (usize, usize) {
+        (TILE_ROWS * WARPS * self.tile.strips, 8 * self.tile.columns)
+    }
+
+    /// Blocks of a product, slices apart, along the rows and the tokens: of a panel.
+    fn blocks(self, rows: usize, tokens: usize) -> (usize, usize) {
+        let (height, width) = self.block();
+        (rows.div_ceil(height), tokens.div_ceil(width))
+    }
+
+    /// Bytes of shared memory.
+    fn shared(self, weights: Weights<'_>) -> usize {
+        let Tile { kind, columns, strips, depth, .. } = self.tile;
+        let fixed12 = matches!(weights, Weights::Fixed12 { .. }) && !self.decoded;
+        let lane_vectors = if fixed12 { 3 } else { 4 };
+        let patch = if fixed12 { WARPS * PATCH_VECTORS } else { 0 };
+        match kind {
+            Loop::Stream => VECTOR * (depth * lane_vectors * strips * THREADS + patch),
+            Loop::Panel => {
+                let stage = 64 * columns + lane_vectors * strips * THREADS;
+                let kept = weights.slices() > 1 && !self.split;
+                let totals = if kept { strips * columns * THREADS } else { 0 };
+                VECTOR * (depth * stage + 1 + patch + totals)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tile { kind, columns, strips, depth, .. } = self.tile;
+        let warps = if kind == Loop::Panel { WARPS } else { 1 };
+        write!(f, "{} tokens x {} rows, {depth} tiles deep", 8 * columns, TILE_ROWS * strips * warps)?;
+        f.write_str(if self.split { ", split" } else { "" })?;
+        f.write_str(if self.decoded { ", decoded first" } else { "" })
+    }
+}
+
+/// Token counts with the same variants: the most of them.
+fn bucket(tokens: usize) -> usize {
+    tokens.next_power_of_two().max(8)
+}
+
+/// Tokens from which on the default is to decode fixed12 weights first: before, products wait for weights more than for the
+/// multipliers.
+const DECODED_FROM: usize = 1024;
+
+/// The ways that suit a product of so many tokens, the default first. They need [`Variant::workspace_bytes`].
+#[must_use]
+pub fn variants(weights: Weights<'_>, tokens: usize) -> Vec<Variant> {
+    let rows = weights.shape().0;
+    let tokens = bucket(tokens);
+    // The fewest columns that take all tokens at once, so that weights are read once; else the most there are.
+    let columns = (tokens / 8).min(16);
+    let mut suited: Vec<Variant> = Variant::all(weights)
+        .into_iter()
+        .filter(|variant| {
+            variant.tile.columns == columns
+                && (!variant.decoded || tokens > 128 && variant.tile.kind == Loop::Panel)
+                && (!variant.split || variant.splits(rows, weights.slices(), tokens))
+        })
+        .collect();
+    // Stable: the order of the list decides among equals.
+    suited.sort_by_key(|variant| {
+        let late = variant.decoded != (tokens >= DECODED_FROM) && matches!(weights, Weights::Fixed12 { .. });
+        let (down, across) = variant.blocks(rows, tokens);
+        // Tall blocks read x half as often: right where there are blocks enough.
+        let short = variant.tile.strips == 1 && tokens > 64 && down * across >= WANTED_WARPS / WARPS;
+        (late, short, variant.tile.kind == Loop::Panel && !variant.split)
+    });
+    suited
+}
+
+/// Memory that products work in. One serves all products that are started one after the other.
+#[derive(Debug)]
+pub struct Workspace(Buffer);
+
+impl Workspace {
+    /// A workspace of so many bytes: the largest of [`Weights::workspace_bytes`] or of [`split_bytes`].
+    ///
+    /// # Errors
+    /// Not so much memory.
+    pub fn new(gpu: &Gpu, bytes: usize) -> Result<Self> {
+        let buffer = gpu.allocate(bytes.max(4 * COUNTERS))?;
+        // Products leave the counters at zero.
+        buffer.slice(0..4 * COUNTERS)?.write(&[0u32; COUNTERS])?;
+        Ok(Self(buffer))
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
     }
 }
 
 /// The weights of a product.
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'a> {
-    /// `BF16 [rows, cols]`, row-major; `cols` is a multiple of 8.
+    /// `BF16 [rows, cols]`, row-major, the rows [`row_stride`] apart.
     Dense {
         /// The words.
         words: View<'a>,
@@ -50,6 +269,8 @@ pub enum Weights<'a> {
         rows: usize,
         /// Input features.
         cols: usize,
+        /// Rows of the matrix that these are part of.
+        whole: usize,
     },
     /// fixed12: some rows of a matrix.
     Fixed12 {
@@ -63,6 +284,12 @@ pub enum Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
+    /// A plain matrix.
+    #[must_use]
+    pub fn dense(words: View<'a>, rows: usize, cols: usize) -> Self {
+        Self::Dense { words, rows, cols, whole: rows }
+    }
+
     /// All rows of a matrix.
     #[must_use]
     pub fn fixed12(matrix: &'a Matrix) -> Self {
@@ -78,20 +305,60 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// [`slices`] of the whole matrix: some of its rows are added up as all are.
+    fn slices(&self) -> usize {
+        match self {
+            Self::Dense { whole, .. } => slices(*whole),
+            Self::Fixed12 { matrix, .. } => slices(matrix.rows()),
+        }
+    }
+
     /// Bytes that a product reads of them.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Dense { rows, cols, .. } => 2 * rows * cols,
+            Self::Dense { rows, cols, .. } => 2 * rows * row_stride(*cols),
             Self::Fixed12 { matrix, rows, .. } => matrix.bytes() / matrix.rows().max(1) * rows,
         }
     }
+
+    /// The most workspace that a product of up to `tokens` tokens takes, whichever variant it is. With
+    /// [`split_bytes`] fixed12 weights are never decoded first, and all else is as fast.
+    #[must_use]
+    pub fn workspace_bytes(&self, tokens: usize) -> usize {
+        most(tokens, |count| {
+            let bytes =
+                variants(*self, count).into_iter().map(|variant| variant.workspace_bytes(*self, count));
+            bytes.max().unwrap_or(0)
+        })
+    }
+}
+
+/// The most workspace that the slices' sums of a product of `rows` rows with up to `tokens` tokens take.
+#[must_use]
+pub fn split_bytes(rows: usize, tokens: usize) -> usize {
+    let bytes = |tile: Tile, count| {
+        let variant = Variant { tile, split: true, decoded: false };
+        if variant.splits(rows, slices(rows), count) {
+            variant.sums_bytes(rows, slices(rows), count)
+        } else {
+            0
+        }
+    };
+    let sums = most(tokens, |count| TILES.into_iter().map(|tile| bytes(tile, count)).max().unwrap_or(0));
+    if sums == 0 { 0 } else { 4 * COUNTERS + sums }
+}
+
+/// The most over the token counts up to `tokens` whose variants differ.
+fn most(tokens: usize, bytes: impl Fn(usize) -> usize) -> usize {
+    let counts = (3..usize::BITS - 1).map(|bits| 1usize << bits).take_while(|&count| count <= bucket(tokens));
+    counts.map(bytes).max().unwrap_or(0)
 }
 
 /// The operands of a product besides the weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
-    /// `BF16 [tokens, stride]`: zeros from the input features up to the next multiple of 64.
+    /// `BF16 [tokens, stride]`: zeros from the input features up to the next multiple of 64, which the caller sees to.
     pub x: View<'a>,
     /// Elements of a row of `x`: a multiple of 64.
     pub stride: usize,
@@ -103,47 +370,99 @@ pub struct Product<'a> {
     pub y_stride: usize,
     /// `F32 [rows]`, added at the end.
     pub bias: Option<View<'a>>,
-    /// Whether the product is added to what `y` holds.
+    /// Whether the product, bias included, is added to what `y` holds.
     pub adds: bool,
+    /// Without one, or with too small a one, variants that need it are left out.
+    pub workspace: Option<&'a Workspace>,
 }
 
-/// Makes a product in a given shape.
+/// Refuses an address that vectors or numbers of `bytes` bytes cannot start at.
+fn aligned(what: &str, view: View<'_>, bytes: u64) -> Result<()> {
+    if !view.pointer().slot().is_multiple_of(bytes) {
+        return Err(Error::Invalid(format!("{what} does not start at a multiple of {bytes} bytes")));
+    }
+    Ok(())
+}
+
+/// Makes a product in a given way.
 ///
 /// # Errors
-/// A buffer is too small; `cols` of dense weights is no multiple of 8; the launch fails.
-pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, shape: Shape) -> Result<()> {
+/// A buffer is too small or not aligned (`x` and plain weights to 16 bytes); the workspace is too small; the launch fails.
+pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, variant: Variant) -> Result<()> {
     let (rows, cols) = weights.shape();
     if p.tokens == 0 || rows == 0 {
         return Ok(());
     }
-    if !p.stride.is_multiple_of(64) || p.stride < cols {
+    if let Weights::Fixed12 { matrix, first, rows } = weights
+        && (!first.is_multiple_of(TILE_ROWS) || first.checked_add(rows).is_none_or(|end| end > matrix.rows()))
+    {
+        return Err(Error::Invalid(format!(
+            "{rows} rows from {first} on of a fixed12 matrix of {}",
+            matrix.rows()
+        )));
+    }
+    if !p.stride.is_multiple_of(TILE_COLS) || p.stride < cols {
         return Err(Error::Invalid(format!("rows of x of {} elements for {cols} input features", p.stride)));
     }
-    p.x.require("x", 2 * p.tokens * p.stride)?;
-    p.y.require("y", 4 * ((p.tokens - 1) * p.y_stride + rows))?;
+    let bytes = |elements: Option<usize>, each: usize| {
+        let too_large =
+            || Error::Invalid(format!("a product of {} tokens and {rows} rows: too large", p.tokens));
+        elements.and_then(|n| n.checked_mul(each)).ok_or_else(too_large)
+    };
+    p.x.require("x", bytes(p.tokens.checked_mul(p.stride), 2)?)?;
+    aligned("x", p.x, 16)?;
+    let before = (p.tokens - 1).checked_mul(p.y_stride);
+    p.y.require("y", bytes(before.and_then(|n| n.checked_add(rows)), 4)?)?;
+    aligned("y", p.y, 4)?;
     if let Some(bias) = p.bias {
         bias.require("the bias", 4 * rows)?;
+        aligned("the bias", bias, 4)?;
     }
-    let (file, kernel, mut arguments) = match weights {
-        Weights::Dense { words, rows, cols } => {
-            if !cols.is_multiple_of(8) {
-                return Err(Error::Unsupported(format!(
-                    "a matrix of {cols} columns: products on a GPU take multiples of 8"
-                )));
-            }
-            words.require("the weights", 2 * rows * cols)?;
-            ("dense", shape.name[0], vec![words.pointer()])
+    let needed = variant.workspace_bytes(weights, p.tokens);
+    if needed == 0 {
+        return start(gpu, weights, p, variant, None);
+    }
+    let given = p.workspace.map_or(0, Workspace::bytes);
+    let Some(workspace) = p.workspace.filter(|_| given >= needed) else {
+        return Err(Error::Invalid(format!("a workspace of {given} bytes; the product needs {needed}")));
+    };
+    // Counters, decoded weights, sums.
+    let (first, second) = (4 * COUNTERS, 4 * COUNTERS + variant.scratch_bytes(weights));
+    let counters = workspace.0.slice(0..first)?;
+    let words = workspace.0.slice(first..second)?;
+    let split = Some((workspace.0.slice(second..needed)?, counters));
+    match weights {
+        Weights::Fixed12 { matrix, first, rows } if variant.decoded => {
+            matrix.decode_rows(gpu, first, rows, words)?;
+            let variant = Variant { decoded: false, ..variant };
+            start(gpu, Weights::Dense { words, rows, cols, whole: matrix.rows() }, p, variant, split)
         }
-        Weights::Fixed12 { matrix, first, rows } => {
-            if !first.is_multiple_of(16) || first.checked_add(rows).is_none_or(|end| end > matrix.rows()) {
-                return Err(Error::Invalid(format!(
-                    "{rows} rows from {first} on of a fixed12 matrix of {}",
-                    matrix.rows()
-                )));
-            }
-            ("fixed12", shape.name[1], matrix.components_from(first / 16).to_vec())
+        _ => start(gpu, weights, p, variant, split),
+    }
+}
+
+/// Launches the kernel of a variant on weights as they are. `split`: the slices' sums and the counters.
+fn start(
+    gpu: &Gpu,
+    weights: Weights<'_>,
+    p: &Product<'_>,
+    variant: Variant,
+    split: Option<(View<'_>, View<'_>)>,
+) -> Result<()> {
+    let (rows, cols) = weights.shape();
+    let tile = variant.tile;
+    size32("input features", cols.next_multiple_of(TILE_COLS))?;
+    let (file, kernel, mut arguments) = match weights {
+        Weights::Dense { words, .. } => {
+            words.require("the weights", weights.bytes())?;
+            aligned("the weights", words, 16)?;
+            ("dense", tile.names[0], vec![words.pointer()])
+        }
+        Weights::Fixed12 { matrix, first, .. } => {
+            ("fixed12", tile.names[1], matrix.components_from(first / TILE_ROWS).to_vec())
         }
     };
+    let slices = weights.slices();
     arguments.extend([
         Argument::U64(rows as u64),
         Argument::U64(cols as u64),
@@ -154,43 +473,70 @@ pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, shape: Shape
         Argument::U64(p.y_stride as u64),
         p.bias.map_or(Argument::Pointer(0), |bias| bias.pointer()),
         Argument::U32(u32::from(p.adds)),
+        Argument::U32(slices as u32),
     ]);
+    let grid = match tile.kind {
+        Loop::Stream => {
+            let strips = WARPS / slices * tile.strips;
+            let down = rows.div_ceil(TILE_ROWS * strips);
+            [size32("strips", down)?, size32("tokens", p.tokens.div_ceil(8 * tile.columns))?, 1]
+        }
+        Loop::Panel => {
+            let (down, across) = variant.blocks(rows, p.tokens);
+            let parts = if variant.split { slices } else { 1 };
+            if variant.split && down * across > COUNTERS {
+                return Err(Error::Unsupported(format!(
+                    "a product of {} tiles split by its columns",
+                    down * across
+                )));
+            }
+            let [sums, counters] = match split {
+                Some((sums, counters)) => [sums.pointer(), counters.pointer()],
+                None => [Argument::Pointer(0); 2],
+            };
+            arguments.extend([sums, counters]);
+            [size32("tiles", down * across)?, parts as u32, 1]
+        }
+    };
     gpu.launch(&Launch {
         file,
         kernel,
-        grid: [
-            size32("strips", rows.div_ceil(16 * shape.strips))?,
-            size32("tokens", p.tokens.div_ceil(8 * shape.columns))?,
-            1,
-        ],
-        block: 256 * shape.strips as u32,
-        // The slices' sums of 16 rows a strip.
-        shared: (4 * 8 * 16 * 8 * shape.columns * shape.strips) as u32,
+        grid,
+        block: THREADS as u32,
+        shared: variant.shared(weights) as u32,
         arguments: &arguments,
     })
 }
 
-/// Makes a product in the shape that `picker` takes.
+/// Makes a product in the way that `picker` takes.
 ///
 /// # Errors
 /// Those of [`product_in`].
 pub fn product(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, picker: &Picker) -> Result<()> {
     let (n, k) = weights.shape();
-    let candidates = Shape::candidates(p.tokens);
+    if p.tokens == 0 || n == 0 {
+        return Ok(());
+    }
+    let bytes = p.workspace.map_or(0, Workspace::bytes);
+    let mut candidates = variants(weights, p.tokens);
+    candidates.retain(|variant| variant.workspace_bytes(weights, bucket(p.tokens)) <= bytes);
     let kernel = match weights {
         Weights::Dense { .. } => "dense",
         Weights::Fixed12 { .. } => "fixed12",
     };
-    // Shapes are tried on another output: this one may hold what the product is added to.
+    // Variants are tried on another output: this one may hold what the product is added to.
     let mut output = None;
-    // Lengths of prompts vary: neighbouring ones share what was picked.
-    let m = p.tokens.next_power_of_two();
-    let picked = picker.pick(gpu, Key { kernel, n, k, m }, candidates.len(), &mut |i| {
+    let key = Key { kernel, n, k, m: bucket(p.tokens) };
+    let picked = picker.pick(gpu, key, candidates.len(), &mut |i| {
         let output = match &output {
             Some(output) => output,
             None => output.insert(gpu.allocate(p.y.bytes())?),
         };
         product_in(gpu, weights, &Product { y: output.view(), ..*p }, candidates[i])
     })?;
-    product_in(gpu, weights, p, candidates[picked])
+    // Another workspace than when it was picked may leave fewer.
+    let Some(&variant) = candidates.get(picked).or(candidates.first()) else {
+        return Err(Error::Unsupported(format!("a product of {n} x {k} with {} tokens", p.tokens)));
+    };
+    product_in(gpu, weights, p, variant)
 }

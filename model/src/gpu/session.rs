@@ -7,7 +7,7 @@ use llmpress_formats::{Error, Result};
 use llmpress_kernels::gpu::attention::{Attend, Cache, Heads, attend, workspace_bytes};
 use llmpress_kernels::gpu::embedding::{Gather, embed_bf16, embed_fixed12};
 use llmpress_kernels::gpu::gate::{Activation as Gate, gate};
-use llmpress_kernels::gpu::product::{Product, Weights, product};
+use llmpress_kernels::gpu::product::{Product, Weights, Workspace, product, split_bytes};
 use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
 use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
@@ -15,7 +15,7 @@ use llmpress_kernels::gpu::{self, Buffer, Graph, View};
 use rand_chacha::ChaCha8Rng;
 
 use super::weights::{GpuLinear, Source};
-use super::{GpuAttention, GpuMlp, GpuModel, device};
+use super::{GpuAttention, GpuLayer, GpuMlp, GpuModel, device};
 use crate::config::Activation;
 use crate::generate::pick;
 use crate::rope::cos_sin;
@@ -64,6 +64,7 @@ pub(super) struct GpuSession<'a> {
     /// Outputs of products, F32.
     y: Buffer,
     workspace: Buffer,
+    products: Workspace,
     /// A decoded unit, and which.
     scratch: Buffer,
     held: Cell<Option<usize>>,
@@ -97,6 +98,12 @@ impl<'a> GpuSession<'a> {
             model.layers.iter().filter_map(|layer| Some(layer.mlp.as_ref()?.down.cols)).max().unwrap_or(0);
         let widest_input = padded(c.hidden_size.max(heads.heads * heads.head_dim).max(inner));
         let widest_output = qkv.max(2 * inner).max(c.hidden_size);
+        // The head's products are of few tokens, or of few rows at a time: not worth room for a decoded vocabulary.
+        let products = model.layers.iter().flat_map(GpuLayer::linears).map(|linear| match &linear.source {
+            Source::Fixed12(matrix) => Weights::fixed12(matrix).workspace_bytes(chunk),
+            _ => split_bytes(linear.rows, chunk),
+        });
+        let products = products.max().unwrap_or(0).max(split_bytes(model.head().rows, chunk));
         // A layer without attention has no keys and values.
         let cache = model.layers.iter().map(|layer| {
             let bytes = if layer.attention.is_some() { cache_bytes } else { 0 };
@@ -121,6 +128,7 @@ impl<'a> GpuSession<'a> {
             x: allocate(2 * chunk * widest_input)?,
             y: allocate(4 * chunk * widest_output)?,
             workspace: allocate(workspace_bytes(heads, chunk, capacity))?,
+            products: Workspace::new(&model.gpu, products).map_err(device)?,
             scratch: allocate(2 * model.scratch_elements())?,
             held: Cell::new(None),
             kept: allocate(0)?,
@@ -309,7 +317,7 @@ impl<'a> GpuSession<'a> {
         adds: bool,
     ) -> gpu::Result<()> {
         let (cols, count) = (linear.cols, rows.len());
-        let dense = |words| Weights::Dense { words, rows: count, cols };
+        let dense = |words| Weights::Dense { words, rows: count, cols, whole: linear.rows };
         let weights = match &linear.source {
             Source::Dense(words) => dense(words.slice(2 * rows.start * cols..2 * rows.end * cols)?),
             Source::Fixed12(matrix) => Weights::Fixed12 { matrix, first: rows.start, rows: count },
@@ -321,7 +329,8 @@ impl<'a> GpuSession<'a> {
             Some(bias) => Some(bias.slice(4 * rows.start..4 * rows.end)?),
             None => None,
         };
-        let operands = Product { x, stride: padded(cols), tokens, y, y_stride, bias, adds };
+        let workspace = Some(&self.products);
+        let operands = Product { x, stride: padded(cols), tokens, y, y_stride, bias, adds, workspace };
         product(&self.model.gpu, weights, &operands, &self.model.picker)
     }
 
