@@ -6,6 +6,7 @@
 //! fast path is compared with the scalar reference bit for bit.
 
 mod dot;
+mod draw;
 mod elementwise;
 mod exp;
 mod isa;
@@ -18,6 +19,7 @@ mod test_values;
 mod widen;
 
 pub use dot::{LANES, dot_fixed12, dot_rows};
+pub use draw::{Limits, draw};
 pub use elementwise::{gelu_tanh_gate, silu_gate, softmax};
 pub use exp::exp;
 pub use jensen_shannon::jensen_shannon;

@@ -5,6 +5,7 @@
 //! ```
 
 use llmpress_formats::{Error, Result};
+use llmpress_kernels::cpu::{self, Limits};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -26,6 +27,11 @@ pub struct Sampling {
 impl Sampling {
     /// The likeliest token always.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+
+    /// Which tokens may be drawn, where the temperature is not 0.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p }
+    }
 }
 
 /// A sequence that grows token by token.
@@ -94,62 +100,5 @@ pub(crate) fn pick(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) 
         let best = (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a });
         return best.unwrap_or(0) as u32;
     }
-    // Likeliest first; of equals the lower id, so that the order is the same everywhere.
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    let by_logit = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-    let keep = if sampling.top_k == 0 { order.len() } else { sampling.top_k.min(order.len()) };
-    if keep < order.len() {
-        order.select_nth_unstable_by(keep, by_logit);
-        order.truncate(keep);
-    }
-    order.sort_unstable_by(by_logit);
-    let Some(&best) = order.first() else { return 0 };
-    let weight = |i: usize| f64::from((logits[i] - logits[best]) / sampling.temperature).exp();
-    let total: f64 = order.iter().map(|&i| weight(i)).sum();
-    let mut kept = 0.0;
-    let mut count = 0;
-    for &i in &order {
-        kept += weight(i);
-        count += 1;
-        if kept >= f64::from(sampling.top_p) * total {
-            break;
-        }
-    }
-    let mut draw = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * kept;
-    for &i in &order[..count] {
-        draw -= weight(i);
-        if draw < 0.0 {
-            return i as u32;
-        }
-    }
-    order[count - 1] as u32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn counts(sampling: Sampling, logits: &[f32]) -> Vec<usize> {
-        let mut random = ChaCha8Rng::seed_from_u64(1);
-        let mut counts = vec![0; logits.len()];
-        (0..4000).for_each(|_| counts[pick(logits, sampling, &mut random) as usize] += 1);
-        counts
-    }
-
-    #[test]
-    fn draws_follow_the_probabilities_and_the_limits() {
-        let logits = [0.0, 2.0f32.ln(), f32::NEG_INFINITY, 5.0f32.ln()];
-        let all = Sampling { temperature: 1.0, ..Sampling::GREEDY };
-        let expected = [500.0, 1000.0, 0.0, 2500.0];
-        for (count, expected) in counts(all, &logits).iter().zip(expected) {
-            assert!((*count as f64 - expected).abs() < 110.0, "{count} {expected}");
-        }
-        assert_eq!(counts(Sampling::GREEDY, &logits), [0, 0, 0, 4000]);
-        assert_eq!(counts(Sampling { top_k: 2, ..all }, &logits)[0], 0);
-        let nucleus = counts(Sampling { top_p: 0.7, ..all }, &logits);
-        assert!(nucleus[0] == 0 && nucleus[1] > 0, "{nucleus:?}");
-        assert_eq!(counts(Sampling { top_p: 0.6, ..all }, &logits), [0, 0, 0, 4000]);
-        let cold = counts(Sampling { temperature: 0.1, ..all }, &logits);
-        assert!(cold[3] > 3990, "{cold:?}");
-    }
+    cpu::draw(logits, sampling.limits(), random.next_u64())
 }

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use llmpress_emulator::Emulator;
 use llmpress_formats::{Checkpoint, Error};
+use llmpress_kernels::cpu::{self, Limits};
 use llmpress_kernels::gpu::Gpu;
 use llmpress_model::{
     Engine, Generation, GpuModel, GpuWeights, Model, Panels, Sampling, Skips, SubLayer, greedy,
 };
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// What activations in BF16 may move a logit by, as a share of the largest one.
 const TOLERANCE: f32 = 0.03;
@@ -147,13 +150,23 @@ fn a_switch_of_frequencies_is_followed() {
 fn draws_are_the_processors_for_the_same_logits() {
     let model = open(&golden("llama"));
     let gpu = on_gpu(&model, GpuWeights::Fixed12).unwrap();
-    let sampling = Sampling { temperature: 0.8, top_k: 20, top_p: 0.9, seed: 7 };
-    let run = |engine: &dyn Engine| -> Vec<u32> {
-        let mut generation = Generation::start(engine, &IDS, 8, sampling).unwrap();
-        (0..8).map(|_| generation.next_token().unwrap()).collect()
-    };
-    assert_eq!(run(&gpu), run(&gpu));
-    assert_eq!(run(&gpu), run(&on_gpu(&model, GpuWeights::Bf16).unwrap()));
+    for limits in [
+        Limits { temperature: 0.8, top_k: 20, top_p: 0.9 },
+        Limits { temperature: 2.0, top_k: 0, top_p: 1.0 },
+        Limits { temperature: 1.5, top_k: 0, top_p: 0.7 },
+    ] {
+        let Limits { temperature, top_k, top_p } = limits;
+        let sampling = Sampling { temperature, top_k, top_p, seed: 7 };
+        let mut generation = Generation::start(&gpu, &IDS, 8, sampling).unwrap();
+        let found: Vec<u32> = (0..8).map(|_| generation.next_token().unwrap()).collect();
+        // The same tokens from the logits themselves.
+        let mut random = ChaCha8Rng::seed_from_u64(7);
+        let all = [&IDS[..], &found].concat();
+        let rows = logits(&gpu, &[&all], &Skips::new());
+        let expected: Vec<u32> =
+            rows[IDS.len() - 1..][..8].iter().map(|row| cpu::draw(row, limits, random.next_u64())).collect();
+        assert_eq!(found, expected, "{limits:?}");
+    }
 }
 
 #[test]

@@ -10,14 +10,14 @@ use llmpress_kernels::gpu::gate::{Activation as Gate, gate};
 use llmpress_kernels::gpu::product::{Product, Weights, Workspace, product, split_bytes};
 use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
-use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
+use llmpress_kernels::gpu::sampling::{DRAW_WORKSPACE_BYTES, Draw, advance, argmax, draw, soft_cap};
 use llmpress_kernels::gpu::{self, Buffer, Graph, View};
 use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::Rng;
 
 use super::weights::{GpuLinear, Source};
 use super::{GpuAttention, GpuLayer, GpuMlp, GpuModel, device};
 use crate::config::Activation;
-use crate::generate::pick;
 use crate::rope::cos_sin;
 use crate::{Panels, Sampling, Session, Skips, SubLayer};
 
@@ -75,6 +75,10 @@ pub(super) struct GpuSession<'a> {
     state: Buffer,
     logits: Buffer,
     next: Buffer,
+    /// A random number, what a draw works in, and what it draws.
+    random: Buffer,
+    drawing: Buffer,
+    drawn: Buffer,
     /// Whether those are of the last kept token.
     picked: bool,
     steps: usize,
@@ -136,6 +140,9 @@ impl<'a> GpuSession<'a> {
             state: allocate(2 * padded(c.hidden_size))?,
             logits: allocate(4 * model.head().rows)?,
             next: allocate(4)?,
+            random: allocate(8)?,
+            drawing: allocate(DRAW_WORKSPACE_BYTES)?,
+            drawn: allocate(4)?,
             picked: false,
             steps: 0,
             graph: None,
@@ -483,8 +490,17 @@ impl Session for GpuSession<'_> {
         if sampling.temperature == 0.0 {
             return Ok(self.next.view().read::<u32>(1).map_err(device)?[0]);
         }
-        let logits: Vec<f32> = self.logits.view().read(self.model.head().rows).map_err(device)?;
-        Ok(pick(&logits, sampling, random))
+        self.random.view().write(&[random.next_u64()]).map_err(device)?;
+        let operands = Draw {
+            logits: self.logits.view(),
+            vocab: self.model.head().rows,
+            limits: sampling.limits(),
+            random: self.random.view(),
+            workspace: self.drawing.view(),
+            ids: self.drawn.view(),
+        };
+        draw(&self.model.gpu, &operands).map_err(device)?;
+        Ok(self.drawn.view().read::<u32>(1).map_err(device)?[0])
     }
 }
 
