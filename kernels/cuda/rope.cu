@@ -1,10 +1,11 @@
 // Heads made ready for attention: query and key normed where the model does so, turned by their position (Su et al.,
 // RoFormer, section 3.4.2), key and value put into the cache.
+#include "cache.cuh"
 #include "warp.cuh"
 
 // A warp takes one head of one token. `qkv`: rows of `stride` with `heads` query heads, `kv_heads` keys and as many values of
 // `head_dim` features. `cos`, `sin`: [positions, half]; feature i < half turns with feature i + half, those from 2 half on
-// stay. Queries are written back in F32; keys and values in BF16 to [kv_heads, capacity, head_dim] at row *position + token.
+// stay. Queries are written back in F32; keys and values go to the cache (cache.cuh) at position *position + token.
 // A norm's squares are added by lanes over features lane, lane + 32, ..., then as warp.cuh says.
 extern "C" __global__ void __launch_bounds__(128)
 rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, const float* cos, const float* sin,
@@ -15,8 +16,9 @@ rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, co
     if (head >= heads + 2 * kv_heads || row >= capacity) return;
     float* x = qkv + token * stride + (u64)head * head_dim;
     if (head >= heads + kv_heads) {
-        u16* to = values + ((u64)(head - heads - kv_heads) * capacity + row) * head_dim;
-        for (u32 i = lane; i < head_dim; i += WARP) to[i] = float_to_bf16(x[i]);
+        u16* to = values + value_place(capacity, head_dim, head - heads - kv_heads, row, 0);
+        // Features lie eight elements apart.
+        for (u32 i = lane; i < head_dim; i += WARP) to[8 * i] = float_to_bf16(x[i]);
         return;
     }
     bool is_key = head >= heads;
@@ -30,7 +32,7 @@ rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, co
     }
     // All lanes have read before one writes.
     __syncwarp();
-    u16* key = keys + ((u64)(head - heads) * capacity + row) * head_dim;
+    u16* key = is_key ? keys + key_place(capacity, head_dim, head - heads, row, 0) : nullptr;
     for (u32 i = lane; i < head_dim; i += WARP) {
         if (i >= half && i < 2 * half) continue;
         float low = x[i];

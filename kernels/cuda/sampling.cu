@@ -16,7 +16,17 @@ extern "C" __global__ void __launch_bounds__(1024) argmax(const float* logits, u
     u32* places = shared.take<u32>(WARP);
     float value = logits[0];
     u32 id = 0;
-    for (u32 i = threadIdx.x; i < vocab; i += blockDim.x) keep_larger(value, id, logits[i], i);
+    // Four at a time, as far as they are aligned.
+    u32 fours = (u64)logits % sizeof(float4) == 0 ? vocab / 4 : 0;
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < fours; i += blockDim.x) {
+        float4 four = ((const float4*)logits)[i];
+        keep_larger(value, id, four.x, 4 * i);
+        keep_larger(value, id, four.y, 4 * i + 1);
+        keep_larger(value, id, four.z, 4 * i + 2);
+        keep_larger(value, id, four.w, 4 * i + 3);
+    }
+    for (u32 i = 4 * fours + threadIdx.x; i < vocab; i += blockDim.x) keep_larger(value, id, logits[i], i);
     for (int distance = 16; distance; distance /= 2) {
         float other = __shfl_xor_sync(ALL_LANES, value, distance);
         u32 other_id = __shfl_xor_sync(ALL_LANES, id, distance);

@@ -5,7 +5,9 @@ use half::bf16;
 use llmpress_emulator::Emulator;
 use llmpress_entropy::fixed12::{Strips, StripsRef, encode_strips};
 use llmpress_kernels::cpu;
-use llmpress_kernels::gpu::attention::{Attend, CHUNK, Cache, Heads, attend, workspace_bytes};
+use llmpress_kernels::gpu::attention::{
+    Attend, Cache, Form, Heads, TILE, attend, attend_in, workspace_bytes,
+};
 use llmpress_kernels::gpu::embedding::{Gather, embed_bf16, embed_fixed12};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::gate::{Activation, gate};
@@ -168,8 +170,18 @@ proptest! {
         let gpu = Gpu::new(Emulator::new());
         let (buffer, id) = (gpu.upload(&logits).unwrap(), gpu.upload(&[u32::MAX]).unwrap());
         argmax(&gpu, buffer.view(), logits.len(), id.view()).unwrap();
-        let best = (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a }).unwrap();
+        let best_of = |logits: &[f32]| {
+            (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a }).unwrap()
+        };
+        let best = best_of(&logits);
         prop_assert_eq!(id.view().read::<u32>(1).unwrap()[0] as usize, best);
+        if logits.len() > 1 {
+            // From an address that is no multiple of 16.
+            let unaligned = buffer.slice(4..buffer.bytes()).unwrap();
+            argmax(&gpu, unaligned, logits.len() - 1, id.view()).unwrap();
+            prop_assert_eq!(id.view().read::<u32>(1).unwrap()[0] as usize, best_of(&logits[1..]));
+            id.view().write(&[best as u32]).unwrap();
+        }
         soft_cap(&gpu, buffer.view(), logits.len(), cap).unwrap();
         let expected: Vec<f32> =
             logits.iter().map(|l| cap * (1.0 - 2.0 / (cpu::exp(2.0 * l / cap) + 1.0))).collect();
@@ -186,6 +198,8 @@ struct Case {
     half: usize,
     norms: bool,
     window: Option<usize>,
+    /// Whether some features of queries are NaNs, infinities and other extremes.
+    odd: bool,
     /// Tokens before, and of this step.
     past: usize,
     tokens: usize,
@@ -209,14 +223,29 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
     let Heads { heads, kv_heads, head_dim: d } = c.heads;
     let (all, group) = (heads + 2 * kv_heads, heads / kv_heads);
     let stride = all * d;
-    let cache_len = kv_heads * c.capacity * d;
-    let qkv: Vec<f32> = numbers(seed, c.tokens * stride).iter().map(|x| 3.0 * x).collect();
+    let positions = c.capacity.next_multiple_of(8);
+    let cache_len = kv_heads * positions * d;
+    let mut qkv: Vec<f32> = numbers(seed, c.tokens * stride).iter().map(|x| 3.0 * x).collect();
+    let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e38, -1e38, 1e-40, -0.0];
+    if c.odd {
+        let of_queries = qkv.iter_mut().enumerate().filter(|(i, _)| i % stride < heads * d);
+        of_queries.step_by(37).for_each(|(i, x)| *x = odd[i / 37 % odd.len()]);
+    }
     let angles = numbers(seed + 1, c.capacity * c.half.max(1));
     let cos: Vec<f32> = angles[..c.capacity * c.half].iter().map(|a| a.cos()).collect();
     let sin: Vec<f32> = angles[..c.capacity * c.half].iter().map(|a| a.sin()).collect();
     let norm = [numbers(seed + 2, d), numbers(seed + 3, d)];
-    let keys: Vec<u16> = numbers(seed + 4, cache_len).into_iter().map(round).collect();
-    let values: Vec<u16> = numbers(seed + 5, cache_len).into_iter().map(round).collect();
+    let key_place = |head: usize, at: usize, i: usize| (head * positions + at) * d + i;
+    let value_place =
+        |head: usize, at: usize, i: usize| ((head * positions + at / 8 * 8) * d + 8 * i) + at % 8;
+    // What nobody wrote is a NaN.
+    let (mut keys, mut values) = (vec![u16::MAX; cache_len], vec![u16::MAX; cache_len]);
+    let past = numbers(seed + 4, 2 * kv_heads * c.past * d);
+    for (n, pair) in past.chunks(2).enumerate() {
+        let (head, at, i) = (n / (c.past * d), n / d % c.past, n % d);
+        keys[key_place(head, at, i)] = round(pair[0]);
+        values[value_place(head, at, i)] = round(pair[1]);
+    }
     let scale = 1.0 / (d as f32).sqrt();
     let ld = (heads * d).next_multiple_of(64);
 
@@ -246,11 +275,18 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
         x: x.view(),
         ld,
     };
-    attend(gpu, &step).unwrap();
-    let found: Vec<u16> = x.view().read(c.tokens * ld).unwrap();
-    // With the length known the grid is smaller and the bits are the same.
-    attend(gpu, &Attend { length: c.past + c.tokens, ..step }).unwrap();
-    assert_eq!(x.view().read::<u16>(c.tokens * ld).unwrap(), found);
+    let run = |start: &dyn Fn() -> llmpress_kernels::gpu::Result<()>| -> Vec<u16> {
+        x.view().write(&vec![u16::MAX; c.tokens * ld]).unwrap();
+        start().unwrap();
+        x.view().read(c.tokens * ld).unwrap()
+    };
+    let found = run(&|| attend_in(gpu, &step, Form::Rows));
+    // With the length known the grid is smaller; the bits are the same in every form.
+    let known = Attend { length: c.past + c.tokens, ..step };
+    assert_eq!(run(&|| attend_in(gpu, &step, Form::Tiles)), found, "{c:?}");
+    assert_eq!(run(&|| attend_in(gpu, &known, Form::Tiles)), found, "{c:?}");
+    let cramped = Attend { workspace: workspace.slice(0..0).unwrap(), ..step };
+    assert_eq!(run(&|| attend(gpu, &cramped)), found, "{c:?}");
 
     // The reference: heads first.
     let (mut keys, mut values, mut q) = (keys, values, qkv.clone());
@@ -259,8 +295,8 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
             let x = &mut q[token * stride + head * d..][..d];
             let row = c.past + token;
             if head >= heads + kv_heads {
-                let at = ((head - heads - kv_heads) * c.capacity + row) * d;
-                x.iter().enumerate().for_each(|(i, x)| values[at + i] = round(*x));
+                let head = head - heads - kv_heads;
+                x.iter().enumerate().for_each(|(i, x)| values[value_place(head, row, i)] = round(*x));
                 continue;
             }
             if c.norms {
@@ -278,8 +314,7 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
                 (x[i], x[i + c.half]) = (low * cos - high * sin, high * cos + low * sin);
             }
             if head >= heads {
-                let at = ((head - heads) * c.capacity + row) * d;
-                x.iter().enumerate().for_each(|(i, x)| keys[at + i] = round(*x));
+                x.iter().enumerate().for_each(|(i, x)| keys[key_place(head - heads, row, i)] = round(*x));
             }
         }
     }
@@ -290,65 +325,45 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
         assert!(same(&found[..heads * d], &expected[..heads * d]), "{c:?}");
     }
     // Then attention.
-    let width = d.next_power_of_two().max(32);
-    let runs = 256 / width;
+    let exp = |x: f32| cpu::exp(x);
     for token in 0..c.tokens {
         let last = c.past + token;
         let first = c.window.map_or(0, |w| (last + 1).saturating_sub(w));
         for head in 0..heads {
             let kv = head / group;
-            let query: Vec<f32> = q[token * stride + head * d..][..d].iter().map(|q| q * scale).collect();
-            let row = |cache: &[u16], at: usize| -> Vec<f32> {
-                cache[(kv * c.capacity + at) * d..][..d].iter().map(|w| wide(*w)).collect()
-            };
-            let mut chunks = Vec::new();
-            for chunk in first / CHUNK..=last / CHUNK {
-                let mut p = [f32::NEG_INFINITY; CHUNK];
-                for at in (chunk * CHUNK).max(first)..=last.min(chunk * CHUNK + CHUNK - 1) {
-                    let key = row(&keys, at);
-                    let mut lanes = [0.0f32; 8];
-                    for (i, (q, k)) in query.iter().zip(&key).enumerate() {
-                        let lane = i / 8 % 8;
-                        lanes[lane] = q.mul_add(*k, lanes[lane]);
-                    }
-                    for distance in [4, 2, 1] {
-                        let before = lanes;
-                        (0..8).for_each(|lane| lanes[lane] = before[lane] + before[lane ^ distance]);
-                    }
-                    p[at - chunk * CHUNK] = lanes[0];
+            let query: Vec<f32> =
+                q[token * stride + head * d..][..d].iter().map(|q| wide(round(q * scale))).collect();
+            // The last sum is that of the probabilities.
+            let (mut largest, mut sums) = (f32::NEG_INFINITY, vec![0.0f32; d + 1]);
+            for base in (first / TILE * TILE..=last).step_by(TILE) {
+                let seen = |at: usize| at >= first && at <= last;
+                let scores: Vec<f32> = (base..base + TILE)
+                    .map(|at| match seen(at) {
+                        true => in_order(d, |i| (query[i], wide(keys[key_place(kv, at, i)]))),
+                        false => f32::NEG_INFINITY,
+                    })
+                    .collect();
+                let top = scores.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+                let p: Vec<f32> = scores
+                    .iter()
+                    .map(|s| if *s == f32::NEG_INFINITY { 0.0 } else { wide(round(exp(s - top))) })
+                    .collect();
+                let now = if top > largest { top } else { largest };
+                let factor = |from: f32| if from == now { 1.0 } else { exp(from - now) };
+                let (kept, brought) =
+                    (factor(largest), if top == f32::NEG_INFINITY { 0.0 } else { factor(top) });
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let value = |at: usize| match (i == d, seen(at)) {
+                        (true, _) => 1.0,
+                        (false, true) => wide(values[value_place(kv, at, i)]),
+                        (false, false) => 0.0,
+                    };
+                    let of_tile = in_order(TILE, |at| (p[at], value(base + at)));
+                    *sum = sum.mul_add(kept, of_tile * brought);
                 }
-                let top = p.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-                let mut lanes = [0.0f32; 32];
-                for (i, p) in p.iter_mut().enumerate() {
-                    *p = if *p == f32::NEG_INFINITY { 0.0 } else { cpu::exp(*p - top) };
-                    lanes[i % 32] += *p;
-                }
-                let mut sums = vec![0.0f32; d];
-                for (feature, sum) in sums.iter_mut().enumerate() {
-                    let parts = (0..runs).map(|run| {
-                        let length = CHUNK / runs;
-                        (run * length..(run + 1) * length).fold(0.0f32, |sum, i| {
-                            let at = chunk * CHUNK + i;
-                            if at >= c.past + c.tokens {
-                                sum
-                            } else {
-                                p[i].mul_add(row(&values, at)[feature], sum)
-                            }
-                        })
-                    });
-                    *sum = parts.reduce(|a, b| a + b).unwrap();
-                }
-                chunks.push((top, warp_sum(lanes), sums));
+                largest = now;
             }
-            let top = chunks.iter().fold(f32::NEG_INFINITY, |a, c| if c.0 > a { c.0 } else { a });
-            let mut total = 0.0f32;
-            let mut out = vec![0.0f32; d];
-            for (chunk_top, sum, sums) in &chunks {
-                let weight = cpu::exp(chunk_top - top);
-                total = sum.mul_add(weight, total);
-                out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.mul_add(weight, *o));
-            }
-            let expected: Vec<u16> = out.iter().map(|o| round(o / total)).collect();
+            let expected: Vec<u16> = sums[..d].iter().map(|s| round(s / sums[d])).collect();
             assert!(
                 same_words(&found[token * ld + head * d..][..d], &expected),
                 "{c:?} token {token} head {head}"
@@ -358,30 +373,64 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
     }
 }
 
+/// A sum of products in the order of the `mma` of kernels/cuda/attention.cu.
+fn in_order(count: usize, pair: impl Fn(usize) -> (f32, f32)) -> f32 {
+    let mut sum = 0.0f32;
+    for i in 0..count.next_multiple_of(32) {
+        // Of 32: two `mma`, of each two halves, four lanes, a pair.
+        let at = i / 32 * 32 + 8 * (i / 2 % 4) + 4 * (i / 16 % 2) + 2 * (i / 8 % 2) + i % 2;
+        if at < count {
+            let (a, b) = pair(at);
+            sum = a.mul_add(b, sum);
+        }
+    }
+    sum
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10))]
 
     #[test]
     fn attention(
         (kv_heads, group) in (1usize..3, 1usize..4), d in prop_oneof![Just(8usize), Just(24), Just(64), Just(80)],
-        norms in any::<bool>(), window in prop_oneof![Just(None), (1usize..300).prop_map(Some)],
-        past in prop_oneof![Just(0usize), 1usize..40, 240usize..260, 500usize..530], tokens in 1usize..12,
+        norms in any::<bool>(), window in prop_oneof![Just(None), (1usize..100).prop_map(Some)],
+        past in prop_oneof![Just(0usize), 1usize..40, 60usize..68, 120usize..200], tokens in 1usize..40,
         room in 0usize..300, rotated in 0usize..3, seed in any::<u64>(),
     ) {
         let heads = Heads { heads: kv_heads * group, kv_heads, head_dim: d };
         let half = [d / 2, d / 4, 0][rotated];
-        let case = Case { heads, half, norms, window, past, tokens, capacity: past + tokens + room };
+        let case = Case { heads, half, norms, window, odd: seed % 3 == 0, past, tokens, capacity: past + tokens + room };
         check_attention(&emulators()[seed as usize % 2], case, seed >> 8);
     }
 }
 
 #[test]
 fn wide_heads_attend() {
-    for (d, past) in [(128, 300), (256, 10), (96, 0)] {
-        let heads = Heads { heads: 2, kv_heads: 1, head_dim: d };
-        let case =
-            Case { heads, half: d / 2, norms: true, window: None, past, tokens: 5, capacity: past + 5 };
+    for (d, past, tokens, window) in
+        [(128, 300, 5, None), (256, 10, 18, None), (96, 0, 33, None), (160, 60, 70, Some(65))]
+    {
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim: d };
+        let case = Case {
+            heads,
+            half: d / 2,
+            norms: true,
+            window,
+            odd: false,
+            past,
+            tokens,
+            capacity: past + tokens,
+        };
         check_attention(&Gpu::new(Emulator::new()), case, d as u64);
+    }
+}
+
+#[test]
+fn long_pasts_are_joined_in_several_rounds() {
+    let heads = Heads { heads: 3, kv_heads: 1, head_dim: 8 };
+    for (past, window) in [(128 * TILE + 70, None), (130 * TILE + 70, Some(128 * TILE + 3))] {
+        let case =
+            Case { heads, half: 4, norms: false, window, odd: false, past, tokens: 2, capacity: past + 90 };
+        check_attention(&Gpu::new(Emulator::new()), case, past as u64);
     }
 }
 

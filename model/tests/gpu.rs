@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// What activations in BF16 may move a logit by, as a share of the largest one.
-const TOLERANCE: f32 = 0.03;
+const TOLERANCE: f32 = 0.05;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)

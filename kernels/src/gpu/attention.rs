@@ -1,16 +1,19 @@
-//! Self-attention with grouped queries, a cache and windows.
+//! Self-attention with grouped queries, a cache and windows, by tensor cores.
 //!
-//! A sequence is cut into chunks of [`CHUNK`] positions counted from 0; a chunk's part is computed by itself and the parts
-//! are joined in order (kernels/cuda/attention.cu states every order of additions).
+//! A sequence is cut into tiles of [`TILE`] positions counted from 0, and what each contributes is joined in order
+//! (kernels/cuda/attention.cu states every order of additions). Two forms give the same bits: one walks over the tiles,
+//! for many tokens; one takes all tiles at once and joins them afterwards, so that few tokens keep a whole GPU busy.
 
 use super::{Argument, Error, Gpu, Launch, Result, View, size32};
 
-/// Positions of a chunk.
-pub const CHUNK: usize = 256;
-/// Rows (token and query head of one key-value head) of a block.
-const ROWS: usize = 8;
-/// Threads of a block.
-const THREADS: u32 = 256;
+/// Positions of a tile.
+pub const TILE: usize = 64;
+/// Rows (token and query head of one key-value head) of a warp.
+const ROWS: usize = 16;
+/// Threads of a block of one tile.
+const TILE_THREADS: u32 = 128;
+/// Threads of a block that joins tiles.
+const JOIN_THREADS: u32 = 128;
 
 /// The heads of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +33,7 @@ impl Heads {
     /// [`Error::Unsupported`].
     pub fn check(self) -> Result<()> {
         let Self { heads, kv_heads, head_dim } = self;
-        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || heads > 1 << 16 {
+        if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) || heads >= 1 << 16 {
             return Err(Error::Unsupported(format!("{heads} query heads over {kv_heads} key-value heads")));
         }
         if head_dim == 0 || !head_dim.is_multiple_of(8) || head_dim > 256 {
@@ -42,12 +45,12 @@ impl Heads {
     }
 }
 
-/// Keys and values of a layer: `BF16 [kv_heads, capacity, head_dim]` each.
+/// Keys and values of a layer in BF16, where P is the capacity rounded up to a multiple of 8.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
-    /// The keys.
+    /// The keys: `[kv_heads, P, head_dim]`.
     pub keys: View<'a>,
-    /// The values.
+    /// The values: `[kv_heads, P / 8, head_dim, 8]`, the last index that of the position.
     pub values: View<'a>,
     /// Positions that it holds.
     pub capacity: usize,
@@ -57,21 +60,34 @@ impl Cache<'_> {
     /// Bytes of the keys, and of the values.
     #[must_use]
     pub fn bytes(heads: Heads, capacity: usize) -> usize {
-        2 * heads.kv_heads * capacity * heads.head_dim
+        2 * heads.kv_heads * capacity.next_multiple_of(8) * heads.head_dim
     }
 
     pub(super) fn check(&self, heads: Heads) -> Result<()> {
         heads.check()?;
+        // So that the end of the last tile is a position too.
+        if u32::try_from(self.capacity.saturating_add(TILE)).is_err() {
+            return Err(Error::Unsupported(format!("a cache of {} positions", self.capacity)));
+        }
         self.keys.require("keys", Self::bytes(heads, self.capacity))?;
         self.values.require("values", Self::bytes(heads, self.capacity))
     }
 }
 
-/// Bytes of workspace for `tokens` tokens that see at most `length` positions.
+/// Bytes of workspace of [`Form::Tiles`] for `tokens` tokens that see at most `length` positions.
 #[must_use]
 pub fn workspace_bytes(heads: Heads, tokens: usize, length: usize) -> usize {
-    let slots = length.div_ceil(CHUNK) * tokens * heads.heads;
+    let slots = length.div_ceil(TILE) * tokens * heads.heads;
     slots * 4 * heads.head_dim + slots * 8
+}
+
+/// How attention is spread over the GPU. The bits are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A block takes some rows and walks over the tiles that they see: for many tokens. It needs no workspace.
+    Rows,
+    /// A block takes one tile: for few tokens.
+    Tiles,
 }
 
 /// What attention is computed for.
@@ -79,9 +95,9 @@ pub fn workspace_bytes(heads: Heads, tokens: usize, length: usize) -> usize {
 pub struct Attend<'a> {
     /// The heads.
     pub heads: Heads,
-    /// `F32 [tokens, ...]`, heads side by side at the start of rows of `stride`.
+    /// `F32 [tokens, ...]`, heads side by side at the start of rows of `stride`, aligned to 16 bytes.
     pub queries: View<'a>,
-    /// Elements from one token's queries to the next one's.
+    /// Elements from one token's queries to the next one's: a multiple of 4.
     pub stride: usize,
     /// How many tokens, the first at `position`.
     pub tokens: usize,
@@ -95,86 +111,147 @@ pub struct Attend<'a> {
     pub scale: f32,
     /// The layer's keys and values, those of these tokens included.
     pub cache: Cache<'a>,
-    /// [`workspace_bytes`].
+    /// Of any size: with [`workspace_bytes`] or more, few tokens are spread over the whole GPU.
     pub workspace: View<'a>,
     /// `BF16 [tokens, ld]`: heads side by side, then zeros.
     pub x: View<'a>,
-    /// Elements of a row of `x`.
+    /// Elements of a row of `x`: an even number.
     pub ld: usize,
 }
 
-/// Attention of some tokens over the cache.
+/// Attention of some tokens over the cache, in the form that fits.
 ///
 /// # Errors
-/// Heads that the kernels do not do; a buffer is too small; the launch fails.
+/// Those of [`attend_in`].
 pub fn attend(gpu: &Gpu, a: &Attend<'_>) -> Result<()> {
+    let Heads { heads, kv_heads, head_dim } = a.heads;
+    a.heads.check()?;
+    let (_, warps) = variant(head_dim);
+    let blocks = (a.tokens * (heads / kv_heads)).div_ceil(ROWS * warps) * kv_heads;
+    // Where most of the GPU would be idle, tiles are worth their way through memory.
+    let idle = 4 * blocks <= gpu.backend().multiprocessors() as usize;
+    let fits = a.workspace.bytes() >= workspace_bytes(a.heads, a.tokens, a.length.min(a.cache.capacity));
+    attend_in(gpu, a, if idle && fits { Form::Tiles } else { Form::Rows })
+}
+
+/// Attention of some tokens over the cache, in a given form.
+///
+/// # Errors
+/// Heads that the kernels do not do; strides that they cannot read; a buffer is too small; the launch fails.
+pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
     let Heads { heads, kv_heads, head_dim } = a.heads;
     a.cache.check(a.heads)?;
     a.position.require("position", 4)?;
-    a.workspace.require("the workspace", workspace_bytes(a.heads, a.tokens, a.length))?;
-    a.x.require("x", 2 * a.tokens * a.ld.max(heads * head_dim))?;
-    if a.tokens == 0 || a.length == 0 {
+    if a.tokens == 0 || a.length == 0 || a.cache.capacity == 0 {
         return Ok(());
     }
+    if !a.stride.is_multiple_of(4) || a.stride < heads * head_dim {
+        return Err(Error::Invalid(format!("queries {} elements apart", a.stride)));
+    }
+    if !a.ld.is_multiple_of(2) || a.ld < heads * head_dim {
+        return Err(Error::Invalid(format!("rows of {} for {heads} heads of {head_dim}", a.ld)));
+    }
+    a.x.require("x", 2 * a.tokens * a.ld)?;
     a.queries.require("queries", 4 * ((a.tokens - 1) * a.stride + heads * head_dim))?;
-    let chunks = a.length.min(a.cache.capacity).div_ceil(CHUNK);
-    let slots = chunks * a.tokens * heads;
-    // Pairs first: they need the greater alignment.
-    let scales = a.workspace.slice(0..8 * slots)?;
-    let sums = a.workspace.slice(8 * slots..8 * slots + 4 * slots * head_dim)?;
     let group = heads / kv_heads;
     let window = match a.window {
         Some(window) => u32::try_from(window).unwrap_or(0),
         None => 0,
     };
-    let tokens = Argument::U32(size32("tokens", a.tokens)?);
+    let tokens = size32("tokens", a.tokens)?;
     let [heads_argument, dim] = [heads, head_dim].map(|n| Argument::U32(n as u32));
-    let width = head_dim.next_power_of_two().max(32);
-    let piece = |floats: usize| (4 * floats).next_multiple_of(16) as u32;
-    debug_assert!(width <= 256);
+    let (size, warps) = variant(head_dim);
+    let capacity = Argument::U64(a.cache.capacity as u64);
+    let mut arguments = vec![
+        a.queries.pointer(),
+        Argument::U32(size32("stride", a.stride)?),
+        a.cache.keys.pointer(),
+        a.cache.values.pointer(),
+        capacity,
+        a.position.pointer(),
+        Argument::U32(tokens),
+        heads_argument,
+        Argument::U32(group as u32),
+        dim,
+        Argument::U32(window),
+        Argument::F32(a.scale),
+    ];
+    let ld = Argument::U32(size32("ld", a.ld)?);
+    if form == Form::Rows {
+        arguments.extend([a.x.pointer(), ld]);
+        let rows = (a.tokens * group).div_ceil(ROWS * warps);
+        // Wide heads park their queries.
+        let parked = if size.dim == 256 { warps * size.dim / 16 * 32 * 16 } else { 0 };
+        return gpu.launch(&Launch {
+            file: "attention",
+            kernel: size.rows,
+            grid: [size32("rows", rows)?, kv_heads as u32, 1],
+            block: 32 * warps as u32,
+            shared: (parked + size.tiles()) as u32,
+            arguments: &arguments,
+        });
+    }
+    let tiles = a.length.min(a.cache.capacity).div_ceil(TILE);
+    a.workspace.require("the workspace", workspace_bytes(a.heads, a.tokens, tiles * TILE))?;
+    let slots = tiles * a.tokens * heads;
+    // Pairs first: they need the greater alignment.
+    let scales = a.workspace.slice(0..8 * slots)?;
+    let sums = a.workspace.slice(8 * slots..8 * slots + 4 * slots * head_dim)?;
+    arguments.extend([sums.pointer(), scales.pointer()]);
     gpu.launch(&Launch {
         file: "attention",
-        kernel: "attend_chunk",
-        grid: [
-            size32("chunks", chunks)?,
-            size32("rows", (a.tokens * group).div_ceil(ROWS))?,
-            size32("key-value heads", kv_heads)?,
-        ],
-        block: THREADS,
-        shared: piece(ROWS * head_dim) + piece(ROWS * CHUNK) + piece(THREADS as usize * ROWS),
-        arguments: &[
-            a.queries.pointer(),
-            Argument::U32(size32("stride", a.stride)?),
-            a.cache.keys.pointer(),
-            a.cache.values.pointer(),
-            Argument::U64(a.cache.capacity as u64),
-            a.position.pointer(),
-            tokens,
-            heads_argument,
-            Argument::U32(group as u32),
-            dim,
-            Argument::U32(window),
-            Argument::F32(a.scale),
-            sums.pointer(),
-            scales.pointer(),
-        ],
+        kernel: size.tile,
+        grid: [size32("tiles", tiles)?, size32("rows", (a.tokens * group).div_ceil(ROWS))?, kv_heads as u32],
+        block: TILE_THREADS,
+        // Four fragments of a warp and four maxima a row besides.
+        shared: (size.tiles() + 4 * 32 * 16 + 4 * 4 * ROWS) as u32,
+        arguments: &arguments,
     })?;
     gpu.launch(&Launch {
         file: "attention",
-        kernel: "join_chunks",
-        grid: [size32("tokens", a.tokens)?, 1, 1],
-        block: 256,
-        shared: 0,
+        kernel: "join_tiles",
+        grid: [heads as u32, tokens, 1],
+        block: JOIN_THREADS,
+        shared: 4 * (3 * JOIN_THREADS + JOIN_THREADS / 32),
         arguments: &[
             sums.pointer(),
             scales.pointer(),
+            capacity,
             a.position.pointer(),
-            tokens,
             heads_argument,
             dim,
             Argument::U32(window),
             a.x.pointer(),
-            Argument::U32(size32("ld", a.ld)?),
+            ld,
         ],
     })
+}
+
+/// The kernels for heads of up to `dim` features.
+struct Variant {
+    dim: usize,
+    rows: &'static str,
+    tile: &'static str,
+}
+
+impl Variant {
+    const ALL: [Self; 4] = [
+        Self { dim: 64, rows: "attend_rows_64", tile: "attend_tile_64" },
+        Self { dim: 96, rows: "attend_rows_96", tile: "attend_tile_96" },
+        Self { dim: 128, rows: "attend_rows_128", tile: "attend_tile_128" },
+        Self { dim: 256, rows: "attend_rows_256", tile: "attend_tile_256" },
+    ];
+
+    /// Bytes of shared memory of a tile's keys and values, padded as the kernels do.
+    const fn tiles(&self) -> usize {
+        let key_stride = if self.dim / 32 % 2 == 1 { self.dim } else { self.dim + 32 };
+        2 * (TILE * key_stride + TILE / 8 * (8 * self.dim + 16))
+    }
+}
+
+/// The narrowest kernels for a head, and the warps of a block of rows.
+fn variant(head_dim: usize) -> (&'static Variant, usize) {
+    let [first, rest @ ..] = &Variant::ALL;
+    let fits = rest.iter().fold(first, |taken, next| if taken.dim < head_dim { next } else { taken });
+    (fits, if fits.dim == 256 { 2 } else { 4 })
 }

@@ -23,8 +23,8 @@ use crate::{Panels, Sampling, Session, Skips, SubLayer};
 
 /// Most tokens that are read at a time.
 const CHUNK_TOKENS: usize = 512;
-/// Most bytes that the parts of attention may take.
-const WORKSPACE_BYTES: usize = 64 << 20;
+/// Bytes for the tiles of attention of some tokens at a time, besides those of one token.
+const WORKSPACE_BYTES: usize = 16 << 20;
 /// Positions whose angles are made at a time.
 const ANGLES: usize = 1024;
 
@@ -91,10 +91,10 @@ impl<'a> GpuSession<'a> {
         let heads = model.heads();
         heads.check().map_err(device)?;
         let capacity = capacity.max(1);
-        let mut chunk = CHUNK_TOKENS.min(capacity);
-        while chunk > 1 && workspace_bytes(heads, chunk, capacity) > WORKSPACE_BYTES {
-            chunk = chunk.div_ceil(2);
-        }
+        let chunk = CHUNK_TOKENS.min(capacity);
+        // A token is spread over the whole GPU; more of them are where there is room.
+        let workspace = workspace_bytes(heads, chunk, capacity).min(WORKSPACE_BYTES);
+        let workspace = workspace.max(workspace_bytes(heads, 1, capacity));
         let allocate = |bytes: usize| model.gpu.allocate(bytes).map_err(device);
         let cache_bytes = Cache::bytes(heads, capacity);
         let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
@@ -131,7 +131,7 @@ impl<'a> GpuSession<'a> {
             h: allocate(4 * chunk * c.hidden_size)?,
             x: allocate(2 * chunk * widest_input)?,
             y: allocate(4 * chunk * widest_output)?,
-            workspace: allocate(workspace_bytes(heads, chunk, capacity))?,
+            workspace: allocate(workspace)?,
             products: Workspace::new(&model.gpu, products).map_err(device)?,
             scratch: allocate(2 * model.scratch_elements())?,
             held: Cell::new(None),

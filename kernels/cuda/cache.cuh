@@ -1,0 +1,18 @@
+// Where a layer's cache holds keys and values, in BF16.
+//
+//   keys    [kv_heads][positions][head_dim]            a row a position
+//   values  [kv_heads][positions / 8][head_dim][8]     eight positions of a feature are one vector of 16 bytes
+//
+// Positions are the capacity rounded up to a multiple of eight.
+#pragma once
+#include "device.cuh"
+
+DEVICE u64 cache_positions(u64 capacity) { return (capacity + 7) / 8 * 8; }
+
+// The element of a head's feature at a position: of keys, and of values.
+DEVICE u64 key_place(u64 capacity, u32 head_dim, u32 head, u64 position, u32 feature) {
+    return (head * cache_positions(capacity) + position) * head_dim + feature;
+}
+DEVICE u64 value_place(u64 capacity, u32 head_dim, u32 head, u64 position, u32 feature) {
+    return ((head * cache_positions(capacity) + position / 8 * 8) * head_dim + 8 * feature) + position % 8;
+}
