@@ -138,11 +138,16 @@ struct Case {
 
 impl Case {
     fn new(seed: u64, rows: usize, cols: usize, tokens: usize, odd: Odd) -> Self {
+        let emulator = if seed & 2 == 0 { Emulator::new() } else { Emulator::backwards() };
+        Self::on(emulator, seed, rows, cols, tokens, odd)
+    }
+
+    fn on(emulator: Emulator, seed: u64, rows: usize, cols: usize, tokens: usize, odd: Odd) -> Self {
         let mut numbers = Numbers(seed | 1);
         let words = numbers.words(rows * cols, odd);
         let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
         let expected = reference(&words, rows, cols, &x, stride, tokens);
-        let gpu = Gpu::new(if seed & 2 == 0 { Emulator::new() } else { Emulator::backwards() });
+        let gpu = Gpu::new(emulator);
         let plain = dense::upload(&gpu, rows, cols, &words).unwrap();
         let encoded = fixed12(&gpu, &words, rows, cols);
         let decoded = gpu.allocate(2 * words.len()).unwrap();
@@ -150,7 +155,7 @@ impl Case {
         assert_eq!(decoded.view().read::<u16>(words.len()).unwrap(), words, "{rows} x {cols}");
         let x = gpu.upload(&x).unwrap();
         let needed = |variant: Variant| variant.workspace_bytes(Weights::fixed12(&encoded), tokens);
-        let bytes = Variant::all(Weights::fixed12(&encoded)).into_iter().map(needed).max().unwrap();
+        let bytes = Variant::all(&gpu, Weights::fixed12(&encoded)).into_iter().map(needed).max().unwrap();
         let workspace = Workspace::new(&gpu, bytes).unwrap();
         Self { gpu, rows, cols, tokens, plain, encoded, x, stride, workspace, expected }
     }
@@ -192,7 +197,7 @@ impl Case {
     /// Every variant that suits.
     fn check_suited(&self) {
         for weights in self.weights() {
-            for variant in variants(weights, self.tokens) {
+            for variant in variants(&self.gpu, weights, self.tokens) {
                 self.check(weights, variant);
             }
         }
@@ -201,7 +206,7 @@ impl Case {
     /// Every variant.
     fn check_all(&self) {
         for weights in self.weights() {
-            for variant in Variant::all(weights) {
+            for variant in Variant::all(&self.gpu, weights) {
                 self.check(weights, variant);
             }
         }
@@ -236,6 +241,19 @@ fn more_tokens() {
     Case::new(5, 33, 8, 64, Odd::Finite(30)).check_suited();
     Case::new(7, 17, 130, 65, Odd::Any(1024)).check_suited();
     Case::new(8, 16, 64, 130, Odd::Finite(1)).check_suited();
+}
+
+#[test]
+fn gpus_with_less_shared_memory_have_a_variant_for_everything() {
+    // What compute capability 8.6 has.
+    for tokens in [1, 16, 33, 64, 100] {
+        let case = Case::on(Emulator::with_shared_limit(99 << 10), 21, 150, 136, tokens, Odd::Finite(3));
+        case.check_suited();
+        for weights in case.weights() {
+            let suited = variants(&case.gpu, weights, tokens);
+            assert!(suited.iter().any(|variant| variant.workspace_bytes(weights, tokens) == 0), "{suited:?}");
+        }
+    }
 }
 
 #[test]
@@ -315,7 +333,7 @@ fn some_rows_of_a_matrix_are_those_of_the_whole() {
             workspace: None,
         };
         let weights = Weights::Fixed12 { matrix: &encoded, first, rows };
-        product_in(&gpu, weights, &operands, variants(weights, tokens)[0])
+        product_in(&gpu, weights, &operands, variants(&gpu, weights, tokens)[0])
     };
     for (first, count) in [(0, 20), (32, 16), (48, 22), (64, 6), (16, 0)] {
         run(first, count).unwrap();
@@ -345,7 +363,8 @@ fn wrong_operands_are_refused() {
         workspace: None,
     };
     let dense = Weights::dense(buffer.view(), 16, 64);
-    let run = |weights, p: Product<'_>| product_in(&gpu, weights, &p, variants(weights, p.tokens.min(8))[0]);
+    let run =
+        |weights, p: Product<'_>| product_in(&gpu, weights, &p, variants(&gpu, weights, p.tokens.min(8))[0]);
     assert!(matches!(run(dense, Product { stride: 63, ..ok }), Err(Error::Invalid(_))));
     assert!(matches!(run(dense, Product { stride: 0, ..ok }), Err(Error::Invalid(_))));
     assert!(matches!(run(dense, Product { tokens: 100, ..ok }), Err(Error::Invalid(_))));
@@ -354,7 +373,7 @@ fn wrong_operands_are_refused() {
     assert!(matches!(run(dense, odd), Err(Error::Invalid(_))));
     let split = |workspace| {
         let needs = |variant: &Variant| variant.workspace_bytes(dense, ok.tokens) > 0;
-        let variant = Variant::all(dense).into_iter().find(needs).unwrap();
+        let variant = Variant::all(&gpu, dense).into_iter().find(needs).unwrap();
         product_in(&gpu, dense, &Product { workspace, ..ok }, variant)
     };
     assert!(matches!(split(None), Err(Error::Invalid(_))));

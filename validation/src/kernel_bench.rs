@@ -294,7 +294,7 @@ impl Bench<'_> {
         let moved = 2 * tokens * k + 4 * tokens * n;
         let dense: Vec<Weights<'_>> = copies.dense.iter().map(|b| Weights::dense(b.view(), n, k)).collect();
         let encoded: Vec<Weights<'_>> = copies.fixed12.iter().map(Weights::fixed12).collect();
-        let needed = dense.iter().chain(&encoded).map(|w| w.workspace_bytes(tokens)).max().unwrap_or(0);
+        let needed = dense.iter().chain(&encoded).map(|w| w.workspace_bytes(gpu, tokens)).max().unwrap_or(0);
         let workspace = Workspace::new(gpu, needed)?;
         let operands = Product {
             x: x_buffer.view(),
@@ -324,7 +324,7 @@ impl Bench<'_> {
         for (kernel, weights) in [("dense", dense), ("fixed12", encoded)] {
             let mut best: Option<(Rate, Variant)> = None;
             let mut correct = true;
-            for variant in weights.first().map_or_else(Vec::new, |w| variants(*w, tokens)) {
+            for variant in weights.first().map_or_else(Vec::new, |w| variants(gpu, *w, tokens)) {
                 let mut graph =
                     gpu.capture(|| weights.iter().try_for_each(|w| product_in(gpu, *w, &operands, variant)))?;
                 let seconds = time(gpu, &mut *graph, weights.len(), self.options.runs)?;

@@ -58,6 +58,7 @@ pub struct Emulator(Arc<Inner>);
 struct Inner {
     device: Mutex<Device>,
     backwards: bool,
+    shared_limit: u32,
 }
 
 #[derive(Debug)]
@@ -99,21 +100,35 @@ impl Emulator {
     /// A device without buffers.
     #[must_use]
     pub fn new() -> Self {
-        Self::of(false)
+        Self::of(false, MAX_SHARED)
+    }
+
+    /// One whose blocks have at most so many bytes of shared memory.
+    ///
+    /// # Panics
+    /// More than 227 KiB.
+    #[must_use]
+    pub fn with_shared_limit(bytes: u32) -> Self {
+        assert!(bytes <= MAX_SHARED);
+        Self::of(false, bytes)
     }
 
     /// One that runs the blocks of a grid from the last to the first. A kernel whose blocks read what others
     /// overwrite is caught in one of the two orders.
     #[must_use]
     pub fn backwards() -> Self {
-        Self::of(true)
+        Self::of(true, MAX_SHARED)
     }
 
     #[allow(unsafe_code)]
-    fn of(backwards: bool) -> Self {
+    fn of(backwards: bool, shared_limit: u32) -> Self {
         // SAFETY: takes nothing; deleted in `drop`.
         let native = unsafe { native::llmpress_emulator_new() };
-        Self(Arc::new(Inner { device: Mutex::new(Device { native, recorded: None }), backwards }))
+        Self(Arc::new(Inner {
+            device: Mutex::new(Device { native, recorded: None }),
+            backwards,
+            shared_limit,
+        }))
     }
 }
 
@@ -194,7 +209,7 @@ impl Inner {
                 "takes arguments of the kinds {kinds:?}, not {given:?} (0 pointer, 1 u32, 2 u64, 3 float)"
             ));
         }
-        if launch.block == 0 || launch.block > MAX_THREADS || launch.shared > MAX_SHARED {
+        if launch.block == 0 || launch.block > MAX_THREADS || launch.shared > self.shared_limit {
             return invalid(format!("a block of {} threads, {} bytes", launch.block, launch.shared));
         }
         if launch.grid.contains(&0) || launch.grid[1] > 65535 || launch.grid[2] > 65535 {
@@ -308,6 +323,10 @@ impl Backend for Emulator {
 
     fn multiprocessors(&self) -> u32 {
         4
+    }
+
+    fn shared_limit(&self) -> u32 {
+        self.0.shared_limit
     }
 
     fn memory(&self) -> Result<(usize, usize)> {

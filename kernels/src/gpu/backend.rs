@@ -92,6 +92,9 @@ pub trait Backend: Debug + Send + Sync {
     /// Multiprocessors, by which launchers size their grids.
     fn multiprocessors(&self) -> u32;
 
+    /// Bytes of shared memory that a block may have.
+    fn shared_limit(&self) -> u32;
+
     /// Bytes of memory that are free, and all there are.
     ///
     /// # Errors

@@ -348,6 +348,10 @@ impl Backend for Cuda {
         self.info.multiprocessors
     }
 
+    fn shared_limit(&self) -> u32 {
+        self.shared_limit
+    }
+
     fn memory(&self) -> Result<(usize, usize)> {
         self.bind()?;
         driver::mem_get_info().map_err(failed("cuMemGetInfo"))

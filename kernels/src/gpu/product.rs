@@ -25,9 +25,6 @@ const THREADS: usize = 256;
 const VECTOR: usize = 16;
 /// Vectors in which a warp patches escapes into a tile.
 const PATCH_VECTORS: usize = 128;
-/// Shared memory that every GPU of the last generations but one gives a block on demand; a variant that needs more than the
-/// device has is refused when it is launched.
-const SHARED_LIMIT: usize = 227 << 10;
 /// Tiles of a split product, each of which counts the blocks that are done.
 const COUNTERS: usize = 1024;
 /// Products are split only where their sums stay in the caches.
@@ -108,9 +105,9 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// All ways to make a product with such weights, fit or not.
+    /// All ways that a GPU has to make a product with such weights, fit or not.
     #[must_use]
-    pub fn all(weights: Weights<'_>) -> Vec<Self> {
+    pub fn all(gpu: &Gpu, weights: Weights<'_>) -> Vec<Self> {
         let mut all = Vec::new();
         for tile in TILES {
             all.push(Self { tile, split: false, decoded: false });
@@ -122,7 +119,7 @@ impl Variant {
             let decoded: Vec<Self> = all.iter().map(|&variant| Self { decoded: true, ..variant }).collect();
             all.extend(decoded);
         }
-        all.retain(|variant| variant.shared(weights) <= SHARED_LIMIT);
+        all.retain(|variant| variant.shared(weights) <= gpu.backend().shared_limit() as usize);
         all
     }
 
@@ -209,28 +206,33 @@ fn bucket(tokens: usize) -> usize {
 /// multipliers.
 const DECODED_FROM: usize = 1024;
 
-/// The ways that suit a product of so many tokens, the default first. They need [`Variant::workspace_bytes`].
+/// The ways that suit a product of so many tokens on a GPU, the default first. They need [`Variant::workspace_bytes`]; at least one
+/// of them needs none.
 #[must_use]
-pub fn variants(weights: Weights<'_>, tokens: usize) -> Vec<Variant> {
+pub fn variants(gpu: &Gpu, weights: Weights<'_>, tokens: usize) -> Vec<Variant> {
     let rows = weights.shape().0;
     let tokens = bucket(tokens);
-    // The fewest columns that take all tokens at once, so that weights are read once; else the most there are.
-    let columns = (tokens / 8).min(16);
-    let mut suited: Vec<Variant> = Variant::all(weights)
-        .into_iter()
-        .filter(|variant| {
-            variant.tile.columns == columns
-                && (!variant.decoded || tokens > 128 && variant.tile.kind == Loop::Panel)
-                && (!variant.split || variant.splits(rows, weights.slices(), tokens))
-        })
-        .collect();
+    let suits = |variant: &Variant| {
+        (!variant.decoded || tokens > 128 && variant.tile.kind == Loop::Panel)
+            && (!variant.split || variant.splits(rows, weights.slices(), tokens))
+    };
+    let all: Vec<Variant> = Variant::all(gpu, weights).into_iter().filter(suits).collect();
+    // The fewest columns that take all tokens at once, so that weights are read once; else the most there are. Where shared
+    // memory is scarce, fewer.
+    let mut columns = (tokens / 8).min(16);
+    let mut suited: Vec<Variant> = Vec::new();
+    while columns > 0 && suited.iter().all(|variant| variant.split || variant.decoded) {
+        suited.extend(all.iter().filter(|variant| variant.tile.columns == columns));
+        columns /= 2;
+    }
     // Stable: the order of the list decides among equals.
     suited.sort_by_key(|variant| {
         let late = variant.decoded != (tokens >= DECODED_FROM) && matches!(weights, Weights::Fixed12 { .. });
         let (down, across) = variant.blocks(rows, tokens);
         // Tall blocks read x half as often: right where there are blocks enough.
         let short = variant.tile.strips == 1 && tokens > 64 && down * across >= WANTED_WARPS / WARPS;
-        (late, short, variant.tile.kind == Loop::Panel && !variant.split)
+        let narrow = variant.tile.columns < (tokens / 8).min(16);
+        (late, narrow, short, variant.tile.kind == Loop::Panel && !variant.split)
     });
     suited
 }
@@ -322,13 +324,13 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The most workspace that a product of up to `tokens` tokens takes, whichever variant it is. With
+    /// The most workspace that a product of up to `tokens` tokens takes on a GPU, whichever variant it is. With
     /// [`split_bytes`] fixed12 weights are never decoded first, and all else is as fast.
     #[must_use]
-    pub fn workspace_bytes(&self, tokens: usize) -> usize {
+    pub fn workspace_bytes(&self, gpu: &Gpu, tokens: usize) -> usize {
         most(tokens, |count| {
             let bytes =
-                variants(*self, count).into_iter().map(|variant| variant.workspace_bytes(*self, count));
+                variants(gpu, *self, count).into_iter().map(|variant| variant.workspace_bytes(*self, count));
             bytes.max().unwrap_or(0)
         })
     }
@@ -518,7 +520,7 @@ pub fn product(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, picker: &Picker
         return Ok(());
     }
     let bytes = p.workspace.map_or(0, Workspace::bytes);
-    let mut candidates = variants(weights, p.tokens);
+    let mut candidates = variants(gpu, weights, p.tokens);
     candidates.retain(|variant| variant.workspace_bytes(weights, bucket(p.tokens)) <= bytes);
     let kernel = match weights {
         Weights::Dense { .. } => "dense",

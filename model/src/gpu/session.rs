@@ -104,7 +104,7 @@ impl<'a> GpuSession<'a> {
         let widest_output = qkv.max(2 * inner).max(c.hidden_size);
         // The head's products are of few tokens, or of few rows at a time: not worth room for a decoded vocabulary.
         let products = model.layers.iter().flat_map(GpuLayer::linears).map(|linear| match &linear.source {
-            Source::Fixed12(matrix) => Weights::fixed12(matrix).workspace_bytes(chunk),
+            Source::Fixed12(matrix) => Weights::fixed12(matrix).workspace_bytes(&model.gpu, chunk),
             _ => split_bytes(linear.rows, chunk),
         });
         let products = products.max().unwrap_or(0).max(split_bytes(model.head().rows, chunk));
