@@ -2,7 +2,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 use llmpress_emulator::Emulator;
-use llmpress_entropy::fixed12::{Histogram, Strips, StripsRef, encode_strips};
+use llmpress_entropy::fixed12::StripsRef;
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::product::{
@@ -46,28 +46,6 @@ fn reference(w: &[u16], rows: usize, cols: usize, x: &[u16], stride: usize, toke
 
 fn same(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
-}
-
-/// A matrix on the device in fixed12.
-fn fixed12(gpu: &Gpu, words: &[u16], rows: usize, cols: usize) -> Matrix {
-    let mut histogram = Histogram::new();
-    histogram.add(words);
-    let base = histogram.best_window().base;
-    let mut strips = Strips::default();
-    encode_strips(base, cols, words, &mut strips).unwrap();
-    let mut offsets = vec![0u32];
-    offsets.extend(strips.escape_counts.iter().scan(0, |sum, n| {
-        *sum += n;
-        Some(*sum)
-    }));
-    let strips = StripsRef {
-        sign_mantissa: &strips.sign_mantissa,
-        codes: &strips.codes,
-        escape_offsets: &offsets,
-        escape_positions: &strips.escape_positions,
-        escape_exponents: &strips.escape_exponents,
-    };
-    Matrix::upload(gpu, rows, cols, base, &strips).unwrap()
 }
 
 /// Weights that fixed12 has no code for, in a thousand.
@@ -149,7 +127,7 @@ impl Case {
         let expected = reference(&words, rows, cols, &x, stride, tokens);
         let gpu = Gpu::new(emulator);
         let plain = dense::upload(&gpu, rows, cols, &words).unwrap();
-        let encoded = fixed12(&gpu, &words, rows, cols);
+        let encoded = Matrix::encode(&gpu, rows, cols, &words).unwrap();
         let decoded = gpu.allocate(2 * words.len()).unwrap();
         encoded.decode(&gpu, decoded.view()).unwrap();
         assert_eq!(decoded.view().read::<u16>(words.len()).unwrap(), words, "{rows} x {cols}");
@@ -282,7 +260,7 @@ fn biases_and_what_is_there_are_added_at_the_end() {
     let before: Vec<f32> = numbers.finite(tokens * rows).into_iter().map(wide).collect();
     let plain = reference(&words, rows, cols, &x, stride, tokens);
     let gpu = Gpu::new(Emulator::new());
-    let encoded = fixed12(&gpu, &words, rows, cols);
+    let encoded = Matrix::encode(&gpu, rows, cols, &words).unwrap();
     let (x, b) = (gpu.upload(&x).unwrap(), gpu.upload(&bias).unwrap());
     for adds in [false, true] {
         let y = gpu.upload(&before).unwrap();
@@ -319,7 +297,7 @@ fn some_rows_of_a_matrix_are_those_of_the_whole() {
     let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
     let all = reference(&words, rows, cols, &x, stride, tokens);
     let gpu = Gpu::new(Emulator::new());
-    let encoded = fixed12(&gpu, &words, rows, cols);
+    let encoded = Matrix::encode(&gpu, rows, cols, &words).unwrap();
     let (x, y) = (gpu.upload(&x).unwrap(), gpu.allocate(4 * tokens * rows).unwrap());
     let run = |first, rows| {
         let operands = Product {

@@ -5,7 +5,7 @@
 //! time of a launch = time of the graph / launches;   median and range over replays
 //! ```
 
-use llmpress_entropy::{dfloat11, fixed12};
+use llmpress_entropy::dfloat11;
 use llmpress_kernels::gpu::cublas::Cublas;
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::Matrix;
@@ -154,24 +154,6 @@ impl Copies {
         // The smallest encoding sets the number.
         let copies = options.working_set.div_ceil((count * 4 / 3).max(1)).clamp(1, 64);
         let invalid = |what: String| Error::Invalid(format!("{} x {}: {what}", shape.n, shape.k));
-        let mut histogram = fixed12::Histogram::new();
-        histogram.add(&words);
-        let base = histogram.best_window().base;
-        let mut strips = fixed12::Strips::default();
-        fixed12::encode_strips(base, shape.k, &words, &mut strips).map_err(|e| invalid(e.to_string()))?;
-        let mut offsets = vec![0u32];
-        let mut sum = 0;
-        for escapes in &strips.escape_counts {
-            sum += escapes;
-            offsets.push(sum);
-        }
-        let strips = fixed12::StripsRef {
-            sign_mantissa: &strips.sign_mantissa,
-            codes: &strips.codes,
-            escape_offsets: &offsets,
-            escape_positions: &strips.escape_positions,
-            escape_exponents: &strips.escape_exponents,
-        };
         let encoded = dfloat11::encode(&words).map_err(|e| invalid(e.to_string()))?;
         let positions: Vec<u32> = bytemuck::pod_collect_to_vec(&encoded.output_positions);
         let components = Components {
@@ -184,7 +166,7 @@ impl Copies {
         Ok(Self {
             dense: (0..copies).map(|_| gpu.upload(&words)).collect::<Result<_>>()?,
             fixed12: (0..copies)
-                .map(|_| Matrix::upload(gpu, shape.n, shape.k, base, &strips))
+                .map(|_| Matrix::encode(gpu, shape.n, shape.k, &words))
                 .collect::<Result<_>>()?,
             units: (0..copies).map(|_| Unit::upload(gpu, &components)).collect::<Result<_>>()?,
             words,

@@ -1,6 +1,8 @@
 //! Matrices in fixed12 in device memory.
 
-use llmpress_entropy::fixed12::{Grid, MAX_BASE, MIN_BASE, StripsRef, TILE_CODE_BYTES, TILE_WEIGHTS};
+use llmpress_entropy::fixed12::{
+    Grid, Histogram, MAX_BASE, MIN_BASE, Strips, StripsRef, TILE_CODE_BYTES, TILE_WEIGHTS, encode_strips,
+};
 
 use super::dense::row_stride;
 use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
@@ -80,6 +82,36 @@ impl Matrix {
             escape_offsets: gpu.upload(escape_offsets)?,
             escapes: gpu.upload(&escapes)?,
         })
+    }
+
+    /// Encodes BF16 words, row-major, with the base that leaves the fewest escapes, and copies them to the device.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there are not `rows` x `cols` words; those of [`Self::upload`].
+    pub fn encode(gpu: &Gpu, rows: usize, cols: usize, words: &[u16]) -> Result<Self> {
+        let invalid = |what: String| Error::Invalid(format!("a fixed12 matrix of {rows} x {cols}: {what}"));
+        if rows.checked_mul(cols) != Some(words.len()) {
+            return Err(invalid(format!("{} words", words.len())));
+        }
+        let mut histogram = Histogram::new();
+        histogram.add(words);
+        let base = histogram.best_window().base;
+        let mut strips = Strips::default();
+        encode_strips(base, cols, words, &mut strips).map_err(|e| invalid(e.to_string()))?;
+        let mut escape_offsets = vec![0u32];
+        let mut before = 0;
+        for count in &strips.escape_counts {
+            before += count;
+            escape_offsets.push(before);
+        }
+        let strips = StripsRef {
+            sign_mantissa: &strips.sign_mantissa,
+            codes: &strips.codes,
+            escape_offsets: &escape_offsets,
+            escape_positions: &strips.escape_positions,
+            escape_exponents: &strips.escape_exponents,
+        };
+        Self::upload(gpu, rows, cols, base, &strips)
     }
 
     /// Output features.

@@ -195,32 +195,17 @@ impl<'a> GpuSession<'a> {
                 embed_bf16(&m.gpu, words, m.embedding.rows, hidden, &gather)?;
             }
         }
+        let norm = |weight| {
+            rms_norm(&m.gpu, self.h.view(), weight, hidden, tokens, eps, self.x.view(), padded(hidden))
+        };
         for (index, layer) in m.layers.iter().enumerate() {
             let attention = layer.attention.as_ref();
             if let Some(a) = attention.filter(|_| !skips.contains(&SubLayer::Attention(index))) {
-                rms_norm(
-                    &m.gpu,
-                    self.h.view(),
-                    a.norm.view(),
-                    hidden,
-                    tokens,
-                    eps,
-                    self.x.view(),
-                    padded(hidden),
-                )?;
+                norm(a.norm.view())?;
                 self.attention(index, a, tokens, length)?;
             }
             if let Some(mlp) = layer.mlp.as_ref().filter(|_| !skips.contains(&SubLayer::Mlp(index))) {
-                rms_norm(
-                    &m.gpu,
-                    self.h.view(),
-                    mlp.norm.view(),
-                    hidden,
-                    tokens,
-                    eps,
-                    self.x.view(),
-                    padded(hidden),
-                )?;
+                norm(mlp.norm.view())?;
                 self.mlp(mlp, tokens)?;
             }
         }

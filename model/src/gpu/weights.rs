@@ -209,36 +209,13 @@ impl<'a> Loader<'a> {
             escape_positions: &positions,
             escape_exponents: view(ESCAPE_EXPONENTS)?,
         };
-        self.fixed12(linear, base, &strips)
+        let matrix = Matrix::upload(self.gpu, linear.rows(), linear.cols(), base, &strips).map_err(device)?;
+        self.with(linear, Source::Fixed12(matrix))
     }
 
     fn encoded_fixed12(&self, linear: &Linear) -> Result<GpuLinear> {
         let words = self.words(linear)?;
-        let mut histogram = fixed12::Histogram::new();
-        histogram.add(&words);
-        let base = histogram.best_window().base;
-        let mut strips = fixed12::Strips::default();
-        fixed12::encode_strips(base, linear.cols(), &words, &mut strips)
-            .map_err(|e| Error::Invalid(format!("tensor {}: {e}", linear.tensor())))?;
-        let mut offsets = Vec::with_capacity(strips.escape_counts.len() + 1);
-        offsets.push(0);
-        let mut sum = 0;
-        for count in &strips.escape_counts {
-            sum += count;
-            offsets.push(sum);
-        }
-        let strips = fixed12::StripsRef {
-            sign_mantissa: &strips.sign_mantissa,
-            codes: &strips.codes,
-            escape_offsets: &offsets,
-            escape_positions: &strips.escape_positions,
-            escape_exponents: &strips.escape_exponents,
-        };
-        self.fixed12(linear, base, &strips)
-    }
-
-    fn fixed12(&self, linear: &Linear, base: i16, strips: &fixed12::StripsRef<'_>) -> Result<GpuLinear> {
-        let matrix = Matrix::upload(self.gpu, linear.rows(), linear.cols(), base, strips).map_err(device)?;
+        let matrix = Matrix::encode(self.gpu, linear.rows(), linear.cols(), &words).map_err(device)?;
         self.with(linear, Source::Fixed12(matrix))
     }
 }
