@@ -72,7 +72,7 @@ impl Removal {
     /// The edit of a checkpoint that removes these sub-layers.
     ///
     /// # Errors
-    /// No configuration; layers that are not there or are without that sub-layer already; tensors of a layer that
+    /// No configuration; layers that are not there or are without that sub-layer already; all layers; tensors of a layer that
     /// belong to neither sub-layer.
     pub fn edit(&self, checkpoint: &Checkpoint) -> Result<Edit> {
         let root = checkpoint.root();
@@ -102,6 +102,13 @@ impl Removal {
                     )));
                 }
             }
+        }
+        if self.renumbers() && self.attention.len() == layers.count {
+            return Err(Error::Invalid(format!(
+                "all {} layers of {} would be removed: nothing would be left",
+                layers.count,
+                root.display()
+            )));
         }
         let mut edit = Edit::default();
         let renumbers = self.renumbers();
@@ -226,6 +233,9 @@ impl Removal {
     }
 }
 
+/// More than any model has, and few enough to go through.
+const MAX_LAYERS: usize = 1 << 16;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Attention,
@@ -254,8 +264,10 @@ impl<'a> Layers<'a> {
         let count = config
             .get("num_hidden_layers")
             .and_then(Value::as_u64)
-            .ok_or_else(|| Error::corrupt(config.path(), None, "num_hidden_layers is missing"))?
-            as usize;
+            .ok_or_else(|| Error::corrupt(config.path(), None, "num_hidden_layers is missing"))?;
+        let count = usize::try_from(count).ok().filter(|count| *count <= MAX_LAYERS).ok_or_else(|| {
+            Error::corrupt(config.path(), None, format!("num_hidden_layers is {count}, above {MAX_LAYERS}"))
+        })?;
         for prefix in
             ["model.layers.", "language_model.model.layers.", "model.language_model.layers.", "layers."]
         {

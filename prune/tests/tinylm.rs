@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llmpress_formats::{Checkpoint, Error, Removal};
+use llmpress_formats::{Checkpoint, Edit, Error, Removal};
 use llmpress_model::{Model, Panels, Skips, SubLayer, Tokenizer, Unobserved};
 use llmpress_prune::{
     Calibration, DistanceKind, FinerCut, Kind, Ranking, Search, Target, drop_ranking, finercut, last_ranking,
@@ -222,6 +222,15 @@ fn wrong_removals_are_refused_by_layer() {
     let edit = blocks.edit(&pruned).unwrap();
     let model = Model::open(Arc::new(pruned.edited(&edit).unwrap())).unwrap();
     assert!(!model.sub_layers().contains(&SubLayer::Attention(2)) && model.sub_layers().len() == 13);
+    let all = Removal { attention: (0..8).collect(), mlp: (0..8).collect(), portable: false };
+    let error = all.edit(&Checkpoint::open(&tinylm()).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("nothing would be left"), "{error}");
+    // A number of layers that nobody could go through.
+    let hostile = r#"{"model_type": "gemma3_text", "num_hidden_layers": 18446744073709551615}"#;
+    let edit = Edit { config: Some(hostile.to_owned()), ..Edit::default() };
+    let checkpoint = Checkpoint::open(&tinylm()).unwrap().edited(&edit).unwrap();
+    let error = blocks.edit(&checkpoint).unwrap_err();
+    assert!(error.to_string().contains("num_hidden_layers"), "{error}");
 }
 
 #[test]
