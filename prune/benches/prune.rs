@@ -166,34 +166,35 @@ fn table(dir: &str, rankings: &str, windows: usize, texts: &[&str]) {
     ));
     for (name, rankings) in all {
         for share in SHARES {
-            let count = (share / 100.0 * model.sub_layers().len() as f64).round() as usize;
-            let mut sum = vec![Cost::default(); texts.len()];
-            let mut size = 0.0;
-            let mut enough = true;
-            for ranking in &rankings {
-                // As many removals as come to the count of sub-layers.
-                let mut taken = 0;
-                let entries = ranking.removed.iter().take_while(|s: &&Scored| {
-                    taken += s.sub_layers().len();
-                    taken <= count
-                });
-                let entries = entries.count();
-                let removal = ranking.removal(entries, false).unwrap();
-                enough &= removal.attention.len() + removal.mlp.len() + 1 >= count;
-                let skips: Skips = ranking.removed[..entries].iter().flat_map(Scored::sub_layers).collect();
-                let edit = removal.edit(&checkpoint()).unwrap();
-                let edited = checkpoint().edited(&edit).unwrap();
-                size += edited.tensors().values().map(|t| t.bytes).sum::<u64>() as f64 / whole as f64 * 100.0;
-                for (sum, text) in sum.iter_mut().zip(&texts) {
-                    let cost = text.cost(&model, &skips);
-                    sum.nll += cost.nll;
-                    sum.kl += cost.kl;
+            let wanted = (share / 100.0 * model.sub_layers().len() as f64).round() as usize;
+            // Layers come in twos: an odd number lies between two rows.
+            let pairs =
+                rankings.iter().all(|ranking| ranking.removed.iter().all(|s| s.sub_layers().len() == 2));
+            let counts = if pairs && wanted % 2 == 1 { vec![wanted - 1, wanted + 1] } else { vec![wanted] };
+            for count in counts {
+                let entries = if pairs { count / 2 } else { count };
+                if rankings.iter().any(|ranking| ranking.removed.len() < entries) {
+                    continue;
                 }
-            }
-            let n = rankings.len() as f64;
-            if enough {
+                let mut sum = vec![Cost::default(); texts.len()];
+                let mut size = 0.0;
+                for ranking in &rankings {
+                    let removal = ranking.removal(entries, false).unwrap();
+                    let skips: Skips =
+                        ranking.removed[..entries].iter().flat_map(Scored::sub_layers).collect();
+                    let edit = removal.edit(&checkpoint()).unwrap();
+                    let edited = checkpoint().edited(&edit).unwrap();
+                    let bytes = edited.tensors().values().map(|t| t.bytes).sum::<u64>();
+                    size += bytes as f64 / whole as f64 * 100.0;
+                    for (sum, text) in sum.iter_mut().zip(&texts) {
+                        let cost = text.cost(&model, &skips);
+                        sum.nll += cost.nll;
+                        sum.kl += cost.kl;
+                    }
+                }
+                let n = rankings.len() as f64;
                 let mean: Vec<Cost> = sum.iter().map(|c| Cost { nll: c.nll / n, kl: c.kl / n }).collect();
-                row(&format!("{name}, {share} %"), count, size / n, &mean);
+                row(&name, count, size / n, &mean);
             }
         }
     }
