@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench -p llmpress-prune -- search MODEL CALIB [windows] [removals]   cached prefixes against whole passes
 //! cargo bench -p llmpress-prune -- table MODEL RANKINGS WINDOWS TEXT...      what each ranking in a directory costs
+//! cargo bench -p llmpress-prune -- distances MODEL RANKINGS COUNT TEXT       how far each leaves the logits, by every distance
 //! ```
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -14,7 +15,8 @@ use std::time::Instant;
 use llmpress_formats::Checkpoint;
 use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
 use llmpress_prune::{
-    Calibration, DistanceKind, FinerCut, Ranking, Scored, Search, finercut, last_ranking, random_ranking,
+    Calibration, DistanceKind, FinerCut, Ranking, Scored, Search, distances, finercut, last_ranking,
+    random_ranking,
 };
 use rayon::prelude::*;
 
@@ -31,6 +33,9 @@ fn main() {
         ["search", model, calib, ref rest @ ..] => search(model, calib, rest),
         ["table", model, rankings, windows, ref texts @ ..] => {
             table(model, rankings, windows.parse().unwrap(), texts)
+        }
+        ["distances", model, rankings, count, text] => {
+            all_distances(model, rankings, count.parse().unwrap(), text);
         }
         // `cargo bench` of the whole workspace runs this on what the repository has.
         _ => {
@@ -136,6 +141,56 @@ impl Text {
     }
 }
 
+fn read_rankings(model: &Model, dir: &str) -> Vec<Ranking> {
+    let mut paths: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "json"));
+    paths.sort();
+    let rankings: Vec<Ranking> = paths.iter().map(|path| Ranking::read(path).unwrap()).collect();
+    rankings.iter().for_each(|ranking| ranking.check(model).unwrap());
+    rankings
+}
+
+/// The distances between the logits of the whole model and of what rankings leave after `count` sub-layers, over ten windows of
+/// calibration; and how much of the logits is the same for every token of the vocabulary, which no probability depends on.
+fn all_distances(dir: &str, rankings: &str, count: usize, text: &str) {
+    let (model, tokenizer) = open(dir);
+    let ids = tokenizer.encode(&std::fs::read_to_string(text).unwrap()).unwrap();
+    let calibration = Calibration::new(&ids, 10, 256, None).unwrap();
+    let logits = |window: &[u32], skips: &Skips| {
+        let mut cache = model.cache(window.len());
+        model.logits(&model.hidden(window, &mut cache, skips, &mut Unobserved).unwrap()).unwrap()
+    };
+    let whole: Vec<Panels> =
+        calibration.windows().iter().map(|window| logits(window, &Skips::new())).collect();
+    let (mut of_means, mut squares) = (0.0, 0.0);
+    for panels in &whole {
+        for token in 0..panels.tokens() {
+            let sum: f64 = panels.token(token).map(f64::from).sum();
+            of_means += sum * sum / panels.features() as f64;
+            squares += panels.token(token).map(|x| f64::from(x).powi(2)).sum::<f64>();
+        }
+    }
+    println!("share of the squared norm of logits that is their mean: {:.1} %", of_means / squares * 100.0);
+    println!("| ranking | removed | angular | euclidean | js |\n|---|---|---|---|---|");
+    for ranking in read_rankings(&model, rankings) {
+        let mut skips = Skips::new();
+        for entry in &ranking.removed {
+            if skips.len() < count {
+                skips.extend(entry.sub_layers());
+            }
+        }
+        let pairs: Vec<_> =
+            calibration.windows().iter().zip(&whole).map(|(window, a)| (a, logits(window, &skips))).collect();
+        let values = DistanceKind::ALL.map(|kind| {
+            let each = pairs.iter().flat_map(|(a, b)| distances(kind, a, b));
+            let sum: f64 = each.sum();
+            if kind == DistanceKind::Euclidean { sum.sqrt() } else { sum / calibration.tokens() as f64 }
+        });
+        let [angular, euclidean, js] = values;
+        println!("| {} | {} | {angular:.3} | {euclidean:.0} | {js:.3} |", ranking.method, skips.len());
+    }
+}
+
 /// Perplexity, divergence and size for shares of every ranking in a directory, and of the baselines.
 fn table(dir: &str, rankings: &str, windows: usize, texts: &[&str]) {
     let (model, tokenizer) = open(dir);
@@ -148,16 +203,9 @@ fn table(dir: &str, rankings: &str, windows: usize, texts: &[&str]) {
     };
     let dense: Vec<Cost> = texts.iter().map(|text| text.cost(&model, &Skips::new())).collect();
     row("nothing", 0, 100.0, &dense);
-    let mut paths: Vec<_> = std::fs::read_dir(rankings).unwrap().map(|e| e.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|e| e == "json"));
-    paths.sort();
-    let mut all: Vec<(String, Vec<Ranking>)> = paths
-        .iter()
-        .map(|path| {
-            let ranking = Ranking::read(path).unwrap();
-            ranking.check(&model).unwrap();
-            (ranking.method.clone(), vec![ranking])
-        })
+    let mut all: Vec<(String, Vec<Ranking>)> = read_rankings(&model, rankings)
+        .into_iter()
+        .map(|ranking| (ranking.method.clone(), vec![ranking]))
         .collect();
     all.push(("drop:last".to_owned(), vec![last_ranking(&model)]));
     all.push((

@@ -135,15 +135,15 @@ impl FromStr for Pass {
         let wrong = |why: &str| {
             Error::Invalid(format!(
                 "{text:?} is no pruning: {why}; drop:attn=8, drop:mlp=4, drop:joint=12, drop:block=4 (each with \
-                 ,iterative), drop:random=12,seed=1, drop:last=12 and finercut:25% (with ,distance=angular, euclidean \
-                 or js and ,protect=0.4) are"
+                 ,iterative), drop:random=12,seed=1, drop:last=12 and finercut:25% (with ,distance=js, angular \
+                 or euclidean and ,protect=0.4) are"
             ))
         };
         let mut parts = text.split(',');
         let head = parts.next().unwrap_or_default();
         let (method, amount) = match head.split_once(':') {
             Some(("finercut", amount)) => {
-                (Method::FinerCut { distance: DistanceKind::Angular, protect: 0.4 }, amount)
+                (Method::FinerCut { distance: DistanceKind::JensenShannon, protect: 0.4 }, amount)
             }
             Some(("drop", rest)) => {
                 let (target, amount) = rest.split_once('=').ok_or_else(|| wrong("an amount is missing"))?;
@@ -209,11 +209,11 @@ mod tests {
         let finercut = |distance, protect| Method::FinerCut { distance, protect };
         assert_eq!(
             pass("finercut:25%"),
-            Some(Pass { method: finercut(DistanceKind::Angular, 0.4), amount: Amount::Percent(25.0) })
+            Some(Pass { method: finercut(DistanceKind::JensenShannon, 0.4), amount: Amount::Percent(25.0) })
         );
         assert_eq!(
-            pass("finercut:3,distance=js,protect=0"),
-            count(finercut(DistanceKind::JensenShannon, 0.0), 3)
+            pass("finercut:3,distance=angular,protect=0"),
+            count(finercut(DistanceKind::Angular, 0.0), 3)
         );
         for bad in [
             "",
