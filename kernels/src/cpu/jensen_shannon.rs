@@ -10,7 +10,7 @@ use super::exp::exp_inline;
 use super::isa::{Isa, multiversion};
 
 /// Adds to `sum[t]`, row after row, the divergence in nats of the distributions of the logits `p` and `q` (rows x `width`), whose
-/// [`super::log_sum_exp`] over all rows are `lse_p` and `lse_q`. Each term is of F32 and within a millionth.
+/// [`super::log_sum_exp`] over all rows are `lse_p` and `lse_q`. Each term is of F32 and within 1e-5 of itself.
 ///
 /// # Panics
 /// Where `p` has no whole rows of `width`, `q` another length, or the others another length than `width`.
@@ -53,7 +53,7 @@ fn term(ln_p: f64, ln_q: f64) -> f32 {
         log = of_z.mul_add(log, coefficient);
     }
     let far = std::f32::consts::LN_2 - 2.0 * z * log - d * (u / (1.0 + u));
-    let g = if square < 0.0625 { near } else { far };
+    let g = if square < 0.16 { near } else { far };
     0.5 * g * (exp_inline(ln_p as f32) + exp_inline(ln_q as f32))
 }
 
@@ -78,7 +78,7 @@ mod tests {
             let (found, exact) = (f64::from(term(ln_p, ln_q)), exact(ln_p, ln_q));
             // The definition itself cancels where the two are near.
             let unsure = 1e-15 * (ln_p.exp() + ln_q.exp());
-            prop_assert!((found - exact).abs() <= 4e-6 * exact + unsure + 1e-38, "{ln_p} {ln_q}: {found} {exact}");
+            prop_assert!((found - exact).abs() <= 1e-5 * exact + unsure + 1e-38, "{ln_p} {ln_q}: {found} {exact}");
         }
     }
 
