@@ -360,6 +360,12 @@ fn wrong_operands_are_refused() {
     let large = Weights::dense(buffer.view(), 1 << 20, 64);
     assert!(run(large, Product { tokens: 1, ..ok }).is_err());
     assert!(run(dense, Product { tokens: 0, ..ok }).is_ok());
+    // Sizes that no buffer has are refused before anything is computed from them.
+    let picked = |weights, p: Product<'_>| product(&gpu, weights, &p, &Picker::first());
+    let huge = Weights::dense(buffer.view(), usize::MAX, 64);
+    assert!(matches!(picked(huge, ok), Err(Error::Invalid(_))));
+    assert!(matches!(picked(dense, Product { tokens: usize::MAX, ..ok }), Err(Error::Invalid(_))));
+    assert!(matches!(picked(dense, Product { y_stride: usize::MAX, ..ok }), Err(Error::Invalid(_))));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 use llmpress_entropy::dfloat11;
 use llmpress_kernels::gpu::cublas::Cublas;
+use llmpress_kernels::gpu::dense::{self, row_stride};
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::product::{Product, Variant, Weights, Workspace, product_in, variants};
@@ -164,7 +165,9 @@ impl Copies {
             gaps: &encoded.gaps,
         };
         Ok(Self {
-            dense: (0..copies).map(|_| gpu.upload(&words)).collect::<Result<_>>()?,
+            dense: (0..copies)
+                .map(|_| dense::upload(gpu, shape.n, shape.k, &words))
+                .collect::<Result<_>>()?,
             fixed12: (0..copies)
                 .map(|_| Matrix::encode(gpu, shape.n, shape.k, &words))
                 .collect::<Result<_>>()?,
@@ -291,7 +294,7 @@ impl Bench<'_> {
         let mut cublas_seconds = None;
         if let Some(cublas) = &self.cublas {
             let run = |words: &Buffer| {
-                cublas.product(words.view(), x_buffer.view(), y.view(), n, k, tokens, stride)
+                cublas.product(words.view(), x_buffer.view(), y.view(), n, row_stride(k), tokens, stride)
             };
             // The first call loads what a recording may not.
             copies.dense.iter().take(1).try_for_each(run)?;

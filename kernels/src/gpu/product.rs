@@ -386,15 +386,9 @@ fn aligned(what: &str, view: View<'_>, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Makes a product in a given way.
-///
-/// # Errors
-/// A buffer is too small or not aligned (`x` and plain weights to 16 bytes); the workspace is too small; the launch fails.
-pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, variant: Variant) -> Result<()> {
+/// Refuses operands that no variant can take: from here on all sizes are those of buffers.
+fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
     let (rows, cols) = weights.shape();
-    if p.tokens == 0 || rows == 0 {
-        return Ok(());
-    }
     if let Weights::Fixed12 { matrix, first, rows } = weights
         && (!first.is_multiple_of(TILE_ROWS) || first.checked_add(rows).is_none_or(|end| end > matrix.rows()))
     {
@@ -411,6 +405,13 @@ pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, variant: Var
             || Error::Invalid(format!("a product of {} tokens and {rows} rows: too large", p.tokens));
         elements.and_then(|n| n.checked_mul(each)).ok_or_else(too_large)
     };
+    if let Weights::Dense { words, rows, cols, .. } = weights {
+        words.require(
+            "the weights",
+            bytes(cols.checked_next_multiple_of(8).and_then(|n| n.checked_mul(rows)), 2)?,
+        )?;
+        aligned("the weights", words, 16)?;
+    }
     p.x.require("x", bytes(p.tokens.checked_mul(p.stride), 2)?)?;
     aligned("x", p.x, 16)?;
     let before = (p.tokens - 1).checked_mul(p.y_stride);
@@ -420,6 +421,19 @@ pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, variant: Var
         bias.require("the bias", 4 * rows)?;
         aligned("the bias", bias, 4)?;
     }
+    Ok(())
+}
+
+/// Makes a product in a given way.
+///
+/// # Errors
+/// A buffer is too small or not aligned (`x` and plain weights to 16 bytes); the workspace is too small; the launch fails.
+pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, variant: Variant) -> Result<()> {
+    let (rows, cols) = weights.shape();
+    if p.tokens == 0 || rows == 0 {
+        return Ok(());
+    }
+    check(weights, p)?;
     let needed = variant.workspace_bytes(weights, p.tokens);
     if needed == 0 {
         return start(gpu, weights, p, variant, None);
@@ -455,11 +469,7 @@ fn start(
     let tile = variant.tile;
     size32("input features", cols.next_multiple_of(TILE_COLS))?;
     let (file, kernel, mut arguments) = match weights {
-        Weights::Dense { words, .. } => {
-            words.require("the weights", weights.bytes())?;
-            aligned("the weights", words, 16)?;
-            ("dense", tile.names[0], vec![words.pointer()])
-        }
+        Weights::Dense { words, .. } => ("dense", tile.names[0], vec![words.pointer()]),
         Weights::Fixed12 { matrix, first, .. } => {
             ("fixed12", tile.names[1], matrix.components_from(first / TILE_ROWS).to_vec())
         }
@@ -519,6 +529,7 @@ pub fn product(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, picker: &Picker
     if p.tokens == 0 || n == 0 {
         return Ok(());
     }
+    check(weights, p)?;
     let bytes = p.workspace.map_or(0, Workspace::bytes);
     let mut candidates = variants(gpu, weights, p.tokens);
     candidates.retain(|variant| variant.workspace_bytes(weights, bucket(p.tokens)) <= bytes);
