@@ -62,9 +62,9 @@ struct Dense {
     extern "C" __global__ void __launch_bounds__(THREADS) dense_stream_##columns##_##strips##_##stages(          \
         const u16* words,                                                                                        \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                        \
-        const float* bias, u32 adds, u32 slices) {                                                               \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                                \
-        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), slices >> 8, nullptr}; \
+        const float* bias, u32 adds, u32 log_slices) {                                                               \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                                \
+        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), log_slices >> 8, nullptr}; \
         stream_product<columns, strips, stages>(weights, rows, operands);                                        \
     }
 STREAM_VARIANTS(STREAM)
@@ -74,9 +74,9 @@ STREAM_VARIANTS(STREAM)
         dense_panel_##columns##_##strips##_##stages(                                                             \
         const u16* words,                                                                                        \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                        \
-        const float* bias, u32 adds, u32 slices, float4* sums, u32* done) {                                      \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                                \
-        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), slices >> 8, nullptr}; \
+        const float* bias, u32 adds, u32 log_slices, float4* sums, u32* done) {                                      \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                                \
+        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), log_slices >> 8, nullptr}; \
         panel_product<columns, strips, stages>(weights, rows, operands, {sums, done});                           \
     }
 PANEL_VARIANTS(PANEL)

@@ -82,8 +82,8 @@ struct Fixed12 {
     extern "C" __global__ void __launch_bounds__(THREADS) fixed12_stream_##columns##_##strips##_##stages(  \
         const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
-        const float* bias, u32 adds, u32 slices) {                                                         \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                          \
+        const float* bias, u32 adds, u32 log_slices) {                                                         \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                          \
         Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23,          \
                            (u32)((cols + 63) / 64)};                                                       \
         stream_product<columns, strips, stages>(weights, rows, operands);                                  \
@@ -95,8 +95,8 @@ STREAM_VARIANTS(STREAM)
         fixed12_panel_##columns##_##strips##_##stages(                                                     \
         const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
-        const float* bias, u32 adds, u32 slices, float4* sums, u32* done) {                                \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                          \
+        const float* bias, u32 adds, u32 log_slices, float4* sums, u32* done) {                                \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                          \
         Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23,          \
                            (u32)((cols + 63) / 64)};                                                       \
         panel_product<columns, strips, stages>(weights, rows, operands, {sums, done});                     \
@@ -119,14 +119,11 @@ decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offse
     uint4 raw[3];
 #pragma unroll
     for (u32 i = 0; i < 3; i++) raw[i] = load_once(weights.vector(from, tile, i, lane));
-    EscapeList<true> list;
-    list.look(weights.offsets(from), across, tile, lane);
+    u32 first = load_once(weights.offsets(from) + tile), end = load_once(weights.offsets(from) + tile + 1);
     Fragment f = weights.decode(raw);
-    if (list.has(tile)) {
-        u32 early[EARLY];
-        list.load(early, escapes, tile, lane);
-        list.patch(f, areas + warp * PATCH_VECTORS, early, escapes, tile, lane);
-    }
+    if (first < end) patch(f, areas + warp * PATCH_VECTORS, lane, [&](u16* words) {
+        for (u32 i = first + lane; i < end; i += WARP) put_escape(words, load_once(escapes + i));
+    });
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
         u64 row = strip * TILE_ROWS + i % 2 * 8 + lane / 4;
