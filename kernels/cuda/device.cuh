@@ -21,6 +21,12 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 #define DEVICE __device__ __forceinline__
 #define DEVICE_METHOD __device__ __forceinline__
 
+// The same number, which the compiler does not know how to compute anew: it stays in a register.
+DEVICE u32 opaque(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // ---- loads and copies --------------------------------------------------------------------------------------------
 
 // Sixteen, eight or four bytes that are read once: they pass the caches by where they can.

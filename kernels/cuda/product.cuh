@@ -10,10 +10,14 @@
 // An encoding is a type with
 //   VECTORS, ESCAPES                     16-byte vectors that a lane holds of a tile; whether tiles may need a patch
 //   across                               tiles of a strip
-//   strip(number, lane)                  what a lane keeps of a strip
-//   copy(to, strip, tile, i, lane)       starts to copy vector i of a tile to shared memory
+//   strip(number, tile, lane)            where a lane is in a strip
+//   copy(to, strip, i)                   starts to copy vector i of that tile to shared memory
+//   advance(strip)                       to the next tile
 //   decode(vectors)                      the lane's weights of a tile, escapes apart
-//   offsets(strip), escapes              escapes before each tile of a strip, and all of them
+//   offsets(number), escapes             escapes before each tile of a strip, and all of them
+//
+// Whatever a loop needs moves on with it: what can be computed anew from the launch's arguments the compiler computes anew in
+// every turn, which took as many instructions as decoding.
 #pragma once
 #include "device.cuh"
 
@@ -51,28 +55,33 @@ struct Operands {
 
 // ---- escapes -----------------------------------------------------------------------------------------------------
 
-// Vectors of shared memory in which a warp patches a tile.
-constexpr u32 PATCH_VECTORS = 4 * WARP;
 // Escapes of a tile that come with its weights: this many a lane.
 constexpr u32 EARLY = 2;
+// Vectors of shared memory in which a warp patches half a tile.
+constexpr u32 PATCH_VECTORS = 2 * WARP;
 
-// An escape: the place of the weight among the lanes' fragments, and its exponent where a BF16 has it, 16 bits up.
-DEVICE void put_escape(u16* words, u32 escape) {
-    u16* word = words + (escape & 1023);
+// An escape: the place of the weight among the lanes' fragments, and its exponent where a BF16 has it, 16 bits up. `half` of
+// a tile lies at `words`.
+DEVICE void put_escape(u16* words, u32 half, u32 escape) {
+    if ((escape >> 9 & 1) != half) return;
+    u16* word = words + (escape & 511);
     *word = (u16)((*word & 0x807fu) | escape >> 16);
 }
 
-// Has lanes change each other's words of a tile; `area` is the warp's own.
+// Has lanes change each other's words of a tile, a half at a time. `area` is the warp's own; what lies there is lost.
 template <typename Change>
 DEVICE void patch(Fragment& f, uint4* area, u32 lane, const Change& change) {
-    __syncwarp();
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) area[i * WARP + lane] = vector_of(f.words[i / 2][i % 2]);
-    __syncwarp();
-    change((u16*)area);
-    __syncwarp();
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) set_vector(f.words[i / 2][i % 2], area[i * WARP + lane]);
+    for (u32 half = 0; half < 2; half++) {
+        __syncwarp();
+        area[lane] = vector_of(f.words[half][0]);
+        area[WARP + lane] = vector_of(f.words[half][1]);
+        __syncwarp();
+        change((u16*)area, half);
+        __syncwarp();
+        set_vector(f.words[half][0], area[lane]);
+        set_vector(f.words[half][1], area[WARP + lane]);
+    }
 }
 
 // Which tiles have escapes, `ahead` tiles before they are needed: lane i knows how many escapes come before tile first + i.
@@ -82,48 +91,52 @@ struct EscapeList {
     static constexpr u32 VECTORS = EARLY * WARP / 4;
     // Tiles until the list is read on: after as many, the last lanes know what comes `ahead` tiles later.
     static constexpr u32 STEP = WARP - 1 - ahead;
-    // `coming` is what the lane knows after the next step.
-    u32 first, before, coming, listed;
+    // The tile that the loop is at is first + turn; bit i of `listed` is whether tile first + turn + i has escapes. `coming` is
+    // what the lane knows after the next step.
+    u32 first, turn, before, coming, listed;
 
-    DEVICE_METHOD void list(const u32* offsets, u32 across, u32 tile, u32 lane) {
-        first = tile;
-        coming = offsets[min(tile + STEP + lane, across)];
+    DEVICE_METHOD void list(const u32* offsets, u32 across, u32 lane) {
+        turn = 0;
+        coming = offsets[min(first + STEP + lane, across)];
         u32 after = __shfl_down_sync(ALL_LANES, before, 1);
         // The last lane knows no next tile.
         listed = __ballot_sync(ALL_LANES, lane < WARP - 1 && after > before);
     }
     // offsets: of a strip, which has `across` tiles.
     DEVICE_METHOD void start(const u32* offsets, u32 across, u32 tile, u32 lane) {
+        first = tile;
         before = offsets[min(tile + lane, across)];
-        list(offsets, across, tile, lane);
+        list(offsets, across, lane);
     }
-    DEVICE_METHOD void reach(const u32* offsets, u32 across, u32 tile, u32 lane) {
-        if (tile - first < STEP) return;
+    DEVICE_METHOD void advance() { turn++, listed >>= 1; }
+    DEVICE_METHOD bool ends() const { return turn == STEP; }
+    DEVICE_METHOD u32 past(u32 begin) const { return first + turn - begin; }
+    DEVICE_METHOD void reach(const u32* offsets, u32 across, u32 lane) {
+        first += STEP;
         before = coming;
-        list(offsets, across, tile, lane);
+        list(offsets, across, lane);
     }
-    DEVICE_METHOD bool has(u32 tile) const { return (listed >> (tile - first) & 1) != 0; }
-    DEVICE_METHOD u32 begin(u32 tile) const { return __shfl_sync(ALL_LANES, before, tile - first); }
+    // Whether the tile so many after this one has escapes, and how many come before it.
+    DEVICE_METHOD bool has(u32 later) const { return (listed >> later & 1) != 0; }
+    DEVICE_METHOD u32 begin(u32 later) const { return __shfl_sync(ALL_LANES, before, turn + later); }
     // Starts to copy a tile's early escapes, of which a lane copies what it reads itself.
-    DEVICE_METHOD void ask(u32* to, const u32* escapes, u32 tile, u32 lane) const {
-        if (!has(tile)) return;
-        u32 from = begin(tile), end = begin(tile + 1);
+    DEVICE_METHOD void ask(u32* to, const u32* escapes, u32 later, u32 lane) const {
+        u32 from = begin(later), end = begin(later + 1);
 #pragma unroll
         for (u32 i = 0; i < EARLY; i++) {
             u32 at = from + i * WARP + lane;
             if (at < end) cp_async4(to + i * WARP + lane, escapes + at);
         }
     }
-
     // `early`: what was asked for.
-    DEVICE_METHOD void correct(Fragment& f, uint4* area, const u32* early, const u32* escapes, u32 tile, u32 lane) const {
-        u32 from = begin(tile), end = begin(tile + 1);
-        patch(f, area, lane, [&](u16* words) {
+    DEVICE_METHOD void correct(Fragment& f, uint4* area, const u32* early, const u32* escapes, u32 lane) const {
+        u32 from = begin(0), end = begin(1);
+        patch(f, area, lane, [&](u16* words, u32 half) {
 #pragma unroll
             for (u32 i = 0; i < EARLY; i++) {
-                if (from + i * WARP + lane < end) put_escape(words, early[i * WARP + lane]);
+                if (from + i * WARP + lane < end) put_escape(words, half, early[i * WARP + lane]);
             }
-            for (u32 i = from + EARLY * WARP + lane; i < end; i += WARP) put_escape(words, load_once(escapes + i));
+            for (u32 i = from + EARLY * WARP + lane; i < end; i += WARP) put_escape(words, half, load_once(escapes + i));
         });
     }
 };
@@ -133,10 +146,13 @@ template <u32 ahead>
 struct EscapeList<false, ahead> {
     static constexpr u32 VECTORS = 0;
     DEVICE_METHOD void start(const u32*, u32, u32, u32) {}
-    DEVICE_METHOD void reach(const u32*, u32, u32, u32) {}
+    DEVICE_METHOD void advance() {}
+    DEVICE_METHOD bool ends() const { return false; }
+    DEVICE_METHOD u32 past(u32) const { return 0; }
+    DEVICE_METHOD void reach(const u32*, u32, u32) {}
     DEVICE_METHOD bool has(u32) const { return false; }
     DEVICE_METHOD void ask(u32*, const u32*, u32, u32) const {}
-    DEVICE_METHOD void correct(Fragment&, uint4*, const u32*, const u32*, u32, u32) const {}
+    DEVICE_METHOD void correct(Fragment&, uint4*, const u32*, const u32*, u32) const {}
 };
 
 // ---- tiles -------------------------------------------------------------------------------------------------------
@@ -150,76 +166,85 @@ struct Lane {
     static constexpr u32 WEIGHT_VECTORS = strips * Weights::VECTORS * WARP;
     static constexpr u32 VECTORS = WEIGHT_VECTORS + strips * List::VECTORS;
     const Weights& weights;
+    // Where the next tile to ask for is.
     typename Weights::Strip strip[strips];
     List list[strips];
-    // The warp's first stage, and elements from one stage to the next; where a warp patches tiles.
-    uint4* stage;
-    u32 apart;
-    uint4* area;
-    // Tiles begin .. end.
-    u32 lane, begin, end;
+    // The last strips there are stand for those beyond them, for which nothing is written.
+    u32 first_strip, last_strip, lane, begin;
+    // Tiles that are not decoded yet, this one included.
+    u32 left;
 
-    // Strips from `first` on.
-    DEVICE_METHOD Lane(const Weights& all, u64 first, u64 rows, u32 tile, u32 last, uint4* stages_from, u32 stages_apart,
-                       uint4* patched)
-        : weights(all), stage(stages_from), apart(stages_apart), area(patched), lane(threadIdx.x % WARP), begin(tile),
-          end(last) {
+    // Strips from `first` on; tiles tile .. end.
+    DEVICE_METHOD Lane(const Weights& all, u64 first, u64 rows, u32 tile, u32 end)
+        : weights(all), lane(opaque(threadIdx.x % WARP)), begin(tile), left(end - tile) {
+        u64 last = (rows - 1) / TILE_ROWS;
+        first_strip = (u32)min(first, last), last_strip = (u32)last;
 #pragma unroll
-        for (u32 s = 0; s < strips; s++) {
-            // Strips beyond the last one repeat it; nothing is written for them.
-            strip[s] = weights.strip((u32)min(first + s, (rows - 1) / TILE_ROWS), lane);
-        }
+        for (u32 s = 0; s < strips; s++) strip[s] = weights.strip(number(s), tile, lane);
     }
-    // Starts to copy a tile's weights to a stage.
-    DEVICE_METHOD void ask_weights(u32 slot, u32 tile) const {
-        if (tile >= end) return;
-        uint4* to = stage + slot * apart + lane;
+    DEVICE_METHOD u32 number(u32 s) const { return min(first_strip + s, last_strip); }
+    // `shared` + `stage`: the lane's first vector of a stage of the warp.
+    DEVICE_METHOD u32* escapes_of(uint4* shared, u32 stage, u32 s) const {
+        return (u32*)(shared + (stage - lane) + WEIGHT_VECTORS + s * List::VECTORS);
+    }
+    // Starts to copy the next tile's weights to a stage of the warp.
+    DEVICE_METHOD void ask_weights(uint4* shared, u32 stage) {
 #pragma unroll
         for (u32 s = 0; s < strips; s++) {
 #pragma unroll
             for (u32 i = 0; i < Weights::VECTORS; i++) {
-                weights.copy(to + (s * Weights::VECTORS + i) * WARP, strip[s], tile, i, lane);
+                weights.copy(shared + stage + (s * Weights::VECTORS + i) * WARP, strip[s], i);
+            }
+            weights.advance(strip[s]);
+        }
+    }
+    // Before the loop, after the first stages' weights were asked for: finding out about escapes takes a trip to memory, which
+    // is under way together with them. `apart`: vectors from a stage to the next.
+    DEVICE_METHOD void start(uint4* shared, u32 stage, u32 apart) {
+        if (left == 0) return;
+#pragma unroll
+        for (u32 s = 0; s < strips; s++) {
+            list[s].start(weights.offsets(number(s)), weights.across, begin, lane);
+#pragma unroll
+            for (u32 i = 0; i + 1 < stages; i++) {
+                if (i < left && list[s].has(i)) {
+                    list[s].ask(escapes_of(shared, stage + i * apart, s), weights.escapes, i, lane);
+                }
             }
         }
     }
-    DEVICE_METHOD u32* escapes_of(u32 slot, u32 s) const {
-        return (u32*)(stage + slot * apart + WEIGHT_VECTORS + s * List::VECTORS);
-    }
-    DEVICE_METHOD void ask_escapes(u32 slot, u32 tile) const {
-        if (tile >= end) return;
+    // In the loop: asks for the tile that comes stages - 1 after this one, if there is one.
+    DEVICE_METHOD void ask_ahead(uint4* shared, u32 stage) {
+        if (left < stages) return;
+        ask_weights(shared, stage);
 #pragma unroll
-        for (u32 s = 0; s < strips; s++) list[s].ask(escapes_of(slot, s), weights.escapes, tile, lane);
+        for (u32 s = 0; s < strips; s++) {
+            if (list[s].has(stages - 1)) list[s].ask(escapes_of(shared, stage, s), weights.escapes, stages - 1, lane);
+        }
     }
-    // Before the loop, after the first stages' weights were asked for: finding out about escapes takes a trip to memory, which
-    // is under way together with them.
-    DEVICE_METHOD void start() {
-        if (begin >= end) return;
-#pragma unroll
-        for (u32 s = 0; s < strips; s++) list[s].start(weights.offsets(strip[s]), weights.across, begin, lane);
-#pragma unroll
-        for (u32 i = 0; i + 1 < stages; i++) ask_escapes(i, begin + i);
-    }
-    // In the loop, at `tile`: asks for the one that comes stages - 1 later.
-    DEVICE_METHOD void ask_ahead(u32 slot, u32 tile) {
-#pragma unroll
-        for (u32 s = 0; s < strips; s++) list[s].reach(weights.offsets(strip[s]), weights.across, tile, lane);
-        ask_weights(slot, tile + stages - 1);
-        ask_escapes(slot, tile + stages - 1);
-    }
-    // The tile that lies in a stage.
-    DEVICE_METHOD void decode(Fragment (&w)[strips], u32 slot, u32 tile) const {
-        const uint4* from = stage + slot * apart + lane;
+    // The tile that lies in a stage. The stage is used up.
+    DEVICE_METHOD void decode(Fragment (&w)[strips], uint4* shared, u32 stage) const {
 #pragma unroll
         for (u32 s = 0; s < strips; s++) {
             uint4 raw[Weights::VECTORS];
 #pragma unroll
-            for (u32 i = 0; i < Weights::VECTORS; i++) raw[i] = from[(s * Weights::VECTORS + i) * WARP];
+            for (u32 i = 0; i < Weights::VECTORS; i++) raw[i] = shared[stage + (s * Weights::VECTORS + i) * WARP];
             w[s] = weights.decode(raw);
-            if (list[s].has(tile)) {
+            if (list[s].has(0)) {
                 // The first tiles' escapes came after the weights.
-                if (tile - begin < stages - 1) cp_async_wait<0>();
-                list[s].correct(w[s], area, escapes_of(slot, s), weights.escapes, tile, lane);
+                if (list[s].past(begin) < stages - 1) cp_async_wait<0>();
+                uint4* area = shared + (stage - lane) + s * Weights::VECTORS * WARP;
+                list[s].correct(w[s], area, escapes_of(shared, stage, s), weights.escapes, lane);
             }
+        }
+    }
+    // To the next tile.
+    DEVICE_METHOD void advance() {
+        left--;
+#pragma unroll
+        for (u32 s = 0; s < strips; s++) {
+            list[s].advance();
+            if (list[s].ends()) list[s].reach(weights.offsets(number(s)), weights.across, lane);
         }
     }
 };
@@ -259,9 +284,7 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
     constexpr u32 elements = strips * columns * 4 * WARP, vectors = Own::VECTORS;
     Shared shared;
     uint4* rings = shared.take<uint4>(WARPS * stages * vectors);
-    uint4* areas = Weights::ESCAPES ? shared.take<uint4>(WARPS * PATCH_VECTORS) : nullptr;
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
-    uint4* ring = rings + warp * stages * vectors;
     u32 slices = o.slices(), slice = warp & (slices - 1), groups = WARPS >> o.log_slices;
     u64 block_strip = (u64)blockIdx.x * groups * strips;
     u64 first_strip = block_strip + (warp >> o.log_slices) * strips;
@@ -270,13 +293,14 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
     // Warps beyond the last strip have nothing to do.
     if (first_strip * TILE_ROWS >= rows) end = tile;
 
-    Own own(weights, first_strip, rows, tile, end, ring, vectors, areas + warp * PATCH_VECTORS);
+    Own own(weights, first_strip, rows, tile, end);
+    u32 stage = opaque(warp * stages * vectors + lane), free = stage + (stages - 1) * vectors, wrap = free;
 #pragma unroll
     for (u32 i = 0; i + 1 < stages; i++) {
-        own.ask_weights(i, tile + i);
+        if (i < own.left) own.ask_weights(rings, stage + i * vectors);
         if (i + 2 < stages) cp_async_commit();
     }
-    own.start();
+    own.start(rings, stage, vectors);
     cp_async_commit();
     float sums[strips][columns][4] = {};
     const u16* x[columns];
@@ -284,30 +308,34 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
     for (u32 c = 0; c < columns; c++) {
         // Tokens beyond the last one repeat it: the same addresses cost nothing.
         u32 token = min(first_token + 8 * c + g, o.tokens - 1);
-        x[c] = o.x + token * (u64)o.stride + 8 * q;
+        x[c] = o.x + token * (u64)o.stride + 8 * q + tile * TILE_K;
     }
-    for (u32 slot = 0; tile < end; tile++) {
+    while (own.left) {
         uint4 now[2][columns];
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
 #pragma unroll
-            for (u32 c = 0; c < columns; c++) now[half][c] = *(const uint4*)(x[c] + tile * TILE_K + 32 * half);
+            for (u32 c = 0; c < columns; c++) now[half][c] = *(const uint4*)(x[c] + 32 * half);
         }
         cp_async_wait<(int)stages - 2>();
-        // The slot of the tile before.
-        own.ask_ahead(slot == 0 ? stages - 1 : slot - 1, tile);
+        // The stage of the tile before.
+        own.ask_ahead(rings, free);
         // Empty groups keep the count.
         cp_async_commit();
         Fragment w[strips];
-        own.decode(w, slot, tile);
+        own.decode(w, rings, stage);
         multiply_half(sums, w, 0, 0, now[0]);
         multiply_half(sums, w, 1, 0, now[1]);
-        slot = slot + 1 == stages ? 0 : slot + 1;
+        own.advance();
+#pragma unroll
+        for (u32 c = 0; c < columns; c++) x[c] += TILE_K;
+        free = stage;
+        stage = stage == wrap ? stage - (stages - 1) * vectors : stage + vectors;
     }
 
     // The sums of a warp take the place of its ring.
     __syncwarp();
-    float* mine = (float*)ring + lane;
+    float* mine = (float*)(rings + warp * stages * vectors) + lane;
 #pragma unroll
     for (u32 s = 0; s < strips; s++) {
 #pragma unroll
@@ -389,10 +417,8 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
     constexpr u32 together = columns < 4 ? columns : columns < 16 ? 4 : 2;
     Shared shared;
     uint4* ring = shared.take<uint4>(stages * stage_vectors);
-    uint4* area = nullptr;
     u32* before = shared.take<u32>(1);
     u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, g = lane / 4, q = lane % 4;
-    if (Weights::ESCAPES) area = shared.take<uint4>(WARPS * PATCH_VECTORS) + warp * PATCH_VECTORS;
     // All slices, or one.
     u32 parts = gridDim.y, own_slices = parts > 1 ? 1 : o.slices();
     float* totals = nullptr;
@@ -412,60 +438,61 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
     u32 slice = blockIdx.y * own_slices, end_slice = slice + own_slices;
     u32 tile = o.tile_of(weights.across, slice), end = o.tile_of(weights.across, end_slice);
 
-    Own own(weights, first_strip, rows, tile, end, ring + x_vectors + warp * Own::VECTORS, stage_vectors, area);
+    Own own(weights, first_strip, rows, tile, end);
 
     // A thread copies one vector of every 32 tokens.
     constexpr u32 x_copies = (x_vectors + THREADS - 1) / THREADS;
-    u32 x_token = thread / 8, x_place = thread % 8 ^ x_token % 2 * 4;
-    const u16* x_from = o.x + (first_token + x_token) * (u64)o.stride + thread % 8 * 8;
+    u32 x_token = thread / 8, x_place = opaque(x_token * 8 + (thread % 8 ^ x_token % 2 * 4));
+    // Tokens that there are from the thread's first one on.
+    u32 x_room = first_token + x_token < o.tokens ? o.tokens - first_token - x_token : 0;
+    const u16* x_from = o.x + (first_token + x_token) * (u64)o.stride + thread % 8 * 8 + tile * TILE_K;
+    u64 x_apart = 32 * (u64)o.stride;
 #pragma unroll
     for (u32 i = 0; i < x_copies; i++) {
-        u32 token = x_token + 32 * i;
-        if (token < width && first_token + token >= o.tokens) {
+        if (x_token + 32 * i < width && 32 * i >= x_room) {
             for (u32 slot = 0; slot < stages; slot++) {
-                ring[slot * stage_vectors + token * 8 + x_place] = make_uint4(0, 0, 0, 0);
+                ring[slot * stage_vectors + 256 * i + x_place] = make_uint4(0, 0, 0, 0);
             }
         }
     }
-    auto ask_x = [&](u32 slot, u32 wanted) {
-        uint4* stage = ring + slot * stage_vectors;
-        if (wanted >= end) return;
+    auto ask_x = [&](uint4* stage) {
+        const u16* from = x_from;
 #pragma unroll
         for (u32 i = 0; i < x_copies; i++) {
-            u32 token = x_token + 32 * i;
-            if (token < width && first_token + token < o.tokens) {
-                cp_async16(stage + token * 8 + x_place, x_from + 32 * i * (u64)o.stride + wanted * TILE_K);
-            }
+            if (x_token + 32 * i < width && 32 * i < x_room) cp_async16(stage + 256 * i + x_place, from);
+            from += x_apart;
         }
+        x_from += TILE_K;
     };
+    // The stage that is read and the one that all have left; from a stage's start to the lane's weights.
+    u32 stage = 0, free = (stages - 1) * stage_vectors;
+    u32 to_weights = opaque(x_vectors + warp * Own::VECTORS + lane);
 #pragma unroll
     for (u32 i = 0; i + 1 < stages; i++) {
-        own.ask_weights(i, tile + i);
-        ask_x(i, tile + i);
+        if (i < own.left) {
+            own.ask_weights(ring, to_weights + i * stage_vectors);
+            ask_x(ring + i * stage_vectors);
+        }
         if (i + 2 < stages) cp_async_commit();
     }
-    own.start();
+    own.start(ring, to_weights, stage_vectors);
     cp_async_commit();
     float sums[strips][columns][4] = {};
 
     // A lane's vectors of the halves of its first token.
-    u32 x_lower = g * 8 + (q ^ g % 2 * 4), x_upper = x_lower ^ 4;
-    u32 slot = 0;
+    u32 x_lower = opaque(g * 8 + (q ^ g % 2 * 4));
     for (; slice < end_slice; slice++) {
         u32 slice_end = o.tile_of(weights.across, slice + 1);
         for (; tile < slice_end; tile++) {
             cp_async_wait<(int)stages - 2>();
             __syncthreads();
-            // The slot that all have left.
-            u32 left = slot == 0 ? stages - 1 : slot - 1;
-            own.ask_ahead(left, tile);
-            ask_x(left, tile + stages - 1);
+            if (own.left >= stages) ask_x(ring + free);
+            own.ask_ahead(ring, free + to_weights);
             // Empty groups keep the count.
             cp_async_commit();
-            const uint4* stage = ring + slot * stage_vectors;
-            const uint4 *lower = stage + x_lower, *upper = stage + x_upper;
+            const uint4 *lower = ring + stage + x_lower, *upper = ring + stage + (x_lower ^ 4);
             Fragment w[strips];
-            own.decode(w, slot, tile);
+            own.decode(w, ring, stage + to_weights);
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
 #pragma unroll
@@ -478,7 +505,9 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
                     multiply_half(sums, w, half, c, x);
                 }
             }
-            slot = slot + 1 == stages ? 0 : slot + 1;
+            own.advance();
+            free = stage;
+            stage = stage == (stages - 1) * stage_vectors ? 0 : stage + stage_vectors;
         }
         if (own_slices == 1) break;
         bool first = slice + own_slices == end_slice, last = slice + 1 == end_slice;

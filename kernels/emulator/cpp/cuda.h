@@ -83,6 +83,7 @@ UNCHECKED static float4 load_fresh(const float4* p) {
     emulator_check_fresh(p, sizeof(float4));
     return *p;
 }
+DEVICE u32 opaque(u32 x) { return x; }
 DEVICE void cp_async16(void* shared, const void* global) { emulator_copy_async(shared, global, 16); }
 DEVICE void cp_async4(void* shared, const void* global) { emulator_copy_async(shared, global, 4); }
 DEVICE void cp_async16_or_zeros(void* shared, const void* global, bool valid) {

@@ -23,8 +23,6 @@ const WARPS: usize = 8;
 const THREADS: usize = 256;
 /// Bytes of a vector, the unit of shared memory here.
 const VECTOR: usize = 16;
-/// Vectors in which a warp patches escapes into a tile.
-const PATCH_VECTORS: usize = 128;
 /// Vectors of the escapes that come with a tile.
 const ESCAPE_VECTORS: usize = 16;
 /// Tiles of a split product, each of which counts the blocks that are done.
@@ -176,15 +174,15 @@ impl Variant {
         let Tile { kind, columns, strips, depth, .. } = self.tile;
         let fixed12 = matches!(weights, Weights::Fixed12 { .. }) && !self.decoded;
         let lane_vectors = if fixed12 { 3 } else { 4 };
-        let (patch, escapes) = if fixed12 { (WARPS * PATCH_VECTORS, WARPS * ESCAPE_VECTORS) } else { (0, 0) };
+        let escapes = if fixed12 { WARPS * ESCAPE_VECTORS } else { 0 };
         let weights_of_stage = strips * (lane_vectors * THREADS + escapes);
         match kind {
-            Loop::Stream => VECTOR * (depth * weights_of_stage + patch),
+            Loop::Stream => VECTOR * depth * weights_of_stage,
             Loop::Panel => {
                 let stage = 64 * columns + weights_of_stage;
                 let kept = weights.slices() > 1 && !self.split;
                 let totals = if kept { strips * columns * THREADS } else { 0 };
-                VECTOR * (depth * stage + 1 + patch + totals)
+                VECTOR * (depth * stage + 1 + totals)
             }
         }
     }
