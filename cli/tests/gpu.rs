@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use llmpress_driver_standin::{DRIVER_NAMES, SETTINGS, hide, install};
+use llmpress_driver_standin::{CUBLAS_NAMES, DRIVER_NAMES, SETTINGS, hide, install};
 use serde_json::Value;
 use support::{llmpress, path, tinylm};
 
@@ -174,5 +174,73 @@ fn what_goes_wrong_on_the_way_is_one_error() {
     ] {
         let error = machine.fails(settings, &generate(&tinylm(), "bf16"));
         assert!(error.contains(wanted), "{settings}: {error}");
+    }
+}
+
+/// A line of a bench's report: the kernel, and whether it was right.
+fn rows(report: &Value) -> Vec<(String, bool)> {
+    let rows = report["rows"].as_array().unwrap();
+    rows.iter().map(|row| (row["kernel"].as_str().unwrap().to_owned(), row["correct"] == true)).collect()
+}
+
+#[test]
+fn kernels_are_measured_beside_cublas_and_recordings_hold_launches_only() {
+    let machine = Machine::new();
+    let log = machine.0.path().join("log");
+    let settings = format!("log={}", log.display());
+    let args = [
+        "bench",
+        "kernels",
+        "--shape",
+        "272x64",
+        "--tokens",
+        "1,17",
+        "--runs",
+        "1",
+        "--working-set",
+        "100000",
+    ];
+    hide(machine.0.path(), CUBLAS_NAMES).unwrap();
+    let report = machine.json("", &args);
+    assert!(report["no_cublas"].as_str().unwrap().contains("libcublas.so.13"), "{report}");
+    assert!(rows(&report).iter().all(|(kernel, right)| *right && kernel != "cublas"), "{report}");
+    let machine = Machine::new();
+    install(machine.0.path(), &CUBLAS_NAMES[..1]).unwrap();
+    let report = machine.json(&settings, &args);
+    let rows = rows(&report);
+    assert!(
+        rows.iter().all(|(_, right)| *right) && rows.iter().any(|(kernel, _)| kernel == "cublas"),
+        "{report}"
+    );
+    // Modules are loaded, memory is taken and results are read before and after, never in a recording.
+    let log = std::fs::read_to_string(log).unwrap();
+    let mut recordings = 0;
+    for recording in log.split("call cuStreamBeginCapture_v2").skip(1) {
+        let (inside, _) = recording.split_once("call cuStreamEndCapture").unwrap();
+        let names = inside.lines().skip(1).map(|line| line.split('(').next().unwrap());
+        for name in names {
+            let allowed = [
+                "cuLaunchKernel",
+                "cuLaunchKernelEx",
+                "cuMemcpyDtoDAsync_v2",
+                "cublasGemmEx",
+                "cuCtxGetCurrent",
+            ];
+            assert!(allowed.iter().any(|call| name == format!("call {call}")), "{name} in a recording");
+        }
+        recordings += 1;
+    }
+    assert!(recordings > 10, "{recordings}");
+    assert!(!log.lines().any(|line| line.starts_with("fault") || line.starts_with("refused")));
+}
+
+#[test]
+fn a_proof_on_a_gpu_that_is_lost_is_a_failure() {
+    let machine = Machine::new();
+    for (machine, settings) in
+        [(&machine, "lose=cuModuleGetFunction:2"), (&machine, "driver=12030"), (&Machine::bare(), "")]
+    {
+        let error = machine.fails(settings, &["doctor", "--prove"]);
+        assert!(error.contains("nothing is proven"), "{settings}: {error}");
     }
 }

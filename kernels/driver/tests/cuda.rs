@@ -407,7 +407,9 @@ fn ptx_that_does_not_compile_is_named() {
     with_driver("ptx_that_does_not_compile_is_named", "refuse=silu_gate", |dir| {
         let cuda = Cuda::open(0).unwrap();
         let error = cuda.load("gate").unwrap_err().to_string();
-        assert!(error.contains("gate") && error.contains("CUDA_ERROR_INVALID_PTX"), "{error}");
+        assert!(error.contains("(gate)") && error.contains("CUDA_ERROR_INVALID_PTX"), "{error}");
+        // And what the compiler says of it.
+        assert!(error.contains("line 24") && error.contains("silu_gate is refused"), "{error}");
         assert!(cuda.load("ceiling").is_ok());
         assert!(cuda.load("no_such_file").unwrap_err().to_string().contains("no_such_file"));
         drop(cuda);
