@@ -17,6 +17,7 @@ mod kernel_bench;
 mod likelihood;
 mod logits;
 mod perplexity;
+mod random_model;
 mod speed;
 mod windows;
 
@@ -27,6 +28,7 @@ pub use divergence::{Distribution, Divergence, kl_divergence};
 pub use kernel_bench::{Ceilings, KernelOptions, KernelReport, KernelRow, KernelShape, bench_kernels};
 pub use logits::{LogitComparison, logits_exact};
 pub use perplexity::{Perplexity, perplexity};
+pub use random_model::{RandomModel, random_text};
 pub use speed::{Rate, SpeedOptions, SpeedRow, speed};
 pub use windows::Protocol;
 
