@@ -6,6 +6,7 @@
 //! difference: how far the tensors of two checkpoints are from each other
 //! logits:     what two checkpoints compute, bit for bit
 //! perplexity, divergence: how well a model predicts a text, and how far it is from its base
+//! kernel_bench, speed: what kernels and models take; gpu_bench: all of this on a GPU, in bounded time
 //! ```
 
 mod bit_exact;
@@ -13,6 +14,7 @@ mod difference;
 mod digests;
 mod divergence;
 mod element;
+pub mod gpu_bench;
 mod kernel_bench;
 mod likelihood;
 mod logits;
