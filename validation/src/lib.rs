@@ -9,6 +9,7 @@
 //! ```
 
 mod bit_exact;
+mod claims;
 mod difference;
 mod digests;
 mod divergence;
