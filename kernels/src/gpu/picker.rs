@@ -23,6 +23,8 @@ pub struct Shape {
     pub k: usize,
     /// Tokens.
     pub m: usize,
+    /// Slices that the input features are cut into.
+    pub slices: usize,
 }
 
 /// Remembers the fastest candidate of each shape.
@@ -69,8 +71,8 @@ impl Picker {
             run(candidate)?;
             let mut times = Vec::new();
             for _ in 0..RUNS {
+                // Not waited for: the launch is under way to the GPU while it copies, so that its way is not timed.
                 flushed.0.view().copy_to(flushed.1.view())?;
-                gpu.synchronize()?;
                 times.push(gpu.backend().timed(&mut || run(candidate))?);
             }
             times.sort_by(f64::total_cmp);

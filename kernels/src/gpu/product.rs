@@ -23,8 +23,8 @@ const WARPS: usize = 8;
 const THREADS: usize = 256;
 /// Bytes of a vector, the unit of shared memory here.
 const VECTOR: usize = 16;
-/// Vectors in which a warp patches escapes into a tile.
-const PATCH_VECTORS: usize = 128;
+/// Vectors of the escapes that come with a tile.
+const ESCAPE_VECTORS: usize = 16;
 /// Tiles of a split product, each of which counts the blocks that are done.
 const COUNTERS: usize = 1024;
 /// Products are split only where their sums stay in the caches.
@@ -174,14 +174,15 @@ impl Variant {
         let Tile { kind, columns, strips, depth, .. } = self.tile;
         let fixed12 = matches!(weights, Weights::Fixed12 { .. }) && !self.decoded;
         let lane_vectors = if fixed12 { 3 } else { 4 };
-        let patch = if fixed12 { WARPS * PATCH_VECTORS } else { 0 };
+        let escapes = if fixed12 { WARPS * ESCAPE_VECTORS } else { 0 };
+        let weights_of_stage = strips * (lane_vectors * THREADS + escapes);
         match kind {
-            Loop::Stream => VECTOR * (depth * lane_vectors * strips * THREADS + patch),
+            Loop::Stream => VECTOR * depth * weights_of_stage,
             Loop::Panel => {
-                let stage = 64 * columns + lane_vectors * strips * THREADS;
+                let stage = 64 * columns + weights_of_stage;
                 let kept = weights.slices() > 1 && !self.split;
                 let totals = if kept { strips * columns * THREADS } else { 0 };
-                VECTOR * (depth * stage + 1 + patch + totals)
+                VECTOR * (depth * stage + 1 + totals)
             }
         }
     }
@@ -273,6 +274,8 @@ pub enum Weights<'a> {
         cols: usize,
         /// Rows of the matrix that these are part of.
         whole: usize,
+        /// Whether what was started before makes the words: a product may not read them early.
+        fresh: bool,
     },
     /// fixed12: some rows of a matrix.
     Fixed12 {
@@ -282,6 +285,8 @@ pub enum Weights<'a> {
         first: usize,
         /// How many.
         rows: usize,
+        /// Rows of the matrix that all of it is part of.
+        whole: usize,
     },
 }
 
@@ -289,13 +294,13 @@ impl<'a> Weights<'a> {
     /// A plain matrix.
     #[must_use]
     pub fn dense(words: View<'a>, rows: usize, cols: usize) -> Self {
-        Self::Dense { words, rows, cols, whole: rows }
+        Self::Dense { words, rows, cols, whole: rows, fresh: false }
     }
 
     /// All rows of a matrix.
     #[must_use]
     pub fn fixed12(matrix: &'a Matrix) -> Self {
-        Self::Fixed12 { matrix, first: 0, rows: matrix.rows() }
+        Self::Fixed12 { matrix, first: 0, rows: matrix.rows(), whole: matrix.rows() }
     }
 
     /// Output and input features.
@@ -310,9 +315,12 @@ impl<'a> Weights<'a> {
     /// [`slices`] of the whole matrix: some of its rows are added up as all are.
     fn slices(&self) -> usize {
         match self {
-            Self::Dense { whole, .. } => slices(*whole),
-            Self::Fixed12 { matrix, .. } => slices(matrix.rows()),
+            Self::Dense { whole, .. } | Self::Fixed12 { whole, .. } => slices(*whole),
         }
+    }
+
+    fn fresh(&self) -> bool {
+        matches!(self, Self::Dense { fresh: true, .. })
     }
 
     /// Bytes that a product reads of them.
@@ -336,13 +344,13 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// The most workspace that the slices' sums of a product of `rows` rows with up to `tokens` tokens take.
+/// The most workspace that the slices' sums of a product of `rows` of `whole` rows with up to `tokens` tokens take.
 #[must_use]
-pub fn split_bytes(rows: usize, tokens: usize) -> usize {
+pub fn split_bytes(rows: usize, whole: usize, tokens: usize) -> usize {
     let bytes = |tile: Tile, count| {
         let variant = Variant { tile, split: true, decoded: false };
-        if variant.splits(rows, slices(rows), count) {
-            variant.sums_bytes(rows, slices(rows), count)
+        if variant.splits(rows, slices(whole), count) {
+            variant.sums_bytes(rows, slices(whole), count)
         } else {
             0
         }
@@ -378,18 +386,10 @@ pub struct Product<'a> {
     pub workspace: Option<&'a Workspace>,
 }
 
-/// Refuses an address that vectors or numbers of `bytes` bytes cannot start at.
-fn aligned(what: &str, view: View<'_>, bytes: u64) -> Result<()> {
-    if !view.pointer().slot().is_multiple_of(bytes) {
-        return Err(Error::Invalid(format!("{what} does not start at a multiple of {bytes} bytes")));
-    }
-    Ok(())
-}
-
 /// Refuses operands that no variant can take: from here on all sizes are those of buffers.
 fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
     let (rows, cols) = weights.shape();
-    if let Weights::Fixed12 { matrix, first, rows } = weights
+    if let Weights::Fixed12 { matrix, first, rows, .. } = weights
         && (!first.is_multiple_of(TILE_ROWS) || first.checked_add(rows).is_none_or(|end| end > matrix.rows()))
     {
         return Err(Error::Invalid(format!(
@@ -410,16 +410,16 @@ fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
             "the weights",
             bytes(cols.checked_next_multiple_of(8).and_then(|n| n.checked_mul(rows)), 2)?,
         )?;
-        aligned("the weights", words, 16)?;
+        words.require_aligned("the weights", 16)?;
     }
     p.x.require("x", bytes(p.tokens.checked_mul(p.stride), 2)?)?;
-    aligned("x", p.x, 16)?;
+    p.x.require_aligned("x", 16)?;
     let before = (p.tokens - 1).checked_mul(p.y_stride);
     p.y.require("y", bytes(before.and_then(|n| n.checked_add(rows)), 4)?)?;
-    aligned("y", p.y, 4)?;
+    p.y.require_aligned("y", 4)?;
     if let Some(bias) = p.bias {
         bias.require("the bias", 4 * rows)?;
-        aligned("the bias", bias, 4)?;
+        bias.require_aligned("the bias", 4)?;
     }
     Ok(())
 }
@@ -448,10 +448,10 @@ pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, variant: Var
     let words = workspace.0.slice(first..second)?;
     let split = Some((workspace.0.slice(second..needed)?, counters));
     match weights {
-        Weights::Fixed12 { matrix, first, rows } if variant.decoded => {
+        Weights::Fixed12 { matrix, first, rows, whole } if variant.decoded => {
             matrix.decode_rows(gpu, first, rows, words)?;
             let variant = Variant { decoded: false, ..variant };
-            start(gpu, Weights::Dense { words, rows, cols, whole: matrix.rows() }, p, variant, split)
+            start(gpu, Weights::Dense { words, rows, cols, whole, fresh: true }, p, variant, split)
         }
         _ => start(gpu, weights, p, variant, split),
     }
@@ -485,7 +485,7 @@ fn start(
         Argument::U64(p.y_stride as u64),
         p.bias.map_or(Argument::Pointer(0), |bias| bias.pointer()),
         Argument::U32(u32::from(p.adds)),
-        Argument::U32(slices as u32),
+        Argument::U32(slices.ilog2()),
     ]);
     let grid = match tile.kind {
         Loop::Stream => {
@@ -517,6 +517,7 @@ fn start(
         block: THREADS as u32,
         shared: variant.shared(weights) as u32,
         arguments: &arguments,
+        overlaps: !weights.fresh(),
     })
 }
 
@@ -539,7 +540,7 @@ pub fn product(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, picker: &Picker
     };
     // Variants are tried on another output: this one may hold what the product is added to.
     let mut output = None;
-    let key = Key { kernel, n, k, m: bucket(p.tokens) };
+    let key = Key { kernel, n, k, m: bucket(p.tokens), slices: weights.slices() };
     let picked = picker.pick(gpu, key, candidates.len(), &mut |i| {
         let output = match &output {
             Some(output) => output,
