@@ -44,7 +44,7 @@ pub(crate) fn options(job: &JobArgs) -> Options {
     }
 }
 
-/// Most reasons that are printed one by one.
+/// Most reasons, and removed files, that are printed one by one.
 const SHOWN: usize = 8;
 
 /// The summary at the end of a job.
@@ -92,10 +92,10 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
             text.push_str(&format!("not copied: {}\n", printable(&summary.left_behind.join(", "))));
         }
         if !summary.removed.is_empty() {
-            text.push_str(&format!(
-                "removed of an earlier job: {}\n",
-                printable(&summary.removed.join(", "))
-            ));
+            let shown: Vec<&str> = summary.removed.iter().take(SHOWN).map(String::as_str).collect();
+            let more = summary.removed.len() - shown.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            text.push_str(&format!("removed of an earlier job: {}{more}\n", printable(&shown.join(", "))));
         }
         text
     });

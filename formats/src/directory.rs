@@ -48,7 +48,7 @@ impl Directory {
             Shards::Indexed(path, index) => Self::open_indexed(root, path, &index)?,
             Shards::Files(names) => {
                 let shards = names.iter().map(|name| ShardFile::open(&root.join(name)));
-                Self::of_shards(root, shards.collect::<Result<_>>()?, |_, _| true)?
+                Self::of_shards(root, shards.collect::<Result<_>>()?)?
             }
         };
         directory.left_out = found.left_out;
@@ -75,51 +75,66 @@ impl Directory {
             shards.push(ShardFile::open(&path)?);
         }
         // Of a tensor that is in two files, the index says which one counts.
-        let counts = |shard: &ShardFile, name: &str| index.file_of(name) == Some(file_name(shard));
-        let mut directory = Self::of_shards(root, shards, counts)?;
-        let mut names = directory.names().peekable();
-        for (name, file) in index.tensors() {
-            if names.next_if_eq(&name).is_some() {
-                continue;
+        let mut places = Vec::with_capacity(index.len());
+        let mut unlisted = None;
+        for (number, shard) in shards.iter().enumerate() {
+            let mut cursor = index.cursor();
+            for &tensor in shard.header().by_name() {
+                let Some(info) = shard.header().tensors().get(tensor as usize) else { continue };
+                match cursor.file_of(&info.name) {
+                    Some(file) if file == file_name(shard) => places.push((number as u32, tensor)),
+                    Some(_) => {}
+                    None => {
+                        unlisted.get_or_insert((number, tensor as usize));
+                    }
+                }
             }
-            let elsewhere = directory.shards.iter().find(|s| s.header().get(name).is_some());
-            let what = match elsewhere {
-                Some(shard) => {
-                    format!("is in {}, not in {file} as the index says: correct the index", file_name(shard))
-                }
-                None => {
-                    let hint = directory.nearest(name).map(|n| format!("; the nearest name is {n}"));
-                    format!("is in no file, though the index says {file}{}", hint.unwrap_or_default())
-                }
-            };
-            return Err(Error::corrupt(&index_path, Some(name), what));
         }
-        drop(names);
-        for shard in &directory.shards {
-            if let Some(tensor) = shard.header().tensors().iter().find(|t| index.file_of(&t.name).is_none()) {
-                return Err(Error::corrupt(
-                    shard.path(),
-                    Some(&tensor.name),
-                    "is not listed by the index: add it there or remove it",
-                ));
-            }
+        let mut directory = Self::of_places(root, shards, places)?;
+        if directory.tensors.len() < index.len() {
+            return Err(directory.missing(&index_path, index));
+        }
+        if let Some((shard, tensor)) = unlisted {
+            let shard = &directory.shards[shard];
+            return Err(Error::corrupt(
+                shard.path(),
+                shard.header().tensors().get(tensor).map(|t| t.name.as_str()),
+                "is not listed by the index: add it there or remove it",
+            ));
         }
         directory.index_file = Some(index_path);
         Ok(directory)
     }
 
-    /// The tensors of these shards that count.
-    fn of_shards(
-        root: &Path,
-        shards: Vec<ShardFile>,
-        counts: impl Fn(&ShardFile, &str) -> bool,
-    ) -> Result<Self> {
-        let mut tensors = Vec::with_capacity(shards.iter().map(|s| s.header().tensors().len()).sum());
-        for (number, shard) in shards.iter().enumerate() {
-            let all = shard.header().tensors();
-            let counting = shard.header().by_name().iter().filter(|&&t| counts(shard, &all[t as usize].name));
-            tensors.extend(counting.map(|&tensor| (number as u32, tensor)));
-        }
+    /// The error for a tensor of the index that is not where it says.
+    fn missing(&self, index_path: &Path, index: &Index) -> Error {
+        let mut names = self.names().peekable();
+        let missing = index.tensors().find(|(name, _)| names.next_if_eq(name).is_none());
+        let (name, file) = missing.unwrap_or_default();
+        let elsewhere = self.shards.iter().find(|s| s.header().get(name).is_some());
+        let what = match elsewhere {
+            Some(shard) => {
+                format!("is in {}, not in {file} as the index says: correct the index", file_name(shard))
+            }
+            None => {
+                let hint = self.nearest(name).map(|n| format!("; the nearest name is {n}"));
+                format!("is in no file, though the index says {file}{}", hint.unwrap_or_default())
+            }
+        };
+        Error::corrupt(index_path, Some(name), what)
+    }
+
+    /// All tensors of these shards.
+    fn of_shards(root: &Path, shards: Vec<ShardFile>) -> Result<Self> {
+        let places = shards.iter().enumerate().flat_map(|(number, shard)| {
+            shard.header().by_name().iter().map(move |&tensor| (number as u32, tensor))
+        });
+        let places = places.collect();
+        Self::of_places(root, shards, places)
+    }
+
+    /// These tensors of these shards, each given by the numbers of its shard and of itself in it.
+    fn of_places(root: &Path, shards: Vec<ShardFile>, mut tensors: Vec<(u32, u32)>) -> Result<Self> {
         let mut directory = Self {
             root: root.to_owned(),
             shards,

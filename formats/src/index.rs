@@ -17,7 +17,8 @@ const MAX_INDEX_BYTES: u64 = 200_000_000;
 #[derive(Debug)]
 pub(crate) struct Index {
     files: Vec<String>,
-    map: BTreeMap<String, usize>,
+    /// The tensors, sorted by name, and the numbers of their files.
+    tensors: Vec<(String, u32)>,
 }
 
 /// `weight_map` in the order of the text; a JSON map would hide duplicates.
@@ -34,23 +35,25 @@ impl<'de> Deserialize<'de> for WeightMap {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<WeightMap, A::Error> {
-                let (mut files, mut map) = (Vec::new(), BTreeMap::new());
-                let mut numbers: BTreeMap<String, usize> = BTreeMap::new();
+                let (mut files, mut tensors) = (Vec::new(), Vec::new());
+                let mut numbers: BTreeMap<String, u32> = BTreeMap::new();
                 while let Some((name, file)) = entries.next_entry::<String, String>()? {
-                    if map.contains_key(&name) {
-                        return Err(serde::de::Error::custom(format!("{name} is listed twice")));
-                    }
                     let number = match numbers.get(&file) {
                         Some(number) => *number,
                         None => {
+                            let number = files.len() as u32;
                             files.push(file.clone());
-                            numbers.insert(file, files.len() - 1);
-                            files.len() - 1
+                            numbers.insert(file, number);
+                            number
                         }
                     };
-                    map.insert(name, number);
+                    tensors.push((name, number));
                 }
-                Ok(WeightMap(Index { files, map }))
+                tensors.sort_by(|a, b| a.0.cmp(&b.0));
+                if let Some(twice) = tensors.windows(2).find(|w| w[0].0 == w[1].0) {
+                    return Err(serde::de::Error::custom(format!("{} is listed twice", twice[0].0)));
+                }
+                Ok(WeightMap(Index { files, tensors }))
             }
         }
         deserializer.deserialize_map(Entries)
@@ -75,15 +78,14 @@ impl Index {
         let whole: Whole = crate::python_json(&bytes)
             .map_err(|e| Error::corrupt(path, None, format!("is not a valid index: {e}")))?;
         let index = whole.weight_map.0;
-        if index.map.is_empty() {
+        if index.tensors.is_empty() {
             return Err(Error::corrupt(
                 path,
                 None,
                 "has an empty weight_map: it lists no tensors; download it again, or remove it if the files beside it are whole",
             ));
         }
-        for (name, &file) in &index.map {
-            let file = &index.files[file];
+        for (name, file) in index.tensors() {
             if !crate::directory::is_plain_name(file) {
                 return Err(Error::corrupt(
                     path,
@@ -97,12 +99,17 @@ impl Index {
 
     /// The tensors, sorted, with their files.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.map.iter().map(|(name, &file)| (name.as_str(), self.files[file].as_str()))
+        self.tensors.iter().map(|(name, file)| (name.as_str(), self.files[*file as usize].as_str()))
     }
 
-    /// The file that a tensor is said to be in.
-    pub(crate) fn file_of(&self, tensor: &str) -> Option<&str> {
-        self.map.get(tensor).map(|&file| self.files[file].as_str())
+    /// How many tensors there are.
+    pub(crate) fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// A cursor over the tensors, to be asked for sorted names.
+    pub(crate) fn cursor(&self) -> Cursor<'_> {
+        Cursor { index: self, at: 0 }
     }
 
     /// The files, sorted.
@@ -118,5 +125,27 @@ impl Index {
 
     pub(crate) fn lists_only(&self, file: &str) -> bool {
         matches!(&self.files[..], [only] if only == file)
+    }
+}
+
+/// Finds sorted names one after the other: a step costs little where names follow each other closely, and never more
+/// than two searches.
+pub(crate) struct Cursor<'a> {
+    index: &'a Index,
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// The file that a tensor is said to be in.
+    pub(crate) fn file_of(&mut self, name: &str) -> Option<&'a str> {
+        let left = &self.index.tensors[self.at..];
+        let mut end = 1;
+        while left.get(end - 1).is_some_and(|(other, _)| other.as_str() < name) {
+            end *= 2;
+        }
+        let near = &left[..end.min(left.len())];
+        self.at += near.partition_point(|(other, _)| other.as_str() < name);
+        let (found, file) = self.index.tensors.get(self.at)?;
+        (found == name).then(|| self.index.files[*file as usize].as_str())
     }
 }
