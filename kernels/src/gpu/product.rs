@@ -29,15 +29,17 @@ const ESCAPE_VECTORS: usize = 16;
 const COUNTERS: usize = 1024;
 /// Products are split only where their sums stay in the caches.
 const PARTIALS_LIMIT: usize = 32 << 20;
-/// Warps that a product should have; slices are made until there are so many.
-const WANTED_WARPS: usize = 1024;
+/// Warps that are enough for a product: slices are made up to so many.
+const ENOUGH_WARPS: usize = 3072;
+/// Blocks of a panel from which on it is not split: about the multiprocessors of a large GPU.
+const WANTED_BLOCKS: usize = 128;
 
 /// The slices into which the columns are cut, each of which is added up by itself: 1, 2, 4 or 8, the fewer the more rows
 /// there are.
 #[must_use]
 pub fn slices(rows: usize) -> usize {
     let strips = rows.div_ceil(TILE_ROWS).max(1);
-    WANTED_WARPS.div_ceil(strips).next_power_of_two().clamp(1, 8)
+    1 << (ENOUGH_WARPS / strips).clamp(1, 8).ilog2()
 }
 
 /// Which tile loop.
@@ -77,13 +79,16 @@ macro_rules! tiles {
 }
 
 /// The lists of kernels/cuda/product.cuh; of equal columns the default first.
-const TILES: [Tile; 14] = tiles! {
+const TILES: [Tile; 17] = tiles! {
     Stream "stream" 1 1 4;
     Stream "stream" 1 1 8;
     Stream "stream" 1 2 4;
     Stream "stream" 2 1 4;
     Stream "stream" 2 1 8;
     Stream "stream" 2 2 4;
+    Stream "stream" 4 1 4;
+    Stream "stream" 4 2 3;
+    Stream "stream" 8 2 3;
     Panel "panel" 2 1 4;
     Panel "panel" 4 1 4;
     Panel "panel" 4 2 3;
@@ -154,7 +159,7 @@ impl Variant {
         let (down, across) = self.blocks(rows, tokens);
         self.tile.kind == Loop::Panel
             && slices > 1
-            && down * across <= WANTED_WARPS / WARPS
+            && down * across <= WANTED_BLOCKS
             && self.sums_bytes(rows, slices, tokens) <= PARTIALS_LIMIT
     }
 
@@ -192,7 +197,8 @@ impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tile { kind, columns, strips, depth, .. } = self.tile;
         let warps = if kind == Loop::Panel { WARPS } else { 1 };
-        write!(f, "{} tokens x {} rows, {depth} tiles deep", 8 * columns, TILE_ROWS * strips * warps)?;
+        let name = if kind == Loop::Panel { "panel" } else { "stream" };
+        write!(f, "{name} of {} tokens x {} rows, {depth} deep", 8 * columns, TILE_ROWS * strips * warps)?;
         f.write_str(if self.split { ", split" } else { "" })?;
         f.write_str(if self.decoded { ", decoded first" } else { "" })
     }
@@ -220,9 +226,13 @@ pub fn variants(gpu: &Gpu, weights: Weights<'_>, tokens: usize) -> Vec<Variant> 
     let all: Vec<Variant> = Variant::all(gpu, weights).into_iter().filter(suits).collect();
     // The fewest columns that take all tokens at once, so that weights are read once; else the most there are. Where shared
     // memory is scarce, fewer.
+    // Half as many are worth a try where they are most: blocks are smaller then.
     let mut columns = (tokens / 8).min(16);
     let mut suited: Vec<Variant> = Vec::new();
-    while columns > 0 && suited.iter().all(|variant| variant.split || variant.decoded) {
+    let most = columns;
+    while columns > 0
+        && (suited.iter().all(|variant| variant.split || variant.decoded) || most == 16 && columns == 8)
+    {
         suited.extend(all.iter().filter(|variant| variant.tile.columns == columns));
         columns /= 2;
     }
@@ -231,7 +241,7 @@ pub fn variants(gpu: &Gpu, weights: Weights<'_>, tokens: usize) -> Vec<Variant> 
         let late = variant.decoded != (tokens >= DECODED_FROM) && matches!(weights, Weights::Fixed12 { .. });
         let (down, across) = variant.blocks(rows, tokens);
         // Tall blocks read x half as often: right where there are blocks enough.
-        let short = variant.tile.strips == 1 && tokens > 64 && down * across >= WANTED_WARPS / WARPS;
+        let short = variant.tile.strips == 1 && tokens > 64 && down * across >= WANTED_BLOCKS;
         let narrow = variant.tile.columns < (tokens / 8).min(16);
         (late, narrow, short, variant.tile.kind == Loop::Panel && !variant.split)
     });
