@@ -192,10 +192,10 @@ pub(crate) struct JobArgs {
     /// Most memory to use, such as 512M.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_memory: Option<u64>,
-    /// Go on with an interrupted job.
+    /// Go on with an interrupted job; of a complete one, check that it is what this job would make.
     #[arg(long, conflicts_with = "force")]
     pub(crate) resume: bool,
-    /// Replace what an earlier job left at OUT.
+    /// Replace what an earlier job made at OUT; files that it did not make stay.
     #[arg(long)]
     pub(crate) force: bool,
 }

@@ -113,7 +113,7 @@ pub(crate) fn in_pool(jobs: Option<u16>, verb: impl FnOnce() -> Outcome + Send) 
 
 /// A text file.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
-    let bytes = llmpress_formats::read_small_file(path, MAX_TEXT_BYTES)?;
+    let bytes = llmpress_formats::read_input(path, MAX_TEXT_BYTES)?;
     String::from_utf8(bytes).map_err(|e| {
         Error::corrupt(path, None, format!("is not UTF-8 at byte {}", e.utf8_error().valid_up_to())).into()
     })

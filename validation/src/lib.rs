@@ -10,6 +10,7 @@
 //! ```
 
 mod bit_exact;
+mod claims;
 mod difference;
 mod digests;
 mod divergence;
