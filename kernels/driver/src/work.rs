@@ -87,6 +87,7 @@ impl State {
                 block: launch.block,
                 shared: launch.shared,
                 arguments: &launch.arguments,
+                overlaps: true,
             }),
             Work::Product(product) => product.run(emulator),
             Work::Graph(_) | Work::Record(_) => Ok(()),
