@@ -690,8 +690,15 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   llmpress doctor
-  llmpress doctor --prove")]
+  llmpress doctor --prove
+  llmpress doctor --model MODEL --context 8192")]
 pub(crate) struct DoctorArgs {
+    /// Say what this model takes of a GPU's memory: weights in each form, cache, workspace.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) model: Option<PathBuf>,
+    /// Tokens of the sequence that it has to hold.
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096, requires = "model")]
+    pub(crate) context: usize,
     /// Compare every kernel of each GPU with its scalar reference over odd shapes: about a minute a GPU.
     #[arg(long)]
     pub(crate) prove: bool,
