@@ -70,10 +70,7 @@ impl Room for Fixed12 {
         }
         let spec = names::components(&grid, window.escapes);
         if let Some(reason) = would_not_shrink(&spec, unit.bytes()) {
-            return Ok(Err(format!(
-                "{reason}: {} weights lie outside the exponent window",
-                window.escapes
-            )));
+            return Ok(Err(format!("{reason}: {} weights lie outside the exponent window", window.escapes)));
         }
         Ok(Ok(Coding {
             encoding: Encoding::Fixed12 { base: window.base },
