@@ -54,6 +54,6 @@ pub use manifest::{
     TensorEntry, UnitEntry,
 };
 pub use official::{PACKAGE_VERSION, dfloat11_config};
-pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal};
+pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal, Size};
 pub use shard::ShardFile;
 pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};
