@@ -12,13 +12,15 @@ mod generate;
 mod inspect;
 mod memory;
 mod models;
+mod passes;
 mod plan;
 mod progress;
-mod prune;
 mod rank;
+mod recipe;
 mod report;
 mod restore;
 mod speed;
+mod text;
 mod verify;
 
 use std::process::ExitCode;

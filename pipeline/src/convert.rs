@@ -1,21 +1,26 @@
 //! Carrying out a plan.
 //!
 //! ```text
+//! recipe with passes --> view, plan
 //! for each shard without a receipt: encode, compare --> (meanwhile) sync, name, receipt
 //! then: merge
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Instant;
 
-use llmpress_formats::{Checkpoint, Kind, Producer, ShardEntry};
+use llmpress_formats::{Checkpoint, Kind, MANIFEST_FILE, Producer, ShardEntry};
 
+use crate::chain::{Earlier, settle};
 use crate::merge::merge;
 use crate::output::{Output, Permissions};
+use crate::progress::{Counted, Task, Watch};
 use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};
+use crate::stage::Stage;
 use crate::work::{Threads, Work};
-use crate::{Budget, Error, Method, Plan, Progress, Recipe, Result};
+use crate::{Budget, Error, Method, Plan, Progress, Recipe, Request, Result};
 
 /// How a conversion is to run. None of it changes the output.
 #[derive(Debug, Clone)]
@@ -51,6 +56,41 @@ pub struct Summary {
     pub left_behind: Vec<String>,
     /// Threads and memory it ran with.
     pub budget: Budget,
+    /// Seconds that it took, without the passes.
+    pub seconds: f64,
+}
+
+/// Makes what is asked for: works out the passes, plans, and carries out the plan.
+pub fn convert_request(
+    dir: &Path,
+    out: &Path,
+    request: &Request,
+    max_shard_bytes: u64,
+    options: &Options,
+    watch: &dyn Watch,
+) -> Result<Summary> {
+    let mut options = options.clone();
+    let allow = Permissions { resume: options.resume, force: options.force };
+    let open = request.recipe.passes.iter().any(|pass| !pass.is_settled());
+    let stage = if open { Stage::open(out, allow)? } else { None };
+    let finished = (options.resume && out.join(MANIFEST_FILE).exists()).then_some(out);
+    let earlier = Earlier { stage: stage.as_ref(), finished };
+    let settled = pool(options.jobs.unwrap_or(0))?.install(|| settle(dir, request, &earlier, watch))?;
+    options.extra_files.extend(settled.files);
+    // What the passes left in a new directory is an unfinished job's: this one's.
+    options.resume |= stage.is_some_and(|stage| stage.is_taken());
+    let plan = Plan::new(&settled.view, &settled.recipe, max_shard_bytes)?;
+    let task = Task { verb: "convert", size: plan.source_bytes, counted: Counted::Bytes };
+    let progress = watch.begin(task);
+    convert(&settled.view, out, &plan, &options, &*progress)
+}
+
+/// So many threads; one per processor for 0.
+pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Limit(format!("cannot start {threads} threads: {e}")))
 }
 
 /// Converts a checkpoint by a plan.
@@ -96,10 +136,8 @@ fn run(
     progress: &dyn Progress,
 ) -> Result<Summary> {
     let budget = plan.budget(checkpoint, options.jobs, options.max_memory)?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(budget.jobs)
-        .build()
-        .map_err(|e| Error::Limit(format!("cannot start {} threads: {e}", budget.jobs)))?;
+    let start = Instant::now();
+    let pool = pool(budget.jobs)?;
     let (_, left_behind) = crate::source::copied(checkpoint.root())?;
     let mut summary = Summary {
         source_bytes: plan.source_bytes,
@@ -109,6 +147,7 @@ fn run(
         fallbacks: Vec::new(),
         left_behind,
         budget,
+        seconds: 0.0,
     };
     let allow = Permissions { resume: options.resume, force: options.force };
     let Some(output) = Output::prepare(checkpoint.root(), out, plan, allow)? else {
@@ -116,6 +155,7 @@ fn run(
         for file in plan.shards.iter().map(|s| out.join(&s.file)) {
             summary.output_bytes += std::fs::metadata(&file).map_or(0, |m| m.len());
         }
+        summary.seconds = start.elapsed().as_secs_f64();
         return Ok(summary);
     };
     let receipts = pool.install(|| shards(checkpoint, &output, plan, budget, progress, &mut summary))?;
@@ -130,6 +170,7 @@ fn run(
     let source = crate::source::describe(checkpoint)?;
     merge(checkpoint, plan, &output, receipts, source, options)?;
     output.complete()?;
+    summary.seconds = start.elapsed().as_secs_f64();
     Ok(summary)
 }
 

@@ -5,6 +5,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use llmpress_formats::{Checkpoint, Dtype, Tensor};
 use serde::{Deserialize, Serialize};
@@ -12,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::budget::{Budget, Needs};
 use crate::fingerprint::fingerprint;
 use crate::method::room::{Asked, Fit, missing_tensor};
+use crate::pass::Pass;
 use crate::recipe::Compiled;
-use crate::{Error, Method, Recipe, Result};
+use crate::{Error, Method, Recipe, Request, Result};
 
 /// Version of the plan's JSON.
 const PLAN_VERSION: u32 = 1;
@@ -33,11 +35,25 @@ pub struct Plan {
     pub source_bytes: u64,
     /// Expected bytes of the output's tensors.
     pub expected_bytes: u64,
+    /// Passes that are still to be worked out. Where there are any, units and sizes are those of a checkpoint that loses as
+    /// much from its end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<PlannedPass>,
     /// Whether a plain checkpoint is made, without a manifest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain: bool,
     /// The shards.
     pub shards: Vec<PlannedShard>,
+}
+
+/// A pass that is still to be worked out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedPass {
+    /// The pass.
+    pub pass: Pass,
+    /// What it will do and take.
+    #[serde(flatten)]
+    pub forecast: llmpress_prune::Forecast,
 }
 
 /// An output shard: the unit of work.
@@ -70,10 +86,9 @@ impl Plan {
         if max_shard_bytes == 0 {
             return Err(Error::Invalid("the largest shard must have at least one byte".into()));
         }
-        if recipe.prune.is_some() != checkpoint.is_edited() {
+        if recipe.passes.is_empty() == checkpoint.is_edited() {
             return Err(Error::Invalid(
-                "a recipe that prunes goes with the checkpoint as its edit shows it, and no other does"
-                    .into(),
+                "a recipe with passes goes with the checkpoint as they leave it, and no other does".into(),
             ));
         }
         let compiled = recipe.compile()?;
@@ -120,9 +135,21 @@ impl Plan {
             fingerprint: fingerprint(checkpoint, recipe, max_shard_bytes)?,
             source_bytes: total(|u| u.source_bytes),
             expected_bytes: total(|u| u.expected_bytes),
+            passes: Vec::new(),
             plain: false,
             shards,
         })
+    }
+
+    /// Plans what is asked for from headers alone: passes that would have to judge by data are forecast. Also gives the
+    /// checkpoint as the passes leave it, or are expected to.
+    pub fn forecast(dir: &Path, request: &Request, max_shard_bytes: u64) -> Result<(Self, Checkpoint)> {
+        let chain = crate::chain::forecast(dir, request)?;
+        let mut plan = Self::new(&chain.view, &chain.stand_in, max_shard_bytes)?;
+        plan.recipe = chain.recipe;
+        let passes = chain.passes.into_iter();
+        plan.passes = passes.filter_map(|(pass, f)| Some(PlannedPass { pass, forecast: f? })).collect();
+        Ok((plan, chain.view))
     }
 
     /// Reads a saved plan and makes it again from the checkpoint; a difference means that the source

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use llmpress_calibrate::Calibration;
 use llmpress_formats::{Error, Removal, Result, read_small_file, write_atomic};
 use llmpress_model::{Model, SubLayer};
 use serde::{Deserialize, Serialize};
 
-use crate::{Calibration, layer_of};
+use crate::{Pass, layer_of};
 
 /// The name of the saved ranking in a pruned checkpoint.
 pub const PRUNING_FILE: &str = "pruning.json";
@@ -100,6 +101,14 @@ impl Ranking {
             scores: Vec::new(),
             removed: Vec::new(),
         }
+    }
+
+    /// Whether it is the finished ranking that `pass` would make of this model on this calibration.
+    pub fn answers(&self, pass: &Pass, model: &Model, calibration: Option<&Calibration>) -> bool {
+        self.method == pass.ranking_name()
+            && !self.unfinished
+            && self.fingerprint == fingerprint(model, calibration)
+            && pass.count(self).is_ok_and(|count| count <= self.removed.len())
     }
 
     /// The first `count` removals.
