@@ -12,7 +12,7 @@ use crate::report::Failure;
 
 /// Compresses, converts, restores and proves checkpoints of large language models.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 100, propagate_version = true)]
+#[command(version, long_version = crate::version::long(), about, max_term_width = 100, propagate_version = true)]
 #[command(after_help = "Examples:
   llmpress convert examples/tinylm OUT --to dfloat11   compress, checking every bit
   llmpress verify OUT --against examples/tinylm        prove it

@@ -22,6 +22,7 @@ mod restore;
 mod speed;
 mod text;
 mod verify;
+mod version;
 
 use std::process::ExitCode;
 
