@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use llmpress_formats::{Error, Result, read_small_file};
+use llmpress_formats::{Error, Result, read_input};
 use llmpress_model::Tokenizer;
 use serde::Deserialize;
 
@@ -60,7 +60,7 @@ impl Texts {
 
 /// The documents of a file.
 fn documents(path: &Path) -> Result<Vec<String>> {
-    let bytes = read_small_file(path, MAX_TEXT_BYTES)?;
+    let bytes = read_input(path, MAX_TEXT_BYTES)?;
     let text = String::from_utf8(bytes).map_err(|e| {
         Error::corrupt(path, None, format!("is not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
     })?;

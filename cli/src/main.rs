@@ -2,7 +2,9 @@
 
 mod args;
 mod bench;
+mod bench_gpu;
 mod bench_kernels;
+mod bench_parts;
 mod convert;
 mod diff;
 mod doctor;
@@ -19,6 +21,7 @@ mod rank;
 mod recipe;
 mod report;
 mod restore;
+mod sigbus;
 mod speed;
 mod text;
 mod verify;
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     restore_sigpipe();
     let cli = Cli::parse();
     let output = Output { json: cli.json, quiet: cli.quiet };
+    sigbus::install(cli.json);
     let result = match cli.command {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
@@ -47,7 +51,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
         Command::Speed(args) => speed::run(&args, output),
-        Command::Doctor => doctor::run(output),
+        Command::Doctor(args) => doctor::run(&args, output),
         Command::Completions(args) => documents::completions(&args),
         Command::Man(args) => documents::man(&args),
     };

@@ -74,9 +74,16 @@ fn open_after(dir: &Path, device: DeviceArgs, passes: &[Pass]) -> Result<Box<dyn
     }
 }
 
+static OPEN: OnceLock<Gpu> = OnceLock::new();
+
+/// Bytes of the GPU's memory that the command holds with all its models, and the most there were; `None` if it has
+/// none open.
+pub(crate) fn gpu_memory() -> Option<(usize, usize)> {
+    OPEN.get().map(Gpu::allocated)
+}
+
 /// A GPU, opened once for all models of a command.
 fn gpu(ordinal: usize) -> Result<Gpu, Failure> {
-    static OPEN: OnceLock<Gpu> = OnceLock::new();
     if let Some(gpu) = OPEN.get() {
         return Ok(gpu.clone());
     }

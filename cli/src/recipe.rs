@@ -19,7 +19,7 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
     };
     if let Some(path) = &args.pattern_file {
         let text = read_text(path)?;
-        let value: serde_json::Value = serde_json::from_str(&text)
+        let value: serde_json::Value = llmpress_formats::python_json(text.as_bytes())
             .map_err(|e| llmpress_formats::Error::corrupt(path, None, format!("is not valid JSON: {e}")))?;
         // A whole `dfloat11_config` or `config.json` will do as well.
         let inner = value.get("dfloat11_config").unwrap_or(&value);

@@ -21,6 +21,31 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 #define DEVICE __device__ __forceinline__
 #define DEVICE_METHOD __device__ __forceinline__
 
+// ---- launches that overlap ---------------------------------------------------------------------------------------
+//
+// On compute capability 9.0 and newer the kernels of a step may begin before what was started earlier has ended
+// (programmatic dependent launch): they are compiled a second time with LLMPRESS_STEP. Each of their threads waits before it
+// reads or writes anything that a kernel writes; weights it may read before.
+
+// Waits until all that was started before has ended, and sees what it wrote.
+DEVICE void wait_for_earlier() {
+#ifdef LLMPRESS_STEP
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets what is started next begin as soon as all blocks of this launch have begun.
+DEVICE void let_later_begin() {
+#ifdef LLMPRESS_STEP
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// The same number, which the compiler does not know how to compute anew: it stays in a register.
+DEVICE u32 opaque(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // ---- loads and copies --------------------------------------------------------------------------------------------
 
 // Sixteen, eight or four bytes that are read once: they pass the caches by where they can.
@@ -58,7 +83,12 @@ DEVICE void cp_async16(void* shared, const void* global) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
-// The same, or sixteen zeros.
+// The same of four bytes.
+DEVICE void cp_async4(void* shared, const void* global) {
+    u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
+}
+// Sixteen bytes, or sixteen zeros.
 DEVICE void cp_async16_or_zeros(void* shared, const void* global, bool valid) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0) : "memory");

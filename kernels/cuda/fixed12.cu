@@ -6,6 +6,9 @@
 // KERNEL_NAME(fixed12_stream_2_1_4)
 // KERNEL_NAME(fixed12_stream_2_1_8)
 // KERNEL_NAME(fixed12_stream_2_2_4)
+// KERNEL_NAME(fixed12_stream_4_1_4)
+// KERNEL_NAME(fixed12_stream_4_2_3)
+// KERNEL_NAME(fixed12_stream_8_2_3)
 // KERNEL_NAME(fixed12_panel_2_1_4)
 // KERNEL_NAME(fixed12_panel_4_1_4)
 // KERNEL_NAME(fixed12_panel_4_2_3)
@@ -49,55 +52,62 @@ struct Fixed12 {
     const u8* codes;
     const u32* escape_offsets;
     const u32* escapes;
-    // At bits 7 and 23.
-    u32 base;
+    // Of each strip, at bits 7 and 23: several matrices may lie one below the other.
+    const u32* bases;
     u32 across;
 
-    // Its first tile; the launcher sees to it that tiles count to less than 2^32.
+    // The lane's vectors of the halves, 32 apart, and its codes.
     struct Strip {
-        u32 tile;
+        const uint4* halves;
+        const uint4* codes;
+        u32 base;
     };
 
-    DEVICE_METHOD Strip strip(u32 number, u32) const { return {number * across}; }
+    // The launcher sees to it that tiles count to less than 2^32.
+    DEVICE_METHOD Strip strip(u32 number, u32 tile, u32 lane) const {
+        u64 at = number * across + tile;
+        return {(const uint4*)sign_mantissa + at * 64 + lane, (const uint4*)codes + at * 32 + lane,
+                bases[number]};
+    }
     // Vectors 0 and 1: bytes of the halves, row g before g + 8; vector 2: codes.
-    DEVICE_METHOD const uint4* vector(const Strip& strip, u32 tile, u32 i, u32 lane) const {
-        u64 number = strip.tile + tile;
-        return (const uint4*)(i < 2 ? sign_mantissa + number * 1024 + i * 512 : codes + number * 512) + lane;
+    DEVICE_METHOD static const uint4* vector(const Strip& strip, u32 i) {
+        return i < 2 ? strip.halves + i * 32 : strip.codes;
     }
-    DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 tile, u32 i, u32 lane) const {
-        cp_async16(to, vector(strip, tile, i, lane));
-    }
-    DEVICE_METHOD Fragment decode(const uint4 (&raw)[3]) const {
+    DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 i) const { cp_async16(to, vector(strip, i)); }
+    DEVICE_METHOD static void advance(Strip& strip) { strip.halves += 64, strip.codes += 32; }
+    DEVICE_METHOD static Fragment decode(const uint4 (&raw)[3], const Strip& strip) {
         Fragment f;
+        u32 base = strip.base;
         one_row<0, 0>(f, raw[0].x, raw[0].y, raw[2].x, base);
         one_row<0, 1>(f, raw[0].z, raw[0].w, raw[2].y, base);
         one_row<1, 0>(f, raw[1].x, raw[1].y, raw[2].z, base);
         one_row<1, 1>(f, raw[1].z, raw[1].w, raw[2].w, base);
         return f;
     }
-    DEVICE_METHOD const u32* offsets(const Strip& strip) const { return escape_offsets + strip.tile; }
+    DEVICE_METHOD const u32* offsets(u32 number) const { return escape_offsets + number * across; }
 };
 
 #define STREAM(columns, strips, stages)                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS) fixed12_stream_##columns##_##strips##_##stages(  \
-        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
+        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, const u32* bases, \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
-        const float* bias, u32 adds, u32 slices) {                                                         \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                          \
-        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23,          \
+        const float* bias, u32 adds, u32 log_slices) {                                                         \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                          \
+        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, bases,          \
                            (u32)((cols + 63) / 64)};                                                       \
         stream_product<columns, strips, stages>(weights, rows, operands);                                  \
     }
 STREAM_VARIANTS(STREAM)
 
+#ifndef LLMPRESS_STEP
 #define PANEL(columns, strips, stages)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
         fixed12_panel_##columns##_##strips##_##stages(                                                     \
-        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
+        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, const u32* bases, \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
-        const float* bias, u32 adds, u32 slices, float4* sums, u32* done) {                                \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                          \
-        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23,          \
+        const float* bias, u32 adds, u32 log_slices, float4* sums, u32* done) {                                \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                          \
+        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, bases,          \
                            (u32)((cols + 63) / 64)};                                                       \
         panel_product<columns, strips, stages>(weights, rows, operands, {sums, done});                     \
     }
@@ -106,7 +116,7 @@ PANEL_VARIANTS(PANEL)
 // out: BF16 [rows, stride], row-major, with zeros from `cols` up to `stride`, which is at most the next multiple of 8. A warp takes
 // a tile.
 extern "C" __global__ void __launch_bounds__(THREADS)
-decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, u64 rows,
+decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, const u32* bases, u64 rows,
                u64 cols, u16* out, u64 stride) {
     Shared shared;
     uint4* areas = shared.take<uint4>(WARPS * PATCH_VECTORS);
@@ -114,18 +124,18 @@ decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offse
     u64 number = (u64)blockIdx.x * WARPS + warp, strip = number / across;
     if (strip * TILE_ROWS >= rows) return;
     u32 tile = (u32)(number % across);
-    Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23, across};
-    Fixed12::Strip from = weights.strip((u32)strip, lane);
+    Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, bases, across};
+    Fixed12::Strip from = weights.strip((u32)strip, tile, lane);
     uint4 raw[3];
 #pragma unroll
-    for (u32 i = 0; i < 3; i++) raw[i] = load_once(weights.vector(from, tile, i, lane));
-    EscapeList<true> list;
-    list.look(weights.offsets(from), across, tile, lane);
-    Fragment f = weights.decode(raw);
-    if (list.has(tile)) {
-        u32 early[EARLY];
-        list.load(early, escapes, tile, lane);
-        list.patch(f, areas + warp * PATCH_VECTORS, early, escapes, tile, lane);
+    for (u32 i = 0; i < 3; i++) raw[i] = load_once(Fixed12::vector(from, i));
+    const u32* offsets = weights.offsets((u32)strip) + tile;
+    u32 first = load_once(offsets), end = load_once(offsets + 1);
+    Fragment f = Fixed12::decode(raw, from);
+    if (first < end) {
+        patch(f, areas + warp * PATCH_VECTORS, lane, [&](u16* words, u32 half) {
+            for (u32 i = first + lane; i < end; i += WARP) put_escape(words, half, load_once(escapes + i));
+        });
     }
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
@@ -147,3 +157,4 @@ decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offse
         }
     }
 }
+#endif

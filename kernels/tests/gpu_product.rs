@@ -3,46 +3,14 @@
 
 use llmpress_emulator::Emulator;
 use llmpress_entropy::fixed12::StripsRef;
-use llmpress_kernels::gpu::fixed12::Matrix;
+use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
 use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::product::{
     Product, Variant, Weights, Workspace, product, product_in, slices, variants,
 };
+use llmpress_kernels::gpu::reference::{self, widen as wide};
 use llmpress_kernels::gpu::{Buffer, Error, Gpu, dense};
 use proptest::prelude::*;
-
-fn wide(word: u16) -> f32 {
-    f32::from_bits(u32::from(word) << 16)
-}
-
-/// The order that kernels/cuda/product.cuh states. `x` has rows of `stride`.
-fn reference(w: &[u16], rows: usize, cols: usize, x: &[u16], stride: usize, tokens: usize) -> Vec<f32> {
-    let (tiles, count) = (cols.div_ceil(64), slices(rows));
-    let mut y = vec![0.0; tokens * rows];
-    for token in 0..tokens {
-        for n in 0..rows {
-            let slices = (0..count).map(|slice| {
-                let mut sum = 0.0f32;
-                for tile in tiles * slice / count..tiles * (slice + 1) / count {
-                    for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                        for pair in [0, 2] {
-                            for q in 0..4 {
-                                for i in 0..2 {
-                                    let k = tile * 64 + 32 * half + 8 * q + 4 * part + pair + i;
-                                    let weight = if k < cols { wide(w[n * cols + k]) } else { 0.0 };
-                                    sum = weight.mul_add(wide(x[token * stride + k]), sum);
-                                }
-                            }
-                        }
-                    }
-                }
-                sum
-            });
-            y[token * rows + n] = slices.reduce(|a, b| a + b).unwrap();
-        }
-    }
-    y
-}
 
 fn same(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
@@ -124,7 +92,7 @@ impl Case {
         let mut numbers = Numbers(seed | 1);
         let words = numbers.words(rows * cols, odd);
         let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
-        let expected = reference(&words, rows, cols, &x, stride, tokens);
+        let expected = reference::product(&words, rows, cols, &x, stride, tokens);
         let gpu = Gpu::new(emulator);
         let plain = dense::upload(&gpu, rows, cols, &words).unwrap();
         let encoded = Matrix::encode(&gpu, rows, cols, &words).unwrap();
@@ -243,7 +211,7 @@ fn more_tiles_than_are_looked_at_together() {
 
 #[test]
 fn fewer_slices_of_taller_matrices() {
-    for (rows, cols, count) in [(4096, 300, 4), (8192, 130, 2), (16384, 72, 1)] {
+    for (rows, cols, count) in [(8192, 300, 8), (12_288, 130, 4), (32_768, 72, 2), (32_784, 72, 1)] {
         assert_eq!(slices(rows), count);
         Case::new(rows as u64, rows, cols, 3, Odd::Finite(2)).check_suited();
         Case::new(2 + rows as u64, rows, 64, 17, Odd::Any(0)).check_suited();
@@ -258,7 +226,7 @@ fn biases_and_what_is_there_are_added_at_the_end() {
     let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
     let bias: Vec<f32> = numbers.finite(rows).into_iter().map(wide).collect();
     let before: Vec<f32> = numbers.finite(tokens * rows).into_iter().map(wide).collect();
-    let plain = reference(&words, rows, cols, &x, stride, tokens);
+    let plain = reference::product(&words, rows, cols, &x, stride, tokens);
     let gpu = Gpu::new(Emulator::new());
     let encoded = Matrix::encode(&gpu, rows, cols, &words).unwrap();
     let (x, b) = (gpu.upload(&x).unwrap(), gpu.upload(&bias).unwrap());
@@ -295,7 +263,7 @@ fn some_rows_of_a_matrix_are_those_of_the_whole() {
     let mut numbers = Numbers(5);
     let words = numbers.words(rows * cols, Odd::Finite(40));
     let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
-    let all = reference(&words, rows, cols, &x, stride, tokens);
+    let all = reference::product(&words, rows, cols, &x, stride, tokens);
     let gpu = Gpu::new(Emulator::new());
     let encoded = Matrix::encode(&gpu, rows, cols, &words).unwrap();
     let (x, y) = (gpu.upload(&x).unwrap(), gpu.allocate(4 * tokens * rows).unwrap());
@@ -310,7 +278,7 @@ fn some_rows_of_a_matrix_are_those_of_the_whole() {
             adds: false,
             workspace: None,
         };
-        let weights = Weights::Fixed12 { matrix: &encoded, first, rows };
+        let weights = Weights::Fixed12 { matrix: &encoded, first, rows, whole: encoded.rows() };
         product_in(&gpu, weights, &operands, variants(&gpu, weights, tokens)[0])
     };
     for (first, count) in [(0, 20), (32, 16), (48, 22), (64, 6), (16, 0)] {
@@ -324,6 +292,53 @@ fn some_rows_of_a_matrix_are_those_of_the_whole() {
     for (first, count) in [(8, 8), (64, 7), (80, 1), (0, usize::MAX)] {
         assert!(matches!(run(first, count), Err(Error::Invalid(_))), "{first}, {count}");
     }
+}
+
+#[test]
+fn stacked_matrices_are_one_matrix_with_a_base_for_each() {
+    let (cols, tokens) = (136, 3);
+    let mut numbers = Numbers(17);
+    // Exponents far apart, so that the bases differ.
+    let parts: Vec<(usize, Vec<u16>)> = [(32, 0), (16, 9), (21, 4)]
+        .into_iter()
+        .map(|(rows, shift)| {
+            let words = numbers.words(rows * cols, Odd::Finite(20));
+            let smaller = |word: u16| if word & 0x7f80 > 20 << 7 { word - (shift << 7) } else { word };
+            (rows, words.into_iter().map(smaller).collect())
+        })
+        .collect();
+    let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
+    let all: Vec<u16> = parts.iter().flat_map(|(_, words)| words.clone()).collect();
+    let rows = 32 + 16 + 21;
+    let expected = reference::product(&all, rows, cols, &x, stride, tokens);
+    let gpu = Gpu::new(Emulator::new());
+    let encoded: Vec<Encoded> =
+        parts.iter().map(|(rows, words)| Encoded::new(*rows, cols, words).unwrap()).collect();
+    let list: Vec<Part<'_>> = encoded.iter().map(Encoded::part).collect();
+    assert!(list[0].base != list[1].base && list[1].base != list[2].base);
+    let matrix = Matrix::stack(&gpu, cols, &list).unwrap();
+    let decoded = gpu.allocate(2 * all.len()).unwrap();
+    matrix.decode(&gpu, decoded.view()).unwrap();
+    assert_eq!(decoded.view().read::<u16>(all.len()).unwrap(), all);
+    let (x, y) = (gpu.upload(&x).unwrap(), gpu.allocate(4 * tokens * rows).unwrap());
+    let operands = Product {
+        x: x.view(),
+        stride,
+        tokens,
+        y: y.view(),
+        y_stride: rows,
+        bias: None,
+        adds: false,
+        workspace: None,
+    };
+    let weights = Weights::fixed12(&matrix);
+    for variant in Variant::all(&gpu, weights).into_iter().filter(|v| v.workspace_bytes(weights, tokens) == 0)
+    {
+        product_in(&gpu, weights, &operands, variant).unwrap();
+        assert!(same(&y.view().read::<f32>(tokens * rows).unwrap(), &expected), "{variant:?}");
+    }
+    // A strip belongs to one matrix.
+    assert!(matches!(Matrix::stack(&gpu, cols, &[list[2], list[0]]), Err(Error::Invalid(_))));
 }
 
 #[test]

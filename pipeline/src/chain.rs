@@ -202,7 +202,7 @@ impl Mark<'_> {
     ) -> Result<Ranking> {
         let calibration = calibration(model, pass, &self.request.calibration)?;
         if let Some(done) = earlier.finished.and_then(|out| Ranking::read(&out.join(&self.name)).ok())
-            && done.answers(pass, model, calibration.as_ref())
+            && done.answers(pass, model, calibration.as_ref())?
         {
             return Ok(done);
         }
@@ -211,7 +211,7 @@ impl Mark<'_> {
         let fingerprint = format!("{source} {digest} {}", pass.ranking_name());
         let found = earlier.stage.and_then(|stage| stage.read(self.number, &fingerprint));
         if let Some(found) = &found
-            && found.answers(pass, model, calibration.as_ref())
+            && found.answers(pass, model, calibration.as_ref())?
         {
             return Ok(found.clone());
         }

@@ -12,10 +12,13 @@
 
 pub mod bench;
 mod budget;
+mod carried;
 mod chain;
+mod complete;
 mod convert;
 mod error;
 mod fingerprint;
+mod journal;
 mod merge;
 mod method;
 mod output;
@@ -25,6 +28,7 @@ mod progress;
 mod rank;
 mod receipt;
 mod recipe;
+mod resumed;
 mod shard;
 mod sink;
 mod source;

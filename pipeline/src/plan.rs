@@ -100,10 +100,9 @@ impl Plan {
         check_bf16(checkpoint, recipe.to, &units)?;
         check_stored_names(checkpoint, &units)?;
         let position = |unit: &PlannedUnit| {
-            let component = unit.tensors.first().and_then(|t| checkpoint.tensors().get(t)).and_then(|t| {
-                checkpoint.unit_of(t).ok()?.components().values().map(|c| (c.path(), c.file_offset())).min()
-            });
-            component.map(|(path, offset)| (path.to_owned(), offset))
+            let tensor = unit.tensors.first().and_then(|t| checkpoint.tensors().get(t));
+            let position = tensor.and_then(|t| checkpoint.unit_of(t).ok()?.position());
+            position.map(|(path, offset)| (path.to_owned(), offset))
         };
         units.sort_by_cached_key(|unit| (position(unit), unit.name.clone()));
         let mut shards: Vec<Vec<PlannedUnit>> = Vec::new();

@@ -4,21 +4,19 @@
 //! OUT/.llmpress/passes/1.json     {"fingerprint": source, passes before, text; "ranking": finished or not}
 //! ```
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use llmpress_formats::{Error as FormatError, MANIFEST_FILE, read_small_file, write_atomic};
+use llmpress_formats::{Error as FormatError, MANIFEST_FILE, STATE_DIR, read_small_file, write_atomic};
 use llmpress_prune::Ranking;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::output::Permissions;
-use crate::receipt::STATE_DIR;
+use crate::output::{PASSES_DIR, Permissions, RESTORED_FILE, check_state_dir};
 use crate::{Error, Result};
 
-/// The folder within the state's.
-pub(crate) const PASSES_DIR: &str = "passes";
 const MAX_BYTES: u64 = 64 << 20;
 
 /// The folder for what passes come to; made when there is something to keep.
@@ -40,9 +38,11 @@ impl Stage {
     pub(crate) fn open(out: &Path, allow: Permissions) -> Result<Option<Self>> {
         let refuse = |what: &str| Err(Error::Output { path: out.to_owned(), what: what.to_owned() });
         let state = out.join(STATE_DIR);
-        if out.exists() {
+        if out.symlink_metadata().is_ok() {
+            let has_state = check_state_dir(out)?;
+            let complete = [MANIFEST_FILE, RESTORED_FILE].iter().any(|mark| out.join(mark).exists());
             let mut entries = std::fs::read_dir(out).map_err(|e| FormatError::io(out, "read", e))?;
-            match (state.is_dir(), entries.next().is_none()) {
+            match (has_state, entries.next().is_none()) {
                 (true, _) if allow.resume => {}
                 (true, _) if allow.force => return Ok(None),
                 (true, _) => {
@@ -52,9 +52,11 @@ impl Stage {
                 }
                 (false, true) => {}
                 (false, false) if allow.force => return Ok(None),
-                (false, false) if allow.resume && out.join(MANIFEST_FILE).exists() => return Ok(None),
-                (false, false) if out.join(MANIFEST_FILE).exists() => {
-                    return refuse("already holds a checkpoint: use --force to replace it");
+                (false, false) if allow.resume && complete => return Ok(None),
+                (false, false) if complete => {
+                    return refuse(
+                        "already holds a checkpoint: use --force to replace it, or choose another output directory",
+                    );
                 }
                 (false, false) => {
                     return refuse(
@@ -72,8 +74,22 @@ impl Stage {
             return Ok(());
         }
         std::fs::create_dir_all(&self.dir).map_err(|e| FormatError::io(&self.dir, "create", e))?;
+        // A link might lead elsewhere.
+        if !self.dir.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+            return Err(FormatError::Invalid(format!(
+                "{}: is a link where a folder is needed: remove it or choose another output directory",
+                self.dir.display()
+            )));
+        }
         let path = self.dir.join("lock");
-        let lock = File::create(&path).map_err(|e| FormatError::io(&path, "create", e))?;
+        let lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+            .open(&path)
+            .map_err(|e| FormatError::io(&path, "create", e))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             FormatError::Invalid(format!(
                 "{}: another llmpress is writing there: wait for it to end",

@@ -28,7 +28,11 @@ fn options(resume: bool) -> Options {
         max_memory: None,
         resume,
         force: false,
-        producer: Producer { name: "test".to_owned(), version: "1".to_owned(), revision: None },
+        producer: Producer {
+            name: "test".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: None,
+        },
         extra_files: BTreeMap::new(),
     }
 }
@@ -125,6 +129,7 @@ fn an_interrupted_chain_goes_on_where_it_was_and_ends_the_same() {
     let watched = counting(0, &nothing);
     let summary = run(&out, true, &watched).unwrap();
     assert_eq!((summary.resumed, summary.shards), (1, 1));
+    assert_eq!(watched.passes.load(Ordering::SeqCst), 0);
     assert!(files(&out) == files(&whole));
 }
 

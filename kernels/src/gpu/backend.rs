@@ -44,6 +44,9 @@ pub struct Launch<'a> {
     pub shared: u32,
     /// Its arguments, as many and of such types as it takes.
     pub arguments: &'a [Argument],
+    /// Whether it may begin before what was started earlier has ended, where the device can do that: true unless that makes
+    /// its weights, the only thing that kernels read before they wait.
+    pub overlaps: bool,
 }
 
 /// A device: memory, and kernels that run in the order in which they are started.
@@ -94,6 +97,9 @@ pub trait Backend: Debug + Send + Sync {
 
     /// Bytes of shared memory that a block may have.
     fn shared_limit(&self) -> u32;
+
+    /// Whether `mma` adds in the order that the kernels state. A GPU's rounds sums in a way of its own.
+    fn adds_in_order(&self) -> bool;
 
     /// Bytes of memory that are free, and all there are.
     ///

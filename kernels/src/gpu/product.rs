@@ -23,21 +23,23 @@ const WARPS: usize = 8;
 const THREADS: usize = 256;
 /// Bytes of a vector, the unit of shared memory here.
 const VECTOR: usize = 16;
-/// Vectors in which a warp patches escapes into a tile.
-const PATCH_VECTORS: usize = 128;
+/// Vectors of the escapes that come with a tile.
+const ESCAPE_VECTORS: usize = 16;
 /// Tiles of a split product, each of which counts the blocks that are done.
 const COUNTERS: usize = 1024;
 /// Products are split only where their sums stay in the caches.
 const PARTIALS_LIMIT: usize = 32 << 20;
-/// Warps that a product should have; slices are made until there are so many.
-const WANTED_WARPS: usize = 1024;
+/// Warps that are enough for a product: slices are made up to so many.
+const ENOUGH_WARPS: usize = 4096;
+/// Blocks of a panel from which on it is not split: about the multiprocessors of a large GPU.
+const WANTED_BLOCKS: usize = 128;
 
 /// The slices into which the columns are cut, each of which is added up by itself: 1, 2, 4 or 8, the fewer the more rows
 /// there are.
 #[must_use]
 pub fn slices(rows: usize) -> usize {
     let strips = rows.div_ceil(TILE_ROWS).max(1);
-    WANTED_WARPS.div_ceil(strips).next_power_of_two().clamp(1, 8)
+    1 << (ENOUGH_WARPS / strips).clamp(1, 8).ilog2()
 }
 
 /// Which tile loop.
@@ -77,13 +79,16 @@ macro_rules! tiles {
 }
 
 /// The lists of kernels/cuda/product.cuh; of equal columns the default first.
-const TILES: [Tile; 14] = tiles! {
+const TILES: [Tile; 17] = tiles! {
     Stream "stream" 1 1 4;
     Stream "stream" 1 1 8;
     Stream "stream" 1 2 4;
     Stream "stream" 2 1 4;
     Stream "stream" 2 1 8;
     Stream "stream" 2 2 4;
+    Stream "stream" 4 1 4;
+    Stream "stream" 4 2 3;
+    Stream "stream" 8 2 3;
     Panel "panel" 2 1 4;
     Panel "panel" 4 1 4;
     Panel "panel" 4 2 3;
@@ -102,6 +107,8 @@ pub struct Variant {
     split: bool,
     /// Whether the weights are decoded first.
     decoded: bool,
+    /// Whether a block that takes all slices in turn keeps what they add up to in the workspace, not in shared memory.
+    outside: bool,
 }
 
 impl Variant {
@@ -109,17 +116,23 @@ impl Variant {
     #[must_use]
     pub fn all(gpu: &Gpu, weights: Weights<'_>) -> Vec<Self> {
         let mut all = Vec::new();
-        for tile in TILES {
-            all.push(Self { tile, split: false, decoded: false });
-            if tile.kind == Loop::Panel && weights.slices() > 1 {
-                all.push(Self { tile, split: true, decoded: false });
+        let limit = gpu.backend().shared_limit() as usize;
+        let decoded: &[bool] =
+            if matches!(weights, Weights::Fixed12 { .. }) { &[false, true] } else { &[false] };
+        for &decoded in decoded {
+            for tile in TILES {
+                let whole = Self { tile, split: false, decoded, outside: false };
+                all.push(whole);
+                if whole.totals(weights) > 0 {
+                    all.push(Self { split: true, ..whole });
+                    // Only where there is no other way.
+                    if whole.shared(weights) > limit {
+                        all.push(Self { outside: true, ..whole });
+                    }
+                }
             }
         }
-        if matches!(weights, Weights::Fixed12 { .. }) {
-            let decoded: Vec<Self> = all.iter().map(|&variant| Self { decoded: true, ..variant }).collect();
-            all.extend(decoded);
-        }
-        all.retain(|variant| variant.shared(weights) <= gpu.backend().shared_limit() as usize);
+        all.retain(|variant| variant.shared(weights) <= limit);
         all
     }
 
@@ -140,7 +153,12 @@ impl Variant {
 
     /// Of them, bytes for the sums of slices.
     fn partial_bytes(self, weights: Weights<'_>, tokens: usize) -> usize {
-        if self.split { self.sums_bytes(weights.shape().0, weights.slices(), tokens) } else { 0 }
+        let rows = weights.shape().0;
+        match (self.split, self.outside) {
+            (true, _) => self.sums_bytes(rows, weights.slices(), tokens),
+            (_, true) => self.sums_bytes(rows, 1, tokens),
+            _ => 0,
+        }
     }
 
     fn sums_bytes(self, rows: usize, slices: usize, tokens: usize) -> usize {
@@ -154,8 +172,14 @@ impl Variant {
         let (down, across) = self.blocks(rows, tokens);
         self.tile.kind == Loop::Panel
             && slices > 1
-            && down * across <= WANTED_WARPS / WARPS
+            && down * across <= WANTED_BLOCKS
             && self.sums_bytes(rows, slices, tokens) <= PARTIALS_LIMIT
+    }
+
+    /// Vectors of what the slices of a block add up to, where it takes several in turn.
+    fn totals(self, weights: Weights<'_>) -> usize {
+        let several = self.tile.kind == Loop::Panel && weights.slices() > 1;
+        if several { self.tile.strips * self.tile.columns * THREADS } else { 0 }
     }
 
     /// Rows and tokens of a block.
@@ -174,14 +198,14 @@ impl Variant {
         let Tile { kind, columns, strips, depth, .. } = self.tile;
         let fixed12 = matches!(weights, Weights::Fixed12 { .. }) && !self.decoded;
         let lane_vectors = if fixed12 { 3 } else { 4 };
-        let patch = if fixed12 { WARPS * PATCH_VECTORS } else { 0 };
+        let escapes = if fixed12 { WARPS * ESCAPE_VECTORS } else { 0 };
+        let weights_of_stage = strips * (lane_vectors * THREADS + escapes);
         match kind {
-            Loop::Stream => VECTOR * (depth * lane_vectors * strips * THREADS + patch),
+            Loop::Stream => VECTOR * depth * weights_of_stage,
             Loop::Panel => {
-                let stage = 64 * columns + lane_vectors * strips * THREADS;
-                let kept = weights.slices() > 1 && !self.split;
-                let totals = if kept { strips * columns * THREADS } else { 0 };
-                VECTOR * (depth * stage + 1 + patch + totals)
+                let stage = 64 * columns + weights_of_stage;
+                let totals = if self.outside || self.split { 0 } else { self.totals(weights) };
+                VECTOR * (depth * stage + 1 + totals)
             }
         }
     }
@@ -191,8 +215,10 @@ impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tile { kind, columns, strips, depth, .. } = self.tile;
         let warps = if kind == Loop::Panel { WARPS } else { 1 };
-        write!(f, "{} tokens x {} rows, {depth} tiles deep", 8 * columns, TILE_ROWS * strips * warps)?;
+        let name = if kind == Loop::Panel { "panel" } else { "stream" };
+        write!(f, "{name} of {} tokens x {} rows, {depth} deep", 8 * columns, TILE_ROWS * strips * warps)?;
         f.write_str(if self.split { ", split" } else { "" })?;
+        f.write_str(if self.outside { ", sums outside" } else { "" })?;
         f.write_str(if self.decoded { ", decoded first" } else { "" })
     }
 }
@@ -219,9 +245,14 @@ pub fn variants(gpu: &Gpu, weights: Weights<'_>, tokens: usize) -> Vec<Variant> 
     let all: Vec<Variant> = Variant::all(gpu, weights).into_iter().filter(suits).collect();
     // The fewest columns that take all tokens at once, so that weights are read once; else the most there are. Where shared
     // memory is scarce, fewer.
+    // Half as many are worth a try where they are most: blocks are smaller then.
     let mut columns = (tokens / 8).min(16);
     let mut suited: Vec<Variant> = Vec::new();
-    while columns > 0 && suited.iter().all(|variant| variant.split || variant.decoded) {
+    let most = columns;
+    while columns > 0
+        && (suited.iter().all(|variant| variant.split || variant.decoded || variant.outside)
+            || most == 16 && columns == 8)
+    {
         suited.extend(all.iter().filter(|variant| variant.tile.columns == columns));
         columns /= 2;
     }
@@ -230,7 +261,7 @@ pub fn variants(gpu: &Gpu, weights: Weights<'_>, tokens: usize) -> Vec<Variant> 
         let late = variant.decoded != (tokens >= DECODED_FROM) && matches!(weights, Weights::Fixed12 { .. });
         let (down, across) = variant.blocks(rows, tokens);
         // Tall blocks read x half as often: right where there are blocks enough.
-        let short = variant.tile.strips == 1 && tokens > 64 && down * across >= WANTED_WARPS / WARPS;
+        let short = variant.tile.strips == 1 && tokens > 64 && down * across >= WANTED_BLOCKS;
         let narrow = variant.tile.columns < (tokens / 8).min(16);
         (late, narrow, short, variant.tile.kind == Loop::Panel && !variant.split)
     });
@@ -273,6 +304,8 @@ pub enum Weights<'a> {
         cols: usize,
         /// Rows of the matrix that these are part of.
         whole: usize,
+        /// Whether what was started before makes the words: a product may not read them early.
+        fresh: bool,
     },
     /// fixed12: some rows of a matrix.
     Fixed12 {
@@ -282,6 +315,8 @@ pub enum Weights<'a> {
         first: usize,
         /// How many.
         rows: usize,
+        /// Rows of the matrix that all of it is part of.
+        whole: usize,
     },
 }
 
@@ -289,13 +324,13 @@ impl<'a> Weights<'a> {
     /// A plain matrix.
     #[must_use]
     pub fn dense(words: View<'a>, rows: usize, cols: usize) -> Self {
-        Self::Dense { words, rows, cols, whole: rows }
+        Self::Dense { words, rows, cols, whole: rows, fresh: false }
     }
 
     /// All rows of a matrix.
     #[must_use]
     pub fn fixed12(matrix: &'a Matrix) -> Self {
-        Self::Fixed12 { matrix, first: 0, rows: matrix.rows() }
+        Self::Fixed12 { matrix, first: 0, rows: matrix.rows(), whole: matrix.rows() }
     }
 
     /// Output and input features.
@@ -310,9 +345,12 @@ impl<'a> Weights<'a> {
     /// [`slices`] of the whole matrix: some of its rows are added up as all are.
     fn slices(&self) -> usize {
         match self {
-            Self::Dense { whole, .. } => slices(*whole),
-            Self::Fixed12 { matrix, .. } => slices(matrix.rows()),
+            Self::Dense { whole, .. } | Self::Fixed12 { whole, .. } => slices(*whole),
         }
+    }
+
+    fn fresh(&self) -> bool {
+        matches!(self, Self::Dense { fresh: true, .. })
     }
 
     /// Bytes that a product reads of them.
@@ -336,13 +374,13 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// The most workspace that the slices' sums of a product of `rows` rows with up to `tokens` tokens take.
+/// The most workspace that the slices' sums of a product of `rows` of `whole` rows with up to `tokens` tokens take.
 #[must_use]
-pub fn split_bytes(rows: usize, tokens: usize) -> usize {
+pub fn split_bytes(rows: usize, whole: usize, tokens: usize) -> usize {
     let bytes = |tile: Tile, count| {
-        let variant = Variant { tile, split: true, decoded: false };
-        if variant.splits(rows, slices(rows), count) {
-            variant.sums_bytes(rows, slices(rows), count)
+        let variant = Variant { tile, split: true, decoded: false, outside: false };
+        if variant.splits(rows, slices(whole), count) {
+            variant.sums_bytes(rows, slices(whole), count)
         } else {
             0
         }
@@ -378,18 +416,10 @@ pub struct Product<'a> {
     pub workspace: Option<&'a Workspace>,
 }
 
-/// Refuses an address that vectors or numbers of `bytes` bytes cannot start at.
-fn aligned(what: &str, view: View<'_>, bytes: u64) -> Result<()> {
-    if !view.pointer().slot().is_multiple_of(bytes) {
-        return Err(Error::Invalid(format!("{what} does not start at a multiple of {bytes} bytes")));
-    }
-    Ok(())
-}
-
 /// Refuses operands that no variant can take: from here on all sizes are those of buffers.
 fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
     let (rows, cols) = weights.shape();
-    if let Weights::Fixed12 { matrix, first, rows } = weights
+    if let Weights::Fixed12 { matrix, first, rows, .. } = weights
         && (!first.is_multiple_of(TILE_ROWS) || first.checked_add(rows).is_none_or(|end| end > matrix.rows()))
     {
         return Err(Error::Invalid(format!(
@@ -410,16 +440,16 @@ fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
             "the weights",
             bytes(cols.checked_next_multiple_of(8).and_then(|n| n.checked_mul(rows)), 2)?,
         )?;
-        aligned("the weights", words, 16)?;
+        words.require_aligned("the weights", 16)?;
     }
     p.x.require("x", bytes(p.tokens.checked_mul(p.stride), 2)?)?;
-    aligned("x", p.x, 16)?;
+    p.x.require_aligned("x", 16)?;
     let before = (p.tokens - 1).checked_mul(p.y_stride);
     p.y.require("y", bytes(before.and_then(|n| n.checked_add(rows)), 4)?)?;
-    aligned("y", p.y, 4)?;
+    p.y.require_aligned("y", 4)?;
     if let Some(bias) = p.bias {
         bias.require("the bias", 4 * rows)?;
-        aligned("the bias", bias, 4)?;
+        bias.require_aligned("the bias", 4)?;
     }
     Ok(())
 }
@@ -448,10 +478,10 @@ pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, variant: Var
     let words = workspace.0.slice(first..second)?;
     let split = Some((workspace.0.slice(second..needed)?, counters));
     match weights {
-        Weights::Fixed12 { matrix, first, rows } if variant.decoded => {
+        Weights::Fixed12 { matrix, first, rows, whole } if variant.decoded => {
             matrix.decode_rows(gpu, first, rows, words)?;
             let variant = Variant { decoded: false, ..variant };
-            start(gpu, Weights::Dense { words, rows, cols, whole: matrix.rows() }, p, variant, split)
+            start(gpu, Weights::Dense { words, rows, cols, whole, fresh: true }, p, variant, split)
         }
         _ => start(gpu, weights, p, variant, split),
     }
@@ -485,7 +515,7 @@ fn start(
         Argument::U64(p.y_stride as u64),
         p.bias.map_or(Argument::Pointer(0), |bias| bias.pointer()),
         Argument::U32(u32::from(p.adds)),
-        Argument::U32(slices as u32),
+        Argument::U32(slices.ilog2()),
     ]);
     let grid = match tile.kind {
         Loop::Stream => {
@@ -502,7 +532,8 @@ fn start(
                     down * across
                 )));
             }
-            let [sums, counters] = match split {
+            // A block that finds a buffer for sums keeps them there.
+            let [sums, counters] = match split.filter(|_| variant.split || variant.outside) {
                 Some((sums, counters)) => [sums.pointer(), counters.pointer()],
                 None => [Argument::Pointer(0); 2],
             };
@@ -517,6 +548,7 @@ fn start(
         block: THREADS as u32,
         shared: variant.shared(weights) as u32,
         arguments: &arguments,
+        overlaps: !weights.fresh(),
     })
 }
 
@@ -539,7 +571,7 @@ pub fn product(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, picker: &Picker
     };
     // Variants are tried on another output: this one may hold what the product is added to.
     let mut output = None;
-    let key = Key { kernel, n, k, m: bucket(p.tokens) };
+    let key = Key { kernel, n, k, m: bucket(p.tokens), slices: weights.slices() };
     let picked = picker.pick(gpu, key, candidates.len(), &mut |i| {
         let output = match &output {
             Some(output) => output,
