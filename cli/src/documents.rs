@@ -22,7 +22,7 @@ pub(crate) fn man(args: &ManArgs) -> Outcome {
 pub(crate) fn producer() -> Producer {
     Producer {
         name: "llmpress".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        revision: option_env!("LLMPRESS_REVISION").map(str::to_owned),
+        version: crate::version::VERSION.to_owned(),
+        revision: crate::version::revision().map(str::to_owned),
     }
 }

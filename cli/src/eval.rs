@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use llmpress_model::Skips;
-use llmpress_pipeline::Progress;
+use llmpress_pipeline::{Counted, Progress};
 use llmpress_validation::{Distribution, Divergence, Perplexity, Protocol, kl_divergence, perplexity};
 use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::{BosChoice, EvalCommand, KldArgs, PerplexityArgs, ProtocolArgs};
-use crate::models::{Loaded, in_pool, read_text};
-use crate::progress::{Bar, Unit};
+use crate::models::{Loaded, in_pool};
+use crate::progress::Bar;
 use crate::report::{Output, bytes, table};
+use crate::text::read_text;
 
 pub(crate) fn run(command: &EvalCommand, output: Output) -> Outcome {
     match command {
@@ -75,7 +76,7 @@ impl Text {
 fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
     let model = Loaded::open(&args.model, args.protocol.device)?;
     let text = Text::read(&args.protocol.text, &model, &args.protocol)?;
-    let bar = Bar::of("ppl", text.windows as u64, Unit::Windows, output);
+    let bar = Bar::of("ppl", text.windows as u64, Counted::Windows, output);
     let result = perplexity(&*model.model, &Skips::new(), &text.ids, text.bytes, text.protocol, &mut |_| {
         bar.advance(1)
     });
@@ -124,7 +125,7 @@ fn kld(args: &KldArgs, output: Output) -> Outcome {
     // The base's tokenizer: the question is what became of the base.
     let text = Text::read(&args.protocol.text, &base, &args.protocol)?;
     model.check_ids(&text.ids)?;
-    let bar = Bar::of("kld", text.windows as u64, Unit::Windows, output);
+    let bar = Bar::of("kld", text.windows as u64, Counted::Windows, output);
     let result =
         kl_divergence(&*base.model, &*model.model, &Skips::new(), &text.ids, text.protocol, &mut |_| {
             bar.advance(1)

@@ -14,15 +14,18 @@ mod generate;
 mod inspect;
 mod memory;
 mod models;
+mod passes;
 mod plan;
 mod progress;
-mod prune;
 mod rank;
+mod recipe;
 mod report;
 mod restore;
 mod sigbus;
 mod speed;
+mod text;
 mod verify;
+mod version;
 
 use std::process::ExitCode;
 

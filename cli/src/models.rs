@@ -3,17 +3,15 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use llmpress_formats::{Checkpoint, Error, Removal};
+use llmpress_formats::{Checkpoint, Error};
 use llmpress_kernels::gpu::Gpu;
 use llmpress_kernels::gpu::cuda::Cuda;
 use llmpress_model::{Engine, GpuModel, GpuWeights, Model, Tokenizer};
+use llmpress_pipeline::{Pass, view};
 
 use crate::Outcome;
 use crate::args::{Device, DeviceArgs, WeightsChoice};
 use crate::report::Failure;
-
-/// Longest text that is read.
-const MAX_TEXT_BYTES: u64 = 1 << 30;
 
 /// A model and its tokenizer.
 pub(crate) struct Loaded {
@@ -23,12 +21,12 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     pub(crate) fn open(dir: &Path, device: DeviceArgs) -> Result<Self, Failure> {
-        Self::pruned(dir, device, None)
+        Self::after(dir, device, &[])
     }
 
-    /// A model without some sub-layers.
-    pub(crate) fn pruned(dir: &Path, device: DeviceArgs, removal: Option<&Removal>) -> Result<Self, Failure> {
-        Ok(Self { model: open_pruned(dir, device, removal)?, tokenizer: Tokenizer::open(dir)? })
+    /// A model as passes leave it.
+    pub(crate) fn after(dir: &Path, device: DeviceArgs, passes: &[Pass]) -> Result<Self, Failure> {
+        Ok(Self { model: open_after(dir, device, passes)?, tokenizer: Tokenizer::open(dir)? })
     }
 
     /// Refuses ids that the model has no embedding for.
@@ -49,20 +47,16 @@ impl Loaded {
 
 /// A model without a tokenizer.
 pub(crate) fn open_model(dir: &Path, device: DeviceArgs) -> Result<Box<dyn Engine>, Failure> {
-    open_pruned(dir, device, None)
+    open_after(dir, device, &[])
 }
 
-fn open_pruned(
-    dir: &Path,
-    device: DeviceArgs,
-    removal: Option<&Removal>,
-) -> Result<Box<dyn Engine>, Failure> {
+fn open_after(dir: &Path, device: DeviceArgs, passes: &[Pass]) -> Result<Box<dyn Engine>, Failure> {
     // A missing GPU is said before the weights are read.
     let gpu = match device.device {
         Device::Cpu => None,
         Device::Cuda(ordinal) => Some(gpu(ordinal)?),
     };
-    let model = Model::open(Arc::new(crate::prune::pruned(Checkpoint::open(dir)?, removal)?))?;
+    let model = Model::open(Arc::new(view(Checkpoint::open(dir)?, passes)?))?;
     match gpu {
         None if device.gpu_weights != WeightsChoice::Stored => {
             Err(Failure::Usage("--gpu-weights needs --device cuda".to_owned()))
@@ -109,12 +103,4 @@ pub(crate) fn in_pool(jobs: Option<u16>, verb: impl FnOnce() -> Outcome + Send) 
         .build()
         .map_err(|e| Failure::Usage(format!("--jobs: {e}")))?;
     pool.install(verb)
-}
-
-/// A text file.
-pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
-    let bytes = llmpress_formats::read_input(path, MAX_TEXT_BYTES)?;
-    String::from_utf8(bytes).map_err(|e| {
-        Error::corrupt(path, None, format!("is not UTF-8 at byte {}", e.utf8_error().valid_up_to())).into()
-    })
 }

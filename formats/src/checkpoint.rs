@@ -197,6 +197,8 @@ pub struct Checkpoint {
     pub(crate) tied: BTreeMap<String, String>,
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
+    /// Names in the source of tensors that an edit renamed.
+    pub(crate) origins: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
@@ -257,7 +259,8 @@ impl Checkpoint {
             None => tied_head(config.as_ref(), &tensors),
         };
         let dropped = manifest.as_ref().map(|m| m.dropped.clone()).unwrap_or_default();
-        Ok(Self { kind, directory, config, manifest, tensors, units, tied, dropped, edited: false })
+        let origins = BTreeMap::new();
+        Ok(Self { kind, directory, config, manifest, tensors, units, tied, dropped, edited: false, origins })
     }
 
     /// What the directory is.
