@@ -51,7 +51,7 @@ const SHOWN: usize = 8;
 pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary, seconds: f64) {
     let rate = summary.source_bytes as f64 / seconds.max(1e-9) / 1e9;
     let value = serde_json::json!({
-        "out": out,
+        "out": out.display().to_string(),
         "source_bytes": summary.source_bytes,
         "output_bytes": summary.output_bytes,
         "ratio": summary.output_bytes as f64 / summary.source_bytes.max(1) as f64,

@@ -22,11 +22,11 @@ pub(crate) fn run(command: &EvalCommand, output: Output) -> Outcome {
 
 /// A result and what it was measured on.
 #[derive(Serialize)]
-struct Report<'a, T> {
-    model: &'a Path,
+struct Report<T> {
+    model: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    base: Option<&'a Path>,
-    text: &'a Path,
+    base: Option<String>,
+    text: String,
     text_bytes: usize,
     text_tokens: usize,
     seconds: f64,
@@ -83,9 +83,9 @@ fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
     let result: Perplexity = result?;
     let read = text.windows * text.protocol.window;
     let report = Report {
-        model: &args.model,
+        model: args.model.display().to_string(),
         base: None,
-        text: &args.protocol.text,
+        text: args.protocol.text.display().to_string(),
         text_bytes: text.bytes,
         text_tokens: text.ids.len(),
         seconds,
@@ -132,9 +132,9 @@ fn kld(args: &KldArgs, output: Output) -> Outcome {
     let seconds = bar.finish();
     let result: Divergence = result?;
     let report = Report {
-        model: &args.model,
-        base: Some(&args.base),
-        text: &args.protocol.text,
+        model: args.model.display().to_string(),
+        base: Some(args.base.display().to_string()),
+        text: args.protocol.text.display().to_string(),
         text_bytes: text.bytes,
         text_tokens: text.ids.len(),
         seconds,

@@ -1,6 +1,5 @@
 //! `llmpress generate`: text from any checkpoint.
 
-use std::io::Write;
 use std::time::Instant;
 
 use llmpress_formats::Error;
@@ -10,7 +9,7 @@ use serde::Serialize;
 use crate::Outcome;
 use crate::args::GenerateArgs;
 use crate::models::{Loaded, in_pool};
-use crate::report::{Failure, Output};
+use crate::report::{Failure, Output, is_stdout_lost, print};
 
 pub(crate) fn run(args: &GenerateArgs, output: Output) -> Outcome {
     in_pool(args.jobs, || generate(args, output))
@@ -53,15 +52,17 @@ fn generate(args: &GenerateArgs, output: Output) -> Outcome {
         }
         if let Some(piece) = stream.push(id)? {
             if !output.json {
-                print!("{piece}");
-                let _ = std::io::stdout().flush();
+                print(&piece);
+                if is_stdout_lost() {
+                    break;
+                }
             }
             text.push_str(&piece);
         }
     }
     if let Some(rest) = stream.finish()? {
         if !output.json {
-            print!("{rest}");
+            print(&rest);
         }
         text.push_str(&rest);
     }
@@ -76,13 +77,11 @@ fn generate(args: &GenerateArgs, output: Output) -> Outcome {
         tokens_per_second,
     };
     output.result(&report, || "\n".to_owned());
-    if !output.quiet && !output.json {
-        eprintln!(
-            "{} tokens read, {} generated; first after {first:.2} s, then {tokens_per_second:.1} tokens/s",
-            ids.len(),
-            tokens.len()
-        );
-    }
+    output.progress(&format!(
+        "{} tokens read, {} generated; first after {first:.2} s, then {tokens_per_second:.1} tokens/s",
+        ids.len(),
+        tokens.len()
+    ));
     Ok(())
 }
 

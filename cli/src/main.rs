@@ -1,5 +1,7 @@
 //! The llmpress command: one file a verb.
 
+#![warn(clippy::print_stderr, clippy::print_stdout)] // They panic where the stream is full or closed: see `report`.
+
 mod args;
 mod bench;
 mod bench_kernels;
@@ -12,6 +14,7 @@ mod generate;
 mod inspect;
 mod memory;
 mod models;
+mod open_files;
 mod plan;
 mod progress;
 mod prune;
@@ -28,9 +31,11 @@ use clap::Parser;
 use report::{Failure, Output};
 
 fn main() -> ExitCode {
-    // A reader that closes early (`| head`) ends the program quietly instead of failing a print.
-    restore_sigpipe();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(page_or_mistake) => return documents::show(&page_or_mistake),
+    };
+    open_files::raise_limit();
     let output = Output { json: cli.json, quiet: cli.quiet };
     let result = match cli.command {
         Command::Inspect(args) => inspect::run(&args, output),
@@ -48,20 +53,12 @@ fn main() -> ExitCode {
         Command::Completions(args) => documents::completions(&args),
         Command::Man(args) => documents::man(&args),
     };
-    match result {
+    match result.and_then(|()| report::printed()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.failure(&failure);
             ExitCode::from(failure.exit_code())
         }
-    }
-}
-
-fn restore_sigpipe() {
-    #[allow(unsafe_code)]
-    // SAFETY: called first in `main`, before any thread; installing the default action is sound.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
 }
 

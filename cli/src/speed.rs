@@ -21,11 +21,7 @@ fn measure(args: &SpeedArgs, output: Output) -> Outcome {
         runs: usize::from(args.runs),
         peers: args.peer.clone(),
     };
-    let rows = speed(&named, &options, &mut |line| {
-        if !output.quiet && !output.json {
-            eprintln!("{line}");
-        }
-    })?;
+    let rows = speed(&named, &options, &mut |line| output.progress(line))?;
     output.result(&rows, || {
         let rate = |r: &Rate| format!("{:.1} ({:.1}-{:.1})", r.median, r.min, r.max);
         let mut lines =
