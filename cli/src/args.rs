@@ -59,6 +59,9 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     /// Write the manual pages into a directory.
     Man(ManArgs),
+    /// Render a chat template: asked on stdin, answered on stdout.
+    #[command(name = crate::render_chat_template::NAME, hide = true)]
+    RenderChatTemplate,
 }
 
 #[derive(Debug, Args)]

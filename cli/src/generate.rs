@@ -96,5 +96,5 @@ fn prompt_ids(args: &GenerateArgs, tokenizer: &llmpress_model::Tokenizer) -> Res
     let user = Message { role: "user".to_owned(), content: args.prompt.clone() };
     let messages: Vec<Message> = system.chain([user]).collect();
     // The template writes the BOS itself where the model wants one.
-    Ok(tokenizer.encode(&template.render(&messages, true)?)?)
+    Ok(tokenizer.encode(&template.render_in(crate::render_chat_template::child()?, &messages, true)?)?)
 }

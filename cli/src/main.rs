@@ -19,6 +19,7 @@ mod plan;
 mod progress;
 mod prune;
 mod rank;
+mod render_chat_template;
 mod report;
 mod restore;
 mod speed;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Doctor => doctor::run(output),
         Command::Completions(args) => documents::completions(&args),
         Command::Man(args) => documents::man(&args),
+        Command::RenderChatTemplate => render_chat_template::run(),
     };
     match result.and_then(|()| report::printed()) {
         Ok(()) => ExitCode::SUCCESS,

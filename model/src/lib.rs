@@ -26,7 +26,7 @@ mod special_tokens;
 mod tokenizer;
 
 pub use cache::Cache;
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Message, serve_chat_template};
 pub use config::{Activation, Family, LayerConfig, MlpConfig, ModelConfig};
 pub use decoder::Model;
 pub use engine::{Engine, Session};
