@@ -63,6 +63,7 @@ pub(crate) fn take_units(
     let suffix = format!(".{}", dfloat11::ENCODED_EXPONENT);
     let names: Vec<String> =
         stored.keys().filter_map(|name| name.strip_suffix(&suffix).map(str::to_owned)).collect();
+    patterns.check_work(names.iter().map(String::as_str))?;
     let mut units = Vec::with_capacity(names.len());
     for name in names {
         let mut components = BTreeMap::new();

@@ -261,7 +261,7 @@ fn single_method(asked: Method, tensor: &Tensor) -> Method {
 fn dfloat11_units(checkpoint: &Checkpoint, recipe: &Recipe, compiled: &Compiled) -> Result<Vec<UnitPattern>> {
     let asked = |name: &str| compiled.method(name).0 == Method::Dfloat11;
     if let Some(patterns) = &compiled.patterns {
-        let (mut units, unused) = patterns.units(checkpoint.tensors().keys().map(String::as_str));
+        let (mut units, unused) = patterns.units(checkpoint.tensors().keys().map(String::as_str))?;
         if let Some(pattern) = unused.first() {
             return Err(Error::Invalid(format!("pattern {pattern:?} matches no module of this checkpoint")));
         }
