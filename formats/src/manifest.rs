@@ -265,6 +265,10 @@ impl Manifest {
         if listed != self.tensors.len() {
             return Err(Error::corrupt(path, None, "a tensor is not listed by its unit"));
         }
+        let shards = self.shards.iter().map(|(name, s)| (name, Some(s.bytes)));
+        let tensors = self.tensors.iter().map(|(name, t)| (name, t.dtype.byte_len(&t.shape)));
+        check_sum(path, shards)?;
+        check_sum(path, tensors)?;
         for (name, target) in &self.tied {
             if !self.tensors.contains_key(target) || self.tensors.contains_key(name) {
                 return corrupt(name, format!("is tied to {target}, which does not fit the tensors"));
@@ -272,6 +276,24 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Refuses sizes that no disk holds together: whoever adds them up later need not fear 2^64.
+fn check_sum<'a>(path: &Path, sizes: impl Iterator<Item = (&'a String, Option<u64>)>) -> Result<()> {
+    let mut total = 0u64;
+    for (name, bytes) in sizes {
+        total = bytes
+            .and_then(|n| total.checked_add(n))
+            .filter(|n| *n <= crate::MAX_TOTAL_BYTES)
+            .ok_or_else(|| {
+                Error::corrupt(
+                    path,
+                    Some(name),
+                    "is said to have a size that makes more than 2^58 bytes in all",
+                )
+            })?;
+    }
+    Ok(())
 }
 
 fn check_version(path: &Path, version: &str) -> Result<()> {

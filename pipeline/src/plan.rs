@@ -80,6 +80,7 @@ impl Plan {
                     .into(),
             ));
         }
+        checkpoint.check_units()?;
         let compiled = recipe.compile()?;
         let names = checkpoint.tensors().keys().map(String::as_str);
         if let Some(rule) = compiled.unused_rule(names) {
