@@ -54,7 +54,7 @@ pub(crate) enum Command {
     /// Measure how fast models run, beside each other: prefill and decode.
     Speed(SpeedArgs),
     /// Say what there is to run models on: processor, GPUs, driver, kernels, and what is missing.
-    Doctor,
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell.
     Completions(CompletionsArgs),
     /// Write the manual pages into a directory.
@@ -602,6 +602,16 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let number: u64 =
         number.parse().map_err(|_| "must be a whole number and a unit, such as 512M".to_owned())?;
     number.checked_mul(base.pow(power)).filter(|&n| n > 0).ok_or_else(|| "is zero or too large".to_owned())
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress doctor
+  llmpress doctor --prove")]
+pub(crate) struct DoctorArgs {
+    /// Compare every kernel of each GPU with its scalar reference over odd shapes: about a minute a GPU.
+    #[arg(long)]
+    pub(crate) prove: bool,
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ use std::time::Instant;
 use llmpress_kernels::cpu::instruction_set;
 use llmpress_kernels::gpu::cuda::{Cuda, DeviceInfo, devices};
 use llmpress_kernels::gpu::modules;
+use llmpress_kernels::gpu::proof::{self, Proof};
 use serde::Serialize;
 
 use crate::Outcome;
-use crate::report::{Output, bytes};
+use crate::args::DoctorArgs;
+use crate::report::{Failure, Output, bytes};
 
 #[derive(Serialize)]
 struct Report {
@@ -36,11 +38,14 @@ struct Gpu {
     /// Why the kernels do not run there.
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<String>,
+    /// How each kernel did against its reference.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    proofs: Vec<Proof>,
 }
 
-pub(crate) fn run(output: Output) -> Outcome {
+pub(crate) fn run(args: &DoctorArgs, output: Output) -> Outcome {
     let (gpus, no_gpu) = match devices() {
-        Ok(found) => (found.into_iter().map(examine).collect(), None),
+        Ok(found) => (found.into_iter().map(|info| examine(info, args.prove, output)).collect(), None),
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
     let report = Report {
@@ -52,17 +57,36 @@ pub(crate) fn run(output: Output) -> Outcome {
         no_gpu,
     };
     output.result(&report, || text(&report));
-    Ok(())
+    if !args.prove {
+        return Ok(());
+    }
+    let wrong: usize = report.gpus.iter().map(|gpu| gpu.proofs.iter().filter(|p| !p.holds()).count()).sum();
+    match (report.no_gpu, report.gpus.iter().find_map(|gpu| gpu.fault.clone())) {
+        (Some(why), _) | (None, Some(why)) => Err(Failure::Findings(format!("nothing is proven: {why}"))),
+        _ if wrong > 0 => Err(Failure::Findings(format!("{wrong} results of kernels are wrong"))),
+        _ => Ok(()),
+    }
 }
 
-/// Loads every kernel: what the driver refuses is found here, not in the middle of a run.
-fn examine(info: DeviceInfo) -> Gpu {
+/// Loads every kernel: what the driver refuses is found here, not in the middle of a run. Proves each against its reference
+/// where that is asked for.
+fn examine(info: DeviceInfo, prove: bool, output: Output) -> Gpu {
     let start = Instant::now();
+    let mut proofs = Vec::new();
     let loaded = info.check().and_then(|()| Cuda::open(info.ordinal)).and_then(|cuda| {
         modules().into_iter().try_for_each(|file| cuda.load(file))?;
-        Ok(start.elapsed().as_secs_f64())
+        let seconds = start.elapsed().as_secs_f64();
+        if prove {
+            proofs = proof::prove(&llmpress_kernels::gpu::Gpu::new(cuda), &mut |proof| {
+                if let (Some(fault), false) = (&proof.fault, output.quiet || output.json) {
+                    eprintln!("{}, {}: {fault}", proof.kernel, proof.shape);
+                }
+            })?;
+        }
+        Ok(seconds)
     });
     Gpu {
+        proofs,
         ordinal: info.ordinal,
         name: info.name,
         compute_capability: format!("{}.{}", info.capability.0, info.capability.1),
@@ -83,7 +107,12 @@ fn text(report: &Report) -> String {
     lines.extend(report.gpus.iter().map(|gpu| {
         let found = match (&gpu.fault, gpu.kernels_loaded_s) {
             (None, Some(seconds)) => {
-                format!("every kernel loads ({seconds:.1} s): --device cuda:{}", gpu.ordinal)
+                let right = gpu.proofs.iter().filter(|proof| proof.holds()).count();
+                let proven = match gpu.proofs.len() {
+                    0 => String::new(),
+                    all => format!(", {right} of {all} results are right"),
+                };
+                format!("every kernel loads ({seconds:.1} s){proven}: --device cuda:{}", gpu.ordinal)
             }
             (fault, _) => format!("CANNOT BE USED: {}", fault.as_deref().unwrap_or_default()),
         };

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
         Command::Speed(args) => speed::run(&args, output),
-        Command::Doctor => doctor::run(output),
+        Command::Doctor(args) => doctor::run(&args, output),
         Command::Completions(args) => documents::completions(&args),
         Command::Man(args) => documents::man(&args),
         Command::RenderChatTemplate => render_chat_template::run(),

@@ -27,21 +27,27 @@ struct Dense {
     u32 zero;
     const u32* escapes;
 
-    // Row g's first word of the lane, and where the columns of rows g and g + 8 end: rows that are not there have none.
+    // The lane's words of row g in the next tile, and how many columns of rows g and g + 8 come from there on: rows that are not
+    // there have none.
     struct Strip {
         const u16* low;
-        u32 low_end, high_end;
+        i32 low_left, high_left;
     };
 
-    DEVICE_METHOD Strip strip(u32 number, u32 lane) const {
+    DEVICE_METHOD Strip strip(u32 number, u32 tile, u32 lane) const {
         u64 row = (u64)number * TILE_ROWS + lane / 4;
-        return {words + row * stride + lane % 4 * 8, row < rows ? stride : 0, row + 8 < rows ? stride : 0};
+        u32 k = tile * TILE_K + lane % 4 * 8;
+        i32 left = (i32)(stride - k);
+        return {words + row * stride + k, row < rows ? left : 0, row + 8 < rows ? left : 0};
     }
     // Vector i: half i / 2 of row g + 8 (i % 2).
-    DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 tile, u32 i, u32 lane) const {
-        u32 k = tile * TILE_K + i / 2 * 32;
-        bool valid = k + lane % 4 * 8 < (i % 2 ? strip.high_end : strip.low_end);
-        cp_async16_or_zeros(to, strip.low + (i % 2 ? 8 * (u64)stride : 0) + k, valid);
+    DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 i) const {
+        bool valid = (i % 2 ? strip.high_left : strip.low_left) > (i32)(i / 2 * 32);
+        cp_async16_or_zeros(to, strip.low + (i % 2 ? 8 * (u64)stride : 0) + i / 2 * 32, valid);
+    }
+    DEVICE_METHOD static void advance(Strip& strip) {
+        strip.low += TILE_K;
+        strip.low_left -= (i32)TILE_K, strip.high_left -= (i32)TILE_K;
     }
     DEVICE_METHOD Fragment decode(const uint4 (&raw)[4]) const {
         Fragment f;
@@ -55,16 +61,16 @@ struct Dense {
         }
         return f;
     }
-    DEVICE_METHOD const u32* offsets(const Strip&) const { return nullptr; }
+    DEVICE_METHOD const u32* offsets(u32) const { return nullptr; }
 };
 
 #define STREAM(columns, strips, stages)                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS) dense_stream_##columns##_##strips##_##stages(          \
         const u16* words,                                                                                        \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                        \
-        const float* bias, u32 adds, u32 slices) {                                                               \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                                \
-        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), slices >> 8, nullptr}; \
+        const float* bias, u32 adds, u32 log_slices) {                                                               \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                                \
+        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), log_slices >> 8, nullptr}; \
         stream_product<columns, strips, stages>(weights, rows, operands);                                        \
     }
 STREAM_VARIANTS(STREAM)
@@ -74,9 +80,9 @@ STREAM_VARIANTS(STREAM)
         dense_panel_##columns##_##strips##_##stages(                                                             \
         const u16* words,                                                                                        \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                        \
-        const float* bias, u32 adds, u32 slices, float4* sums, u32* done) {                                      \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                                \
-        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), slices >> 8, nullptr}; \
+        const float* bias, u32 adds, u32 log_slices, float4* sums, u32* done) {                                      \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                                \
+        Dense weights = {words, rows, (u32)((cols + 7) / 8 * 8), (u32)((cols + 63) / 64), log_slices >> 8, nullptr}; \
         panel_product<columns, strips, stages>(weights, rows, operands, {sums, done});                           \
     }
 PANEL_VARIANTS(PANEL)

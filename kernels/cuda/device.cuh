@@ -21,6 +21,12 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 #define DEVICE __device__ __forceinline__
 #define DEVICE_METHOD __device__ __forceinline__
 
+// The same number, which the compiler does not know how to compute anew: it stays in a register.
+DEVICE u32 opaque(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // ---- loads and copies --------------------------------------------------------------------------------------------
 
 // Sixteen, eight or four bytes that are read once: they pass the caches by where they can.
@@ -58,7 +64,12 @@ DEVICE void cp_async16(void* shared, const void* global) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
-// The same, or sixteen zeros.
+// The same of four bytes.
+DEVICE void cp_async4(void* shared, const void* global) {
+    u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
+}
+// Sixteen bytes, or sixteen zeros.
 DEVICE void cp_async16_or_zeros(void* shared, const void* global, bool valid) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0) : "memory");

@@ -1,156 +1,194 @@
 // DFloat11 to plain BF16 (docs/format.md, section 4.3).
 //
 //   a block of threads = one 4,096-byte block of the stream at a time, two windows (16 bytes) a thread
-//   pass 1: how many codes start in the two windows -> prefix sums tell where each thread's symbols go
-//   pass 2: the exponents go to shared memory in order; then the block joins them with sign and mantissa, four at a time
+//   how many codes start in a thread's windows is counted once, when a unit is loaded -> prefix sums tell where its symbols go
+//   the exponents go to shared memory in order; then the block joins them with sign and mantissa, eight at a time
 //
-// Both passes look the next 11 bits up in a table in shared memory that gives up to two symbols; longer codes walk the
-// format's own tables. Whatever the bytes hold, no access leaves a buffer and every step moves on by a bit at least.
+// The next 10 bits are looked up in a table in shared memory that gives up to four symbols; longer codes walk the format's own
+// tables. Whatever the bytes hold, no access leaves a buffer and every step moves on by a bit at least.
 #include "device.cuh"
 
 constexpr u32 THREADS = 256;
 constexpr u32 BLOCK_BYTES = 4096;
 constexpr u32 GAP_BYTES = 320;
-constexpr u32 TABLE_BITS = 11;
+constexpr u32 TABLE_BITS = 10;
 // Bits of a thread's two windows: it takes the codes that start in them.
 constexpr u32 OWN_BITS = 128;
 
+// What a thread has of a block, as it lies in memory.
+struct Windows {
+    uint4 words;
+    u32 after, gap_bits;
+
+    DEVICE_METHOD void load(const u8* stream, const u8* gaps, u32 block, u32 thread) {
+        const u8* own = stream + (u64)block * BLOCK_BYTES + thread * 16;
+        words = load_once((const uint4*)own);
+        after = load_once((const u32*)(own + 16));
+        // Window 2 t of the block: bits 10 t .. 10 t + 4 of its gaps.
+        u32 byte = 10 * thread / 8;
+        const u8* gap_bytes = gaps + (u64)block * GAP_BYTES;
+        gap_bits = (u32)gap_bytes[byte] << 8 | (byte + 1 < GAP_BYTES ? gap_bytes[byte + 1] : 0);
+    }
+    DEVICE_METHOD u32 gap(u32 thread) const { return gap_bits >> (11 - 10 * thread % 8) & 31; }
+};
+
 // The stream from a thread's windows on: 64 bits at hand, of which `used` (below 32) are gone, and 96 to come.
 struct Bits {
-    u32 high, low, next[3], used, taken;
+    u32 high, low, next[3], used;
 
+    // The stream's first byte is the most significant.
+    DEVICE_METHOD Bits(const Windows& w, u32 gap) : used(gap) {
+        high = __byte_perm(w.words.x, 0, 0x0123);
+        low = __byte_perm(w.words.y, 0, 0x0123);
+        next[0] = __byte_perm(w.words.z, 0, 0x0123);
+        next[1] = __byte_perm(w.words.w, 0, 0x0123);
+        next[2] = __byte_perm(w.after, 0, 0x0123);
+    }
     DEVICE_METHOD u32 peek() const { return __funnelshift_l(low, high, used); }
+    // At most 32. Beyond the last word comes anything.
     DEVICE_METHOD void skip(u32 count) {
         used += count;
-        taken += count;
         if (used >= 32) {
             used -= 32;
-            high = low, low = next[0], next[0] = next[1], next[1] = next[2], next[2] = 0;
+            high = low, low = next[0], next[0] = next[1], next[1] = next[2];
         }
     }
 };
 
-// One or two symbols: the first in bits 0..7, the second in 8..15, the bits of the first in 16..23, of all in 24..31. Equal
-// lengths: one symbol. Zero: the code is longer than the table's index.
-struct Tables {
-    const u32* pairs;
-    const u8* luts;
-    u32 rows;
-
-    // A code that the table does not hold, by the format's rows.
-    DEVICE_METHOD u32 walk(u32 bits) const {
-        u32 row = 0, entry = 0;
-        for (u32 depth = 0; depth < 4; depth++) {
-            entry = luts[row * 256 + (bits >> (24 - 8 * depth) & 255)];
-            if (entry < 240 || 256 - entry >= rows) break;
-            row = 256 - entry;
-        }
-        u32 length = luts[rows * 256 + entry];
-        // Only damaged tables have no length here; the walk goes on all the same.
-        length = length == 0 || length > 32 ? 1 : length;
-        return entry | length << 16 | length << 24;
+// The code at the front of `bits`, by the format's rows: its symbol, and its length 16 bits up.
+DEVICE u32 walk(const u8* luts, u32 rows, u32 bits) {
+    u32 row = 0, entry = 0;
+    for (u32 depth = 0; depth < 4; depth++) {
+        entry = luts[row * 256 + (bits >> (24 - 8 * depth) & 255)];
+        if (entry < 240 || 256 - entry >= rows) break;
+        row = 256 - entry;
     }
-    DEVICE_METHOD u32 look_up(u32 bits) const {
-        u32 pair = pairs[bits >> (32 - TABLE_BITS)];
-        return pair != 0 ? pair : walk(bits);
-    }
-};
-
-// The codes that start before OWN_BITS, one call of `take` for each.
-template <typename Take>
-DEVICE void for_each_symbol(Bits bits, const Tables& tables, Take take) {
-    while (bits.taken < OWN_BITS) {
-        u32 pair = tables.look_up(bits.peek()), first = pair >> 16 & 255, both = pair >> 24;
-        take(pair & 255);
-        if (both != first && bits.taken + first < OWN_BITS) {
-            take(pair >> 8 & 255);
-            bits.skip(both);
-        } else {
-            bits.skip(first);
-        }
-    }
+    u32 length = luts[rows * 256 + entry];
+    // Only damaged tables have no length here; the walk goes on all the same.
+    length = length == 0 || length > 32 ? 1 : length;
+    return entry | length << 16;
 }
 
-// stream: whole blocks and 16 bytes more. gaps: 5 bits a window, most significant first. positions: blocks + 1 entries that
-// ascend. pairs: 2^11 entries. luts: `rows` rows, then lengths. capacity: most symbols of a block. out: as many words as
-// there are symbols.
+// counts: a byte for each thread of each block: how many codes start in its windows. At most 128 do. One block of threads a
+// block. luts: `rows` rows, then lengths.
 extern "C" __global__ void __launch_bounds__(THREADS)
-decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8* sign_mantissa, const u32* pairs,
-                const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out) {
-    Shared shared;
-    u32* table = shared.take<u32>(1 << TABLE_BITS);
-    u32* of_warps = shared.take<u32>(THREADS / WARP);
-    u8* exponents = shared.take<u8>(capacity + 8);
-    u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
-    for (u32 i = thread; i < 1 << TABLE_BITS; i += THREADS) table[i] = pairs[i];
-    Tables tables = {table, luts, rows};
-    for (u32 block = blockIdx.x; block < blocks; block += gridDim.x) {
-        // Also: the table is filled, and the last block's symbols are no longer needed.
-        __syncthreads();
-        const u8* own = stream + (u64)block * BLOCK_BYTES + thread * 16;
-        uint4 words = load_once((const uint4*)own);
-        u32 after = load_once((const u32*)(own + 16));
-        Bits bits;
-        // The stream's first byte is the most significant.
-        bits.high = __byte_perm(words.x, 0, 0x0123);
-        bits.low = __byte_perm(words.y, 0, 0x0123);
-        bits.next[0] = __byte_perm(words.z, 0, 0x0123);
-        bits.next[1] = __byte_perm(words.w, 0, 0x0123);
-        bits.next[2] = __byte_perm(after, 0, 0x0123);
-        // Window 2 t of the block: bits 10 t .. 10 t + 4 of its gaps.
-        u32 at = 10 * thread, byte = at / 8;
-        const u8* gap_bytes = gaps + (u64)block * GAP_BYTES;
-        u32 two = (u32)gap_bytes[byte] << 8 | (byte + 1 < GAP_BYTES ? gap_bytes[byte + 1] : 0);
-        u32 gap = two >> (11 - at % 8) & 31;
-        bits.used = bits.taken = gap;
+count_dfloat11(const u8* stream, const u8* gaps, const u8* luts, u32 rows, u8* counts) {
+    Windows windows;
+    windows.load(stream, gaps, blockIdx.x, threadIdx.x);
+    u32 taken = windows.gap(threadIdx.x), count = 0;
+    Bits bits(windows, taken);
+    for (; taken < OWN_BITS; count++) {
+        u32 length = walk(luts, rows, bits.peek()) >> 16;
+        bits.skip(length);
+        taken += length;
+    }
+    counts[(u64)blockIdx.x * THREADS + threadIdx.x] = (u8)count;
+}
 
-        u32 count = 0;
-        for_each_symbol(bits, tables, [&](u32) { count++; });
+// Two weights: signs and mantissas in bytes 0 and 2 of `sm`, exponents in those of `e`.
+DEVICE u32 two_weights(u32 sm, u32 e) { return (sm & 0x007f007fu) | (sm << 8 & 0x80008000u) | e << 7; }
+DEVICE u16 one_weight(u32 sm, u32 e) { return (u16)((sm & 0x80) << 8 | e << 7 | (sm & 0x7f)); }
+
+// stream: whole blocks and 16 bytes more. gaps: 5 bits a window, most significant first. positions: blocks + 1 entries that
+// ascend. table: 2^10 entries of up to four symbols in x, the first in the lowest bits, and in y the bits that they take
+// together and, 16 bits up, eight times their number; zero in y: the code is longer. capacity: most symbols of a block. out: as
+// many words as there are symbols, at a multiple of 16 bytes.
+extern "C" __global__ void __launch_bounds__(THREADS, 8)
+decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8* counts, const u8* sign_mantissa,
+                const uint2* table, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out) {
+    Shared shared;
+    uint2* symbols = shared.take<uint2>(1 << TABLE_BITS);
+    u32* of_warps = shared.take<u32>(THREADS / WARP);
+    u8* exponents = shared.take<u8>(capacity + 16);
+    u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
+    u32 block = blockIdx.x, count = 0;
+    Windows windows;
+    if (block < blocks) {
+        windows.load(stream, gaps, block, thread);
+        count = counts[(u64)block * THREADS + thread];
+    }
+    for (u32 i = thread; i < 1 << TABLE_BITS; i += THREADS) symbols[i] = table[i];
+    while (block < blocks) {
+        u32 first = positions[block], total = positions[block + 1] - first;
         u32 sum = count;
         for (u32 distance = 1; distance < WARP; distance *= 2) {
             u32 below = __shfl_up_sync(ALL_LANES, sum, distance);
             if (lane >= distance) sum += below;
         }
         if (lane == WARP - 1) of_warps[warp] = sum;
+        // Also: the table is filled, and the last block's symbols are no longer needed.
         __syncthreads();
-        u32 start = sum - count, total = 0;
+        u32 start = sum - count, all = 0;
         for (u32 w = 0; w < THREADS / WARP; w++) {
-            if (w == warp) start += total;
-            total += of_warps[w];
+            if (w == warp) start += all;
+            all += of_warps[w];
         }
         // What follows the last symbol in the stream decodes to something: the positions tell where it ends.
-        u32 first = positions[block];
-        total = min(min(total, positions[block + 1] - first), capacity);
-        // The exponents lie as far from a multiple of four as the output.
-        u32 offset = first % 4;
-        for_each_symbol(bits, tables, [&](u32 symbol) {
-            if (start < total) exponents[offset + start] = (u8)symbol;
-            start++;
-        });
+        total = min(min(total, all), capacity);
+        // The exponents lie as far from a multiple of eight as the output.
+        u32 offset = first % 8;
+        u32 from = offset + start, end = offset + min(start + count, total);
+        if (from < end) {
+            Bits bits(windows, windows.gap(thread));
+            // Symbols are gathered to words of four; `filled` counts bits from the buffer's start on.
+            u32 word = 0, more, filled = 8 * from, next;
+            while (true) {
+                u32 front = bits.peek();
+                uint2 entry = symbols[front >> (32 - TABLE_BITS)];
+                if (entry.y == 0) {
+                    u32 code = walk(luts, rows, front);
+                    entry = make_uint2(code & 255, code >> 16 | 8 << 16);
+                }
+                word |= __funnelshift_l(0, entry.x, filled);
+                more = __funnelshift_l(entry.x, 0, filled);
+                next = filled + (entry.y >> 16);
+                if (next >= 8 * end) break;
+                bits.skip(entry.y & 0xffff);
+                if ((next ^ filled) >= 32) {
+                    // A word is full. Of the first one the beginning may belong to another thread.
+                    u32 place = filled / 32 * 4;
+                    if (place >= from) {
+                        *(u32*)(exponents + place) = word;
+                    } else {
+                        for (u32 i = from % 4; i < 4; i++) exponents[place + i] = (u8)(word >> 8 * i);
+                    }
+                    word = more;
+                }
+                filled = next;
+            }
+            u32 place = filled / 32 * 4;
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) {
+                if (place + i >= from && place + i < end) {
+                    exponents[place + i] = (u8)((i < 4 ? word : more) >> 8 * (i % 4));
+                }
+            }
+        }
+        block += gridDim.x;
+        // The next block's are under way while this one's are joined.
+        if (block < blocks) {
+            windows.load(stream, gaps, block, thread);
+            count = counts[(u64)block * THREADS + thread];
+        }
         __syncthreads();
 
         const u8* signs = sign_mantissa + first;
         u16* to = out + first;
-        u32 head = min((4 - offset) % 4, total);
-        if (thread < head) {
-            u32 sm = signs[thread];
-            to[thread] = (u16)((sm & 0x80) << 8 | (u32)exponents[offset + thread] << 7 | (sm & 0x7f));
+        const u8* own = exponents + offset;
+        u32 head = min((8 - offset) % 8, total);
+        if (thread < head) to[thread] = one_weight(signs[thread], own[thread]);
+        u32 eights = (total - head) / 8;
+        for (u32 i = thread; i < eights; i += THREADS) {
+            u32 place = head + 8 * i;
+            uint2 sm = load_once((const uint2*)(signs + place)), e = *(const uint2*)(own + place);
+            uint4 words;
+            words.x = two_weights(__byte_perm(sm.x, 0, 0x4140), __byte_perm(e.x, 0, 0x4140));
+            words.y = two_weights(__byte_perm(sm.x, 0, 0x4342), __byte_perm(e.x, 0, 0x4342));
+            words.z = two_weights(__byte_perm(sm.y, 0, 0x4140), __byte_perm(e.y, 0, 0x4140));
+            words.w = two_weights(__byte_perm(sm.y, 0, 0x4342), __byte_perm(e.y, 0, 0x4342));
+            *(uint4*)(to + place) = words;
         }
-        u32 fours = (total - head) / 4;
-        for (u32 i = thread; i < fours; i += THREADS) {
-            u32 place = head + 4 * i;
-            u32 sm = load_once((const u32*)(signs + place)), e = *(const u32*)(exponents + offset + place);
-            uint2 four;
-            u32 s = __byte_perm(sm, 0, 0x4140);
-            four.x = (s & 0x007f007fu) | __byte_perm(e, 0, 0x4140) << 7 | (s << 8 & 0x80008000u);
-            s = __byte_perm(sm, 0, 0x4342);
-            four.y = (s & 0x007f007fu) | __byte_perm(e, 0, 0x4342) << 7 | (s << 8 & 0x80008000u);
-            *(uint2*)(to + place) = four;
-        }
-        u32 tail = head + 4 * fours + thread;
-        if (tail < total) {
-            u32 sm = signs[tail];
-            to[tail] = (u16)((sm & 0x80) << 8 | (u32)exponents[offset + tail] << 7 | (sm & 0x7f));
-        }
+        u32 tail = head + 8 * eights + thread;
+        if (tail < total) to[tail] = one_weight(signs[tail], own[tail]);
     }
 }

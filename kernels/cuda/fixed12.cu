@@ -53,20 +53,23 @@ struct Fixed12 {
     u32 base;
     u32 across;
 
-    // Its first tile; the launcher sees to it that tiles count to less than 2^32.
+    // The lane's vectors of the halves, 32 apart, and its codes.
     struct Strip {
-        u32 tile;
+        const uint4* halves;
+        const uint4* codes;
     };
 
-    DEVICE_METHOD Strip strip(u32 number, u32) const { return {number * across}; }
+    // The launcher sees to it that tiles count to less than 2^32.
+    DEVICE_METHOD Strip strip(u32 number, u32 tile, u32 lane) const {
+        u64 at = number * across + tile;
+        return {(const uint4*)sign_mantissa + at * 64 + lane, (const uint4*)codes + at * 32 + lane};
+    }
     // Vectors 0 and 1: bytes of the halves, row g before g + 8; vector 2: codes.
-    DEVICE_METHOD const uint4* vector(const Strip& strip, u32 tile, u32 i, u32 lane) const {
-        u64 number = strip.tile + tile;
-        return (const uint4*)(i < 2 ? sign_mantissa + number * 1024 + i * 512 : codes + number * 512) + lane;
+    DEVICE_METHOD static const uint4* vector(const Strip& strip, u32 i) {
+        return i < 2 ? strip.halves + i * 32 : strip.codes;
     }
-    DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 tile, u32 i, u32 lane) const {
-        cp_async16(to, vector(strip, tile, i, lane));
-    }
+    DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 i) const { cp_async16(to, vector(strip, i)); }
+    DEVICE_METHOD static void advance(Strip& strip) { strip.halves += 64, strip.codes += 32; }
     DEVICE_METHOD Fragment decode(const uint4 (&raw)[3]) const {
         Fragment f;
         one_row<0, 0>(f, raw[0].x, raw[0].y, raw[2].x, base);
@@ -75,16 +78,16 @@ struct Fixed12 {
         one_row<1, 1>(f, raw[1].z, raw[1].w, raw[2].w, base);
         return f;
     }
-    DEVICE_METHOD const u32* offsets(const Strip& strip) const { return escape_offsets + strip.tile; }
+    DEVICE_METHOD const u32* offsets(u32 number) const { return escape_offsets + number * across; }
 };
 
 #define STREAM(columns, strips, stages)                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS) fixed12_stream_##columns##_##strips##_##stages(  \
         const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
-        const float* bias, u32 adds, u32 slices) {                                                         \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                          \
-        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23,          \
+        const float* bias, u32 adds, u32 log_slices) {                                                         \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                          \
+        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, opaque(base << 7 | base << 23),          \
                            (u32)((cols + 63) / 64)};                                                       \
         stream_product<columns, strips, stages>(weights, rows, operands);                                  \
     }
@@ -95,9 +98,9 @@ STREAM_VARIANTS(STREAM)
         fixed12_panel_##columns##_##strips##_##stages(                                                     \
         const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
-        const float* bias, u32 adds, u32 slices, float4* sums, u32* done) {                                \
-        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, slices};                          \
-        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23,          \
+        const float* bias, u32 adds, u32 log_slices, float4* sums, u32* done) {                                \
+        Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                          \
+        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, opaque(base << 7 | base << 23),          \
                            (u32)((cols + 63) / 64)};                                                       \
         panel_product<columns, strips, stages>(weights, rows, operands, {sums, done});                     \
     }
@@ -114,18 +117,18 @@ decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offse
     u64 number = (u64)blockIdx.x * WARPS + warp, strip = number / across;
     if (strip * TILE_ROWS >= rows) return;
     u32 tile = (u32)(number % across);
-    Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, base << 7 | base << 23, across};
-    Fixed12::Strip from = weights.strip((u32)strip, lane);
+    Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, opaque(base << 7 | base << 23), across};
+    Fixed12::Strip from = weights.strip((u32)strip, tile, lane);
     uint4 raw[3];
 #pragma unroll
-    for (u32 i = 0; i < 3; i++) raw[i] = load_once(weights.vector(from, tile, i, lane));
-    EscapeList<true> list;
-    list.look(weights.offsets(from), across, tile, lane);
+    for (u32 i = 0; i < 3; i++) raw[i] = load_once(Fixed12::vector(from, i));
+    const u32* offsets = weights.offsets((u32)strip) + tile;
+    u32 first = load_once(offsets), end = load_once(offsets + 1);
     Fragment f = weights.decode(raw);
-    if (list.has(tile)) {
-        u32 early[EARLY];
-        list.load(early, escapes, tile, lane);
-        list.patch(f, areas + warp * PATCH_VECTORS, early, escapes, tile, lane);
+    if (first < end) {
+        patch(f, areas + warp * PATCH_VECTORS, lane, [&](u16* words, u32 half) {
+            for (u32 i = first + lane; i < end; i += WARP) put_escape(words, half, load_once(escapes + i));
+        });
     }
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {

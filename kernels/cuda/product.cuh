@@ -10,10 +10,14 @@
 // An encoding is a type with
 //   VECTORS, ESCAPES                     16-byte vectors that a lane holds of a tile; whether tiles may need a patch
 //   across                               tiles of a strip
-//   strip(number, lane)                  what a lane keeps of a strip
-//   copy(to, strip, tile, i, lane)       starts to copy vector i of a tile to shared memory
+//   strip(number, tile, lane)            where a lane is in a strip
+//   copy(to, strip, i)                   starts to copy vector i of that tile to shared memory
+//   advance(strip)                       to the next tile
 //   decode(vectors)                      the lane's weights of a tile, escapes apart
-//   offsets(strip), escapes              escapes before each tile of a strip, and all of them
+//   offsets(number), escapes             escapes before each tile of a strip, and all of them
+//
+// Whatever a loop needs moves on with it: what can be computed anew from the launch's arguments the compiler computes anew in
+// every turn, which took as many instructions as decoding.
 #pragma once
 #include "device.cuh"
 
@@ -41,132 +45,207 @@ struct Operands {
     u64 y_stride;
     const float* bias;
     u32 adds;
-    u32 slices;
+    // The logarithm of the number of slices.
+    u32 log_slices;
+
+    DEVICE_METHOD u32 slices() const { return 1u << log_slices; }
+    // The first tile of a slice, of `across`.
+    DEVICE_METHOD u32 tile_of(u32 across, u32 slice) const { return (u32)((u64)across * slice >> log_slices); }
 };
 
 // ---- escapes -----------------------------------------------------------------------------------------------------
 
-// Vectors of shared memory in which a warp patches a tile.
-constexpr u32 PATCH_VECTORS = 4 * WARP;
-constexpr u32 NO_ESCAPE = 0xffffffffu;
-// Escapes of a tile that are loaded before they are needed: this many a lane.
+// Escapes of a tile that come with its weights: this many a lane.
 constexpr u32 EARLY = 2;
+// Vectors of shared memory in which a warp patches half a tile.
+constexpr u32 PATCH_VECTORS = 2 * WARP;
 
-// The escapes of the tiles from `first` on; lane i knows how many come before tile first + i.
-template <bool any>
+// An escape: the place of the weight among the lanes' fragments, and its exponent where a BF16 has it, 16 bits up. `half` of
+// a tile lies at `words`.
+DEVICE void put_escape(u16* words, u32 half, u32 escape) {
+    if ((escape >> 9 & 1) != half) return;
+    u16* word = words + (escape & 511);
+    *word = (u16)((*word & 0x807fu) | escape >> 16);
+}
+
+// Has lanes change each other's words of a tile, a half at a time. `area` is the warp's own; what lies there is lost.
+template <typename Change>
+DEVICE void patch(Fragment& f, uint4* area, u32 lane, const Change& change) {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+        __syncwarp();
+        area[lane] = vector_of(f.words[half][0]);
+        area[WARP + lane] = vector_of(f.words[half][1]);
+        __syncwarp();
+        change((u16*)area, half);
+        __syncwarp();
+        set_vector(f.words[half][0], area[lane]);
+        set_vector(f.words[half][1], area[WARP + lane]);
+    }
+}
+
+// Which tiles have escapes, `ahead` tiles before they are needed: lane i knows how many escapes come before tile first + i.
+template <bool any, u32 ahead>
 struct EscapeList {
-    u32 first, before, listed;
+    // Vectors of shared memory for a tile's early escapes.
+    static constexpr u32 VECTORS = EARLY * WARP / 4;
+    // Tiles until the list is read on: after as many, the last lanes know what comes `ahead` tiles later.
+    static constexpr u32 STEP = WARP - 1 - ahead;
+    // The tile that the loop is at is first + turn; bit i of `listed` is whether tile first + turn + i has escapes. `coming` is
+    // what the lane knows after the next step.
+    u32 first, turn, before, coming, listed;
 
-    // offsets: of a strip, which has `across` tiles.
-    DEVICE_METHOD void look(const u32* offsets, u32 across, u32 tile, u32 lane) {
-        first = tile;
-        before = offsets[min(tile + lane, across)];
+    DEVICE_METHOD void list(const u32* offsets, u32 across, u32 lane) {
+        turn = 0;
+        coming = offsets[min(first + STEP + lane, across)];
         u32 after = __shfl_down_sync(ALL_LANES, before, 1);
         // The last lane knows no next tile.
         listed = __ballot_sync(ALL_LANES, lane < WARP - 1 && after > before);
     }
-    DEVICE_METHOD bool knows(u32 tile) const { return tile - first < WARP - 1; }
-    DEVICE_METHOD bool has(u32 tile) const { return (listed >> (tile - first) & 1) != 0; }
-    DEVICE_METHOD void load(u32 (&words)[EARLY], const u32* escapes, u32 tile, u32 lane) const {
-        u32 from = __shfl_sync(ALL_LANES, before, tile - first), to = __shfl_sync(ALL_LANES, before, tile - first + 1);
+    // offsets: of a strip, which has `across` tiles.
+    DEVICE_METHOD void start(const u32* offsets, u32 across, u32 tile, u32 lane) {
+        first = tile;
+        before = offsets[min(tile + lane, across)];
+        list(offsets, across, lane);
+    }
+    DEVICE_METHOD void advance() { turn++, listed >>= 1; }
+    DEVICE_METHOD bool ends() const { return turn == STEP; }
+    DEVICE_METHOD u32 past(u32 begin) const { return first + turn - begin; }
+    DEVICE_METHOD void reach(const u32* offsets, u32 across, u32 lane) {
+        first += STEP;
+        before = coming;
+        list(offsets, across, lane);
+    }
+    // Whether the tile so many after this one has escapes, and how many come before it.
+    DEVICE_METHOD bool has(u32 later) const { return (listed >> later & 1) != 0; }
+    DEVICE_METHOD u32 begin(u32 later) const { return __shfl_sync(ALL_LANES, before, turn + later); }
+    // Starts to copy a tile's early escapes, of which a lane copies what it reads itself.
+    DEVICE_METHOD void ask(u32* to, const u32* escapes, u32 later, u32 lane) const {
+        u32 from = begin(later), end = begin(later + 1);
 #pragma unroll
         for (u32 i = 0; i < EARLY; i++) {
-            words[i] = NO_ESCAPE;
-            if (from + i * WARP + lane < to) words[i] = load_once(escapes + from + i * WARP + lane);
+            u32 at = from + i * WARP + lane;
+            if (at < end) cp_async4(to + i * WARP + lane, escapes + at);
         }
     }
-
-    // An escape: the place of the weight among the lanes' fragments, and its exponent where a BF16 has it, 16 bits up.
-    DEVICE_METHOD static void put(u16* weights, u32 escape) {
-        u16* weight = weights + (escape & 1023);
-        *weight = (u16)((*weight & 0x807fu) | escape >> 16);
-    }
-    // `area` is the warp's own.
-    DEVICE_METHOD void patch(Fragment& f, uint4* area, const u32 (&words)[EARLY], const u32* escapes, u32 tile,
-                             u32 lane) const {
-        u32 from = __shfl_sync(ALL_LANES, before, tile - first), to = __shfl_sync(ALL_LANES, before, tile - first + 1);
-        __syncwarp();
+    // `early`: what was asked for.
+    DEVICE_METHOD void correct(Fragment& f, uint4* area, const u32* early, const u32* escapes, u32 lane) const {
+        u32 from = begin(0), end = begin(1);
+        patch(f, area, lane, [&](u16* words, u32 half) {
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) area[i * WARP + lane] = vector_of(f.words[i / 2][i % 2]);
-        __syncwarp();
-        u16* weights = (u16*)area;
-#pragma unroll
-        for (u32 i = 0; i < EARLY; i++) {
-            if (words[i] != NO_ESCAPE) put(weights, words[i]);
-        }
-        for (u32 i = from + EARLY * WARP + lane; i < to; i += WARP) put(weights, load_once(escapes + i));
-        __syncwarp();
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) set_vector(f.words[i / 2][i % 2], area[i * WARP + lane]);
+            for (u32 i = 0; i < EARLY; i++) {
+                if (from + i * WARP + lane < end) put_escape(words, half, early[i * WARP + lane]);
+            }
+            for (u32 i = from + EARLY * WARP + lane; i < end; i += WARP) put_escape(words, half, load_once(escapes + i));
+        });
     }
 };
 
 // An encoding without escapes.
-template <>
-struct EscapeList<false> {
-    DEVICE_METHOD void look(const u32*, u32, u32, u32) {}
-    DEVICE_METHOD bool knows(u32) const { return true; }
+template <u32 ahead>
+struct EscapeList<false, ahead> {
+    static constexpr u32 VECTORS = 0;
+    DEVICE_METHOD void start(const u32*, u32, u32, u32) {}
+    DEVICE_METHOD void advance() {}
+    DEVICE_METHOD bool ends() const { return false; }
+    DEVICE_METHOD u32 past(u32) const { return 0; }
+    DEVICE_METHOD void reach(const u32*, u32, u32) {}
     DEVICE_METHOD bool has(u32) const { return false; }
-    DEVICE_METHOD void load(u32 (&)[EARLY], const u32*, u32, u32) const {}
-    DEVICE_METHOD void patch(Fragment&, uint4*, const u32 (&)[EARLY], const u32*, u32, u32) const {}
+    DEVICE_METHOD void ask(u32*, const u32*, u32, u32) const {}
+    DEVICE_METHOD void correct(Fragment&, uint4*, const u32*, const u32*, u32) const {}
 };
 
 // ---- tiles -------------------------------------------------------------------------------------------------------
 
-// A lane's weights of some strips, on their way through shared memory: a lane copies what it reads itself, so that it waits for
-// no other. Registers could not hold as much, and the compiler moves loads into them to where they are needed.
-template <u32 strips, typename Weights>
+// A warp's weights of some strips, on their way through shared memory in `stages` stages: a lane copies what it reads itself, so
+// that it waits for no other. Registers could not hold as much, and the compiler moves loads into them to where they are needed.
+template <u32 strips, u32 stages, typename Weights>
 struct Lane {
-    static constexpr u32 VECTORS = strips * Weights::VECTORS;
+    using List = EscapeList<Weights::ESCAPES, stages - 1>;
+    // Vectors of a warp's stage: the lanes' weights, then escapes.
+    static constexpr u32 WEIGHT_VECTORS = strips * Weights::VECTORS * WARP;
+    static constexpr u32 VECTORS = WEIGHT_VECTORS + strips * List::VECTORS;
     const Weights& weights;
+    // Where the next tile to ask for is.
     typename Weights::Strip strip[strips];
-    EscapeList<Weights::ESCAPES> list[strips];
-    u32 early[strips][EARLY];
-    // Where a warp patches tiles.
-    uint4* area;
-    u32 lane, end;
+    List list[strips];
+    // The last strips there are stand for those beyond them, for which nothing is written.
+    u32 first_strip, last_strip, lane, begin;
+    // Tiles that are not decoded yet, this one included.
+    u32 left;
 
     // Strips from `first` on; tiles tile .. end.
-    DEVICE_METHOD Lane(const Weights& all, u64 first, u64 rows, u32 tile, u32 last, uint4* patched)
-        : weights(all), area(patched), lane(threadIdx.x % WARP), end(last) {
+    DEVICE_METHOD Lane(const Weights& all, u64 first, u64 rows, u32 tile, u32 end)
+        : weights(all), lane(opaque(threadIdx.x % WARP)), begin(tile), left(end - tile) {
+        u64 last = (rows - 1) / TILE_ROWS;
+        first_strip = (u32)min(first, last), last_strip = (u32)last;
 #pragma unroll
-        for (u32 s = 0; s < strips; s++) {
-            // Strips beyond the last one repeat it; nothing is written for them.
-            strip[s] = weights.strip((u32)min(first + s, (rows - 1) / TILE_ROWS), lane);
-            if (tile < end) list[s].look(weights.offsets(strip[s]), weights.across, tile, lane);
-        }
-        look_ahead(tile);
+        for (u32 s = 0; s < strips; s++) strip[s] = weights.strip(number(s), tile, lane);
     }
-    // Starts to copy a tile to the lane's vectors, WARP apart.
-    DEVICE_METHOD void ask(uint4* to, u32 tile) const {
+    DEVICE_METHOD u32 number(u32 s) const { return min(first_strip + s, last_strip); }
+    // `shared` + `stage`: the lane's first vector of a stage of the warp.
+    DEVICE_METHOD u32* escapes_of(uint4* shared, u32 stage, u32 s) const {
+        return (u32*)(shared + (stage - lane) + WEIGHT_VECTORS + s * List::VECTORS);
+    }
+    // Starts to copy the next tile's weights to a stage of the warp.
+    DEVICE_METHOD void ask_weights(uint4* shared, u32 stage) {
 #pragma unroll
         for (u32 s = 0; s < strips; s++) {
 #pragma unroll
             for (u32 i = 0; i < Weights::VECTORS; i++) {
-                weights.copy(to + (s * Weights::VECTORS + i) * WARP, strip[s], tile, i, lane);
+                weights.copy(shared + stage + (s * Weights::VECTORS + i) * WARP, strip[s], i);
+            }
+            weights.advance(strip[s]);
+        }
+    }
+    // Before the loop, after the first stages' weights were asked for: finding out about escapes takes a trip to memory, which
+    // is under way together with them. `apart`: vectors from a stage to the next.
+    DEVICE_METHOD void start(uint4* shared, u32 stage, u32 apart) {
+        if (left == 0) return;
+#pragma unroll
+        for (u32 s = 0; s < strips; s++) {
+            list[s].start(weights.offsets(number(s)), weights.across, begin, lane);
+#pragma unroll
+            for (u32 i = 0; i + 1 < stages; i++) {
+                if (i < left && list[s].has(i)) {
+                    list[s].ask(escapes_of(shared, stage + i * apart, s), weights.escapes, i, lane);
+                }
             }
         }
     }
-    // Loads the first escapes of a tile.
-    DEVICE_METHOD void look_ahead(u32 tile) {
-        if (tile >= end) return;
+    // In the loop: asks for the tile that comes stages - 1 after this one, if there is one.
+    DEVICE_METHOD void ask_ahead(uint4* shared, u32 stage) {
+        if (left < stages) return;
+        ask_weights(shared, stage);
 #pragma unroll
         for (u32 s = 0; s < strips; s++) {
-            if (!list[s].knows(tile)) list[s].look(weights.offsets(strip[s]), weights.across, tile, lane);
-            if (list[s].has(tile)) list[s].load(early[s], weights.escapes, tile, lane);
+            if (list[s].has(stages - 1)) list[s].ask(escapes_of(shared, stage, s), weights.escapes, stages - 1, lane);
         }
     }
-    // The tile that lies in `from`.
-    DEVICE_METHOD void decode(Fragment (&w)[strips], const uint4* from, u32 tile) {
+    // The tile that lies in a stage. The stage is used up.
+    DEVICE_METHOD void decode(Fragment (&w)[strips], uint4* shared, u32 stage) const {
 #pragma unroll
         for (u32 s = 0; s < strips; s++) {
             uint4 raw[Weights::VECTORS];
 #pragma unroll
-            for (u32 i = 0; i < Weights::VECTORS; i++) raw[i] = from[(s * Weights::VECTORS + i) * WARP];
+            for (u32 i = 0; i < Weights::VECTORS; i++) raw[i] = shared[stage + (s * Weights::VECTORS + i) * WARP];
             w[s] = weights.decode(raw);
-            if (list[s].has(tile)) list[s].patch(w[s], area, early[s], weights.escapes, tile, lane);
+            if (list[s].has(0)) {
+                // The first tiles' escapes came after the weights.
+                if (list[s].past(begin) < stages - 1) cp_async_wait<0>();
+                uint4* area = shared + (stage - lane) + s * Weights::VECTORS * WARP;
+                list[s].correct(w[s], area, escapes_of(shared, stage, s), weights.escapes, lane);
+            }
         }
-        look_ahead(tile + 1);
+    }
+    // To the next tile.
+    DEVICE_METHOD void advance() {
+        left--;
+#pragma unroll
+        for (u32 s = 0; s < strips; s++) {
+            list[s].advance();
+            if (list[s].ends()) list[s].reach(weights.offsets(number(s)), weights.across, lane);
+        }
     }
 };
 
@@ -201,57 +280,62 @@ DEVICE void finish(const Operands& o, u64 rows, u64 n, u32 token, float sum) {
 // asked for stages - 1 tiles early.
 template <u32 columns, u32 strips, u32 stages, typename Weights>
 DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) {
-    constexpr u32 elements = strips * columns * 4 * WARP, vectors = Lane<strips, Weights>::VECTORS * WARP;
+    using Own = Lane<strips, stages, Weights>;
+    constexpr u32 elements = strips * columns * 4 * WARP, vectors = Own::VECTORS;
     Shared shared;
     uint4* rings = shared.take<uint4>(WARPS * stages * vectors);
-    uint4* areas = Weights::ESCAPES ? shared.take<uint4>(WARPS * PATCH_VECTORS) : nullptr;
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
-    uint4* ring = rings + warp * stages * vectors + lane;
-    u32 slice = warp % o.slices, groups = WARPS / o.slices;
+    u32 slices = o.slices(), slice = warp & (slices - 1), groups = WARPS >> o.log_slices;
     u64 block_strip = (u64)blockIdx.x * groups * strips;
-    u64 first_strip = block_strip + warp / o.slices * strips;
+    u64 first_strip = block_strip + (warp >> o.log_slices) * strips;
     u32 first_token = blockIdx.y * columns * 8;
-    u32 tile = (u32)((u64)weights.across * slice / o.slices), end = (u32)((u64)weights.across * (slice + 1) / o.slices);
+    u32 tile = o.tile_of(weights.across, slice), end = o.tile_of(weights.across, slice + 1);
     // Warps beyond the last strip have nothing to do.
     if (first_strip * TILE_ROWS >= rows) end = tile;
 
-    Lane<strips, Weights> own(weights, first_strip, rows, tile, end, areas + warp * PATCH_VECTORS);
+    Own own(weights, first_strip, rows, tile, end);
+    u32 stage = opaque(warp * stages * vectors + lane), free = stage + (stages - 1) * vectors, wrap = free;
+#pragma unroll
+    for (u32 i = 0; i + 1 < stages; i++) {
+        if (i < own.left) own.ask_weights(rings, stage + i * vectors);
+        if (i + 2 < stages) cp_async_commit();
+    }
+    own.start(rings, stage, vectors);
+    cp_async_commit();
     float sums[strips][columns][4] = {};
     const u16* x[columns];
 #pragma unroll
     for (u32 c = 0; c < columns; c++) {
         // Tokens beyond the last one repeat it: the same addresses cost nothing.
         u32 token = min(first_token + 8 * c + g, o.tokens - 1);
-        x[c] = o.x + token * (u64)o.stride + 8 * q;
+        x[c] = o.x + token * (u64)o.stride + 8 * q + tile * TILE_K;
     }
-#pragma unroll
-    for (u32 i = 0; i + 1 < stages; i++) {
-        if (tile + i < end) own.ask(ring + i * vectors, tile + i);
-        cp_async_commit();
-    }
-    for (u32 slot = 0; tile < end; tile++) {
+    while (own.left) {
         uint4 now[2][columns];
 #pragma unroll
         for (u32 half = 0; half < 2; half++) {
 #pragma unroll
-            for (u32 c = 0; c < columns; c++) now[half][c] = *(const uint4*)(x[c] + tile * TILE_K + 32 * half);
+            for (u32 c = 0; c < columns; c++) now[half][c] = *(const uint4*)(x[c] + 32 * half);
         }
         cp_async_wait<(int)stages - 2>();
-        // The slot of the tile before.
-        u32 left = slot == 0 ? stages - 1 : slot - 1;
-        if (tile + stages - 1 < end) own.ask(ring + left * vectors, tile + stages - 1);
+        // The stage of the tile before.
+        own.ask_ahead(rings, free);
         // Empty groups keep the count.
         cp_async_commit();
         Fragment w[strips];
-        own.decode(w, ring + slot * vectors, tile);
+        own.decode(w, rings, stage);
         multiply_half(sums, w, 0, 0, now[0]);
         multiply_half(sums, w, 1, 0, now[1]);
-        slot = slot + 1 == stages ? 0 : slot + 1;
+        own.advance();
+#pragma unroll
+        for (u32 c = 0; c < columns; c++) x[c] += TILE_K;
+        free = stage;
+        stage = stage == wrap ? stage - (stages - 1) * vectors : stage + vectors;
     }
 
     // The sums of a warp take the place of its ring.
     __syncwarp();
-    float* mine = (float*)ring - lane * 3;
+    float* mine = (float*)(rings + warp * stages * vectors) + lane;
 #pragma unroll
     for (u32 s = 0; s < strips; s++) {
 #pragma unroll
@@ -263,9 +347,9 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
     __syncthreads();
     for (u32 at = threadIdx.x; at < groups * elements; at += THREADS) {
         u32 group = at / elements, element = at % elements;
-        const float* from = (const float*)(rings + group * o.slices * stages * vectors) + element;
+        const float* from = (const float*)(rings + (group << o.log_slices) * stages * vectors) + element;
         float sum = from[0];
-        for (u32 s = 1; s < o.slices; s++) sum = __fadd_rn(sum, from[s * stages * vectors * 4]);
+        for (u32 s = 1; s < slices; s++) sum = __fadd_rn(sum, from[s * stages * vectors * 4]);
         // The element's place among the fragments.
         u32 i = element / WARP % 4, c = element / (4 * WARP) % columns, s = element / (4 * WARP * columns);
         u64 n = (block_strip + group * strips + s) * TILE_ROWS + i / 2 * 8 + element % WARP / 4;
@@ -281,6 +365,41 @@ struct Partials {
     u32* done;
 };
 
+// sums = those of all parts, added in order. What is added first is still under way while more is asked for: as many loads at a
+// time as registers hold, all parts of a column together.
+template <u32 parts, u32 columns, u32 strips>
+DEVICE void add_parts(float (&sums)[strips][columns][4], const float4* from) {
+    constexpr u32 size = strips * columns * THREADS, loads = 16 / parts;
+    // Columns of a strip that are loaded together.
+    constexpr u32 together = loads < columns ? loads : columns;
+#pragma unroll
+    for (u32 s = 0; s < strips; s++) {
+#pragma unroll
+        for (u32 first = 0; first < columns; first += together) {
+            float4 part[together][parts];
+#pragma unroll
+            for (u32 c = 0; c < together; c++) {
+#pragma unroll
+                for (u32 i = 0; i < parts; i++) {
+                    part[c][i] = load_fresh(from + (u64)i * size + (s * columns + first + c) * THREADS);
+                }
+            }
+#pragma unroll
+            for (u32 c = 0; c < together; c++) {
+                float4 sum = part[c][0];
+#pragma unroll
+                for (u32 i = 1; i < parts; i++) {
+                    float4 next = part[c][i];
+                    sum = make_float4(__fadd_rn(sum.x, next.x), __fadd_rn(sum.y, next.y), __fadd_rn(sum.z, next.z),
+                                      __fadd_rn(sum.w, next.w));
+                }
+                float(&to)[4] = sums[s][first + c];
+                to[0] = sum.x, to[1] = sum.y, to[2] = sum.z, to[3] = sum.w;
+            }
+        }
+    }
+}
+
 // Tiles of y that are neighbours in the grid share rows of x, up to so many columns of tiles.
 constexpr u32 GROUPED = 16;
 
@@ -291,78 +410,89 @@ constexpr u32 GROUPED = 16;
 // vectors) come in `stages` stages, asked for stages - 1 tiles early.
 template <u32 columns, u32 strips, u32 stages, typename Weights>
 DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, Partials partials) {
-    constexpr u32 width = 8 * columns, x_vectors = width * 8, lane_vectors = Lane<strips, Weights>::VECTORS;
-    constexpr u32 stage_vectors = x_vectors + lane_vectors * THREADS;
+    using Own = Lane<strips, stages, Weights>;
+    constexpr u32 width = 8 * columns, x_vectors = width * 8;
+    constexpr u32 stage_vectors = x_vectors + Own::VECTORS * WARPS;
     // Columns that are multiplied together: as many vectors of x are held at once.
     constexpr u32 together = columns < 4 ? columns : columns < 16 ? 4 : 2;
     Shared shared;
     uint4* ring = shared.take<uint4>(stages * stage_vectors);
-    uint4* area = nullptr;
     u32* before = shared.take<u32>(1);
     u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, g = lane / 4, q = lane % 4;
-    if (Weights::ESCAPES) area = shared.take<uint4>(WARPS * PATCH_VECTORS) + warp * PATCH_VECTORS;
-    u32 parts = gridDim.y, own_slices = o.slices / parts;
+    // All slices, or one.
+    u32 parts = gridDim.y, own_slices = parts > 1 ? 1 : o.slices();
     float* totals = nullptr;
     if (own_slices > 1) totals = shared.take<float>(strips * columns * 4 * THREADS) + thread;
 
     u32 row_blocks = (u32)((rows + TILE_ROWS * WARPS * strips - 1) / (TILE_ROWS * WARPS * strips));
     u32 token_blocks = (o.tokens + width - 1) / width;
-    u32 group = blockIdx.x / (GROUPED * row_blocks), in_group = blockIdx.x % (GROUPED * row_blocks);
-    u32 grouped = min(GROUPED, token_blocks - group * GROUPED);
-    u32 first_token = (group * GROUPED + in_group % grouped) * width;
-    u64 first_strip = ((u64)(in_group / grouped) * WARPS + warp) * strips;
+    u32 first_token = 0, row_block = blockIdx.x;
+    if (token_blocks > 1) {
+        u32 group = blockIdx.x / (GROUPED * row_blocks), in_group = blockIdx.x % (GROUPED * row_blocks);
+        u32 grouped = min(GROUPED, token_blocks - group * GROUPED);
+        first_token = (group * GROUPED + in_group % grouped) * width;
+        row_block = in_group / grouped;
+    }
+    u64 first_strip = ((u64)row_block * WARPS + warp) * strips;
 
     u32 slice = blockIdx.y * own_slices, end_slice = slice + own_slices;
-    u32 tile = (u32)((u64)weights.across * slice / o.slices), end = (u32)((u64)weights.across * end_slice / o.slices);
+    u32 tile = o.tile_of(weights.across, slice), end = o.tile_of(weights.across, end_slice);
 
-    Lane<strips, Weights> own(weights, first_strip, rows, tile, end, area);
-    float sums[strips][columns][4] = {};
+    Own own(weights, first_strip, rows, tile, end);
 
     // A thread copies one vector of every 32 tokens.
     constexpr u32 x_copies = (x_vectors + THREADS - 1) / THREADS;
-    u32 x_token = thread / 8, x_place = thread % 8 ^ x_token % 2 * 4;
-    const u16* x_from = o.x + (first_token + x_token) * (u64)o.stride + thread % 8 * 8;
+    u32 x_token = thread / 8, x_place = opaque(x_token * 8 + (thread % 8 ^ x_token % 2 * 4));
+    // Tokens that there are from the thread's first one on.
+    u32 x_room = first_token + x_token < o.tokens ? o.tokens - first_token - x_token : 0;
+    const u16* x_from = o.x + (first_token + x_token) * (u64)o.stride + thread % 8 * 8 + tile * TILE_K;
+    u64 x_apart = 32 * (u64)o.stride;
 #pragma unroll
     for (u32 i = 0; i < x_copies; i++) {
-        u32 token = x_token + 32 * i;
-        if (token < width && first_token + token >= o.tokens) {
+        if (x_token + 32 * i < width && 32 * i >= x_room) {
             for (u32 slot = 0; slot < stages; slot++) {
-                ring[slot * stage_vectors + token * 8 + x_place] = make_uint4(0, 0, 0, 0);
+                ring[slot * stage_vectors + 256 * i + x_place] = make_uint4(0, 0, 0, 0);
             }
         }
     }
-    auto ask = [&](u32 wanted, u32 slot) {
-        uint4* stage = ring + slot * stage_vectors;
-        if (wanted < end) {
+    auto ask_x = [&](uint4* stage) {
+        const u16* from = x_from;
 #pragma unroll
-            for (u32 i = 0; i < x_copies; i++) {
-                u32 token = x_token + 32 * i;
-                if (token < width && first_token + token < o.tokens) {
-                    cp_async16(stage + token * 8 + x_place, x_from + 32 * i * (u64)o.stride + wanted * TILE_K);
-                }
-            }
-            own.ask(stage + x_vectors + warp * (lane_vectors * WARP) + lane, wanted);
+        for (u32 i = 0; i < x_copies; i++) {
+            if (x_token + 32 * i < width && 32 * i < x_room) cp_async16(stage + 256 * i + x_place, from);
+            from += x_apart;
         }
-        // Empty groups keep the count.
-        cp_async_commit();
+        x_from += TILE_K;
     };
+    // The stage that is read and the one that all have left; from a stage's start to the lane's weights.
+    u32 stage = 0, free = (stages - 1) * stage_vectors;
+    u32 to_weights = opaque(x_vectors + warp * Own::VECTORS + lane);
 #pragma unroll
-    for (u32 i = 0; i + 1 < stages; i++) ask(tile + i, i);
+    for (u32 i = 0; i + 1 < stages; i++) {
+        if (i < own.left) {
+            own.ask_weights(ring, to_weights + i * stage_vectors);
+            ask_x(ring + i * stage_vectors);
+        }
+        if (i + 2 < stages) cp_async_commit();
+    }
+    own.start(ring, to_weights, stage_vectors);
+    cp_async_commit();
+    float sums[strips][columns][4] = {};
 
     // A lane's vectors of the halves of its first token.
-    u32 x_lower = g * 8 + (q ^ g % 2 * 4), x_upper = x_lower ^ 4;
-    u32 slot = 0;
+    u32 x_lower = opaque(g * 8 + (q ^ g % 2 * 4));
     for (; slice < end_slice; slice++) {
-        u32 slice_end = (u32)((u64)weights.across * (slice + 1) / o.slices);
+        u32 slice_end = o.tile_of(weights.across, slice + 1);
         for (; tile < slice_end; tile++) {
             cp_async_wait<(int)stages - 2>();
             __syncthreads();
-            // The slot that all have left.
-            ask(tile + stages - 1, slot == 0 ? stages - 1 : slot - 1);
-            const uint4* stage = ring + slot * stage_vectors;
-            const uint4 *lower = stage + x_lower, *upper = stage + x_upper;
+            if (own.left >= stages) ask_x(ring + free);
+            own.ask_ahead(ring, free + to_weights);
+            // Empty groups keep the count.
+            cp_async_commit();
+            const uint4 *lower = ring + stage + x_lower, *upper = ring + stage + (x_lower ^ 4);
             Fragment w[strips];
-            own.decode(w, stage + x_vectors + warp * (lane_vectors * WARP) + lane, tile);
+            own.decode(w, ring, stage + to_weights);
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
 #pragma unroll
@@ -375,7 +505,9 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
                     multiply_half(sums, w, half, c, x);
                 }
             }
-            slot = slot + 1 == stages ? 0 : slot + 1;
+            own.advance();
+            free = stage;
+            stage = stage == (stages - 1) * stage_vectors ? 0 : stage + stage_vectors;
         }
         if (own_slices == 1) break;
         bool first = slice + own_slices == end_slice, last = slice + 1 == end_slice;
@@ -415,24 +547,10 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
         __syncthreads();
         if (*before != parts - 1) return;
         __threadfence();
-        // A few columns at a time, for the loads of which there are registers.
-#pragma unroll
-        for (u32 from = 0; from < columns; from += together) {
-#pragma unroll 1
-            for (u32 part = 0; part < parts; part++) {
-#pragma unroll
-                for (u32 c = from; c < from + together; c++) {
-#pragma unroll
-                    for (u32 s = 0; s < strips; s++) {
-                        float4 next = load_fresh(tile_sums + part * size + (s * columns + c) * THREADS);
-                        float(&sum)[4] = sums[s][c];
-                        sum[0] = part ? __fadd_rn(sum[0], next.x) : next.x;
-                        sum[1] = part ? __fadd_rn(sum[1], next.y) : next.y;
-                        sum[2] = part ? __fadd_rn(sum[2], next.z) : next.z;
-                        sum[3] = part ? __fadd_rn(sum[3], next.w) : next.w;
-                    }
-                }
-            }
+        switch (parts) {
+            case 2: add_parts<2>(sums, tile_sums); break;
+            case 4: add_parts<4>(sums, tile_sums); break;
+            default: add_parts<8>(sums, tile_sums); break;
         }
     }
     // Tokens outside: what is computed for one is used up before the next.

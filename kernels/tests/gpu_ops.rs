@@ -1,7 +1,6 @@
 //! The dense operations of a decoder on a GPU equal scalar references bit for bit.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
-use half::bf16;
 use llmpress_emulator::Emulator;
 use llmpress_entropy::fixed12::{Strips, StripsRef, encode_strips};
 use llmpress_kernels::cpu;
@@ -11,6 +10,7 @@ use llmpress_kernels::gpu::attention::{
 use llmpress_kernels::gpu::embedding::{Gather, embed_bf16, embed_fixed12};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::gate::{Activation, gate};
+use llmpress_kernels::gpu::reference::{self, Past, inverse_root, round, widen as wide};
 use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
 use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
@@ -19,14 +19,6 @@ use proptest::prelude::*;
 
 fn emulators() -> [Gpu; 2] {
     [Gpu::new(Emulator::new()), Gpu::new(Emulator::backwards())]
-}
-
-fn round(x: f32) -> u16 {
-    bf16::from_f32(x).to_bits()
-}
-
-fn wide(word: u16) -> f32 {
-    bf16::from_bits(word).to_f32()
 }
 
 fn same(a: &[f32], b: &[f32]) -> bool {
@@ -38,17 +30,6 @@ fn same_words(a: &[u16], b: &[u16]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a == b || nan(*a) && nan(*b))
 }
 
-/// The sum over 32 lanes as kernels/cuda/warp.cuh says.
-fn warp_sum(mut lanes: [f32; 32]) -> f32 {
-    for distance in [16, 8, 4, 2, 1] {
-        let before = lanes;
-        for (lane, x) in lanes.iter_mut().enumerate() {
-            *x = before[lane] + before[lane ^ distance];
-        }
-    }
-    lanes[0]
-}
-
 /// Any float, common ones more often.
 fn float() -> impl Strategy<Value = f32> {
     prop_oneof![
@@ -57,16 +38,6 @@ fn float() -> impl Strategy<Value = f32> {
         1 => any::<u32>().prop_map(f32::from_bits),
         1 => prop_oneof![Just(0.0), Just(-0.0), Just(f32::INFINITY), Just(f32::NEG_INFINITY), Just(1e-40)],
     ]
-}
-
-fn inverse_root(x: &[f32], eps: f32) -> f32 {
-    let mut threads = [0.0f32; 256];
-    for (i, x) in x.iter().enumerate() {
-        threads[i % 256] = x.mul_add(*x, threads[i % 256]);
-    }
-    let warps = threads.chunks(32).map(|lanes| warp_sum(lanes.try_into().unwrap()));
-    let sum = warps.reduce(|a, b| a + b).unwrap();
-    1.0 / (sum / x.len() as f32 + eps).sqrt()
 }
 
 proptest! {
@@ -223,8 +194,7 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
     let Heads { heads, kv_heads, head_dim: d } = c.heads;
     let (all, group) = (heads + 2 * kv_heads, heads / kv_heads);
     let stride = all * d;
-    let positions = c.capacity.next_multiple_of(8);
-    let cache_len = kv_heads * positions * d;
+    let cache_len = kv_heads * c.capacity.next_multiple_of(8) * d;
     let mut qkv: Vec<f32> = numbers(seed, c.tokens * stride).iter().map(|x| 3.0 * x).collect();
     let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e38, -1e38, 1e-40, -0.0];
     if c.odd {
@@ -235,9 +205,8 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
     let cos: Vec<f32> = angles[..c.capacity * c.half].iter().map(|a| a.cos()).collect();
     let sin: Vec<f32> = angles[..c.capacity * c.half].iter().map(|a| a.sin()).collect();
     let norm = [numbers(seed + 2, d), numbers(seed + 3, d)];
-    let key_place = |head: usize, at: usize, i: usize| (head * positions + at) * d + i;
-    let value_place =
-        |head: usize, at: usize, i: usize| ((head * positions + at / 8 * 8) * d + 8 * i) + at % 8;
+    let key_place = |head, at, i| reference::key_place(c.capacity, d, head, at, i);
+    let value_place = |head, at, i| reference::value_place(c.capacity, d, head, at, i);
     // What nobody wrote is a NaN.
     let (mut keys, mut values) = (vec![u16::MAX; cache_len], vec![u16::MAX; cache_len]);
     let past = numbers(seed + 4, 2 * kv_heads * c.past * d);
@@ -300,19 +269,10 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
                 continue;
             }
             if c.norms {
-                let mut lanes = [0.0f32; 32];
-                for (i, x) in x.iter().enumerate() {
-                    lanes[i % 32] = x.mul_add(*x, lanes[i % 32]);
-                }
-                let scale = 1.0 / (warp_sum(lanes) / d as f32 + 1e-6).sqrt();
-                let weight = &norm[usize::from(head >= heads)];
-                x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
+                reference::norm_head(x, &norm[usize::from(head >= heads)], 1e-6);
             }
-            for i in 0..c.half {
-                let (cos, sin) = (cos[row * c.half + i], sin[row * c.half + i]);
-                let (low, high) = (x[i], x[i + c.half]);
-                (x[i], x[i + c.half]) = (low * cos - high * sin, high * cos + low * sin);
-            }
+            let angles = row * c.half..(row + 1) * c.half;
+            reference::rotate(x, &cos[angles.clone()], &sin[angles]);
             if head >= heads {
                 x.iter().enumerate().for_each(|(i, x)| keys[key_place(head - heads, row, i)] = round(*x));
             }
@@ -325,45 +285,12 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
         assert!(same(&found[..heads * d], &expected[..heads * d]), "{c:?}");
     }
     // Then attention.
-    let exp = |x: f32| cpu::exp(x);
+    let past = Past { keys: &keys, values: &values, capacity: c.capacity };
     for token in 0..c.tokens {
-        let last = c.past + token;
-        let first = c.window.map_or(0, |w| (last + 1).saturating_sub(w));
         for head in 0..heads {
-            let kv = head / group;
-            let query: Vec<f32> =
-                q[token * stride + head * d..][..d].iter().map(|q| wide(round(q * scale))).collect();
-            // The last sum is that of the probabilities.
-            let (mut largest, mut sums) = (f32::NEG_INFINITY, vec![0.0f32; d + 1]);
-            for base in (first / TILE * TILE..=last).step_by(TILE) {
-                let seen = |at: usize| at >= first && at <= last;
-                let scores: Vec<f32> = (base..base + TILE)
-                    .map(|at| match seen(at) {
-                        true => in_order(d, |i| (query[i], wide(keys[key_place(kv, at, i)]))),
-                        false => f32::NEG_INFINITY,
-                    })
-                    .collect();
-                let top = scores.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-                let p: Vec<f32> = scores
-                    .iter()
-                    .map(|s| if *s == f32::NEG_INFINITY { 0.0 } else { wide(round(exp(s - top))) })
-                    .collect();
-                let now = if top > largest { top } else { largest };
-                let factor = |from: f32| if from == now { 1.0 } else { exp(from - now) };
-                let (kept, brought) =
-                    (factor(largest), if top == f32::NEG_INFINITY { 0.0 } else { factor(top) });
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let value = |at: usize| match (i == d, seen(at)) {
-                        (true, _) => 1.0,
-                        (false, true) => wide(values[value_place(kv, at, i)]),
-                        (false, false) => 0.0,
-                    };
-                    let of_tile = in_order(TILE, |at| (p[at], value(base + at)));
-                    *sum = sum.mul_add(kept, of_tile * brought);
-                }
-                largest = now;
-            }
-            let expected: Vec<u16> = sums[..d].iter().map(|s| round(s / sums[d])).collect();
+            let query = &q[token * stride + head * d..][..d];
+            let expected =
+                reference::attend(c.heads, query, head / group, past, c.past + token, c.window, scale);
             assert!(
                 same_words(&found[token * ld + head * d..][..d], &expected),
                 "{c:?} token {token} head {head}"
@@ -371,20 +298,6 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
         }
         assert!(found[token * ld + heads * d..(token + 1) * ld].iter().all(|&x| x == 0));
     }
-}
-
-/// A sum of products in the order of the `mma` of kernels/cuda/attention.cu.
-fn in_order(count: usize, pair: impl Fn(usize) -> (f32, f32)) -> f32 {
-    let mut sum = 0.0f32;
-    for i in 0..count.next_multiple_of(32) {
-        // Of 32: two `mma`, of each two halves, four lanes, a pair.
-        let at = i / 32 * 32 + 8 * (i / 2 % 4) + 4 * (i / 16 % 2) + 2 * (i / 8 % 2) + i % 2;
-        if at < count {
-            let (a, b) = pair(at);
-            sum = a.mul_add(b, sum);
-        }
-    }
-    sum
 }
 
 proptest! {

@@ -8,41 +8,9 @@ use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::product::{
     Product, Variant, Weights, Workspace, product, product_in, slices, variants,
 };
+use llmpress_kernels::gpu::reference::{self, widen as wide};
 use llmpress_kernels::gpu::{Buffer, Error, Gpu, dense};
 use proptest::prelude::*;
-
-fn wide(word: u16) -> f32 {
-    f32::from_bits(u32::from(word) << 16)
-}
-
-/// The order that kernels/cuda/product.cuh states. `x` has rows of `stride`.
-fn reference(w: &[u16], rows: usize, cols: usize, x: &[u16], stride: usize, tokens: usize) -> Vec<f32> {
-    let (tiles, count) = (cols.div_ceil(64), slices(rows));
-    let mut y = vec![0.0; tokens * rows];
-    for token in 0..tokens {
-        for n in 0..rows {
-            let slices = (0..count).map(|slice| {
-                let mut sum = 0.0f32;
-                for tile in tiles * slice / count..tiles * (slice + 1) / count {
-                    for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                        for pair in [0, 2] {
-                            for q in 0..4 {
-                                for i in 0..2 {
-                                    let k = tile * 64 + 32 * half + 8 * q + 4 * part + pair + i;
-                                    let weight = if k < cols { wide(w[n * cols + k]) } else { 0.0 };
-                                    sum = weight.mul_add(wide(x[token * stride + k]), sum);
-                                }
-                            }
-                        }
-                    }
-                }
-                sum
-            });
-            y[token * rows + n] = slices.reduce(|a, b| a + b).unwrap();
-        }
-    }
-    y
-}
 
 fn same(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
@@ -124,7 +92,7 @@ impl Case {
         let mut numbers = Numbers(seed | 1);
         let words = numbers.words(rows * cols, odd);
         let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
-        let expected = reference(&words, rows, cols, &x, stride, tokens);
+        let expected = reference::product(&words, rows, cols, &x, stride, tokens);
         let gpu = Gpu::new(emulator);
         let plain = dense::upload(&gpu, rows, cols, &words).unwrap();
         let encoded = Matrix::encode(&gpu, rows, cols, &words).unwrap();
@@ -258,7 +226,7 @@ fn biases_and_what_is_there_are_added_at_the_end() {
     let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
     let bias: Vec<f32> = numbers.finite(rows).into_iter().map(wide).collect();
     let before: Vec<f32> = numbers.finite(tokens * rows).into_iter().map(wide).collect();
-    let plain = reference(&words, rows, cols, &x, stride, tokens);
+    let plain = reference::product(&words, rows, cols, &x, stride, tokens);
     let gpu = Gpu::new(Emulator::new());
     let encoded = Matrix::encode(&gpu, rows, cols, &words).unwrap();
     let (x, b) = (gpu.upload(&x).unwrap(), gpu.upload(&bias).unwrap());
@@ -295,7 +263,7 @@ fn some_rows_of_a_matrix_are_those_of_the_whole() {
     let mut numbers = Numbers(5);
     let words = numbers.words(rows * cols, Odd::Finite(40));
     let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
-    let all = reference(&words, rows, cols, &x, stride, tokens);
+    let all = reference::product(&words, rows, cols, &x, stride, tokens);
     let gpu = Gpu::new(Emulator::new());
     let encoded = Matrix::encode(&gpu, rows, cols, &words).unwrap();
     let (x, y) = (gpu.upload(&x).unwrap(), gpu.allocate(4 * tokens * rows).unwrap());

@@ -6,7 +6,7 @@
 //! ```
 
 use llmpress_entropy::dfloat11;
-use llmpress_kernels::gpu::cublas::Cublas;
+use llmpress_kernels::gpu::cublas::{Cublas, Output};
 use llmpress_kernels::gpu::dense::{self, row_stride};
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::Matrix;
@@ -60,7 +60,8 @@ pub struct KernelRow {
     pub k: usize,
     /// Tokens.
     pub m: usize,
-    /// The kernel: `cublas bf16`, `dense`, `fixed12`, `decode fixed12`, `decode dfloat11`.
+    /// The kernel: `cublas` (writes BF16, as models run it), `cublas to f32` (writes F32, as ours do), `dense`, `fixed12`,
+    /// `decode fixed12`, `decode dfloat11`.
     pub kernel: String,
     /// The shape of block that was the fastest, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,7 +72,7 @@ pub struct KernelRow {
     pub gbps: f64,
     /// That as a share of the read ceiling.
     pub share_of_read_ceiling: f64,
-    /// cuBLAS's median time by this one's.
+    /// cuBLAS's median time, writing BF16, by this one's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub speed_against_cublas: Option<f64>,
     /// Whether the result was right.
@@ -121,6 +122,13 @@ fn time(gpu: &Gpu, graph: &mut dyn Graph, launches: usize, runs: usize) -> Resul
     Ok(Rate::of(rounds))
 }
 
+/// Runs launches once, which loads and sets up what a recording may not, and records them.
+fn recorded(gpu: &Gpu, work: impl Fn() -> Result<()>) -> Result<Box<dyn Graph>> {
+    work()?;
+    gpu.synchronize()?;
+    gpu.capture(work)
+}
+
 fn rate_of(rate: Rate, to: impl Fn(f64) -> f64) -> Rate {
     // A longer time is a lower rate.
     let (a, b) = (to(rate.min), to(rate.max));
@@ -131,8 +139,8 @@ fn ceilings(gpu: &Gpu, options: &KernelOptions) -> Result<Ceilings> {
     let bytes = options.working_set.next_multiple_of(16);
     let (from, to) = (gpu.allocate(bytes)?, gpu.allocate(bytes)?);
     let sums = gpu.allocate(4 * ceiling::blocks(gpu) as usize)?;
-    let mut read = gpu.capture(|| ceiling::read_all(gpu, from.view(), sums.view()))?;
-    let mut copy = gpu.capture(|| from.view().copy_to(to.view()))?;
+    let mut read = recorded(gpu, || ceiling::read_all(gpu, from.view(), sums.view()))?;
+    let mut copy = recorded(gpu, || from.view().copy_to(to.view()))?;
     let gbps = |bytes: usize| move |seconds: f64| bytes as f64 / seconds / 1e9;
     Ok(Ceilings {
         read_gbps: rate_of(time(gpu, &mut *read, 1, options.runs)?, gbps(bytes)),
@@ -190,7 +198,10 @@ pub fn bench_kernels(
     say("ceilings");
     let ceilings = ceilings(gpu, options)?;
     let (cublas, no_cublas) = match cublas {
-        Ok(cublas) => (Some(cublas), None),
+        Ok(mut cublas) => {
+            cublas.take_workspace(gpu)?;
+            (Some(cublas), None)
+        }
         Err(error) => (None, Some(error.to_string())),
     };
     let mut bench = Bench { gpu, options, cublas, ceilings, rows: Vec::new() };
@@ -245,7 +256,7 @@ impl Bench<'_> {
         // As many outputs as copies: what is written must not stay in the cache either.
         let outputs = copies.dense.iter().map(|_| gpu.allocate(bytes)).collect::<Result<Vec<_>>>()?;
         let right = |output: &Buffer| Ok(output.view().read::<u16>(copies.words.len())? == copies.words);
-        let mut graph = gpu.capture(|| {
+        let mut graph = recorded(gpu, || {
             copies.units.iter().zip(&outputs).try_for_each(|(unit, out)| unit.decode(gpu, out.view()))
         })?;
         let seconds = time(gpu, &mut *graph, outputs.len(), self.options.runs)?;
@@ -255,7 +266,7 @@ impl Bench<'_> {
         for output in &outputs {
             output.view().write(&vec![0u16; copies.words.len()])?;
         }
-        let mut graph = gpu.capture(|| {
+        let mut graph = recorded(gpu, || {
             copies.fixed12.iter().zip(&outputs).try_for_each(|(matrix, out)| matrix.decode(gpu, out.view()))
         })?;
         let seconds = time(gpu, &mut *graph, outputs.len(), self.options.runs)?;
@@ -293,28 +304,48 @@ impl Bench<'_> {
         };
         let mut cublas_seconds = None;
         if let Some(cublas) = &self.cublas {
-            let run = |words: &Buffer| {
-                cublas.product(words.view(), x_buffer.view(), y.view(), n, row_stride(k), tokens, stride)
-            };
-            // The first call loads what a recording may not.
-            copies.dense.iter().take(1).try_for_each(run)?;
-            gpu.synchronize()?;
-            let mut graph = gpu.capture(|| copies.dense.iter().try_for_each(run))?;
-            let seconds = time(gpu, &mut *graph, copies.dense.len(), self.options.runs)?;
-            let correct = reference.near(&y.view().read(tokens * n)?);
-            cublas_seconds = Some(seconds.median);
-            self.row(shape, tokens, "cublas bf16", seconds, 2 * n * k + moved, correct);
+            let mut measured = Vec::new();
+            for output in [Output::Bf16, Output::F32] {
+                let run = |words: &Buffer| {
+                    let (w, x) = (words.view(), x_buffer.view());
+                    cublas.product(w, x, y.view(), output, n, row_stride(k), tokens, stride)
+                };
+                let mut graph = recorded(gpu, || copies.dense.iter().try_for_each(run))?;
+                let seconds = time(gpu, &mut *graph, copies.dense.len(), self.options.runs)?;
+                let (found, precision): (Vec<f32>, f64) = match output {
+                    Output::F32 => (y.view().read(tokens * n)?, F32_PRECISION),
+                    Output::Bf16 => {
+                        let words: Vec<u16> = y.view().read(tokens * n)?;
+                        (
+                            words.into_iter().map(|w| half::bf16::from_bits(w).to_f32()).collect(),
+                            BF16_PRECISION,
+                        )
+                    }
+                };
+                measured.push((output, seconds, reference.near(&found, precision)));
+            }
+            for (output, seconds, correct) in measured {
+                let (name, each) = match output {
+                    Output::Bf16 => ("cublas", 2),
+                    Output::F32 => ("cublas to f32", 4),
+                };
+                if output == Output::Bf16 {
+                    cublas_seconds = Some(seconds.median);
+                }
+                let moved = 2 * tokens * k + each * tokens * n;
+                self.row(shape, tokens, name, seconds, 2 * n * k + moved, correct);
+            }
         }
         let mut first = None;
         for (kernel, weights) in [("dense", dense), ("fixed12", encoded)] {
             let mut best: Option<(Rate, Variant)> = None;
             let mut correct = true;
             for variant in weights.first().map_or_else(Vec::new, |w| variants(gpu, *w, tokens)) {
-                let mut graph =
-                    gpu.capture(|| weights.iter().try_for_each(|w| product_in(gpu, *w, &operands, variant)))?;
+                let launches = || weights.iter().try_for_each(|w| product_in(gpu, *w, &operands, variant));
+                let mut graph = recorded(gpu, launches)?;
                 let seconds = time(gpu, &mut *graph, weights.len(), self.options.runs)?;
                 let found: Vec<f32> = y.view().read(tokens * n)?;
-                correct &= reference.near(&found);
+                correct &= reference.near(&found, F32_PRECISION);
                 // The same bits from every variant and every encoding.
                 let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
                 correct &= *first.get_or_insert_with(|| bits.clone()) == bits;
@@ -339,6 +370,11 @@ impl Bench<'_> {
     }
 }
 
+/// What sums in F32 may be off by, as a share of the sum of the terms' sizes.
+const F32_PRECISION: f64 = 1e-5;
+/// The same, where the result is rounded to BF16 besides.
+const BF16_PRECISION: f64 = 1.1e-5;
+
 /// Some elements of a product in double precision.
 struct Sample {
     elements: Vec<(usize, f64, f64)>,
@@ -359,7 +395,10 @@ impl Sample {
     }
 
     /// Whether a product is right but for the rounding of its sums.
-    fn near(&self, y: &[f32]) -> bool {
-        self.elements.iter().all(|&(at, sum, size)| (f64::from(y[at]) - sum).abs() <= 1e-5 * size)
+    fn near(&self, y: &[f32], precision: f64) -> bool {
+        self.elements.iter().all(|&(at, sum, size)| {
+            let rounding = if precision == BF16_PRECISION { sum.abs() / 256.0 } else { 0.0 };
+            (f64::from(y[at]) - sum).abs() <= precision * size + rounding
+        })
     }
 }

@@ -10,7 +10,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use llmpress_formats::{Error, Result};
-use llmpress_model::{Engine, Generation, Sampling};
+use llmpress_model::{Engine, Sampling, Session, Skips};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 /// What is measured.
@@ -60,7 +62,8 @@ pub struct SpeedRow {
     pub time_to_first_token_s: f64,
 }
 
-/// Measures models by name, and peers. A first, shorter run of each warms up.
+/// Measures models by name, and peers. Each model has one sequence, made beforehand; a first run of the whole prompt and some
+/// tokens warms it up.
 ///
 /// # Errors
 /// Weights that cannot be read; a peer that fails.
@@ -74,13 +77,18 @@ pub fn speed(
         Some((_, rounds)) => rounds.push(round),
         None => rows.push((name.to_owned(), vec![round])),
     };
-    for (_, model) in models {
-        run(*model, options.prompt_tokens.min(64), options.new_tokens.min(2))?;
+    let capacity = options.prompt_tokens.saturating_add(options.new_tokens).saturating_add(1);
+    let mut sessions = models
+        .iter()
+        .map(|(name, model)| Ok((name, *model, model.session(capacity)?)))
+        .collect::<Result<Vec<_>>>()?;
+    for (_, model, session) in &mut sessions {
+        run(*model, &mut **session, options.prompt_tokens, options.new_tokens.min(WARMING_TOKENS))?;
     }
     for round in 1..=options.runs.max(1) {
         say(&format!("round {round} of {}", options.runs.max(1)));
-        for (name, model) in models {
-            record(name, run(*model, options.prompt_tokens, options.new_tokens)?);
+        for (name, model, session) in &mut sessions {
+            record(name, run(*model, &mut **session, options.prompt_tokens, options.new_tokens)?);
         }
         for command in &options.peers {
             let peer = run_peer(command, options)?;
@@ -105,16 +113,27 @@ pub fn speed(
         .collect())
 }
 
+/// Tokens after the prompt that warm up: a GPU tries kernels at the first, and records its launches at the second.
+const WARMING_TOKENS: usize = 4;
+
 /// One round: tokens a second of prefill and of decode.
-fn run(model: &dyn Engine, prompt_tokens: usize, new_tokens: usize) -> Result<(f64, f64)> {
+fn run(
+    model: &dyn Engine,
+    session: &mut dyn Session,
+    prompt_tokens: usize,
+    new_tokens: usize,
+) -> Result<(f64, f64)> {
     let vocab = model.vocab_size();
     let prompt: Vec<u32> = (0..prompt_tokens).map(|i| ((i * 7919 + 13) % vocab) as u32).collect();
+    let mut random = ChaCha8Rng::seed_from_u64(0);
+    session.clear();
     let start = Instant::now();
-    let mut generation = Generation::start(model, &prompt, new_tokens + 1, Sampling::GREEDY)?;
-    generation.next_token()?;
+    session.prefill(&prompt)?;
+    let mut id = session.pick(Sampling::GREEDY, &mut random)?;
     let first = start.elapsed().as_secs_f64();
     for _ in 0..new_tokens {
-        generation.next_token()?;
+        session.read(&[id], &Skips::new(), 0..1)?;
+        id = session.pick(Sampling::GREEDY, &mut random)?;
     }
     let later = start.elapsed().as_secs_f64() - first;
     Ok((prompt_tokens as f64 / first, new_tokens as f64 / later))

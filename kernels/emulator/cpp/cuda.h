@@ -28,7 +28,7 @@ u32 emulator_ballot(u32 mask, bool vote);
 void emulator_mma_bf16(float* d, const u32* a, u32 b0, u32 b1);
 void emulator_check_once(const void* p, u32 bytes);
 void emulator_check_fresh(const void* p, u32 bytes);
-void emulator_copy_async(void* shared, const void* global);
+void emulator_copy_async(void* shared, const void* global, u32 bytes);
 void emulator_commit_async();
 void emulator_wait_async(int pending);
 void* emulator_take_shared(u32 used, u32 bytes);
@@ -83,9 +83,11 @@ UNCHECKED static float4 load_fresh(const float4* p) {
     emulator_check_fresh(p, sizeof(float4));
     return *p;
 }
-DEVICE void cp_async16(void* shared, const void* global) { emulator_copy_async(shared, global); }
+DEVICE u32 opaque(u32 x) { return x; }
+DEVICE void cp_async16(void* shared, const void* global) { emulator_copy_async(shared, global, 16); }
+DEVICE void cp_async4(void* shared, const void* global) { emulator_copy_async(shared, global, 4); }
 DEVICE void cp_async16_or_zeros(void* shared, const void* global, bool valid) {
-    emulator_copy_async(shared, valid ? global : nullptr);
+    emulator_copy_async(shared, valid ? global : nullptr, 16);
 }
 DEVICE void cp_async_commit() { emulator_commit_async(); }
 template <int pending>

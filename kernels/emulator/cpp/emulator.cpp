@@ -85,6 +85,7 @@ enum State : unsigned char { READY, AT_BARRIER, AT_WARP, FINISHED };
 struct Copy {
     unsigned char* to;
     unsigned char data[16];
+    u32 bytes;
     u32 group;
 };
 
@@ -573,15 +574,16 @@ void emulator_check_fresh(const void* p, u32 bytes) { check(p, bytes, true, FRES
 void emulator_check_atomic(void* p, u32 bytes) { check(p, bytes, true, ATOMIC); }
 
 // Zeros where `global` is null.
-void emulator_copy_async(void* shared, const void* global) {
+void emulator_copy_async(void* shared, const void* global, u32 bytes) {
     Runtime& r = runtime();
     if ((uintptr_t)shared - (uintptr_t)r.shared >= MAX_SHARED * 2) fault("copies in the background, but not to shared memory");
-    if (global) check(global, 16, true, READ);
-    check(shared, 16, true, COPY);
+    if (global) check(global, bytes, true, READ);
+    check(shared, bytes, true, COPY);
     Copy copy = {};
     copy.to = static_cast<unsigned char*>(shared);
     copy.group = r.current->group;
-    if (global) memcpy(copy.data, global, 16);
+    copy.bytes = bytes;
+    if (global) memcpy(copy.data, global, bytes);
     r.current->copies.push_back(copy);
 }
 
@@ -597,13 +599,13 @@ void emulator_wait_async(int pending) {
             continue;
         }
         size_t offset = copy.to - r.shared;
-        for (u32 i = 0; i < 16; i++) {
+        for (u32 i = 0; i < copy.bytes; i++) {
             Shadow& s = r.shadow[offset + i];
             s.pending = false;
             // The write is seen from here on.
             s.writer = me.thread + 1, s.write_epoch = r.epoch, s.write_warp_epoch = r.warps[me.thread / LANES].epoch;
         }
-        memcpy(copy.to, copy.data, 16);
+        memcpy(copy.to, copy.data, copy.bytes);
     }
     me.copies.resize(kept);
 }

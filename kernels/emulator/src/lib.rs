@@ -325,6 +325,10 @@ impl Backend for Emulator {
         4
     }
 
+    fn adds_in_order(&self) -> bool {
+        true
+    }
+
     fn shared_limit(&self) -> u32 {
         self.0.shared_limit
     }

@@ -95,6 +95,9 @@ pub trait Backend: Debug + Send + Sync {
     /// Bytes of shared memory that a block may have.
     fn shared_limit(&self) -> u32;
 
+    /// Whether `mma` adds in the order that the kernels state. A GPU's rounds sums in a way of its own.
+    fn adds_in_order(&self) -> bool;
+
     /// Bytes of memory that are free, and all there are.
     ///
     /// # Errors

@@ -114,6 +114,17 @@ impl<'a> View<'a> {
         Ok(())
     }
 
+    /// Refuses an address that vectors or numbers of `bytes` bytes cannot start at.
+    ///
+    /// # Errors
+    /// It does not start at a multiple of `bytes`; `what` names it.
+    pub fn require_aligned(&self, what: &str, bytes: u64) -> Result<()> {
+        if !self.pointer().slot().is_multiple_of(bytes) {
+            return Err(Error::Invalid(format!("{what} does not start at a multiple of {bytes} bytes")));
+        }
+        Ok(())
+    }
+
     /// Copies elements to its start.
     ///
     /// # Errors

@@ -1,43 +1,139 @@
 //! NVIDIA's own matrix product, to be measured beside ours. Loaded when it is asked for, if it is installed.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
-use cudarc::cublas::{result, sys};
+use libloading::Library;
 
 use super::cuda::Cuda;
-use super::{Argument, Error, Result, View};
+use super::{Argument, Buffer, Error, Gpu, Result, View};
+
+/// Names of the library, the newest first: those of CUDA 13 to 11, and what a development package adds.
+const NAMES: [&str; 4] = ["libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "libcublas.so"];
+/// What NVIDIA recommends for Hopper. Without a workspace of its own the library allocates, which a recording forbids.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+// Of cublas_api.h and library_types.h, the same in all releases.
+const OP_N: c_int = 0;
+const OP_T: c_int = 1;
+const R_32F: c_int = 0;
+const R_16BF: c_int = 14;
+const COMPUTE_32F: c_int = 68;
+const ALGORITHM_DEFAULT: c_int = -1;
+
+type Handle = *mut c_void;
+type Create = unsafe extern "C" fn(*mut Handle) -> c_int;
+type Destroy = unsafe extern "C" fn(Handle) -> c_int;
+type SetStream = unsafe extern "C" fn(Handle, *mut c_void) -> c_int;
+type SetWorkspace = unsafe extern "C" fn(Handle, *mut c_void, usize) -> c_int;
+type Gemm = unsafe extern "C" fn(
+    Handle,
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+    *const c_void,
+    *const c_void,
+    c_int,
+    c_int,
+    *const c_void,
+    c_int,
+    c_int,
+    *const c_void,
+    *mut c_void,
+    c_int,
+    c_int,
+    c_int,
+    c_int,
+) -> c_int;
 
 /// cuBLAS on the stream of a GPU.
 #[derive(Debug)]
-pub struct Cublas(sys::cublasHandle_t);
+pub struct Cublas {
+    handle: Handle,
+    gemm: Gemm,
+    destroy: Destroy,
+    /// The name it was found by.
+    name: &'static str,
+    set_workspace: SetWorkspace,
+    workspace: Option<Buffer>,
+    _library: Library,
+}
 
-fn failed(call: &str) -> impl FnOnce(cudarc::cublas::result::CublasError) -> Error + '_ {
-    move |e| Error::Driver { call: call.to_owned(), reason: format!("{e:?}") }
+/// What is written of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// As our kernels write.
+    F32,
+    /// As a model in BF16 writes: half the bytes.
+    Bf16,
+}
+
+fn done(call: &str, status: c_int) -> Result<()> {
+    match status {
+        0 => Ok(()),
+        status => Err(Error::Driver { call: call.to_owned(), reason: format!("status {status}") }),
+    }
 }
 
 impl Cublas {
-    /// Loads the library and works on the stream of `cuda`.
+    /// Loads the library and works on the stream of `cuda`. [`Self::take_workspace`] comes next.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where libcublas is not installed.
     #[allow(unsafe_code)]
     pub fn open(cuda: &Cuda) -> Result<Self> {
-        // SAFETY: loads the library and unloads it.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::Unavailable(
-                "libcublas was not found: install CUDA 12's or put its directory into LD_LIBRARY_PATH"
-                    .to_owned(),
-            ));
+        let found = NAMES.into_iter().find_map(|name| {
+            // SAFETY: NVIDIA's library; its initialisers do nothing else.
+            unsafe { Library::new(name) }.ok().map(|library| (name, library))
+        });
+        let (name, library) = found.ok_or_else(|| {
+            Error::Unavailable(format!(
+                "cuBLAS was not found ({}): install CUDA's or put its directory into LD_LIBRARY_PATH",
+                NAMES.join(", ")
+            ))
+        })?;
+        let missing = |e: libloading::Error| Error::Unavailable(format!("{name} lacks a function: {e}"));
+        // SAFETY: the signatures are those of cublas_api.h; the handle is made before it is used and destroyed in `drop`,
+        // before the library and the workspace go; the driver's and the runtime's streams are one type.
+        unsafe {
+            let create = *library.get::<Create>(b"cublasCreate_v2\0").map_err(missing)?;
+            let destroy = *library.get::<Destroy>(b"cublasDestroy_v2\0").map_err(missing)?;
+            let set_stream = *library.get::<SetStream>(b"cublasSetStream_v2\0").map_err(missing)?;
+            let set_workspace = *library.get::<SetWorkspace>(b"cublasSetWorkspace_v2\0").map_err(missing)?;
+            let gemm = *library.get::<Gemm>(b"cublasGemmEx\0").map_err(missing)?;
+            cuda.bind()?;
+            let mut handle = std::ptr::null_mut();
+            done("cublasCreate", create(&mut handle))?;
+            let cublas =
+                Self { handle, gemm, destroy, name, set_workspace, workspace: None, _library: library };
+            done("cublasSetStream", set_stream(handle, cuda.stream().cu_stream().cast()))?;
+            Ok(cublas)
         }
-        let handle = result::create_handle().map_err(failed("cublasCreate"))?;
-        let cublas = Self(handle);
-        // SAFETY: the handle was just made; the driver's and the runtime's streams are one type.
-        unsafe { result::set_stream(handle, cuda.stream().cu_stream().cast()) }
-            .map_err(failed("cublasSetStream"))?;
-        Ok(cublas)
     }
 
-    /// `y = x W^T`: W `BF16 [n, k]`, x `BF16 [m, ldx]`, y `F32 [m, n]`, all row-major; sums in F32.
+    /// Gives the library memory to work in, so that it allocates none in the middle of a recording.
+    ///
+    /// # Errors
+    /// Not so much memory; the library's own.
+    #[allow(unsafe_code)]
+    pub fn take_workspace(&mut self, gpu: &Gpu) -> Result<()> {
+        let workspace = gpu.allocate(WORKSPACE_BYTES)?;
+        // SAFETY: the buffer lives as long as the handle does.
+        done("cublasSetWorkspace", unsafe {
+            (self.set_workspace)(self.handle, pointer(workspace.view()), workspace.bytes())
+        })?;
+        self.workspace = Some(workspace);
+        Ok(())
+    }
+
+    /// The name it was found by.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// `y = x W^T`: W `BF16 [n, k]`, x `BF16 [m, ldx]`, y `[m, n]`, all row-major; sums in F32.
     ///
     /// # Errors
     /// A buffer is too small; the library's own.
@@ -48,53 +144,61 @@ impl Cublas {
         w: View<'_>,
         x: View<'_>,
         y: View<'_>,
+        output: Output,
         n: usize,
         k: usize,
         m: usize,
         ldx: usize,
     ) -> Result<()> {
+        let (kind, bytes) = match output {
+            Output::F32 => (R_32F, 4),
+            Output::Bf16 => (R_16BF, 2),
+        };
         w.require("w", n * k * 2)?;
         x.require("x", m * ldx * 2)?;
-        y.require("y", m * n * 4)?;
-        let size = |x: usize| i32::try_from(x).map_err(|_| Error::Unsupported(format!("a size of {x}")));
-        let pointer = |view: View<'_>| match view.pointer() {
-            Argument::Pointer(address) => address as *mut c_void,
-            _ => std::ptr::null_mut(),
-        };
+        y.require("y", m * n * bytes)?;
+        let size = |x: usize| c_int::try_from(x).map_err(|_| Error::Unsupported(format!("a size of {x}")));
         let (one, zero) = (1f32, 0f32);
         // SAFETY: the buffers have the sizes that the shapes need, and the constants outlive the call. Column-major,
         // as the library thinks, the product is y^T = W x^T.
-        unsafe {
-            result::gemm_ex(
-                self.0,
-                sys::cublasOperation_t::CUBLAS_OP_T,
-                sys::cublasOperation_t::CUBLAS_OP_N,
+        let status = unsafe {
+            (self.gemm)(
+                self.handle,
+                OP_T,
+                OP_N,
                 size(n)?,
                 size(m)?,
                 size(k)?,
                 (&raw const one).cast(),
                 pointer(w),
-                sys::cudaDataType::CUDA_R_16BF,
+                R_16BF,
                 size(k)?,
                 pointer(x),
-                sys::cudaDataType::CUDA_R_16BF,
+                R_16BF,
                 size(ldx)?,
                 (&raw const zero).cast(),
                 pointer(y),
-                sys::cudaDataType::CUDA_R_32F,
+                kind,
                 size(n)?,
-                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                COMPUTE_32F,
+                ALGORITHM_DEFAULT,
             )
-        }
-        .map_err(failed("cublasGemmEx"))
+        };
+        done("cublasGemmEx", status)
+    }
+}
+
+fn pointer(view: View<'_>) -> *mut c_void {
+    match view.pointer() {
+        Argument::Pointer(address) => address as *mut c_void,
+        _ => std::ptr::null_mut(),
     }
 }
 
 impl Drop for Cublas {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
-        // SAFETY: made in `open`.
-        let _ = unsafe { result::destroy_handle(self.0) };
+        // SAFETY: made in `open`, and the library is still loaded.
+        let _ = unsafe { (self.destroy)(self.handle) };
     }
 }

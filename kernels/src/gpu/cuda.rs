@@ -19,6 +19,8 @@ use super::{Backend, Error, Launch, Result, ptx};
 const MIN_DRIVER: (i32, i32) = (12, 4);
 /// The first compute capability with everything that the kernels use.
 const MIN_CAPABILITY: (i32, i32) = (8, 0);
+/// Room for what the driver says of PTX that it does not compile.
+const LOG_BYTES: usize = 16 << 10;
 /// Shared memory that a block has without being asked for.
 const PLAIN_SHARED: u32 = 48 << 10;
 
@@ -204,7 +206,8 @@ impl Cuda {
         functions.module(file).map(|_| ())
     }
 
-    fn bind(&self) -> Result<()> {
+    /// Makes its context the calling thread's.
+    pub(super) fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))
     }
 
@@ -249,9 +252,31 @@ impl Cuda {
 fn load(file: &str) -> Result<sys::CUmodule> {
     let text = ptx::module(file).ok_or_else(|| Error::Invalid(format!("there is no PTX of {file}.cu")))?;
     let text = CString::new(text).map_err(|_| Error::Invalid(format!("the PTX of {file}.cu is damaged")))?;
-    // SAFETY: a text that ends in a zero byte, which is what the driver expects of PTX.
-    unsafe { driver::module::load_data(text.as_ptr().cast::<c_void>()) }
-        .map_err(failed(&format!("cuModuleLoadData({file})")))
+    let mut log = vec![0u8; LOG_BYTES];
+    // What an option takes is passed in place of a pointer, except for the buffer.
+    let mut options =
+        [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG_BYTES)];
+    let mut module = std::ptr::null_mut();
+    // SAFETY: a text that ends in a zero byte, which is what the driver expects of PTX; two options with their values, of which
+    // the buffer has the size that is said.
+    let loaded = unsafe {
+        sys::cuModuleLoadDataEx(
+            &mut module,
+            text.as_ptr().cast::<c_void>(),
+            2,
+            options.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
+    };
+    loaded.result().map_err(|e| {
+        let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+        let said = String::from_utf8_lossy(&log[..end]);
+        let said = said.trim();
+        let colon = if said.is_empty() { "" } else { ": " };
+        Error::Driver { call: format!("cuModuleLoadDataEx({file})"), reason: format!("{e:?}{colon}{said}") }
+    })?;
+    Ok(module)
 }
 
 impl Drop for Cuda {
@@ -352,6 +377,10 @@ impl Backend for Cuda {
         self.shared_limit
     }
 
+    fn adds_in_order(&self) -> bool {
+        false
+    }
+
     fn memory(&self) -> Result<(usize, usize)> {
         self.bind()?;
         driver::mem_get_info().map_err(failed("cuMemGetInfo"))
@@ -360,7 +389,7 @@ impl Backend for Cuda {
     fn begin_capture(&self) -> Result<()> {
         self.bind()?;
         self.stream
-            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
             .map_err(failed("cuStreamBeginCapture"))
     }
 

@@ -5,7 +5,11 @@ use llmpress_entropy::dfloat11::{BLOCK_BYTES, BLOCK_GAP_BYTES, Code, MAX_BLOCK_S
 use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
 
 /// Bits of the look-up table's index.
-const TABLE_BITS: u32 = 11;
+const TABLE_BITS: u32 = 10;
+/// Symbols of an entry of it.
+const ENTRY_SYMBOLS: u32 = 4;
+/// Threads of a block.
+const THREADS: usize = 256;
 /// Blocks that a multiprocessor runs side by side.
 const RESIDENT: u32 = 8;
 
@@ -34,8 +38,10 @@ pub struct Unit {
     stream: Buffer,
     gaps: Buffer,
     positions: Buffer,
+    /// How many codes start in each thread's windows.
+    counts: Buffer,
     sign_mantissa: Buffer,
-    pairs: Buffer,
+    table: Buffer,
     luts: Buffer,
 }
 
@@ -68,7 +74,7 @@ impl Unit {
         let mut stream = Vec::with_capacity(blocks * BLOCK_BYTES + 16);
         stream.extend_from_slice(c.encoded_exponent);
         stream.resize(blocks * BLOCK_BYTES + 16, 0);
-        Ok(Self {
+        let unit = Self {
             elements: elements as usize,
             blocks: size32("blocks", blocks)?,
             rows: (c.luts.len() / 256 - 1) as u32,
@@ -76,9 +82,33 @@ impl Unit {
             stream: gpu.upload(&stream)?,
             gaps: gpu.upload(c.gaps)?,
             positions: gpu.upload(&positions)?,
+            counts: gpu.allocate(blocks * THREADS)?,
             sign_mantissa: gpu.upload(c.sign_mantissa)?,
-            pairs: gpu.upload(&pair_table(c.luts))?,
+            table: gpu.upload(&symbol_table(c.luts))?,
             luts: gpu.upload(c.luts)?,
+        };
+        unit.count(gpu)?;
+        Ok(unit)
+    }
+
+    /// Counts the codes of each thread's windows, so that decoding need not.
+    fn count(&self, gpu: &Gpu) -> Result<()> {
+        if self.blocks == 0 {
+            return Ok(());
+        }
+        gpu.launch(&Launch {
+            file: "dfloat11",
+            kernel: "count_dfloat11",
+            grid: [self.blocks, 1, 1],
+            block: THREADS as u32,
+            shared: 0,
+            arguments: &[
+                self.stream.view().pointer(),
+                self.gaps.view().pointer(),
+                self.luts.view().pointer(),
+                Argument::U32(self.rows),
+                self.counts.view().pointer(),
+            ],
         })
     }
 
@@ -91,18 +121,17 @@ impl Unit {
     /// Bytes in device memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        [&self.stream, &self.gaps, &self.positions, &self.sign_mantissa, &self.pairs, &self.luts]
-            .iter()
-            .map(|buffer| buffer.bytes())
-            .sum()
+        let small = [&self.stream, &self.gaps, &self.positions, &self.counts, &self.table, &self.luts];
+        self.sign_mantissa.bytes() + small.iter().map(|buffer| buffer.bytes()).sum::<usize>()
     }
 
     /// Decodes it to `BF16 [elements]`.
     ///
     /// # Errors
-    /// `out` is too small; the launch fails.
+    /// `out` is too small or does not start at a multiple of 16 bytes; the launch fails.
     pub fn decode(&self, gpu: &Gpu, out: View<'_>) -> Result<()> {
         out.require("the decoded unit", 2 * self.elements)?;
+        out.require_aligned("the decoded unit", 16)?;
         if self.blocks == 0 {
             return Ok(());
         }
@@ -111,14 +140,15 @@ impl Unit {
             file: "dfloat11",
             kernel: "decode_dfloat11",
             grid: [self.blocks.min(RESIDENT * gpu.backend().multiprocessors()), 1, 1],
-            block: 256,
-            shared: piece(4 << TABLE_BITS) + piece(32) + piece(self.capacity + 8),
+            block: THREADS as u32,
+            shared: piece(8 << TABLE_BITS) + piece(32) + piece(self.capacity + 16),
             arguments: &[
                 self.stream.view().pointer(),
                 self.gaps.view().pointer(),
                 self.positions.view().pointer(),
+                self.counts.view().pointer(),
                 self.sign_mantissa.view().pointer(),
-                self.pairs.view().pointer(),
+                self.table.view().pointer(),
                 self.luts.view().pointer(),
                 Argument::U32(self.rows),
                 Argument::U32(self.blocks),
@@ -129,8 +159,8 @@ impl Unit {
     }
 }
 
-/// What the next 11 bits hold: one or two whole codes, or none (kernels/cuda/dfloat11.cu gives the fields).
-fn pair_table(luts: &[u8]) -> Vec<u32> {
+/// What the next 10 bits hold: whole codes, up to four (kernels/cuda/dfloat11.cu gives the fields).
+fn symbol_table(luts: &[u8]) -> Vec<[u32; 2]> {
     let (rows, lengths) = luts.split_at(luts.len() - 256);
     // The code at the front of `bits`, of which `known` are there and the others zero.
     let code = |bits: u32, known: u32| -> Option<(u32, u32)> {
@@ -155,11 +185,13 @@ fn pair_table(luts: &[u8]) -> Vec<u32> {
     (0..1u32 << TABLE_BITS)
         .map(|key| {
             let bits = key << (32 - TABLE_BITS);
-            let Some((first, length)) = code(bits, TABLE_BITS) else { return 0 };
-            match code(bits << length, TABLE_BITS - length) {
-                Some((second, more)) => first | second << 8 | length << 16 | (length + more) << 24,
-                None => first | length << 16 | length << 24,
+            let (mut symbols, mut count, mut taken) = (0, 0, 0);
+            while count < ENTRY_SYMBOLS {
+                let Some((symbol, length)) = code(bits << taken, TABLE_BITS - taken) else { break };
+                symbols |= symbol << (8 * count);
+                (count, taken) = (count + 1, taken + length);
             }
+            if count == 0 { [0, 0] } else { [symbols, taken | 8 * count << 16] }
         })
         .collect()
 }

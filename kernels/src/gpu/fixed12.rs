@@ -184,8 +184,8 @@ impl Matrix {
             kernel: "decode_fixed12",
             grid: [size32("tiles", tiles.div_ceil(8))?, 1, 1],
             block: 256,
-            // A tile of each of eight warps.
-            shared: 8 * 2048,
+            // Half a tile of each of eight warps.
+            shared: 8 * 1024,
             arguments: &arguments,
         })
     }

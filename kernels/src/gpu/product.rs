@@ -23,8 +23,8 @@ const WARPS: usize = 8;
 const THREADS: usize = 256;
 /// Bytes of a vector, the unit of shared memory here.
 const VECTOR: usize = 16;
-/// Vectors in which a warp patches escapes into a tile.
-const PATCH_VECTORS: usize = 128;
+/// Vectors of the escapes that come with a tile.
+const ESCAPE_VECTORS: usize = 16;
 /// Tiles of a split product, each of which counts the blocks that are done.
 const COUNTERS: usize = 1024;
 /// Products are split only where their sums stay in the caches.
@@ -174,14 +174,15 @@ impl Variant {
         let Tile { kind, columns, strips, depth, .. } = self.tile;
         let fixed12 = matches!(weights, Weights::Fixed12 { .. }) && !self.decoded;
         let lane_vectors = if fixed12 { 3 } else { 4 };
-        let patch = if fixed12 { WARPS * PATCH_VECTORS } else { 0 };
+        let escapes = if fixed12 { WARPS * ESCAPE_VECTORS } else { 0 };
+        let weights_of_stage = strips * (lane_vectors * THREADS + escapes);
         match kind {
-            Loop::Stream => VECTOR * (depth * lane_vectors * strips * THREADS + patch),
+            Loop::Stream => VECTOR * depth * weights_of_stage,
             Loop::Panel => {
-                let stage = 64 * columns + lane_vectors * strips * THREADS;
+                let stage = 64 * columns + weights_of_stage;
                 let kept = weights.slices() > 1 && !self.split;
                 let totals = if kept { strips * columns * THREADS } else { 0 };
-                VECTOR * (depth * stage + 1 + patch + totals)
+                VECTOR * (depth * stage + 1 + totals)
             }
         }
     }
@@ -378,14 +379,6 @@ pub struct Product<'a> {
     pub workspace: Option<&'a Workspace>,
 }
 
-/// Refuses an address that vectors or numbers of `bytes` bytes cannot start at.
-fn aligned(what: &str, view: View<'_>, bytes: u64) -> Result<()> {
-    if !view.pointer().slot().is_multiple_of(bytes) {
-        return Err(Error::Invalid(format!("{what} does not start at a multiple of {bytes} bytes")));
-    }
-    Ok(())
-}
-
 /// Refuses operands that no variant can take: from here on all sizes are those of buffers.
 fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
     let (rows, cols) = weights.shape();
@@ -410,16 +403,16 @@ fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
             "the weights",
             bytes(cols.checked_next_multiple_of(8).and_then(|n| n.checked_mul(rows)), 2)?,
         )?;
-        aligned("the weights", words, 16)?;
+        words.require_aligned("the weights", 16)?;
     }
     p.x.require("x", bytes(p.tokens.checked_mul(p.stride), 2)?)?;
-    aligned("x", p.x, 16)?;
+    p.x.require_aligned("x", 16)?;
     let before = (p.tokens - 1).checked_mul(p.y_stride);
     p.y.require("y", bytes(before.and_then(|n| n.checked_add(rows)), 4)?)?;
-    aligned("y", p.y, 4)?;
+    p.y.require_aligned("y", 4)?;
     if let Some(bias) = p.bias {
         bias.require("the bias", 4 * rows)?;
-        aligned("the bias", bias, 4)?;
+        bias.require_aligned("the bias", 4)?;
     }
     Ok(())
 }
@@ -485,7 +478,7 @@ fn start(
         Argument::U64(p.y_stride as u64),
         p.bias.map_or(Argument::Pointer(0), |bias| bias.pointer()),
         Argument::U32(u32::from(p.adds)),
-        Argument::U32(slices as u32),
+        Argument::U32(slices.ilog2()),
     ]);
     let grid = match tile.kind {
         Loop::Stream => {

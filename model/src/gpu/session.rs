@@ -22,7 +22,7 @@ use crate::rope::cos_sin;
 use crate::{Panels, Sampling, Session, Skips, SubLayer};
 
 /// Most tokens that are read at a time.
-const CHUNK_TOKENS: usize = 512;
+const CHUNK_TOKENS: usize = 2048;
 /// Bytes for the tiles of attention of some tokens at a time, besides those of one token.
 const WORKSPACE_BYTES: usize = 16 << 20;
 /// Positions whose angles are made at a time.
@@ -435,6 +435,14 @@ impl Session for GpuSession<'_> {
             first = end;
         }
         Ok(())
+    }
+
+    /// In the pieces of this device: the more tokens at once, the less often weights are read.
+    fn prefill(&mut self, ids: &[u32]) -> Result<()> {
+        let last =
+            ids.len().checked_sub(1).ok_or_else(|| Error::Invalid("the prompt has no tokens".to_owned()))?;
+        self.announce(self.length.saturating_add(ids.len()));
+        self.read(ids, &Skips::new(), last..last + 1)
     }
 
     fn logits(&mut self, run: Range<usize>, out: &mut Panels) -> Result<()> {

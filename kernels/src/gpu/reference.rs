@@ -1,0 +1,181 @@
+//! Scalar references of the GPU's kernels, in the orders of additions that their sources state.
+//!
+//! The emulator follows them bit for bit. A GPU's tensor cores round sums in a way of their own: there products and attention
+//! are near them, everything else is the same.
+
+use half::bf16;
+
+use super::attention::{Heads, TILE};
+use super::product::slices;
+use crate::cpu;
+
+/// A BF16 word as F32.
+#[must_use]
+pub fn widen(word: u16) -> f32 {
+    bf16::from_bits(word).to_f32()
+}
+
+/// The nearest BF16 word.
+#[must_use]
+pub fn round(x: f32) -> u16 {
+    bf16::from_f32(x).to_bits()
+}
+
+/// `y [tokens, rows] = x W^T` in the order of kernels/cuda/product.cuh. W `BF16 [rows, cols]`; x `BF16 [tokens, stride]`, its
+/// rows whole tiles of 64.
+#[must_use]
+pub fn product(w: &[u16], rows: usize, cols: usize, x: &[u16], stride: usize, tokens: usize) -> Vec<f32> {
+    let (tiles, count) = (cols.div_ceil(64), slices(rows));
+    let wide: Vec<f32> = x.iter().map(|word| widen(*word)).collect();
+    let mut row = vec![0.0f32; tiles * 64];
+    let mut y = vec![0.0; tokens * rows];
+    for n in 0..rows {
+        row.iter_mut().zip(&w[n * cols..][..cols]).for_each(|(to, from)| *to = widen(*from));
+        for token in 0..tokens {
+            let x = &wide[token * stride..];
+            let mut total = None;
+            for slice in 0..count {
+                let mut sum = 0.0f32;
+                for tile in tiles * slice / count..tiles * (slice + 1) / count {
+                    for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                        for pair in [0, 2] {
+                            for q in 0..4 {
+                                for i in 0..2 {
+                                    let k = tile * 64 + 32 * half + 8 * q + 4 * part + pair + i;
+                                    sum = row[k].mul_add(x[k], sum);
+                                }
+                            }
+                        }
+                    }
+                }
+                total = Some(total.map_or(sum, |before: f32| before + sum));
+            }
+            y[token * rows + n] = total.unwrap_or(0.0);
+        }
+    }
+    y
+}
+
+/// The sum over 32 lanes as kernels/cuda/warp.cuh says.
+#[must_use]
+pub fn warp_sum(mut lanes: [f32; 32]) -> f32 {
+    for distance in [16, 8, 4, 2, 1] {
+        let before = lanes;
+        for (lane, x) in lanes.iter_mut().enumerate() {
+            *x = before[lane] + before[lane ^ distance];
+        }
+    }
+    lanes[0]
+}
+
+/// `1 / sqrt(mean of x^2 + eps)` in the order of kernels/cuda/rms_norm.cu.
+#[must_use]
+pub fn inverse_root(x: &[f32], eps: f32) -> f32 {
+    let mut threads = [[0.0f32; 32]; 8];
+    for (i, x) in x.iter().enumerate() {
+        let sum = &mut threads[i % 256 / 32][i % 32];
+        *sum = x.mul_add(*x, *sum);
+    }
+    let sum = threads.into_iter().map(warp_sum).reduce(|a, b| a + b).unwrap_or(0.0);
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
+
+/// A norm of a head's features in the order of kernels/cuda/rope.cu.
+pub fn norm_head(x: &mut [f32], weight: &[f32], eps: f32) {
+    let mut lanes = [0.0f32; 32];
+    for (i, x) in x.iter().enumerate() {
+        lanes[i % 32] = x.mul_add(*x, lanes[i % 32]);
+    }
+    let scale = 1.0 / (warp_sum(lanes) / x.len() as f32 + eps).sqrt();
+    x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
+}
+
+/// Turns a head's features by the angles of a position.
+pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = cos.len();
+    for (i, (cos, sin)) in cos.iter().zip(sin).enumerate() {
+        let (low, high) = (x[i], x[i + half]);
+        (x[i], x[i + half]) = (low * cos - high * sin, high * cos + low * sin);
+    }
+}
+
+/// Where the element of a head's feature at a position lies among keys (kernels/cuda/cache.cuh).
+#[must_use]
+pub fn key_place(capacity: usize, head_dim: usize, head: usize, at: usize, feature: usize) -> usize {
+    (head * capacity.next_multiple_of(8) + at) * head_dim + feature
+}
+
+/// The same of values.
+#[must_use]
+pub fn value_place(capacity: usize, head_dim: usize, head: usize, at: usize, feature: usize) -> usize {
+    ((head * capacity.next_multiple_of(8) + at / 8 * 8) * head_dim + 8 * feature) + at % 8
+}
+
+/// A sum of products in the order of the `mma` of kernels/cuda/attention.cu.
+fn in_order(count: usize, pair: impl Fn(usize) -> (f32, f32)) -> f32 {
+    let mut sum = 0.0f32;
+    for i in 0..count.next_multiple_of(32) {
+        // Of 32: two `mma`, of each two halves, four lanes, a pair.
+        let at = i / 32 * 32 + 8 * (i / 2 % 4) + 4 * (i / 16 % 2) + 2 * (i / 8 % 2) + i % 2;
+        if at < count {
+            let (a, b) = pair(at);
+            sum = a.mul_add(b, sum);
+        }
+    }
+    sum
+}
+
+/// Keys and values as a cache holds them.
+#[derive(Clone, Copy, Debug)]
+pub struct Past<'a> {
+    /// The keys, by [`key_place`].
+    pub keys: &'a [u16],
+    /// The values, by [`value_place`].
+    pub values: &'a [u16],
+    /// Positions.
+    pub capacity: usize,
+}
+
+/// What a query head (its features `query`, of which head `kv` are keys and values) attends to at position `last`, BF16.
+#[must_use]
+pub fn attend(
+    heads: Heads,
+    query: &[f32],
+    kv: usize,
+    past: Past<'_>,
+    last: usize,
+    window: Option<usize>,
+    scale: f32,
+) -> Vec<u16> {
+    let d = heads.head_dim;
+    let first = window.map_or(0, |w| (last + 1).saturating_sub(w));
+    let query: Vec<f32> = query.iter().map(|q| widen(round(q * scale))).collect();
+    // The last sum is that of the probabilities.
+    let (mut largest, mut sums) = (f32::NEG_INFINITY, vec![0.0f32; d + 1]);
+    for base in (first / TILE * TILE..=last).step_by(TILE) {
+        let seen = |at: usize| at >= first && at <= last;
+        let key = |at: usize, i: usize| widen(past.keys[key_place(past.capacity, d, kv, at, i)]);
+        let scores: Vec<f32> = (base..base + TILE)
+            .map(|at| if seen(at) { in_order(d, |i| (query[i], key(at, i))) } else { f32::NEG_INFINITY })
+            .collect();
+        let top = scores.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let p: Vec<f32> = scores
+            .iter()
+            .map(|s| if *s == f32::NEG_INFINITY { 0.0 } else { widen(round(cpu::exp(s - top))) })
+            .collect();
+        let now = if top > largest { top } else { largest };
+        let factor = |from: f32| if from == now { 1.0 } else { cpu::exp(from - now) };
+        let (kept, brought) = (factor(largest), if top == f32::NEG_INFINITY { 0.0 } else { factor(top) });
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let value = |at: usize| match (i == d, seen(at)) {
+                (true, _) => 1.0,
+                (false, true) => widen(past.values[value_place(past.capacity, d, kv, at, i)]),
+                (false, false) => 0.0,
+            };
+            let of_tile = in_order(TILE, |at| (p[at], value(base + at)));
+            *sum = sum.mul_add(kept, of_tile * brought);
+        }
+        largest = now;
+    }
+    sums[..d].iter().map(|s| round(s / sums[d])).collect()
+}
