@@ -5,17 +5,17 @@
 //! then: merge
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use llmpress_formats::{Checkpoint, Kind, Producer, ShardEntry};
 
-use crate::encode::{Threads, Work};
 use crate::merge::merge;
 use crate::output::{Output, Permissions};
 use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};
-use crate::{Budget, Error, Method, Plan, Recipe, Result};
+use crate::work::{Threads, Work};
+use crate::{Budget, Error, Method, Plan, Progress, Recipe, Result};
 
 /// How a conversion is to run. None of it changes the output.
 #[derive(Debug, Clone)]
@@ -32,16 +32,6 @@ pub struct Options {
     pub producer: Producer,
     /// Files to put beside the source's, by name; they replace those.
     pub extra_files: BTreeMap<String, Vec<u8>>,
-}
-
-/// Is told how far a conversion is, from any thread.
-pub trait Progress: Sync {
-    /// The whole work in bytes: every pass over the tensors counts.
-    fn start(&self, total: u64);
-    /// So many bytes of it are done.
-    fn advance(&self, bytes: u64);
-    /// A shard is complete.
-    fn shard(&self, file: &str);
 }
 
 /// What a conversion came to.
@@ -71,13 +61,8 @@ pub fn convert(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Summary> {
-    let dfloat11 = plan.units().any(|u| u.method == Method::Dfloat11);
-    if dfloat11 && checkpoint.config().is_none() {
-        return Err(Error::Invalid(format!(
-            "{}: config.json is missing; a DFloat11 checkpoint carries its unit patterns there",
-            checkpoint.root().display()
-        )));
-    }
+    let used: BTreeSet<Method> = plan.units().map(|unit| unit.method).collect();
+    used.iter().try_for_each(|method| method.room().check_source(checkpoint))?;
     run(checkpoint, out, plan, options, progress)
 }
 
@@ -170,8 +155,7 @@ fn shards(
     let missing: Vec<_> = plan.shards.iter().filter(|s| !done.contains_key(s.file.as_str())).collect();
     let todo = || missing.iter().flat_map(|s| &s.units);
     output.check_space(todo().map(|u| u.expected_bytes).sum())?;
-    let passes = |method| if matches!(method, Method::Dfloat11 | Method::Fixed12) { 3 } else { 2 };
-    progress.start(todo().map(|u| u.source_bytes * passes(u.method)).sum());
+    progress.start(todo().map(|u| u.source_bytes * u.method.room().reads()).sum());
     let work =
         Work { piece_bytes: budget.piece_bytes, batch: budget.jobs * 2, threads: Threads::Pool, progress };
     std::thread::scope(|scope| {

@@ -12,20 +12,25 @@
 pub mod bench;
 mod budget;
 mod convert;
-mod encode;
 mod error;
 mod fingerprint;
 mod merge;
+mod method;
 mod output;
 mod plan;
+mod progress;
 mod receipt;
 mod recipe;
 mod shard;
+mod sink;
 mod source;
 mod survey;
+mod work;
 
 pub use budget::Budget;
-pub use convert::{Options, Progress, Summary, convert, restore};
+pub use convert::{Options, Summary, convert, restore};
 pub use error::{Error, Result};
+pub use method::Method;
 pub use plan::{Plan, PlannedShard, PlannedUnit};
-pub use recipe::{Method, Recipe, Rule};
+pub use progress::Progress;
+pub use recipe::{Recipe, Rule};

@@ -10,53 +10,12 @@
 //! ```
 
 use std::path::Path;
-use std::str::FromStr;
 
 use llmpress_formats::{PatternDict, Removal};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
-
-/// What to do with a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Keep its bytes.
-    Raw,
-    /// Byte planes through zstd; any dtype.
-    Planes,
-    /// The published DFloat11 format; BF16 linears of repeated blocks, and the head.
-    Dfloat11,
-    /// Fixed 12 bits a weight; BF16 matrices.
-    Fixed12,
-}
-
-impl Method {
-    /// All methods.
-    pub const ALL: [Self; 4] = [Self::Raw, Self::Planes, Self::Dfloat11, Self::Fixed12];
-
-    /// The name on the command line and in recipes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Planes => "planes",
-            Self::Dfloat11 => "dfloat11",
-            Self::Fixed12 => "fixed12",
-        }
-    }
-}
-
-impl FromStr for Method {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|m| m.name() == s).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|m| m.name()).collect();
-            Error::Invalid(format!("unknown method {s:?}; the methods are {}", names.join(", ")))
-        })
-    }
-}
+use crate::{Error, Method, Result};
 
 /// An exception for some tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +74,7 @@ impl Recipe {
         });
         let patterns = self.pattern_dict.as_ref().map(PatternDict::parse).transpose()?;
         let compiled = Compiled { to: self.to, rules: rules.collect::<Result<_>>()?, patterns };
-        if self.pattern_dict.is_some() && !compiled.uses(Method::Dfloat11) {
+        if self.pattern_dict.is_some() && !compiled.methods().any(|m| m.room().takes_patterns()) {
             return Err(Error::Invalid(
                 "a pattern file is for dfloat11, which this recipe does not use".into(),
             ));
@@ -140,8 +99,9 @@ impl Compiled {
         }
     }
 
-    pub(crate) fn uses(&self, method: Method) -> bool {
-        self.to == method || self.rules.iter().any(|(_, m)| *m == method)
+    /// The methods that it names, each once.
+    pub(crate) fn methods(&self) -> impl Iterator<Item = Method> {
+        Method::ALL.iter().copied().filter(|m| self.to == *m || self.rules.iter().any(|(_, rule)| rule == m))
     }
 
     /// Rules that no tensor matches: surely a mistake.
