@@ -236,9 +236,9 @@ impl Manifest {
 
     /// The file's bytes, with `manifest_blake3` filled in.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let zeroed = Self { manifest_blake3: Digest([0; 32]), ..self.clone() };
+        // The digest is of these bytes with its own digits as zeros, whatever they are now.
         let mut bytes =
-            serde_json::to_vec_pretty(&zeroed).map_err(|e| Error::Invalid(format!("manifest: {e}")))?;
+            serde_json::to_vec_pretty(self).map_err(|e| Error::Invalid(format!("manifest: {e}")))?;
         bytes.push(b'\n');
         let at = digest_position(&bytes)
             .ok_or_else(|| Error::Invalid("manifest: manifest_blake3 is not last".to_owned()))?;
