@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::TypedValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_pipeline::Method;
 use llmpress_prune::Pass;
 
@@ -15,7 +15,15 @@ use llmpress_prune::Pass;
   llmpress verify OUT --against examples/tinylm        prove it
   llmpress restore OUT BACK                            get the BF16 checkpoint back
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+Exit codes:
+  0  done; of diff: the checkpoints are identical
+  1  failed, or something that was checked is not as it should be
+  2  wrong usage
+
+Environment:
+  NO_COLOR      no colours where --color is auto
+  LLMPRESS_ISA  instructions that the processor's kernels use at most: portable, avx2 or avx512;
+                results are the same to the bit")]
 pub(crate) struct Cli {
     /// Print results and errors as JSON.
     #[arg(long, global = true)]
@@ -23,6 +31,9 @@ pub(crate) struct Cli {
     /// Print nothing but results and errors.
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
+    /// Colours on stderr and in help pages.
+    #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    pub(crate) color: ColorChoice,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

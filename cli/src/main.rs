@@ -9,6 +9,7 @@ mod convert;
 mod diff;
 mod doctor;
 mod documents;
+mod environment;
 mod eval;
 mod generate;
 mod inspect;
@@ -28,17 +29,30 @@ mod verify;
 use std::process::ExitCode;
 
 use args::{Cli, Command};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use report::{Failure, Output};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let command = Cli::command().color(environment::colour_argument());
+    let parsed = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(page_or_mistake) => return documents::show(&page_or_mistake),
     };
     open_files::raise_limit();
-    let output = Output { json: cli.json, quiet: cli.quiet };
-    let result = match cli.command {
+    let output = Output { json: cli.json, quiet: cli.quiet, colours: environment::colours(cli.color) };
+    let result = environment::limit_instructions().and_then(|()| run(cli.command, output));
+    match result.and_then(|()| report::printed()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(command: Command, output: Output) -> Outcome {
+    match command {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Convert(args) => convert::run(&args, output),
@@ -54,13 +68,6 @@ fn main() -> ExitCode {
         Command::Completions(args) => documents::completions(&args),
         Command::Man(args) => documents::man(&args),
         Command::RenderChatTemplate => render_chat_template::run(),
-    };
-    match result.and_then(|()| report::printed()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output.failure(&failure);
-            ExitCode::from(failure.exit_code())
-        }
     }
 }
 

@@ -16,6 +16,8 @@ use serde::Serialize;
 pub(crate) struct Output {
     pub(crate) json: bool,
     pub(crate) quiet: bool,
+    /// Whether stderr is coloured.
+    pub(crate) colours: bool,
 }
 
 /// Why a verb failed.
@@ -52,7 +54,15 @@ impl Failure {
     }
 }
 
+/// Bold red and bold yellow, as terminals have them.
+const RED: &str = "\x1b[1;31m";
+const YELLOW: &str = "\x1b[1;33m";
+
 impl Output {
+    fn coloured(self, text: &str, colour: &str) -> String {
+        if self.colours { format!("{colour}{text}\x1b[0m") } else { text.to_owned() }
+    }
+
     /// One line, or an object with `--json`.
     pub(crate) fn failure(self, failure: &Failure) {
         let (kind, message) = match failure {
@@ -63,7 +73,7 @@ impl Output {
         };
         note(&match self.json {
             true => serde_json::json!({"error": {"kind": kind, "message": message}}).to_string(),
-            false => format!("error: {message}"),
+            false => format!("{} {message}", self.coloured("error:", RED)),
         });
     }
 
