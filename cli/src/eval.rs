@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::{BosChoice, EvalCommand, KldArgs, PerplexityArgs, ProtocolArgs};
-use crate::models::{Loaded, in_pool, read_text};
+use crate::models::{Loaded, check_length, in_pool, read_text};
 use crate::progress::{Bar, Unit};
 use crate::report::{Output, bytes, table};
 
@@ -50,6 +50,7 @@ impl Text {
         path: &Path,
         model: &Loaded,
         args: &ProtocolArgs,
+        output: Output,
     ) -> Result<Self, crate::report::Failure> {
         let text = read_text(path)?;
         let ids = model.tokenizer.encode(&text)?;
@@ -60,6 +61,7 @@ impl Text {
         let protocol = Protocol { window: args.window, stride: args.stride, limit: args.limit, bos };
         let windows = protocol.windows(ids.len())?;
         model.check_ids(&ids)?;
+        check_length(&*model.model, args.window.saturating_add(usize::from(bos.is_some())), output);
         Ok(Self { ids, bytes: text.len(), protocol, windows })
     }
 
@@ -73,8 +75,8 @@ impl Text {
 }
 
 fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
-    let model = Loaded::open(&args.model, args.protocol.device)?;
-    let text = Text::read(&args.protocol.text, &model, &args.protocol)?;
+    let model = Loaded::open(&args.model, args.protocol.device, output)?;
+    let text = Text::read(&args.protocol.text, &model, &args.protocol, output)?;
     let bar = Bar::of("ppl", text.windows as u64, Unit::Windows, output);
     let result = perplexity(&*model.model, &Skips::new(), &text.ids, text.bytes, text.protocol, &mut |_| {
         bar.advance(1)
@@ -119,10 +121,10 @@ fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
 }
 
 fn kld(args: &KldArgs, output: Output) -> Outcome {
-    let model = Loaded::open(&args.model, args.protocol.device)?;
-    let base = Loaded::open(&args.base, args.protocol.device)?;
+    let model = Loaded::open(&args.model, args.protocol.device, output)?;
+    let base = Loaded::open(&args.base, args.protocol.device, output)?;
     // The base's tokenizer: the question is what became of the base.
-    let text = Text::read(&args.protocol.text, &base, &args.protocol)?;
+    let text = Text::read(&args.protocol.text, &base, &args.protocol, output)?;
     model.check_ids(&text.ids)?;
     let bar = Bar::of("kld", text.windows as u64, Unit::Windows, output);
     let result =

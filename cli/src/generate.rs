@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::GenerateArgs;
-use crate::models::{Loaded, in_pool};
+use crate::models::{Loaded, check_length, in_pool};
 use crate::report::{Failure, Output, is_stdout_lost, print};
 
 pub(crate) fn run(args: &GenerateArgs, output: Output) -> Outcome {
@@ -27,11 +27,12 @@ struct Report<'a> {
 }
 
 fn generate(args: &GenerateArgs, output: Output) -> Outcome {
-    let Loaded { model, tokenizer } = &Loaded::open(&args.model, args.device)?;
+    let Loaded { model, tokenizer } = &Loaded::open(&args.model, args.device, output)?;
     let ids = prompt_ids(args, tokenizer)?;
     if ids.is_empty() {
         return Err(Failure::Usage("--prompt is empty: give some text to go on from".to_owned()));
     }
+    check_length(&**model, ids.len().saturating_add(args.max_new_tokens), output);
     let sampling =
         Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     let start = Instant::now();

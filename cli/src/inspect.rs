@@ -1,9 +1,11 @@
 //! `llmpress inspect`: what is in a checkpoint.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use llmpress_entropy::dfloat11::Histogram;
 use llmpress_formats::{Checkpoint, Dtype};
+use llmpress_model::Model;
 use serde::Serialize;
 
 use crate::Outcome;
@@ -23,6 +25,9 @@ struct Report {
     by_dtype: BTreeMap<&'static str, Count>,
     by_encoding: BTreeMap<&'static str, EncodingCount>,
     tied: BTreeMap<String, String>,
+    /// Stored tensors that the model which the configuration describes does not use, where it runs here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unused: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<Row>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +71,9 @@ struct Exponents {
 }
 
 pub(crate) fn run(args: &InspectArgs, output: Output) -> Outcome {
-    let checkpoint = Checkpoint::open(&args.dir)?;
+    let checkpoint = Arc::new(Checkpoint::open(&args.dir)?);
+    // Only where its architecture runs here.
+    let model = Model::open(checkpoint.clone()).ok();
     let mut entropies = BTreeMap::new();
     let mut all = Histogram::new();
     if args.entropy {
@@ -84,7 +91,8 @@ pub(crate) fn run(args: &InspectArgs, output: Output) -> Outcome {
             all.merge(&histogram);
         }
     }
-    let report = report(&checkpoint, args, &entropies, &all);
+    let unused = model.map(|model| model.unused().to_vec()).unwrap_or_default();
+    let report = report(&checkpoint, args, &entropies, &all, unused);
     output.result(&report, || text(&report));
     Ok(())
 }
@@ -98,6 +106,7 @@ fn report(
     args: &InspectArgs,
     entropies: &BTreeMap<&str, f64>,
     all: &Histogram,
+    unused: Vec<String>,
 ) -> Report {
     let config = checkpoint.config();
     let mut by_dtype: BTreeMap<&'static str, Count> = BTreeMap::new();
@@ -143,6 +152,7 @@ fn report(
         by_dtype,
         by_encoding,
         tied: checkpoint.tied().clone(),
+        unused,
         tensors,
         exponents: args.entropy.then(|| Exponents {
             bf16_tensors: entropies.len() as u64,
@@ -202,6 +212,12 @@ fn text(report: &Report) -> String {
     text.push_str(&table(&rows));
     for (name, target) in &report.tied {
         text.push_str(&format!("\n{name} is tied to {target}\n"));
+    }
+    if !report.unused.is_empty() {
+        text.push_str(&format!("\nnot used by the model: {} tensors\n", report.unused.len()));
+        for name in &report.unused {
+            text.push_str(&format!("  {name}\n"));
+        }
     }
     if let Some(e) = &report.exponents {
         text.push_str(&format!(

@@ -10,7 +10,7 @@ use llmpress_model::{Engine, GpuModel, GpuWeights, Model, Tokenizer};
 
 use crate::Outcome;
 use crate::args::{Device, DeviceArgs, WeightsChoice};
-use crate::report::Failure;
+use crate::report::{Failure, Output};
 
 /// Longest text that is read.
 const MAX_TEXT_BYTES: u64 = 1 << 30;
@@ -22,13 +22,18 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    pub(crate) fn open(dir: &Path, device: DeviceArgs) -> Result<Self, Failure> {
-        Self::pruned(dir, device, None)
+    pub(crate) fn open(dir: &Path, device: DeviceArgs, output: Output) -> Result<Self, Failure> {
+        Self::pruned(dir, device, None, output)
     }
 
     /// A model without some sub-layers.
-    pub(crate) fn pruned(dir: &Path, device: DeviceArgs, removal: Option<&Removal>) -> Result<Self, Failure> {
-        Ok(Self { model: open_pruned(dir, device, removal)?, tokenizer: Tokenizer::open(dir)? })
+    pub(crate) fn pruned(
+        dir: &Path,
+        device: DeviceArgs,
+        removal: Option<&Removal>,
+        output: Output,
+    ) -> Result<Self, Failure> {
+        Ok(Self { model: open_pruned(dir, device, removal, output)?, tokenizer: Tokenizer::open(dir)? })
     }
 
     /// Refuses ids that the model has no embedding for.
@@ -48,14 +53,15 @@ impl Loaded {
 }
 
 /// A model without a tokenizer.
-pub(crate) fn open_model(dir: &Path, device: DeviceArgs) -> Result<Box<dyn Engine>, Failure> {
-    open_pruned(dir, device, None)
+pub(crate) fn open_model(dir: &Path, device: DeviceArgs, output: Output) -> Result<Box<dyn Engine>, Failure> {
+    open_pruned(dir, device, None, output)
 }
 
 fn open_pruned(
     dir: &Path,
     device: DeviceArgs,
     removal: Option<&Removal>,
+    output: Output,
 ) -> Result<Box<dyn Engine>, Failure> {
     // A missing GPU is said before the weights are read.
     let gpu = match device.device {
@@ -63,6 +69,7 @@ fn open_pruned(
         Device::Cuda(ordinal) => Some(gpu(ordinal)?),
     };
     let model = Model::open(Arc::new(crate::prune::pruned(Checkpoint::open(dir)?, removal)?))?;
+    tell(&model, output);
     match gpu {
         None if device.gpu_weights != WeightsChoice::Stored => {
             Err(Failure::Usage("--gpu-weights needs --device cuda".to_owned()))
@@ -77,6 +84,37 @@ fn open_pruned(
             };
             Ok(Box::new(GpuModel::open(gpu, &model, weights, true)?))
         }
+    }
+}
+
+/// Unused tensors that are named.
+const NAMED: usize = 3;
+
+/// Prints what the user should know of a model's checkpoint.
+fn tell(model: &Model, output: Output) {
+    let root = model.checkpoint().root().display();
+    for warning in model.warnings() {
+        output.warn(&format!("{root}: {warning}"));
+    }
+    if let unused @ [_, ..] = model.unused() {
+        let names: Vec<&str> = unused.iter().take(NAMED).map(String::as_str).collect();
+        let more = if unused.len() > NAMED { ", ..." } else { "" };
+        output.warn(&format!(
+            "{root}: {} stored tensors are not used by the model that config.json describes: {}{more} (inspect lists them)",
+            unused.len(),
+            names.join(", ")
+        ));
+    }
+}
+
+/// Tells where a sequence is longer than a model was made for.
+pub(crate) fn check_length(model: &dyn Engine, tokens: usize, output: Output) {
+    if let Some(most) = model.config().max_positions.filter(|most| tokens > *most) {
+        output.warn(&format!(
+            "{}: sequences of {tokens} tokens are longer than the {most} that the model was made for \
+             (max_position_embeddings)",
+            model.checkpoint().root().display()
+        ));
     }
 }
 

@@ -84,6 +84,17 @@ impl Output {
         }
     }
 
+    /// Something that the user should know though the work goes on; as an object with `--json`.
+    pub(crate) fn warn(self, message: &str) {
+        if self.quiet {
+            return;
+        }
+        note(&match self.json {
+            true => serde_json::json!({"warning": message}).to_string(),
+            false => format!("{} {message}", self.coloured("warning:", YELLOW)),
+        });
+    }
+
     /// The result: as JSON, or as the text that `text` makes.
     pub(crate) fn result(self, value: &impl Serialize, text: impl FnOnce() -> String) {
         if self.json {

@@ -12,7 +12,8 @@ pub(crate) fn run(args: &SpeedArgs, output: Output) -> Outcome {
 }
 
 fn measure(args: &SpeedArgs, output: Output) -> Outcome {
-    let models = args.models.iter().map(|dir| open_model(dir, args.device)).collect::<Result<Vec<_>, _>>()?;
+    let models =
+        args.models.iter().map(|dir| open_model(dir, args.device, output)).collect::<Result<Vec<_>, _>>()?;
     let named: Vec<_> =
         args.models.iter().zip(&models).map(|(dir, model)| (dir.display().to_string(), &**model)).collect();
     let options = SpeedOptions {

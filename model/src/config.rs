@@ -116,6 +116,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Entries of the vocabulary, where the configuration says.
     pub vocab_size: Option<usize>,
+    /// The longest sequence that the model was made for, where the configuration says.
+    pub max_positions: Option<usize>,
     /// Added to the mean square in every norm.
     pub rms_norm_eps: f32,
     /// Inside the MLP.
@@ -204,6 +206,10 @@ impl ModelConfig {
             kv_heads,
             head_dim,
             vocab_size: f.size("vocab_size")?,
+            max_positions: config
+                .get("max_position_embeddings")
+                .and_then(Value::as_u64)
+                .and_then(|n| usize::try_from(n).ok()),
             rms_norm_eps: match (f.number("rms_norm_eps")?, family) {
                 (Some(eps), _) => eps as f32,
                 (None, Family::Phi3 | Family::Mixtral) => 1e-5,

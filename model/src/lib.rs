@@ -16,6 +16,7 @@ mod decoder;
 mod engine;
 mod generate;
 mod gpu;
+mod head;
 mod linear;
 mod mlp;
 mod observe;
@@ -24,6 +25,7 @@ mod python_json;
 mod rope;
 mod special_tokens;
 mod tokenizer;
+mod unused;
 
 pub use cache::Cache;
 pub use chat::{ChatTemplate, Message, serve_chat_template};
