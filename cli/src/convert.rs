@@ -1,7 +1,7 @@
 //! `llmpress convert`: carry out a plan.
 
 use llmpress_formats::Checkpoint;
-use llmpress_pipeline::{Options, Plan, Summary, convert};
+use llmpress_pipeline::{Options, Plan, Summary, Uncovered, convert};
 
 use crate::Outcome;
 use crate::args::{ConvertArgs, JobArgs};
@@ -25,6 +25,9 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
             (asked.checkpoint, plan)
         }
     };
+    if let Some(uncovered) = Uncovered::of(&checkpoint, &plan) {
+        output.warn(&uncovered.to_string());
+    }
     let bar = Bar::new("convert", plan.source_bytes, output);
     let summary = convert(&checkpoint, &args.out, &plan, &options, &bar);
     let seconds = bar.finish();

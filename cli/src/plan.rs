@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use llmpress_formats::Removal;
-use llmpress_pipeline::{Plan, Recipe};
+use llmpress_pipeline::{Plan, Recipe, Uncovered};
 
 use crate::Outcome;
 use crate::args::{PlanArgs, RecipeArgs};
@@ -13,6 +13,9 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
     let asked = crate::prune::ask(&args.dir, &args.recipe, args.jobs, output)?;
     let checkpoint = asked.checkpoint;
     let plan = Plan::new(&checkpoint, &asked.recipe, args.recipe.max_shard_size)?;
+    if let Some(uncovered) = Uncovered::of(&checkpoint, &plan) {
+        output.warn(&uncovered.to_string());
+    }
     let budget = plan.budget(&checkpoint, args.jobs.map(usize::from), args.max_memory)?;
     output.result(&plan, || {
         let mut text = String::new();

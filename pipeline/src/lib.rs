@@ -12,6 +12,7 @@
 pub mod bench;
 mod budget;
 mod convert;
+mod coverage;
 mod error;
 mod fingerprint;
 mod merge;
@@ -29,6 +30,7 @@ mod work;
 
 pub use budget::Budget;
 pub use convert::{Options, Summary, convert, restore};
+pub use coverage::Uncovered;
 pub use error::{Error, Result};
 pub use method::Method;
 pub use plan::{Plan, PlannedShard, PlannedUnit};
