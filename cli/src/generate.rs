@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use llmpress_formats::Error;
-use llmpress_model::{ChatTemplate, Generation, Message, Sampling};
+use llmpress_model::{ChatTemplate, Engine, Generation, Message, Sampling};
 use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::GenerateArgs;
 use crate::models::{Loaded, check_length, in_pool};
-use crate::report::{Failure, Output, is_stdout_lost, print};
+use crate::report::{Failure, Output, bytes, is_stdout_lost, print};
 
 pub(crate) fn run(args: &GenerateArgs, output: Output) -> Outcome {
     in_pool(args.jobs, || generate(args, output))
@@ -28,6 +28,7 @@ struct Report<'a> {
 
 fn generate(args: &GenerateArgs, output: Output) -> Outcome {
     let Loaded { model, tokenizer } = &Loaded::open(&args.model, args.device, output)?;
+    advise_weights(&**model, output);
     let ids = prompt_ids(args, tokenizer)?;
     if ids.is_empty() {
         return Err(Failure::Usage("--prompt is empty: give some text to go on from".to_owned()));
@@ -84,6 +85,23 @@ fn generate(args: &GenerateArgs, output: Output) -> Outcome {
         tokens.len()
     ));
     Ok(())
+}
+
+/// Tells where every token costs a decoding of the weights that memory would spare.
+fn advise_weights(model: &dyn Engine, output: Output) {
+    let plain = model.decoded_bytes();
+    let Some(available) = crate::memory::available().filter(|_| plain > 0) else { return };
+    // fixed12 takes three quarters; some memory is left for everything else.
+    let (choice, needed) = match available {
+        n if n / 8 * 7 >= plain => ("bf16", plain),
+        n if n / 8 * 7 >= plain / 4 * 3 => ("fixed12", plain / 4 * 3),
+        _ => return,
+    };
+    output.progress(&format!(
+        "the weights are decoded for every token: --weights {choice} is faster and takes {} of memory ({} are available)",
+        bytes(needed),
+        bytes(available)
+    ));
 }
 
 fn prompt_ids(args: &GenerateArgs, tokenizer: &llmpress_model::Tokenizer) -> Result<Vec<u32>, Failure> {

@@ -68,22 +68,20 @@ fn open_pruned(
         Device::Cpu => None,
         Device::Cuda(ordinal) => Some(gpu(ordinal)?),
     };
-    let model = Model::open(Arc::new(crate::prune::pruned(Checkpoint::open(dir)?, removal)?))?;
+    let mut model = Model::open(Arc::new(crate::prune::pruned(Checkpoint::open(dir)?, removal)?))?;
     tell(&model, output);
+    let weights = match device.weights {
+        WeightsChoice::Stored => GpuWeights::Stored,
+        WeightsChoice::Bf16 => GpuWeights::Bf16,
+        WeightsChoice::Dfloat11 => GpuWeights::Dfloat11,
+        WeightsChoice::Fixed12 => GpuWeights::Fixed12,
+    };
     match gpu {
-        None if device.gpu_weights != WeightsChoice::Stored => {
-            Err(Failure::Usage("--gpu-weights needs --device cuda".to_owned()))
+        None => {
+            model.load(weights)?;
+            Ok(Box::new(model))
         }
-        None => Ok(Box::new(model)),
-        Some(gpu) => {
-            let weights = match device.gpu_weights {
-                WeightsChoice::Stored => GpuWeights::Stored,
-                WeightsChoice::Bf16 => GpuWeights::Bf16,
-                WeightsChoice::Dfloat11 => GpuWeights::Dfloat11,
-                WeightsChoice::Fixed12 => GpuWeights::Fixed12,
-            };
-            Ok(Box::new(GpuModel::open(gpu, &model, weights, true)?))
-        }
+        Some(gpu) => Ok(Box::new(GpuModel::open(gpu, &model, weights, true)?)),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::linear::{Linear, Product, multiply_all, vector};
 use crate::mlp::{self, GateUp, Gated, Mlp};
 use crate::rope::Rotation;
 use crate::unused::Used;
-use crate::{Cache, ModelConfig, Observer, Panels, Skips, SubLayer};
+use crate::{Cache, GpuWeights, ModelConfig, Observer, Panels, Skips, SubLayer};
 
 /// A model that runs from an open checkpoint, compressed or not.
 #[derive(Debug)]
@@ -39,6 +39,18 @@ pub(crate) struct Layer {
     pub(crate) attention: Option<SubLayerParts<Attention>>,
     /// None where it was pruned away.
     pub(crate) mlp: Option<SubLayerParts<Mlp>>,
+}
+
+impl Layer {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let attention = self.attention.iter().flat_map(|a| a.body.linears());
+        attention.chain(self.mlp.iter().flat_map(|mlp| mlp.body.linears()))
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let attention = self.attention.iter_mut().flat_map(|a| a.body.linears_mut());
+        attention.chain(self.mlp.iter_mut().flat_map(|mlp| mlp.body.linears_mut()))
+    }
 }
 
 /// A sub-layer with the norm of its input and, in some families, of its output.
@@ -100,6 +112,32 @@ impl Model {
         }
         let (unused, warnings) = (used.others(c, prefix), warning.into_iter().collect());
         Ok(Self { config, embedding, layers, norm, head, warnings, unused, checkpoint })
+    }
+
+    /// Brings the weights into memory in another form: what is stored compressed is decoded once, or multiplied from
+    /// fixed12, or kept as DFloat11. The results stay the same to the bit.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn load(&mut self, weights: GpuWeights) -> Result<()> {
+        let checkpoint = self.checkpoint.clone();
+        let tied = self.head.tensor() == self.embedding.tensor();
+        // One after the other: each is read on all threads, and only one is in memory twice.
+        let layers = self.layers.iter_mut().flat_map(Layer::linears_mut);
+        for linear in std::iter::once(&mut self.embedding).chain(layers) {
+            linear.load(&checkpoint, weights)?;
+        }
+        match tied {
+            true => self.head.share(&self.embedding),
+            false => self.head.load(&checkpoint, weights)?,
+        }
+        Ok(())
+    }
+
+    /// Bytes of weights that are decoded for every token, since they are stored so that no product runs from them.
+    pub fn decoded_bytes(&self) -> u64 {
+        let layers = self.layers.iter().flat_map(Layer::linears);
+        layers.chain([&self.head]).map(Linear::decoded_bytes).sum()
     }
 
     /// What the user should know of the checkpoint, in sentences.
