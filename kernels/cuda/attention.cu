@@ -355,6 +355,7 @@ DEVICE void attend_rows(Query& query, Shared& shared, const float* queries, u32 
 // KERNEL_NAME(attend_rows_96)
 // KERNEL_NAME(attend_rows_128)
 // KERNEL_NAME(attend_rows_256)
+#ifndef LLMPRESS_STEP
 #define ATTEND_ROWS(DIM, WARPS)                                                                                   \
     extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                      \
     attend_rows_##DIM(const float* queries, u32 stride, const u16* keys, const u16* values, u64 capacity,         \
@@ -376,6 +377,7 @@ ATTEND_ROWS(128, 4)
     Parked query = {parked + threadIdx.x / WARP * (DIM / 16) * WARP + threadIdx.x % WARP}
 ATTEND_ROWS(256, 2)
 #undef ROWS_QUERY
+#endif
 
 // ---- few tokens --------------------------------------------------------------------------------------------------
 
@@ -476,6 +478,8 @@ DEVICE void attend_tile(const float* queries, u32 stride, const u16* keys, const
     attend_tile_##DIM(const float* queries, u32 stride, const u16* keys, const u16* values, u64 capacity,         \
                       const u32* position, u32 tokens, u32 heads, u32 group, u32 head_dim, u32 window,            \
                       float scale, float* sums, float2* scales) {                                                 \
+        let_later_begin();                                                                                        \
+        wait_for_earlier();                                                                                       \
         Step step = {*position, tokens, heads, group, head_dim, window, capacity};                                \
         attend_tile<DIM>(queries, stride, keys, values, step, scale, sums, scales);                               \
     }
@@ -489,6 +493,8 @@ ATTEND_TILE(256)
 extern "C" __global__ void __launch_bounds__(JOIN_THREADS)
 join_tiles(const float* sums, const float2* scales, u64 capacity, const u32* position, u32 heads, u32 head_dim,
            u32 window, u16* x, u32 ld) {
+    let_later_begin();
+    wait_for_earlier();
     Shared shared;
     float* kept = shared.take<float>(JOIN_THREADS);
     float* brought = shared.take<float>(JOIN_THREADS);

@@ -49,7 +49,7 @@ struct Dense {
         strip.low += TILE_K;
         strip.low_left -= (i32)TILE_K, strip.high_left -= (i32)TILE_K;
     }
-    DEVICE_METHOD Fragment decode(const uint4 (&raw)[4]) const {
+    DEVICE_METHOD Fragment decode(const uint4 (&raw)[4], const Strip&) const {
         Fragment f;
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
@@ -75,6 +75,7 @@ struct Dense {
     }
 STREAM_VARIANTS(STREAM)
 
+#ifndef LLMPRESS_STEP
 #define PANEL(columns, strips, stages)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                        \
         dense_panel_##columns##_##strips##_##stages(                                                             \
@@ -86,3 +87,4 @@ STREAM_VARIANTS(STREAM)
         panel_product<columns, strips, stages>(weights, rows, operands, {sums, done});                           \
     }
 PANEL_VARIANTS(PANEL)
+#endif

@@ -21,6 +21,25 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 #define DEVICE __device__ __forceinline__
 #define DEVICE_METHOD __device__ __forceinline__
 
+// ---- launches that overlap ---------------------------------------------------------------------------------------
+//
+// On compute capability 9.0 and newer the kernels of a step may begin before what was started earlier has ended
+// (programmatic dependent launch): they are compiled a second time with LLMPRESS_STEP. Each of their threads waits before it
+// reads or writes anything that a kernel writes; weights it may read before.
+
+// Waits until all that was started before has ended, and sees what it wrote.
+DEVICE void wait_for_earlier() {
+#ifdef LLMPRESS_STEP
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets what is started next begin as soon as all blocks of this launch have begun.
+DEVICE void let_later_begin() {
+#ifdef LLMPRESS_STEP
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // The same number, which the compiler does not know how to compute anew: it stays in a register.
 DEVICE u32 opaque(u32 x) {
     asm volatile("" : "+r"(x));

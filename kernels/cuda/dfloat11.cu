@@ -12,8 +12,6 @@ constexpr u32 THREADS = 256;
 constexpr u32 BLOCK_BYTES = 4096;
 constexpr u32 GAP_BYTES = 320;
 constexpr u32 TABLE_BITS = 10;
-// Bits of a thread's two windows: it takes the codes that start in them.
-constexpr u32 OWN_BITS = 128;
 
 // What a thread has of a block, as it lies in memory.
 struct Windows {
@@ -69,6 +67,10 @@ DEVICE u32 walk(const u8* luts, u32 rows, u32 bits) {
     return entry | length << 16;
 }
 
+#ifndef LLMPRESS_STEP
+// Bits of a thread's two windows: it takes the codes that start in them.
+constexpr u32 OWN_BITS = 128;
+
 // counts: a byte for each thread of each block: how many codes start in its windows. At most 128 do. One block of threads a
 // block. luts: `rows` rows, then lengths.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -84,6 +86,7 @@ count_dfloat11(const u8* stream, const u8* gaps, const u8* luts, u32 rows, u8* c
     }
     counts[(u64)blockIdx.x * THREADS + threadIdx.x] = (u8)count;
 }
+#endif
 
 // Two weights: signs and mantissas in bytes 0 and 2 of `sm`, exponents in those of `e`.
 DEVICE u32 two_weights(u32 sm, u32 e) { return (sm & 0x007f007fu) | (sm << 8 & 0x80008000u) | e << 7; }
@@ -96,6 +99,7 @@ DEVICE u16 one_weight(u32 sm, u32 e) { return (u16)((sm & 0x80) << 8 | e << 7 | 
 extern "C" __global__ void __launch_bounds__(THREADS, 8)
 decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8* counts, const u8* sign_mantissa,
                 const uint2* table, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out) {
+    let_later_begin();
     Shared shared;
     uint2* symbols = shared.take<uint2>(1 << TABLE_BITS);
     u32* of_warps = shared.take<u32>(THREADS / WARP);
@@ -108,6 +112,8 @@ decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8
         count = counts[(u64)block * THREADS + thread];
     }
     for (u32 i = thread; i < 1 << TABLE_BITS; i += THREADS) symbols[i] = table[i];
+    // What is written next, products before may still read.
+    wait_for_earlier();
     while (block < blocks) {
         u32 first = positions[block], total = positions[block + 1] - first;
         u32 sum = count;

@@ -4,6 +4,8 @@
 // h[token][i] = table[ids[token]][i] * scale. One block a token. An id beyond the vocabulary reads the last row.
 extern "C" __global__ void __launch_bounds__(256)
 embed_bf16(const u16* table, u64 vocab, u32 hidden, const u32* ids, float scale, float* h) {
+    let_later_begin();
+    wait_for_earlier();
     u64 row = min((u64)ids[blockIdx.x], vocab - 1);
     for (u32 i = threadIdx.x; i < hidden; i += blockDim.x) {
         h[(u64)blockIdx.x * hidden + i] = __fmul_rn(bf16_to_float(table[row * hidden + i]), scale);
@@ -12,11 +14,14 @@ embed_bf16(const u16* table, u64 vocab, u32 hidden, const u32* ids, float scale,
 
 // The same from tiles of fixed12 (fixed12.cu). A tile's escapes ascend by place, so each is found by bisection.
 extern "C" __global__ void __launch_bounds__(256)
-embed_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base,
+embed_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, const u32* bases,
               u64 vocab, u32 hidden, const u32* ids, float scale, float* h) {
+    let_later_begin();
+    wait_for_earlier();
     u64 row = min((u64)ids[blockIdx.x], vocab - 1);
     u32 in_tile = (u32)(row % 16);
     u64 across = (hidden + 63) / 64;
+    u32 base = bases[row / 16] >> 23;
     for (u32 i = threadIdx.x; i < hidden; i += blockDim.x) {
         u64 tile = row / 16 * across + i / 64;
         u32 column = i % 64, half = column / 32, lane = 4 * (in_tile % 8) + column % 32 / 8;

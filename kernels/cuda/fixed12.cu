@@ -49,20 +49,22 @@ struct Fixed12 {
     const u8* codes;
     const u32* escape_offsets;
     const u32* escapes;
-    // At bits 7 and 23.
-    u32 base;
+    // Of each strip, at bits 7 and 23: several matrices may lie one below the other.
+    const u32* bases;
     u32 across;
 
     // The lane's vectors of the halves, 32 apart, and its codes.
     struct Strip {
         const uint4* halves;
         const uint4* codes;
+        u32 base;
     };
 
     // The launcher sees to it that tiles count to less than 2^32.
     DEVICE_METHOD Strip strip(u32 number, u32 tile, u32 lane) const {
         u64 at = number * across + tile;
-        return {(const uint4*)sign_mantissa + at * 64 + lane, (const uint4*)codes + at * 32 + lane};
+        return {(const uint4*)sign_mantissa + at * 64 + lane, (const uint4*)codes + at * 32 + lane,
+                bases[number]};
     }
     // Vectors 0 and 1: bytes of the halves, row g before g + 8; vector 2: codes.
     DEVICE_METHOD static const uint4* vector(const Strip& strip, u32 i) {
@@ -70,8 +72,9 @@ struct Fixed12 {
     }
     DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 i) const { cp_async16(to, vector(strip, i)); }
     DEVICE_METHOD static void advance(Strip& strip) { strip.halves += 64, strip.codes += 32; }
-    DEVICE_METHOD Fragment decode(const uint4 (&raw)[3]) const {
+    DEVICE_METHOD static Fragment decode(const uint4 (&raw)[3], const Strip& strip) {
         Fragment f;
+        u32 base = strip.base;
         one_row<0, 0>(f, raw[0].x, raw[0].y, raw[2].x, base);
         one_row<0, 1>(f, raw[0].z, raw[0].w, raw[2].y, base);
         one_row<1, 0>(f, raw[1].x, raw[1].y, raw[2].z, base);
@@ -83,24 +86,25 @@ struct Fixed12 {
 
 #define STREAM(columns, strips, stages)                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS) fixed12_stream_##columns##_##strips##_##stages(  \
-        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
+        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, const u32* bases, \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
         const float* bias, u32 adds, u32 log_slices) {                                                         \
         Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                          \
-        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, opaque(base << 7 | base << 23),          \
+        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, bases,          \
                            (u32)((cols + 63) / 64)};                                                       \
         stream_product<columns, strips, stages>(weights, rows, operands);                                  \
     }
 STREAM_VARIANTS(STREAM)
 
+#ifndef LLMPRESS_STEP
 #define PANEL(columns, strips, stages)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                  \
         fixed12_panel_##columns##_##strips##_##stages(                                                     \
-        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, \
+        const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, const u32* bases, \
         u64 rows, u64 cols, const u16* x, u32 stride, u32 tokens, float* y, u64 y_stride,                  \
         const float* bias, u32 adds, u32 log_slices, float4* sums, u32* done) {                                \
         Operands operands = {x, stride, tokens, y, y_stride, bias, adds, log_slices};                          \
-        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, opaque(base << 7 | base << 23),          \
+        Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, bases,          \
                            (u32)((cols + 63) / 64)};                                                       \
         panel_product<columns, strips, stages>(weights, rows, operands, {sums, done});                     \
     }
@@ -109,7 +113,7 @@ PANEL_VARIANTS(PANEL)
 // out: BF16 [rows, stride], row-major, with zeros from `cols` up to `stride`, which is at most the next multiple of 8. A warp takes
 // a tile.
 extern "C" __global__ void __launch_bounds__(THREADS)
-decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, u32 base, u64 rows,
+decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, const u32* bases, u64 rows,
                u64 cols, u16* out, u64 stride) {
     Shared shared;
     uint4* areas = shared.take<uint4>(WARPS * PATCH_VECTORS);
@@ -117,14 +121,14 @@ decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offse
     u64 number = (u64)blockIdx.x * WARPS + warp, strip = number / across;
     if (strip * TILE_ROWS >= rows) return;
     u32 tile = (u32)(number % across);
-    Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, opaque(base << 7 | base << 23), across};
+    Fixed12 weights = {sign_mantissa, codes, escape_offsets, escapes, bases, across};
     Fixed12::Strip from = weights.strip((u32)strip, tile, lane);
     uint4 raw[3];
 #pragma unroll
     for (u32 i = 0; i < 3; i++) raw[i] = load_once(Fixed12::vector(from, i));
     const u32* offsets = weights.offsets((u32)strip) + tile;
     u32 first = load_once(offsets), end = load_once(offsets + 1);
-    Fragment f = weights.decode(raw);
+    Fragment f = Fixed12::decode(raw, from);
     if (first < end) {
         patch(f, areas + warp * PATCH_VECTORS, lane, [&](u16* words, u32 half) {
             for (u32 i = first + lane; i < end; i += WARP) put_escape(words, half, load_once(escapes + i));
@@ -150,3 +154,4 @@ decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offse
         }
     }
 }
+#endif

@@ -16,6 +16,8 @@ DEVICE float gelu_tanh(float x) {
 // `stride`. One block a token and 1,024 features.
 template <float (*activation)(float)>
 DEVICE void gate(const float* gate, const float* up, u32 inner, u32 stride, u16* x, u32 ld) {
+    let_later_begin();
+    wait_for_earlier();
     u64 token = blockIdx.y;
     u32 end = min(ld, (blockIdx.x + 1) * 1024);
     for (u32 i = blockIdx.x * 1024 + threadIdx.x; i < end; i += blockDim.x) {

@@ -13,7 +13,7 @@
 //   strip(number, tile, lane)            where a lane is in a strip
 //   copy(to, strip, i)                   starts to copy vector i of that tile to shared memory
 //   advance(strip)                       to the next tile
-//   decode(vectors)                      the lane's weights of a tile, escapes apart
+//   decode(vectors, strip)               the lane's weights of a tile, escapes apart
 //   offsets(number), escapes             escapes before each tile of a strip, and all of them
 //
 // Whatever a loop needs moves on with it: what can be computed anew from the launch's arguments the compiler computes anew in
@@ -229,7 +229,7 @@ struct Lane {
             uint4 raw[Weights::VECTORS];
 #pragma unroll
             for (u32 i = 0; i < Weights::VECTORS; i++) raw[i] = shared[stage + (s * Weights::VECTORS + i) * WARP];
-            w[s] = weights.decode(raw);
+            w[s] = weights.decode(raw, strip[s]);
             if (list[s].has(0)) {
                 // The first tiles' escapes came after the weights.
                 if (list[s].past(begin) < stages - 1) cp_async_wait<0>();
@@ -280,6 +280,7 @@ DEVICE void finish(const Operands& o, u64 rows, u64 n, u32 token, float sum) {
 // asked for stages - 1 tiles early.
 template <u32 columns, u32 strips, u32 stages, typename Weights>
 DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) {
+    let_later_begin();
     using Own = Lane<strips, stages, Weights>;
     constexpr u32 elements = strips * columns * 4 * WARP, vectors = Own::VECTORS;
     Shared shared;
@@ -302,6 +303,7 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
     }
     own.start(rings, stage, vectors);
     cp_async_commit();
+    wait_for_earlier();
     float sums[strips][columns][4] = {};
     const u16* x[columns];
 #pragma unroll

@@ -1,10 +1,10 @@
 // Root mean square norm (Zhang and Sennrich) of the residual stream.
 //
-// Order of additions: thread t of 256 adds the squares of features t, t + 256, ... with fused multiply-adds; the lanes of a
-// warp are added as warp.cuh says, then the eight warps in order.
+// Order of additions: thread t of 1,024 adds the squares of features t, t + 1024, ... with fused multiply-adds; the lanes of a
+// warp are added as warp.cuh says, then the 32 warps likewise. One token is all that a step has: its norm is worth many threads.
 #include "warp.cuh"
 
-constexpr u32 THREADS = 256;
+constexpr u32 THREADS = 1024;
 
 // 1 / sqrt(mean of x^2 + eps) for the block's token, the same in all threads.
 DEVICE float inverse_root(const float* x, u32 hidden, float eps) {
@@ -15,14 +15,15 @@ DEVICE float inverse_root(const float* x, u32 hidden, float eps) {
     sum = warp_sum(sum);
     if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = sum;
     __syncthreads();
-    sum = of_warps[0];
-    for (u32 warp = 1; warp < THREADS / WARP; warp++) sum = __fadd_rn(sum, of_warps[warp]);
+    sum = warp_sum(of_warps[threadIdx.x % WARP]);
     return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)hidden), eps)));
 }
 
 // x[token][i] = h[token][i] / root * weight[i] in BF16, rows of `ld` that end in zeros. One block a token.
 extern "C" __global__ void __launch_bounds__(THREADS)
 rms_norm(const float* h, const float* weight, u32 hidden, float eps, u16* x, u32 ld) {
+    let_later_begin();
+    wait_for_earlier();
     const float* from = h + (u64)blockIdx.x * hidden;
     float scale = inverse_root(from, hidden, eps);
     u16* to = x + (u64)blockIdx.x * ld;
@@ -34,6 +35,8 @@ rms_norm(const float* h, const float* weight, u32 hidden, float eps, u16* x, u32
 // h[token][i] += y[token][i] / root * weight[i]: the norm of a sub-layer's output. One block a token.
 extern "C" __global__ void __launch_bounds__(THREADS)
 add_rms_norm(const float* y, const float* weight, u32 hidden, float eps, float* h) {
+    let_later_begin();
+    wait_for_earlier();
     const float* from = y + (u64)blockIdx.x * hidden;
     float scale = inverse_root(from, hidden, eps);
     float* to = h + (u64)blockIdx.x * hidden;

@@ -10,6 +10,8 @@
 extern "C" __global__ void __launch_bounds__(128)
 rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, const float* cos, const float* sin,
      const u32* position, const float* q_norm, const float* k_norm, float eps, u16* keys, u16* values, u64 capacity) {
+    let_later_begin();
+    wait_for_earlier();
     u32 lane = threadIdx.x % WARP, head = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     u64 token = blockIdx.y, row = *position + token;
     // Whole warps leave; nothing below waits for the block.

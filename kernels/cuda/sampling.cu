@@ -11,6 +11,8 @@ DEVICE void keep_larger(float& value, u32& id, float other, u32 other_id) {
 
 // ids[0] = the id of the largest logit, of equals the lowest; 0 where the first logit is a NaN. One block.
 extern "C" __global__ void __launch_bounds__(1024) argmax(const float* logits, u32 vocab, u32* ids) {
+    let_later_begin();
+    wait_for_earlier();
     Shared shared;
     float* values = shared.take<float>(WARP);
     u32* places = shared.take<u32>(WARP);
@@ -44,16 +46,24 @@ extern "C" __global__ void __launch_bounds__(1024) argmax(const float* logits, u
 }
 
 // *position += tokens.
-extern "C" __global__ void advance(u32* position, u32 tokens) { *position += tokens; }
+extern "C" __global__ void advance(u32* position, u32 tokens) {
+    let_later_begin();
+    wait_for_earlier();
+    *position += tokens;
+}
 
 // c tanh(l / c) of every logit, by the operations of the processor's decoder: the same bits.
 extern "C" __global__ void __launch_bounds__(256) soft_cap(float* logits, u64 count, float cap) {
+    let_later_begin();
+    wait_for_earlier();
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     // tanh y = 1 - 2 / (e^2y + 1)
     float e = exponential(__fdiv_rn(__fmul_rn(2.0f, logits[i]), cap));
     logits[i] = __fmul_rn(cap, __fsub_rn(1.0f, __fdiv_rn(2.0f, __fadd_rn(e, 1.0f))));
 }
+
+#ifndef LLMPRESS_STEP
 
 // ---- drawing -----------------------------------------------------------------------------------------------------
 //
@@ -294,3 +304,4 @@ draw_pick(const float* logits, u32 vocab, float temperature, u32 top_k, float to
         before += __popc(equals);
     }
 }
+#endif

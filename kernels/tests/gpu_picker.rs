@@ -7,7 +7,7 @@ use llmpress_emulator::Emulator;
 use llmpress_kernels::gpu::picker::{Picker, Shape};
 use llmpress_kernels::gpu::{Error, Gpu, Launch};
 
-const SHAPE: Shape = Shape { kernel: "test", n: 1, k: 2, m: 3 };
+const SHAPE: Shape = Shape { kernel: "test", n: 1, k: 2, m: 3, slices: 1 };
 
 #[test]
 fn the_fastest_candidate_is_remembered_by_shape() {
@@ -51,6 +51,7 @@ fn recorded_launches_run_when_they_are_replayed() {
             block: 32,
             shared: 0,
             arguments,
+            overlaps: true,
         })
     };
     let add = || launch(&[count.view().pointer()]);

@@ -3,7 +3,7 @@
 
 use llmpress_emulator::Emulator;
 use llmpress_entropy::fixed12::StripsRef;
-use llmpress_kernels::gpu::fixed12::Matrix;
+use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
 use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::product::{
     Product, Variant, Weights, Workspace, product, product_in, slices, variants,
@@ -278,7 +278,7 @@ fn some_rows_of_a_matrix_are_those_of_the_whole() {
             adds: false,
             workspace: None,
         };
-        let weights = Weights::Fixed12 { matrix: &encoded, first, rows };
+        let weights = Weights::Fixed12 { matrix: &encoded, first, rows, whole: encoded.rows() };
         product_in(&gpu, weights, &operands, variants(&gpu, weights, tokens)[0])
     };
     for (first, count) in [(0, 20), (32, 16), (48, 22), (64, 6), (16, 0)] {
@@ -292,6 +292,53 @@ fn some_rows_of_a_matrix_are_those_of_the_whole() {
     for (first, count) in [(8, 8), (64, 7), (80, 1), (0, usize::MAX)] {
         assert!(matches!(run(first, count), Err(Error::Invalid(_))), "{first}, {count}");
     }
+}
+
+#[test]
+fn stacked_matrices_are_one_matrix_with_a_base_for_each() {
+    let (cols, tokens) = (136, 3);
+    let mut numbers = Numbers(17);
+    // Exponents far apart, so that the bases differ.
+    let parts: Vec<(usize, Vec<u16>)> = [(32, 0), (16, 9), (21, 4)]
+        .into_iter()
+        .map(|(rows, shift)| {
+            let words = numbers.words(rows * cols, Odd::Finite(20));
+            let smaller = |word: u16| if word & 0x7f80 > 20 << 7 { word - (shift << 7) } else { word };
+            (rows, words.into_iter().map(smaller).collect())
+        })
+        .collect();
+    let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
+    let all: Vec<u16> = parts.iter().flat_map(|(_, words)| words.clone()).collect();
+    let rows = 32 + 16 + 21;
+    let expected = reference::product(&all, rows, cols, &x, stride, tokens);
+    let gpu = Gpu::new(Emulator::new());
+    let encoded: Vec<Encoded> =
+        parts.iter().map(|(rows, words)| Encoded::new(*rows, cols, words).unwrap()).collect();
+    let list: Vec<Part<'_>> = encoded.iter().map(Encoded::part).collect();
+    assert!(list[0].base != list[1].base && list[1].base != list[2].base);
+    let matrix = Matrix::stack(&gpu, cols, &list).unwrap();
+    let decoded = gpu.allocate(2 * all.len()).unwrap();
+    matrix.decode(&gpu, decoded.view()).unwrap();
+    assert_eq!(decoded.view().read::<u16>(all.len()).unwrap(), all);
+    let (x, y) = (gpu.upload(&x).unwrap(), gpu.allocate(4 * tokens * rows).unwrap());
+    let operands = Product {
+        x: x.view(),
+        stride,
+        tokens,
+        y: y.view(),
+        y_stride: rows,
+        bias: None,
+        adds: false,
+        workspace: None,
+    };
+    let weights = Weights::fixed12(&matrix);
+    for variant in Variant::all(&gpu, weights).into_iter().filter(|v| v.workspace_bytes(weights, tokens) == 0)
+    {
+        product_in(&gpu, weights, &operands, variant).unwrap();
+        assert!(same(&y.view().read::<f32>(tokens * rows).unwrap(), &expected), "{variant:?}");
+    }
+    // A strip belongs to one matrix.
+    assert!(matches!(Matrix::stack(&gpu, cols, &[list[2], list[0]]), Err(Error::Invalid(_))));
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl GpuLayer {
 struct GpuAttention {
     norm: Buffer,
     post_norm: Option<Buffer>,
-    /// Query, key and value: three matrices, or one.
+    /// Query, key and value: three matrices, or one where they could be stacked.
     projections: Vec<GpuLinear>,
     output: GpuLinear,
     qk_norm: Option<(Buffer, Buffer)>,
@@ -81,7 +81,7 @@ struct GpuAttention {
 struct GpuMlp {
     norm: Buffer,
     post_norm: Option<Buffer>,
-    /// Gate and up: two matrices, or one.
+    /// Gate and up: two matrices, or one where they could be stacked.
     gate_up: Vec<GpuLinear>,
     down: GpuLinear,
     activation: Activation,
@@ -106,15 +106,15 @@ impl GpuModel {
         let mut layers = Vec::with_capacity(model.layers.len());
         for (index, layer) in model.layers.iter().enumerate() {
             // A layer's matrices are loaded together: they may share a unit.
-            let mut linears: Vec<&Linear> = Vec::new();
+            let mut groups: Vec<Vec<&Linear>> = Vec::new();
             if let Some(attention) = &layer.attention {
-                match &attention.body.projections {
-                    Projections::Separate(all) => linears.extend(all.iter()),
-                    Projections::Fused(one) => linears.push(one),
-                }
-                linears.push(&attention.body.output);
+                groups.push(match &attention.body.projections {
+                    Projections::Separate(all) => all.iter().collect(),
+                    Projections::Fused(one) => vec![one],
+                });
+                groups.push(vec![&attention.body.output]);
             }
-            let of_attention = linears.len();
+            let of_attention = groups.len();
             if let Some(mlp) = &layer.mlp {
                 let Mlp::Dense(gated) = &mlp.body else {
                     return Err(Error::unsupported(
@@ -125,19 +125,20 @@ impl GpuModel {
                         ),
                     ));
                 };
-                match &gated.gate_up {
-                    GateUp::Separate(both) => linears.extend(both),
-                    GateUp::Fused(one) => linears.push(one),
-                }
-                linears.push(&gated.down);
+                groups.push(match &gated.gate_up {
+                    GateUp::Separate(both) => both.iter().collect(),
+                    GateUp::Fused(one) => vec![one],
+                });
+                groups.push(vec![&gated.down]);
             }
-            let mut loaded = loader.layer(&linears)?;
+            let mut loaded = loader.layer(&groups)?;
             let mut of_mlp = loaded.split_off(of_attention);
-            let attention = match (&layer.attention, loaded.pop()) {
+            let last = |of: &mut Vec<Vec<GpuLinear>>| of.pop().and_then(|mut group| group.pop());
+            let attention = match (&layer.attention, last(&mut loaded)) {
                 (Some(attention), Some(output)) => Some(GpuAttention {
                     norm: upload(&attention.norm)?,
                     post_norm: optional(&attention.post_norm)?,
-                    projections: loaded,
+                    projections: loaded.into_iter().flatten().collect(),
                     output,
                     qk_norm: match &attention.body.qk_norm {
                         Some((q, k)) => Some((upload(q)?, upload(k)?)),
@@ -148,11 +149,11 @@ impl GpuModel {
                 }),
                 _ => None,
             };
-            let mlp = match (&layer.mlp, of_mlp.pop()) {
+            let mlp = match (&layer.mlp, last(&mut of_mlp)) {
                 (Some(mlp), Some(down)) => Some(GpuMlp {
                     norm: upload(&mlp.norm)?,
                     post_norm: optional(&mlp.post_norm)?,
-                    gate_up: of_mlp,
+                    gate_up: of_mlp.into_iter().flatten().collect(),
                     down,
                     activation: config.activation,
                 }),

@@ -64,7 +64,7 @@ impl Nvrtc {
         Ok(Self { _builtins: load(builtins)?, library: load(compiler)? })
     }
 
-    /// Compiles a source to PTX. `headers`: names and texts.
+    /// Compiles a source to PTX. `headers`: names and texts. `macro_name` is defined.
     ///
     /// The error is what the compiler says.
     #[allow(unsafe_code)]
@@ -74,16 +74,19 @@ impl Nvrtc {
         source: &str,
         headers: &[(String, String)],
         architecture: &str,
+        macro_name: Option<&str>,
     ) -> Result<String, String> {
         let text = |s: &str| CString::new(s).map_err(|_| format!("{name} holds a zero byte"));
         let (source, name_text) = (text(source)?, text(name)?);
         let names = headers.iter().map(|(name, _)| text(name)).collect::<Result<Vec<_>, _>>()?;
         let texts = headers.iter().map(|(_, content)| text(content)).collect::<Result<Vec<_>, _>>()?;
         let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
-        let options = [&format!("--gpu-architecture={architecture}"), "--fmad=false", "--std=c++17"]
-            .into_iter()
-            .map(text)
-            .collect::<Result<Vec<_>, _>>()?;
+        let options =
+            [format!("--gpu-architecture={architecture}"), "--fmad=false".into(), "--std=c++17".into()]
+                .into_iter()
+                .chain(macro_name.map(|name| format!("--define-macro={name}")))
+                .map(|option| text(&option))
+                .collect::<Result<Vec<_>, _>>()?;
         let missing = |e: libloading::Error| format!("the compiler's library lacks a function: {e}");
         // SAFETY: the signatures are those of nvrtc.h of CUDA 12; every text ends in a zero byte and outlives the calls;
         // the buffers have the sizes that the compiler asked for.

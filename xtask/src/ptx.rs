@@ -7,6 +7,12 @@ use crate::nvrtc::{NEWER, Nvrtc, SHIPPED};
 
 /// What the shipped PTX is made for: it runs on this architecture and all later ones.
 const SHIPPED_ARCHITECTURE: &str = "compute_80";
+/// What the kernels of a step are made for a second time, with [`STEP`] defined: their launches overlap there.
+const STEP_ARCHITECTURE: &str = "compute_90";
+/// Of device.cuh.
+const STEP: &str = "LLMPRESS_STEP";
+/// Sources without kernels of a step.
+const NO_STEP: [&str; 1] = ["ceiling.cu"];
 /// Architectures that the sources must compile for besides.
 const CHECKED: [&str; 2] = ["sm_89", "sm_90a"];
 /// The same, for the newer compiler.
@@ -47,11 +53,16 @@ fn sources() -> Result<Sources, String> {
 /// File names and texts of the PTX of all sources.
 fn shipped(sources: &Sources) -> Result<Vec<(String, String)>, String> {
     let compiler = Nvrtc::open(SHIPPED, &target())?;
-    let made = sources.kernels.iter().map(|(name, text)| {
-        let ptx = compiler.compile(name, text, &sources.headers, SHIPPED_ARCHITECTURE)?;
-        Ok((name.replace(".cu", ".ptx"), ptx))
-    });
-    made.collect()
+    let mut made = Vec::new();
+    for (name, text) in &sources.kernels {
+        let ptx = compiler.compile(name, text, &sources.headers, SHIPPED_ARCHITECTURE, None)?;
+        made.push((name.replace(".cu", ".ptx"), ptx));
+        if !NO_STEP.contains(&name.as_str()) {
+            let ptx = compiler.compile(name, text, &sources.headers, STEP_ARCHITECTURE, Some(STEP))?;
+            made.push((name.replace(".cu", ".sm_90.ptx"), ptx));
+        }
+    }
+    Ok(made)
 }
 
 /// `cargo xtask ptx`.
@@ -93,7 +104,7 @@ pub(crate) fn check() -> Result<(), String> {
         let compiler = Nvrtc::open(release, &target())?;
         for (name, text) in &sources.kernels {
             for architecture in architectures {
-                compiler.compile(name, text, &sources.headers, architecture)?;
+                compiler.compile(name, text, &sources.headers, architecture, None)?;
             }
         }
         println!(

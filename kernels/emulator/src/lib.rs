@@ -254,9 +254,17 @@ impl Graph for Recording {
         for step in &self.steps {
             match step {
                 Step::Copy { from, to, bytes } => self.device.device().copy(*from, *to, *bytes)?,
-                Step::Launch { file, kernel, grid, block, shared, arguments } => self
-                    .device
-                    .run(&Launch { file, kernel, grid: *grid, block: *block, shared: *shared, arguments })?,
+                Step::Launch { file, kernel, grid, block, shared, arguments } => {
+                    self.device.run(&Launch {
+                        file,
+                        kernel,
+                        grid: *grid,
+                        block: *block,
+                        shared: *shared,
+                        arguments,
+                        overlaps: true,
+                    })?
+                }
             }
         }
         Ok(())
@@ -309,7 +317,7 @@ impl Backend for Emulator {
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let mut device = self.0.device();
         if let Some(recorded) = &mut device.recorded {
-            let Launch { file, kernel, grid, block, shared, arguments } = *launch;
+            let Launch { file, kernel, grid, block, shared, arguments, overlaps: _ } = *launch;
             recorded.push(Step::Launch { file, kernel, grid, block, shared, arguments: arguments.to_vec() });
             return Ok(());
         }

@@ -25,6 +25,7 @@ impl Run {
             block: THREADS,
             shared: self.shared,
             arguments,
+            overlaps: true,
         })
     }
 
@@ -105,6 +106,7 @@ fn accesses_beyond_a_buffer_are_caught() {
             block: 1,
             shared: 0,
             arguments: &[small.view().pointer(), out.view().pointer(), Argument::U64(at)],
+            overlaps: true,
         })
     };
     read(9).unwrap();

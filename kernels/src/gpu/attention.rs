@@ -189,6 +189,7 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
             block: 32 * warps as u32,
             shared: (parked + size.tiles()) as u32,
             arguments: &arguments,
+            overlaps: true,
         });
     }
     let tiles = a.length.min(a.cache.capacity).div_ceil(TILE);
@@ -206,6 +207,7 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
         // Four fragments of a warp and four maxima a row besides.
         shared: (size.tiles() + 4 * 32 * 16 + 4 * 4 * ROWS) as u32,
         arguments: &arguments,
+        overlaps: true,
     })?;
     gpu.launch(&Launch {
         file: "attention",
@@ -224,6 +226,7 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
             a.x.pointer(),
             ld,
         ],
+        overlaps: true,
     })
 }
 

@@ -44,6 +44,9 @@ pub struct Launch<'a> {
     pub shared: u32,
     /// Its arguments, as many and of such types as it takes.
     pub arguments: &'a [Argument],
+    /// Whether it may begin before what was started earlier has ended, where the device can do that: true unless that makes
+    /// its weights, the only thing that kernels read before they wait.
+    pub overlaps: bool,
 }
 
 /// A device: memory, and kernels that run in the order in which they are started.

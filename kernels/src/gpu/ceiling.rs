@@ -26,5 +26,6 @@ pub fn read_all(gpu: &Gpu, data: View<'_>, out: View<'_>) -> Result<()> {
         block: THREADS,
         shared: 128,
         arguments: &[data.pointer(), Argument::U64((data.bytes() / 16) as u64), out.pointer()],
+        overlaps: true,
     })
 }

@@ -53,19 +53,21 @@ pub struct Cuda {
 
 #[derive(Default)]
 struct Functions {
-    modules: HashMap<&'static str, Module>,
+    /// By the address of the text.
+    modules: HashMap<*const u8, Module>,
     kernels: HashMap<(&'static str, &'static str), Kernel>,
 }
 
 struct Module(sys::CUmodule);
 
 impl Functions {
-    fn module(&mut self, file: &'static str) -> Result<sys::CUmodule> {
-        if let Some(module) = self.modules.get(file) {
+    fn module(&mut self, file: &str, module: ptx::Module) -> Result<sys::CUmodule> {
+        let key = module.text.as_ptr();
+        if let Some(module) = self.modules.get(&key) {
             return Ok(module.0);
         }
-        let module = load(file)?;
-        self.modules.insert(file, Module(module));
+        let module = load(file, module.text)?;
+        self.modules.insert(key, Module(module));
         Ok(module)
     }
 }
@@ -74,6 +76,8 @@ impl Functions {
 struct Kernel {
     function: sys::CUfunction,
     shared: u32,
+    /// Whether it waits by itself for what was started before.
+    overlaps: bool,
 }
 
 // SAFETY: handles of the driver may be used from any thread that has the context, which every call here binds.
@@ -202,8 +206,12 @@ impl Cuda {
     /// There is no such source; the driver refuses it.
     pub fn load(&self, file: &'static str) -> Result<()> {
         self.bind()?;
+        let modules = ptx::modules_of(file, self.info.capability);
+        if modules.is_empty() {
+            return Err(Error::Invalid(format!("there is no PTX of {file}.cu")));
+        }
         let mut functions = self.functions();
-        functions.module(file).map(|_| ())
+        modules.into_iter().try_for_each(|module| functions.module(file, module).map(|_| ()))
     }
 
     /// Makes its context the calling thread's.
@@ -217,7 +225,7 @@ impl Cuda {
 
     /// A kernel with room for so much shared memory.
     #[allow(unsafe_code)]
-    fn kernel(&self, file: &'static str, name: &'static str, shared: u32) -> Result<sys::CUfunction> {
+    fn kernel(&self, file: &'static str, name: &'static str, shared: u32) -> Result<Kernel> {
         if shared > self.shared_limit {
             return Err(Error::Unsupported(format!(
                 "{file}/{name} needs {shared} bytes of shared memory; {} has {}",
@@ -226,13 +234,19 @@ impl Cuda {
         }
         let mut functions = self.functions();
         if !functions.kernels.contains_key(&(file, name)) {
-            let module = functions.module(file)?;
+            let modules = ptx::modules_of(file, self.info.capability);
+            let text = modules
+                .into_iter()
+                .find(|module| module.has(name))
+                .ok_or_else(|| Error::Invalid(format!("there is no kernel {file}/{name}")))?;
+            let module = functions.module(file, text)?;
             let symbol =
                 CString::new(name).map_err(|_| Error::Invalid(format!("{name:?} is not a kernel's name")))?;
             // SAFETY: the module is loaded and stays so.
             let function = unsafe { driver::module::get_function(module, symbol) }
                 .map_err(failed(&format!("cuModuleGetFunction({file}/{name})")))?;
-            functions.kernels.insert((file, name), Kernel { function, shared: PLAIN_SHARED });
+            let kernel = Kernel { function, shared: PLAIN_SHARED, overlaps: text.overlaps };
+            functions.kernels.insert((file, name), kernel);
         }
         let Some(kernel) = functions.kernels.get_mut(&(file, name)) else {
             return Err(Error::Invalid(format!("there is no kernel {file}/{name}")));
@@ -244,13 +258,12 @@ impl Cuda {
                 .map_err(failed("cuFuncSetAttribute"))?;
             kernel.shared = shared;
         }
-        Ok(kernel.function)
+        Ok(*kernel)
     }
 }
 
 #[allow(unsafe_code)]
-fn load(file: &str) -> Result<sys::CUmodule> {
-    let text = ptx::module(file).ok_or_else(|| Error::Invalid(format!("there is no PTX of {file}.cu")))?;
+fn load(file: &str, text: &str) -> Result<sys::CUmodule> {
     let text = CString::new(text).map_err(|_| Error::Invalid(format!("the PTX of {file}.cu is damaged")))?;
     let mut log = vec![0u8; LOG_BYTES];
     // What an option takes is passed in place of a pointer, except for the buffer.
@@ -338,23 +351,34 @@ impl Backend for Cuda {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         self.bind()?;
-        let function = self.kernel(launch.file, launch.kernel, launch.shared)?;
+        let kernel = self.kernel(launch.file, launch.kernel, launch.shared)?;
         let mut slots: Vec<u64> = launch.arguments.iter().map(|a| a.slot()).collect();
         let mut pointers: Vec<*mut c_void> =
             slots.iter_mut().map(|slot| std::ptr::from_mut(slot).cast::<c_void>()).collect();
         let [x, y, z] = launch.grid;
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue_union { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.stream.cu_stream(),
+            attrs: &mut overlap,
+            numAttrs: u32::from(kernel.overlaps && launch.overlaps),
+        };
         // SAFETY: the launcher passes what the kernel takes, which the emulator's tests check by kind; the driver
-        // copies the arguments before it returns.
+        // copies the configuration and the arguments before it returns.
         unsafe {
-            driver::launch_kernel(
-                function,
-                (x, y, z),
-                (launch.block, 1, 1),
-                launch.shared,
-                self.stream.cu_stream(),
-                &mut pointers,
-            )
+            sys::cuLaunchKernelEx(&config, kernel.function, pointers.as_mut_ptr(), std::ptr::null_mut())
         }
+        .result()
         .map_err(|e| Error::Driver {
             call: format!(
                 "the launch of {}/{} on {:?} blocks of {}",

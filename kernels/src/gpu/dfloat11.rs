@@ -109,6 +109,7 @@ impl Unit {
                 Argument::U32(self.rows),
                 self.counts.view().pointer(),
             ],
+            overlaps: true,
         })
     }
 
@@ -155,6 +156,7 @@ impl Unit {
                 Argument::U32(self.capacity),
                 out.pointer(),
             ],
+            overlaps: true,
         })
     }
 }
@@ -191,7 +193,7 @@ fn symbol_table(luts: &[u8]) -> Vec<[u32; 2]> {
                 symbols |= symbol << (8 * count);
                 (count, taken) = (count + 1, taken + length);
             }
-            if count == 0 { [0, 0] } else { [symbols, taken | 8 * count << 16] }
+            if count == 0 { [0, 0] } else { [symbols, taken | (8 * count) << 16] }
         })
         .collect()
 }

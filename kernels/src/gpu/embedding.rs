@@ -32,6 +32,7 @@ impl Gather<'_> {
             block: 256,
             shared: 0,
             arguments: &arguments,
+            overlaps: true,
         })
     }
 }

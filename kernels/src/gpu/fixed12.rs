@@ -7,12 +7,13 @@ use llmpress_entropy::fixed12::{
 use super::dense::row_stride;
 use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
 
-/// A matrix in fixed12.
+/// A matrix in fixed12, or several one below the other.
 #[derive(Debug)]
 pub struct Matrix {
     rows: usize,
     cols: usize,
-    base: u32,
+    /// Of each strip of 16 rows, at bits 7 and 23.
+    bases: Buffer,
     sign_mantissa: Buffer,
     codes: Buffer,
     escape_offsets: Buffer,
@@ -29,26 +30,32 @@ fn place(position: u16) -> u32 {
     (mma * 32 + lane) * 8 + col % 4 / 2 * 4 + row / 8 * 2 + col % 2
 }
 
-impl Matrix {
-    /// Copies a matrix to the device, after checks that no kernel makes: offsets ascend, positions lie inside their tile.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] where the components do not fit `rows` x `cols`; not so much memory.
-    pub fn upload(gpu: &Gpu, rows: usize, cols: usize, base: i16, strips: &StripsRef<'_>) -> Result<Self> {
+/// A matrix to be copied to a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// Output features.
+    pub rows: usize,
+    /// The base of its codes.
+    pub base: i16,
+    /// Its components.
+    pub strips: StripsRef<'a>,
+}
+
+impl Part<'_> {
+    /// Makes the checks that no kernel makes. Its tiles.
+    fn check(&self, cols: usize) -> Result<usize> {
+        let (rows, base) = (self.rows, self.base);
         let invalid = |what: &str| Error::Invalid(format!("a fixed12 matrix of {rows} x {cols}: {what}"));
         let grid = Grid::new(rows as u64, cols as u64).ok_or_else(|| invalid("too large"))?;
         let tiles = usize::try_from(grid.tiles()).map_err(|_| invalid("too large"))?;
         if !(MIN_BASE..=MAX_BASE).contains(&base) {
             return Err(invalid("the base is out of range"));
         }
-        // Kernels count tiles in 32 bits.
-        if u32::try_from(tiles).is_err() {
-            return Err(invalid("too large"));
-        }
-        let StripsRef { sign_mantissa, codes, escape_offsets, escape_positions, escape_exponents } = *strips;
+        let StripsRef { sign_mantissa, codes, escape_offsets, escape_positions, escape_exponents } =
+            self.strips;
         if Some(sign_mantissa.len()) != tiles.checked_mul(TILE_WEIGHTS)
-            || codes.len() != tiles * TILE_CODE_BYTES
-            || escape_offsets.len() != tiles + 1
+            || Some(codes.len()) != tiles.checked_mul(TILE_CODE_BYTES)
+            || Some(escape_offsets.len()) != tiles.checked_add(1)
             || escape_positions.len() != escape_exponents.len()
         {
             return Err(invalid("components of other sizes"));
@@ -65,6 +72,12 @@ impl Matrix {
         if !escape_offsets.windows(2).all(tile) {
             return Err(invalid("a tile's escapes do not ascend"));
         }
+        Ok(tiles)
+    }
+
+    /// Place and exponent of each escape, as kernels read them.
+    fn escapes(&self) -> Vec<u32> {
+        let StripsRef { escape_offsets, escape_positions, escape_exponents, .. } = self.strips;
         let mut escapes: Vec<u32> = escape_positions
             .iter()
             .zip(escape_exponents)
@@ -73,22 +86,25 @@ impl Matrix {
         for ends in escape_offsets.windows(2) {
             escapes[ends[0] as usize..ends[1] as usize].sort_unstable_by_key(|escape| escape & 1023);
         }
-        Ok(Self {
-            rows,
-            cols,
-            base: base.unsigned_abs().into(),
-            sign_mantissa: gpu.upload(sign_mantissa)?,
-            codes: gpu.upload(codes)?,
-            escape_offsets: gpu.upload(escape_offsets)?,
-            escapes: gpu.upload(&escapes)?,
-        })
+        escapes
     }
+}
 
-    /// Encodes BF16 words, row-major, with the base that leaves the fewest escapes, and copies them to the device.
+/// A matrix that was encoded to be copied to a device.
+#[derive(Debug)]
+pub struct Encoded {
+    rows: usize,
+    base: i16,
+    strips: Strips,
+    escape_offsets: Vec<u32>,
+}
+
+impl Encoded {
+    /// Encodes BF16 words, row-major, with the base that leaves the fewest escapes.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where there are not `rows` x `cols` words; those of [`Self::upload`].
-    pub fn encode(gpu: &Gpu, rows: usize, cols: usize, words: &[u16]) -> Result<Self> {
+    /// [`Error::Invalid`] where there are not `rows` x `cols` words.
+    pub fn new(rows: usize, cols: usize, words: &[u16]) -> Result<Self> {
         let invalid = |what: String| Error::Invalid(format!("a fixed12 matrix of {rows} x {cols}: {what}"));
         if rows.checked_mul(cols) != Some(words.len()) {
             return Err(invalid(format!("{} words", words.len())));
@@ -104,14 +120,87 @@ impl Matrix {
             before += count;
             escape_offsets.push(before);
         }
+        Ok(Self { rows, base, strips, escape_offsets })
+    }
+
+    /// Its components.
+    #[must_use]
+    pub fn part(&self) -> Part<'_> {
         let strips = StripsRef {
-            sign_mantissa: &strips.sign_mantissa,
-            codes: &strips.codes,
-            escape_offsets: &escape_offsets,
-            escape_positions: &strips.escape_positions,
-            escape_exponents: &strips.escape_exponents,
+            sign_mantissa: &self.strips.sign_mantissa,
+            codes: &self.strips.codes,
+            escape_offsets: &self.escape_offsets,
+            escape_positions: &self.strips.escape_positions,
+            escape_exponents: &self.strips.escape_exponents,
         };
-        Self::upload(gpu, rows, cols, base, &strips)
+        Part { rows: self.rows, base: self.base, strips }
+    }
+}
+
+impl Matrix {
+    /// Copies a matrix to the device, after checks that no kernel makes: offsets ascend, positions lie inside their tile.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the components do not fit `rows` x `cols`; not so much memory.
+    pub fn upload(gpu: &Gpu, rows: usize, cols: usize, base: i16, strips: &StripsRef<'_>) -> Result<Self> {
+        Self::stack(gpu, cols, &[Part { rows, base, strips: *strips }])
+    }
+
+    /// Copies matrices of as many columns to the device, one below the other: one matrix to every kernel.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where components do not fit, or a matrix but the last ends inside a strip of 16 rows; not so much
+    /// memory.
+    pub fn stack(gpu: &Gpu, cols: usize, parts: &[Part<'_>]) -> Result<Self> {
+        let mut tiles = Vec::with_capacity(parts.len());
+        for (i, part) in parts.iter().enumerate() {
+            tiles.push(part.check(cols)?);
+            if i + 1 < parts.len() && !part.rows.is_multiple_of(16) {
+                return Err(Error::Invalid(format!(
+                    "a matrix of {} rows above another: only whole strips of 16 can be",
+                    part.rows
+                )));
+            }
+        }
+        let all: usize = tiles.iter().sum();
+        // Kernels count tiles in 32 bits.
+        size32("tiles of a fixed12 matrix", all)?;
+        let sign_mantissa = gpu.allocate(all * TILE_WEIGHTS)?;
+        let codes = gpu.allocate(all * TILE_CODE_BYTES)?;
+        let (mut offsets, mut escapes, mut bases) = (Vec::with_capacity(all + 1), Vec::new(), Vec::new());
+        offsets.push(0);
+        let mut first = 0;
+        for (part, tiles) in parts.iter().zip(tiles) {
+            let view = |buffer: &Buffer, each: usize, bytes: &[u8]| {
+                buffer.slice(first * each..(first + tiles) * each)?.write(bytes)
+            };
+            view(&sign_mantissa, TILE_WEIGHTS, part.strips.sign_mantissa)?;
+            view(&codes, TILE_CODE_BYTES, part.strips.codes)?;
+            let before = size32("escapes", escapes.len())?;
+            escapes.extend(part.escapes());
+            size32("escapes", escapes.len())?;
+            offsets.extend(part.strips.escape_offsets[1..].iter().map(|offset| before + offset));
+            let base = u32::from(part.base.unsigned_abs());
+            bases.extend(std::iter::repeat_n(base << 7 | base << 23, part.rows.div_ceil(16)));
+            first += tiles;
+        }
+        Ok(Self {
+            rows: parts.iter().map(|part| part.rows).sum(),
+            cols,
+            bases: gpu.upload(&bases)?,
+            sign_mantissa,
+            codes,
+            escape_offsets: gpu.upload(&offsets)?,
+            escapes: gpu.upload(&escapes)?,
+        })
+    }
+
+    /// Encodes BF16 words, row-major, with the base that leaves the fewest escapes, and copies them to the device.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there are not `rows` x `cols` words; those of [`Self::upload`].
+    pub fn encode(gpu: &Gpu, rows: usize, cols: usize, words: &[u16]) -> Result<Self> {
+        Self::stack(gpu, cols, &[Encoded::new(rows, cols, words)?.part()])
     }
 
     /// Output features.
@@ -129,10 +218,8 @@ impl Matrix {
     /// Bytes in device memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        [&self.sign_mantissa, &self.codes, &self.escape_offsets, &self.escapes]
-            .iter()
-            .map(|buffer| buffer.bytes())
-            .sum()
+        let small = [&self.codes, &self.escape_offsets, &self.escapes, &self.bases];
+        self.sign_mantissa.bytes() + small.iter().map(|buffer| buffer.bytes()).sum::<usize>()
     }
 
     /// The first arguments of every kernel that reads it: from a strip of 16 rows on, which must be inside.
@@ -148,7 +235,10 @@ impl Matrix {
             from(&self.codes, TILE_CODE_BYTES),
             from(&self.escape_offsets, 4),
             self.escapes.view().pointer(),
-            Argument::U32(self.base),
+            match self.bases.view().pointer() {
+                Argument::Pointer(address) => Argument::Pointer(address + 4 * strip as u64),
+                other => other,
+            },
         ]
     }
 
@@ -187,6 +277,7 @@ impl Matrix {
             // Half a tile of each of eight warps.
             shared: 8 * 1024,
             arguments: &arguments,
+            overlaps: true,
         })
     }
 }

@@ -55,5 +55,6 @@ pub fn gate(
             x.pointer(),
             Argument::U32(size32("ld", ld)?),
         ],
+        overlaps: true,
     })
 }

@@ -23,6 +23,8 @@ pub struct Shape {
     pub k: usize,
     /// Tokens.
     pub m: usize,
+    /// Slices that the input features are cut into.
+    pub slices: usize,
 }
 
 /// Remembers the fastest candidate of each shape.

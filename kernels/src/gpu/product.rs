@@ -274,6 +274,8 @@ pub enum Weights<'a> {
         cols: usize,
         /// Rows of the matrix that these are part of.
         whole: usize,
+        /// Whether what was started before makes the words: a product may not read them early.
+        fresh: bool,
     },
     /// fixed12: some rows of a matrix.
     Fixed12 {
@@ -283,6 +285,8 @@ pub enum Weights<'a> {
         first: usize,
         /// How many.
         rows: usize,
+        /// Rows of the matrix that all of it is part of.
+        whole: usize,
     },
 }
 
@@ -290,13 +294,13 @@ impl<'a> Weights<'a> {
     /// A plain matrix.
     #[must_use]
     pub fn dense(words: View<'a>, rows: usize, cols: usize) -> Self {
-        Self::Dense { words, rows, cols, whole: rows }
+        Self::Dense { words, rows, cols, whole: rows, fresh: false }
     }
 
     /// All rows of a matrix.
     #[must_use]
     pub fn fixed12(matrix: &'a Matrix) -> Self {
-        Self::Fixed12 { matrix, first: 0, rows: matrix.rows() }
+        Self::Fixed12 { matrix, first: 0, rows: matrix.rows(), whole: matrix.rows() }
     }
 
     /// Output and input features.
@@ -311,9 +315,12 @@ impl<'a> Weights<'a> {
     /// [`slices`] of the whole matrix: some of its rows are added up as all are.
     fn slices(&self) -> usize {
         match self {
-            Self::Dense { whole, .. } => slices(*whole),
-            Self::Fixed12 { matrix, .. } => slices(matrix.rows()),
+            Self::Dense { whole, .. } | Self::Fixed12 { whole, .. } => slices(*whole),
         }
+    }
+
+    fn fresh(&self) -> bool {
+        matches!(self, Self::Dense { fresh: true, .. })
     }
 
     /// Bytes that a product reads of them.
@@ -337,13 +344,13 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// The most workspace that the slices' sums of a product of `rows` rows with up to `tokens` tokens take.
+/// The most workspace that the slices' sums of a product of `rows` of `whole` rows with up to `tokens` tokens take.
 #[must_use]
-pub fn split_bytes(rows: usize, tokens: usize) -> usize {
+pub fn split_bytes(rows: usize, whole: usize, tokens: usize) -> usize {
     let bytes = |tile: Tile, count| {
         let variant = Variant { tile, split: true, decoded: false };
-        if variant.splits(rows, slices(rows), count) {
-            variant.sums_bytes(rows, slices(rows), count)
+        if variant.splits(rows, slices(whole), count) {
+            variant.sums_bytes(rows, slices(whole), count)
         } else {
             0
         }
@@ -382,7 +389,7 @@ pub struct Product<'a> {
 /// Refuses operands that no variant can take: from here on all sizes are those of buffers.
 fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
     let (rows, cols) = weights.shape();
-    if let Weights::Fixed12 { matrix, first, rows } = weights
+    if let Weights::Fixed12 { matrix, first, rows, .. } = weights
         && (!first.is_multiple_of(TILE_ROWS) || first.checked_add(rows).is_none_or(|end| end > matrix.rows()))
     {
         return Err(Error::Invalid(format!(
@@ -441,10 +448,10 @@ pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, variant: Var
     let words = workspace.0.slice(first..second)?;
     let split = Some((workspace.0.slice(second..needed)?, counters));
     match weights {
-        Weights::Fixed12 { matrix, first, rows } if variant.decoded => {
+        Weights::Fixed12 { matrix, first, rows, whole } if variant.decoded => {
             matrix.decode_rows(gpu, first, rows, words)?;
             let variant = Variant { decoded: false, ..variant };
-            start(gpu, Weights::Dense { words, rows, cols, whole: matrix.rows() }, p, variant, split)
+            start(gpu, Weights::Dense { words, rows, cols, whole, fresh: true }, p, variant, split)
         }
         _ => start(gpu, weights, p, variant, split),
     }
@@ -510,6 +517,7 @@ fn start(
         block: THREADS as u32,
         shared: variant.shared(weights) as u32,
         arguments: &arguments,
+        overlaps: !weights.fresh(),
     })
 }
 
@@ -532,7 +540,7 @@ pub fn product(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, picker: &Picker
     };
     // Variants are tried on another output: this one may hold what the product is added to.
     let mut output = None;
-    let key = Key { kernel, n, k, m: bucket(p.tokens) };
+    let key = Key { kernel, n, k, m: bucket(p.tokens), slices: weights.slices() };
     let picked = picker.pick(gpu, key, candidates.len(), &mut |i| {
         let output = match &output {
             Some(output) => output,

@@ -3,33 +3,71 @@
 //! `cargo xtask ptx` makes the files in `kernels/ptx` from `kernels/cuda`; continuous integration makes them again and
 //! compares.
 
-/// A source without `.cu`, and its PTX.
-const MODULES: &[(&str, &str)] = &[
-    ("attention", include_str!("../../ptx/attention.ptx")),
-    ("ceiling", include_str!("../../ptx/ceiling.ptx")),
-    ("dense", include_str!("../../ptx/dense.ptx")),
-    ("dfloat11", include_str!("../../ptx/dfloat11.ptx")),
-    ("embedding", include_str!("../../ptx/embedding.ptx")),
-    ("fixed12", include_str!("../../ptx/fixed12.ptx")),
-    ("gate", include_str!("../../ptx/gate.ptx")),
-    ("rms_norm", include_str!("../../ptx/rms_norm.ptx")),
-    ("rope", include_str!("../../ptx/rope.ptx")),
-    ("sampling", include_str!("../../ptx/sampling.ptx")),
-];
+/// A source without `.cu`, its PTX for every GPU, and that of the kernels of a step for compute capability 9.0 and newer, whose
+/// launches overlap.
+type Source = (&'static str, &'static str, Option<&'static str>);
 
-/// The PTX of a source.
-pub(super) fn module(file: &str) -> Option<&'static str> {
-    MODULES.iter().find(|(name, _)| *name == file).map(|(_, text)| *text)
+macro_rules! sources {
+    ($($name:literal $step:expr;)*) => {
+        [$(($name, include_str!(concat!("../../ptx/", $name, ".ptx")), $step)),*]
+    };
+}
+
+macro_rules! step {
+    ($name:literal) => {
+        Some(include_str!(concat!("../../ptx/", $name, ".sm_90.ptx")))
+    };
+}
+
+const SOURCES: &[Source] = &sources! {
+    "attention" step!("attention");
+    "ceiling" None;
+    "dense" step!("dense");
+    "dfloat11" step!("dfloat11");
+    "embedding" step!("embedding");
+    "fixed12" step!("fixed12");
+    "gate" step!("gate");
+    "rms_norm" step!("rms_norm");
+    "rope" step!("rope");
+    "sampling" step!("sampling");
+};
+
+/// The first compute capability whose launches may overlap.
+const OVERLAPPING: (i32, i32) = (9, 0);
+
+/// A PTX text, and whether its kernels wait for what was started before by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Module {
+    pub(super) text: &'static str,
+    pub(super) overlaps: bool,
+}
+
+/// The texts of a source for a GPU of this compute capability: a kernel is taken from the first that has it.
+pub(super) fn modules_of(file: &str, capability: (i32, i32)) -> Vec<Module> {
+    let Some((_, all, step)) = SOURCES.iter().find(|(name, ..)| *name == file) else { return Vec::new() };
+    let step = step.filter(|_| capability >= OVERLAPPING).map(|text| Module { text, overlaps: true });
+    step.into_iter().chain([Module { text: all, overlaps: false }]).collect()
+}
+
+impl Module {
+    /// Whether it has a kernel.
+    pub(super) fn has(&self, kernel: &str) -> bool {
+        self.text.match_indices(".entry ").any(|(at, entry)| {
+            let name = self.text[at + entry.len()..].trim_start();
+            name.strip_prefix(kernel).is_some_and(|rest| rest.starts_with(['(', '\n', ' ']))
+        })
+    }
 }
 
 /// The sources that are built in.
 #[must_use]
 pub fn modules() -> Vec<&'static str> {
-    MODULES.iter().map(|(name, _)| *name).collect()
+    SOURCES.iter().map(|(name, ..)| *name).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic)]
     use super::*;
 
     #[test]
@@ -43,9 +81,35 @@ mod tests {
             .collect();
         sources.sort();
         assert_eq!(modules(), sources);
-        for (name, text) in MODULES {
+        for (name, text, step) in SOURCES {
             assert!(text.contains(".target sm_80"), "{name}");
-            assert_eq!(module(name), Some(*text));
+            assert_eq!(modules_of(name, (8, 9)), [Module { text, overlaps: false }]);
+            if let Some(step) = step {
+                assert!(step.contains(".target sm_90"), "{name}");
+                assert_eq!(modules_of(name, (10, 0))[0], Module { text: step, overlaps: true });
+            }
         }
+        assert_eq!(modules_of("no such", (9, 0)), []);
+    }
+
+    #[test]
+    fn what_may_overlap_waits_by_itself() {
+        for (name, all, step) in SOURCES {
+            assert!(!all.contains("griddepcontrol"), "{name}");
+            let Some(step) = step else { continue };
+            let kernels: Vec<&str> = step.split(".entry ").skip(1).collect();
+            assert!(!kernels.is_empty(), "{name}");
+            for kernel in kernels {
+                assert!(kernel.contains("griddepcontrol.wait"), "{name}: {}", &kernel[..40]);
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_are_found_by_their_whole_name() {
+        let [step, all] = modules_of("dense", (9, 0))[..] else { panic!("two texts") };
+        assert!(step.has("dense_stream_1_1_4") && all.has("dense_stream_1_1_4"));
+        assert!(all.has("dense_panel_16_2_2") && !step.has("dense_panel_16_2_2"));
+        assert!(!all.has("dense_stream_1_1") && !all.has("stream_1_1_4"));
     }
 }

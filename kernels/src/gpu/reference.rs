@@ -71,12 +71,12 @@ pub fn warp_sum(mut lanes: [f32; 32]) -> f32 {
 /// `1 / sqrt(mean of x^2 + eps)` in the order of kernels/cuda/rms_norm.cu.
 #[must_use]
 pub fn inverse_root(x: &[f32], eps: f32) -> f32 {
-    let mut threads = [[0.0f32; 32]; 8];
+    let mut threads = [[0.0f32; 32]; 32];
     for (i, x) in x.iter().enumerate() {
-        let sum = &mut threads[i % 256 / 32][i % 32];
+        let sum = &mut threads[i % 1024 / 32][i % 32];
         *sum = x.mul_add(*x, *sum);
     }
-    let sum = threads.into_iter().map(warp_sum).reduce(|a, b| a + b).unwrap_or(0.0);
+    let sum = warp_sum(threads.map(warp_sum));
     1.0 / (sum / x.len() as f32 + eps).sqrt()
 }
 

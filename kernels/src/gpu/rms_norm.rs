@@ -1,14 +1,14 @@
 //! Root mean square norm of the residual stream (Zhang and Sennrich).
 //!
-//! Thread t of 256 adds the squares of features t, t + 256, ... with fused multiply-adds; then lanes 16, 8, 4, 2 and 1
-//! apart are added, then the eight warps in order.
+//! Thread t of 1,024 adds the squares of features t, t + 1024, ... with fused multiply-adds; then lanes 16, 8, 4, 2 and 1
+//! apart are added, then the 32 warps likewise.
 
 use super::{Argument, Gpu, Launch, Result, View, size32};
 
 /// Threads of a block.
-const THREADS: u32 = 256;
-/// A sum of each warp, rounded up to 16 bytes.
-const SHARED: u32 = 32;
+const THREADS: u32 = 1024;
+/// A sum of each warp.
+const SHARED: u32 = 128;
 
 /// `x[t] = h[t] / sqrt(mean h[t]^2 + eps) * weight`: h `F32 [tokens, hidden]`, weight `F32 [hidden]`, x `BF16 [tokens, ld]` with
 /// zeros from `hidden` on.
@@ -74,5 +74,13 @@ fn launch(gpu: &Gpu, kernel: &'static str, tokens: usize, arguments: &[Argument]
         return Ok(());
     }
     let grid = [size32("tokens", tokens)?, 1, 1];
-    gpu.launch(&Launch { file: "rms_norm", kernel, grid, block: THREADS, shared: SHARED, arguments })
+    gpu.launch(&Launch {
+        file: "rms_norm",
+        kernel,
+        grid,
+        block: THREADS,
+        shared: SHARED,
+        arguments,
+        overlaps: true,
+    })
 }

@@ -92,5 +92,6 @@ pub fn rope(
             cache.values.pointer(),
             Argument::U64(cache.capacity as u64),
         ],
+        overlaps: true,
     })
 }

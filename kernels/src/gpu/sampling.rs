@@ -19,6 +19,7 @@ pub fn argmax(gpu: &Gpu, logits: View<'_>, vocab: usize, ids: View<'_>) -> Resul
         block: 1024,
         shared: 256,
         arguments: &[logits.pointer(), Argument::U32(size32("vocabulary", vocab)?), ids.pointer()],
+        overlaps: true,
     })
 }
 
@@ -35,6 +36,7 @@ pub fn advance(gpu: &Gpu, position: View<'_>, tokens: usize) -> Result<()> {
         block: 1,
         shared: 0,
         arguments: &[position.pointer(), Argument::U32(size32("tokens", tokens)?)],
+        overlaps: true,
     })
 }
 
@@ -54,6 +56,7 @@ pub fn soft_cap(gpu: &Gpu, logits: View<'_>, count: usize, cap: f32) -> Result<(
         block: 256,
         shared: 0,
         arguments: &[logits.pointer(), Argument::U64(count as u64), Argument::F32(cap)],
+        overlaps: true,
     })
 }
 
@@ -124,7 +127,15 @@ pub fn draw(gpu: &Gpu, d: &Draw<'_>) -> Result<()> {
     // What looks into histograms: sums of the warps, what was found, a total.
     let looking = 2 * 8 * 8 + 32 + 16;
     let launch = |kernel, blocks, block, shared, arguments: &[Argument]| {
-        gpu.launch(&Launch { file: "sampling", kernel, grid: [blocks, 1, 1], block, shared, arguments })
+        gpu.launch(&Launch {
+            file: "sampling",
+            kernel,
+            grid: [blocks, 1, 1],
+            block,
+            shared,
+            arguments,
+            overlaps: true,
+        })
     };
     launch("draw_clear", 1, 1024, 0, &[workspace])?;
     launch("draw_best", blocks, 256, 0, &[logits, vocab, workspace])?;

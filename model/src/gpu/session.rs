@@ -104,10 +104,14 @@ impl<'a> GpuSession<'a> {
         let widest_output = qkv.max(2 * inner).max(c.hidden_size);
         // The head's products are of few tokens, or of few rows at a time: not worth room for a decoded vocabulary.
         let products = model.layers.iter().flat_map(GpuLayer::linears).map(|linear| match &linear.source {
-            Source::Fixed12(matrix) => Weights::fixed12(matrix).workspace_bytes(&model.gpu, chunk),
-            _ => split_bytes(linear.rows, chunk),
+            Source::Fixed12(matrix) => {
+                let weights = Weights::Fixed12 { matrix, first: 0, rows: linear.rows, whole: linear.whole };
+                weights.workspace_bytes(&model.gpu, chunk)
+            }
+            _ => split_bytes(linear.rows, linear.whole, chunk),
         });
-        let products = products.max().unwrap_or(0).max(split_bytes(model.head().rows, chunk));
+        let products =
+            products.max().unwrap_or(0).max(split_bytes(model.head().rows, model.head().rows, chunk));
         // A layer without attention has no keys and values.
         let cache = model.layers.iter().map(|layer| {
             let bytes = if layer.attention.is_some() { cache_bytes } else { 0 };
@@ -309,12 +313,14 @@ impl<'a> GpuSession<'a> {
         adds: bool,
     ) -> gpu::Result<()> {
         let (cols, count) = (linear.cols, rows.len());
-        let dense = |words| Weights::Dense { words, rows: count, cols, whole: linear.rows };
+        let dense = |words, fresh| Weights::Dense { words, rows: count, cols, whole: linear.whole, fresh };
         let weights = match &linear.source {
-            Source::Dense(words) => dense(words.slice(2 * rows.start * cols..2 * rows.end * cols)?),
-            Source::Fixed12(matrix) => Weights::Fixed12 { matrix, first: rows.start, rows: count },
+            Source::Dense(words) => dense(words.slice(2 * rows.start * cols..2 * rows.end * cols)?, false),
+            Source::Fixed12(matrix) => {
+                Weights::Fixed12 { matrix, first: rows.start, rows: count, whole: linear.whole }
+            }
             Source::Dfloat11 { unit, first } => {
-                dense(self.unit(*unit, first + rows.start * cols, count * cols)?)
+                dense(self.unit(*unit, first + rows.start * cols, count * cols)?, true)
             }
         };
         let bias = match &linear.bias {

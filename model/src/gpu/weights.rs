@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use llmpress_entropy::{dfloat11, fixed12};
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, encoding};
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
-use llmpress_kernels::gpu::fixed12::Matrix;
+use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
 use llmpress_kernels::gpu::{Buffer, Gpu};
 
 use super::device;
@@ -31,10 +31,13 @@ pub enum GpuWeights {
     Fixed12,
 }
 
-/// A matrix of `rows` x `cols` weights.
+/// A matrix of `rows` x `cols` weights, or several with the same input one below the other.
 #[derive(Debug)]
 pub(super) struct GpuLinear {
     pub(super) rows: usize,
+    /// Rows of all matrices with the same input: products add in the order that these have together, whether they lie in
+    /// one matrix or not.
+    pub(super) whole: usize,
     pub(super) cols: usize,
     pub(super) source: Source,
     pub(super) bias: Option<Buffer>,
@@ -71,23 +74,24 @@ impl<'a> Loader<'a> {
         self.units
     }
 
-    /// The matrices of a layer: those that become DFloat11 share a unit.
-    pub(super) fn layer(&mut self, linears: &[&Linear]) -> Result<Vec<GpuLinear>> {
+    /// The matrices of a layer, in groups with the same input: those of a group become one where their encoding lets them, which
+    /// saves launches. Those that become DFloat11 share a unit.
+    pub(super) fn layer(&mut self, groups: &[Vec<&Linear>]) -> Result<Vec<Vec<GpuLinear>>> {
         let mut stored = true;
-        for linear in linears {
+        for linear in groups.iter().flatten() {
             stored &= matches!(self.stored(linear)?, Encoding::Dfloat11);
         }
         if self.weights != GpuWeights::Dfloat11 || stored {
-            return linears.iter().map(|linear| self.matrix(linear)).collect();
+            return groups.iter().map(|group| self.group(group)).collect();
         }
         let (mut words, mut firsts) = (Vec::new(), Vec::new());
-        for linear in linears {
+        for linear in groups.iter().flatten() {
             firsts.push(words.len());
             words.extend(self.words(linear)?);
         }
         // What the format cannot hold stays plain, as it does on disk.
         let Ok(encoded) = dfloat11::encode(&words) else {
-            return linears.iter().map(|linear| self.plain(linear)).collect();
+            return groups.iter().map(|group| self.plain_group(group)).collect();
         };
         let positions: Vec<u32> = bytemuck::pod_collect_to_vec(&encoded.output_positions);
         let unit = self.upload(&Components {
@@ -97,29 +101,110 @@ impl<'a> Loader<'a> {
             output_positions: &positions,
             gaps: &encoded.gaps,
         })?;
-        let sources = firsts.into_iter().map(|first| Source::Dfloat11 { unit, first });
-        linears.iter().zip(sources).map(|(linear, source)| self.with(linear, source)).collect()
+        let mut firsts = firsts.into_iter();
+        let mut layer = Vec::with_capacity(groups.len());
+        for group in groups {
+            let places =
+                group.iter().zip(firsts.by_ref()).map(|(_, first)| (unit, first)).collect::<Vec<_>>();
+            layer.push(self.units_group(group, &places)?);
+        }
+        Ok(layer)
     }
 
     /// A matrix by itself.
     pub(super) fn matrix(&mut self, linear: &Linear) -> Result<GpuLinear> {
-        let unit = self.checkpoint.tensor(linear.tensor())?.unit.clone();
-        match (self.weights, self.stored(linear)?) {
+        let mut group = self.group(&[linear])?;
+        group.pop().ok_or_else(|| Error::Invalid(format!("{} was not loaded", linear.tensor())))
+    }
+
+    /// What a matrix becomes.
+    fn target(&self, linear: &Linear) -> Result<Target> {
+        Ok(match (self.weights, self.stored(linear)?) {
             (GpuWeights::Stored | GpuWeights::Fixed12, Encoding::Fixed12 { base }) => {
-                self.stored_fixed12(linear, &unit, base)
+                Target::StoredFixed12(base)
             }
-            (GpuWeights::Stored | GpuWeights::Dfloat11, Encoding::Dfloat11) => {
-                self.stored_unit(linear, &unit)
-            }
-            (GpuWeights::Fixed12, _) => self.encoded_fixed12(linear),
-            _ => self.plain(linear),
+            (GpuWeights::Stored | GpuWeights::Dfloat11, Encoding::Dfloat11) => Target::Unit,
+            (GpuWeights::Fixed12, _) => Target::Fixed12,
+            _ => Target::Plain,
+        })
+    }
+
+    fn group(&mut self, group: &[&Linear]) -> Result<Vec<GpuLinear>> {
+        let targets = group.iter().map(|linear| self.target(linear)).collect::<Result<Vec<_>>>()?;
+        let all = |wanted: fn(&Target) -> bool| targets.iter().all(wanted);
+        if all(|target| matches!(target, Target::Plain)) {
+            return self.plain_group(group);
+        }
+        if all(|target| matches!(target, Target::Unit)) {
+            let places = group.iter().map(|linear| self.stored_unit(linear)).collect::<Result<Vec<_>>>()?;
+            return self.units_group(group, &places);
+        }
+        if all(|target| matches!(target, Target::Fixed12 | Target::StoredFixed12(_))) && stacks(group) {
+            return Ok(vec![self.fixed12_stack(group, &targets)?]);
+        }
+        group
+            .iter()
+            .zip(&targets)
+            .map(|(linear, target)| {
+                let mut one = match target {
+                    Target::Plain => self.plain_stack(&[linear])?,
+                    Target::Unit => {
+                        let (unit, first) = self.stored_unit(linear)?;
+                        self.with(&[linear], Source::Dfloat11 { unit, first })?
+                    }
+                    Target::Fixed12 | Target::StoredFixed12(_) => {
+                        self.fixed12_stack(&[linear], std::slice::from_ref(target))?
+                    }
+                };
+                one.whole = group.iter().map(|linear| linear.rows()).sum();
+                Ok(one)
+            })
+            .collect()
+    }
+
+    fn plain_group(&self, group: &[&Linear]) -> Result<Vec<GpuLinear>> {
+        let whole = group.iter().map(|linear| linear.rows()).sum();
+        if stacks(group) {
+            return Ok(vec![self.plain_stack(group)?]);
+        }
+        group.iter().map(|linear| Ok(GpuLinear { whole, ..self.plain_stack(&[linear])? })).collect()
+    }
+
+    fn plain_stack(&self, group: &[&Linear]) -> Result<GpuLinear> {
+        let bytes = 2 * group.iter().map(|linear| linear.rows() * linear.cols()).sum::<usize>();
+        let buffer = self.gpu.allocate(bytes).map_err(device)?;
+        let mut first = 0;
+        for linear in group {
+            let words = self.words(linear)?;
+            let last = first + 2 * words.len();
+            buffer.slice(first..last).and_then(|view| view.write(&words)).map_err(device)?;
+            first = last;
+        }
+        self.with(group, Source::Dense(buffer))
+    }
+
+    /// Matrices that lie in units: one, if each begins where the one before it ends.
+    fn units_group(&self, group: &[&Linear], places: &[(usize, usize)]) -> Result<Vec<GpuLinear>> {
+        let whole = group.iter().map(|linear| linear.rows()).sum();
+        let one_after_the_other = places
+            .windows(2)
+            .zip(group)
+            .all(|(pair, linear)| pair[1] == (pair[0].0, pair[0].1 + linear.rows() * linear.cols()));
+        let source = |&(unit, first): &(usize, usize)| Source::Dfloat11 { unit, first };
+        match places.first() {
+            Some(first) if stacks(group) && one_after_the_other => Ok(vec![self.with(group, source(first))?]),
+            _ => group
+                .iter()
+                .zip(places)
+                .map(|(linear, place)| Ok(GpuLinear { whole, ..self.with(&[linear], source(place))? }))
+                .collect(),
         }
     }
 
     /// A matrix that rows are gathered from: never a part of a unit, which would have to be decoded for a row.
     pub(super) fn table(&mut self, linear: &Linear) -> Result<GpuLinear> {
         match (self.weights, self.stored(linear)?) {
-            (GpuWeights::Dfloat11, _) | (_, Encoding::Dfloat11) => self.plain(linear),
+            (GpuWeights::Dfloat11, _) | (_, Encoding::Dfloat11) => self.plain_stack(&[linear]),
             _ => self.matrix(linear),
         }
     }
@@ -129,22 +214,25 @@ impl<'a> Loader<'a> {
         Ok(self.checkpoint.unit_of(info)?.encoding().clone())
     }
 
-    fn plain(&self, linear: &Linear) -> Result<GpuLinear> {
-        let words = self.words(linear)?;
-        self.with(linear, Source::Dense(self.gpu.upload(&words).map_err(device)?))
-    }
-
-    fn with(&self, linear: &Linear, source: Source) -> Result<GpuLinear> {
-        let (rows, cols) = (linear.rows(), linear.cols());
-        if !cols.is_multiple_of(8) {
-            return Err(Error::unsupported(
-                self.checkpoint.root(),
-                Some(linear.tensor()),
-                format!("has {cols} columns; products on a GPU take multiples of 8: leave out --device cuda"),
-            ));
+    fn with(&self, group: &[&Linear], source: Source) -> Result<GpuLinear> {
+        let mut bias = Vec::new();
+        let (mut rows, mut cols) = (0, 0);
+        for linear in group {
+            cols = linear.cols();
+            if !cols.is_multiple_of(8) {
+                return Err(Error::unsupported(
+                    self.checkpoint.root(),
+                    Some(linear.tensor()),
+                    format!(
+                        "has {cols} columns; products on a GPU take multiples of 8: leave out --device cuda"
+                    ),
+                ));
+            }
+            rows += linear.rows();
+            bias.extend_from_slice(linear.bias().unwrap_or_default());
         }
-        let bias = linear.bias().map(|bias| self.gpu.upload(bias).map_err(device)).transpose()?;
-        Ok(GpuLinear { rows, cols, source, bias })
+        let bias = if bias.is_empty() { None } else { Some(self.gpu.upload(&bias).map_err(device)?) };
+        Ok(GpuLinear { rows, whole: rows, cols, source, bias })
     }
 
     /// A matrix's words. Products on a GPU take BF16 only.
@@ -170,52 +258,119 @@ impl<'a> Loader<'a> {
         Ok(self.units.len() - 1)
     }
 
-    fn stored_unit(&mut self, linear: &Linear, name: &str) -> Result<GpuLinear> {
+    /// The unit that a matrix is stored in, and where it begins there.
+    fn stored_unit(&mut self, linear: &Linear) -> Result<(usize, usize)> {
         use encoding::dfloat11::{ENCODED_EXPONENT, GAPS, LUTS, OUTPUT_POSITIONS, SIGN_MANTISSA};
         let checkpoint = self.checkpoint;
-        let unit = checkpoint.unit_of(checkpoint.tensor(linear.tensor())?)?;
+        let info = checkpoint.tensor(linear.tensor())?;
+        let (name, unit) = (&info.unit, checkpoint.unit_of(info)?);
         let before = unit.parts().iter().take_while(|part| part.name != linear.tensor());
         let first = before.map(|part| part.shape.iter().product::<u64>()).sum::<u64>() as usize;
-        let index = match self.by_name.get(name) {
-            Some(index) => *index,
-            None => {
-                let view = |component| checkpoint.view(name, component);
-                let positions: Vec<u32> = bytemuck::pod_collect_to_vec(view(OUTPUT_POSITIONS)?);
-                let index = self.upload(&Components {
-                    luts: view(LUTS)?,
-                    encoded_exponent: view(ENCODED_EXPONENT)?,
-                    sign_mantissa: view(SIGN_MANTISSA)?,
-                    output_positions: &positions,
-                    gaps: view(GAPS)?,
-                })?;
-                self.by_name.insert(name.to_owned(), index);
-                index
-            }
-        };
-        self.with(linear, Source::Dfloat11 { unit: index, first })
+        if let Some(index) = self.by_name.get(name) {
+            return Ok((*index, first));
+        }
+        let view = |component| checkpoint.view(name, component);
+        let positions: Vec<u32> = bytemuck::pod_collect_to_vec(view(OUTPUT_POSITIONS)?);
+        let index = self.upload(&Components {
+            luts: view(LUTS)?,
+            encoded_exponent: view(ENCODED_EXPONENT)?,
+            sign_mantissa: view(SIGN_MANTISSA)?,
+            output_positions: &positions,
+            gaps: view(GAPS)?,
+        })?;
+        self.by_name.insert(name.clone(), index);
+        Ok((index, first))
     }
 
-    fn stored_fixed12(&self, linear: &Linear, name: &str, base: i16) -> Result<GpuLinear> {
+    fn fixed12_stack(&self, group: &[&Linear], targets: &[Target]) -> Result<GpuLinear> {
+        let cols = group.first().map_or(0, |linear| linear.cols());
+        let parts = group
+            .iter()
+            .zip(targets)
+            .map(|(linear, target)| match target {
+                Target::StoredFixed12(base) => self.stored_fixed12(linear, *base),
+                _ => {
+                    let words = self.words(linear)?;
+                    Ok(Fixed12::Made(Encoded::new(linear.rows(), cols, &words).map_err(device)?))
+                }
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let parts: Vec<Part<'_>> = parts.iter().map(Fixed12::part).collect();
+        let matrix = Matrix::stack(self.gpu, cols, &parts).map_err(device)?;
+        self.with(group, Source::Fixed12(matrix))
+    }
+
+    fn stored_fixed12(&self, linear: &Linear, base: i16) -> Result<Fixed12<'a>> {
         use encoding::fixed12::{CODES, ESCAPE_EXPONENTS, ESCAPE_OFFSETS, ESCAPE_POSITIONS, SIGN_MANTISSA};
-        let view = |component| self.checkpoint.view(name, component);
-        let (offsets, positions): (Vec<u32>, Vec<u16>) = (
-            bytemuck::pod_collect_to_vec(view(ESCAPE_OFFSETS)?),
-            bytemuck::pod_collect_to_vec(view(ESCAPE_POSITIONS)?),
-        );
-        let strips = fixed12::StripsRef {
+        let checkpoint = self.checkpoint;
+        let name = &checkpoint.tensor(linear.tensor())?.unit;
+        let view = |component| checkpoint.view(name, component);
+        Ok(Fixed12::Stored {
+            rows: linear.rows(),
+            base,
             sign_mantissa: view(SIGN_MANTISSA)?,
             codes: view(CODES)?,
-            escape_offsets: &offsets,
-            escape_positions: &positions,
+            escape_offsets: bytemuck::pod_collect_to_vec(view(ESCAPE_OFFSETS)?),
+            escape_positions: bytemuck::pod_collect_to_vec(view(ESCAPE_POSITIONS)?),
             escape_exponents: view(ESCAPE_EXPONENTS)?,
-        };
-        let matrix = Matrix::upload(self.gpu, linear.rows(), linear.cols(), base, &strips).map_err(device)?;
-        self.with(linear, Source::Fixed12(matrix))
+        })
     }
+}
 
-    fn encoded_fixed12(&self, linear: &Linear) -> Result<GpuLinear> {
-        let words = self.words(linear)?;
-        let matrix = Matrix::encode(self.gpu, linear.rows(), linear.cols(), &words).map_err(device)?;
-        self.with(linear, Source::Fixed12(matrix))
+/// What a matrix becomes.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Plain,
+    Unit,
+    StoredFixed12(i16),
+    Fixed12,
+}
+
+/// Whether matrices can lie one below the other: whole strips of 16 rows, and all or none have a bias.
+fn stacks(group: &[&Linear]) -> bool {
+    let whole = group.split_last().is_none_or(|(_, above)| above.iter().all(|l| l.rows().is_multiple_of(16)));
+    let cols = group.windows(2).all(|pair| pair[0].cols() == pair[1].cols());
+    let biases = group.windows(2).all(|pair| pair[0].bias().is_some() == pair[1].bias().is_some());
+    whole && cols && biases
+}
+
+/// A matrix in fixed12 on its way to the device.
+enum Fixed12<'a> {
+    Stored {
+        rows: usize,
+        base: i16,
+        sign_mantissa: &'a [u8],
+        codes: &'a [u8],
+        escape_offsets: Vec<u32>,
+        escape_positions: Vec<u16>,
+        escape_exponents: &'a [u8],
+    },
+    Made(Encoded),
+}
+
+impl Fixed12<'_> {
+    fn part(&self) -> Part<'_> {
+        match self {
+            Self::Made(encoded) => encoded.part(),
+            Self::Stored {
+                rows,
+                base,
+                sign_mantissa,
+                codes,
+                escape_offsets,
+                escape_positions,
+                escape_exponents,
+            } => Part {
+                rows: *rows,
+                base: *base,
+                strips: fixed12::StripsRef {
+                    sign_mantissa,
+                    codes,
+                    escape_offsets,
+                    escape_positions,
+                    escape_exponents,
+                },
+            },
+        }
     }
 }
