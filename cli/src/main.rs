@@ -4,7 +4,9 @@
 
 mod args;
 mod bench;
+mod bench_gpu;
 mod bench_kernels;
+mod bench_parts;
 mod convert;
 mod diff;
 mod doctor;

@@ -116,9 +116,16 @@ pub(crate) fn check_length(model: &dyn Engine, tokens: usize, output: Output) {
     }
 }
 
+static OPEN: OnceLock<Gpu> = OnceLock::new();
+
+/// Bytes of the GPU's memory that the command holds with all its models, and the most there were; `None` if it has
+/// none open.
+pub(crate) fn gpu_memory() -> Option<(usize, usize)> {
+    OPEN.get().map(Gpu::allocated)
+}
+
 /// A GPU, opened once for all models of a command.
 fn gpu(ordinal: usize) -> Result<Gpu, Failure> {
-    static OPEN: OnceLock<Gpu> = OnceLock::new();
     if let Some(gpu) = OPEN.get() {
         return Ok(gpu.clone());
     }

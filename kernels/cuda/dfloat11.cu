@@ -12,6 +12,7 @@ constexpr u32 THREADS = 256;
 constexpr u32 BLOCK_BYTES = 4096;
 constexpr u32 GAP_BYTES = 320;
 constexpr u32 TABLE_BITS = 10;
+constexpr u32 LINK_BITS = 5;
 
 // What a thread has of a block, as it lies in memory.
 struct Windows {
@@ -30,27 +31,22 @@ struct Windows {
     DEVICE_METHOD u32 gap(u32 thread) const { return gap_bits >> (11 - 10 * thread % 8) & 31; }
 };
 
-// The stream from a thread's windows on: 64 bits at hand, of which `used` (below 32) are gone, and 96 to come.
+// The stream from a thread's windows on: 64 bits at hand, and 96 to come.
 struct Bits {
-    u32 high, low, next[3], used;
+    u32 high, low, next[3];
 
     // The stream's first byte is the most significant.
-    DEVICE_METHOD Bits(const Windows& w, u32 gap) : used(gap) {
+    DEVICE_METHOD Bits(const Windows& w) {
         high = __byte_perm(w.words.x, 0, 0x0123);
         low = __byte_perm(w.words.y, 0, 0x0123);
         next[0] = __byte_perm(w.words.z, 0, 0x0123);
         next[1] = __byte_perm(w.words.w, 0, 0x0123);
         next[2] = __byte_perm(w.after, 0, 0x0123);
     }
-    DEVICE_METHOD u32 peek() const { return __funnelshift_l(low, high, used); }
-    // At most 32. Beyond the last word comes anything.
-    DEVICE_METHOD void skip(u32 count) {
-        used += count;
-        if (used >= 32) {
-            used -= 32;
-            high = low, low = next[0], next[0] = next[1], next[1] = next[2];
-        }
-    }
+    // What comes after `used` % 32 bits.
+    DEVICE_METHOD u32 peek(u32 used) const { return __funnelshift_l(low, high, used); }
+    // Beyond the last word comes anything.
+    DEVICE_METHOD void skip_word() { high = low, low = next[0], next[0] = next[1], next[1] = next[2]; }
 };
 
 // The code at the front of `bits`, by the format's rows: its symbol, and its length 16 bits up.
@@ -78,30 +74,32 @@ count_dfloat11(const u8* stream, const u8* gaps, const u8* luts, u32 rows, u8* c
     Windows windows;
     windows.load(stream, gaps, blockIdx.x, threadIdx.x);
     u32 taken = windows.gap(threadIdx.x), count = 0;
-    Bits bits(windows, taken);
+    Bits bits(windows);
     for (; taken < OWN_BITS; count++) {
-        u32 length = walk(luts, rows, bits.peek()) >> 16;
-        bits.skip(length);
-        taken += length;
+        u32 before = taken;
+        taken += walk(luts, rows, bits.peek(taken)) >> 16;
+        if ((taken ^ before) & 32) bits.skip_word();
     }
     counts[(u64)blockIdx.x * THREADS + threadIdx.x] = (u8)count;
 }
 #endif
 
-// Two weights: signs and mantissas in bytes 0 and 2 of `sm`, exponents in those of `e`.
-DEVICE u32 two_weights(u32 sm, u32 e) { return (sm & 0x007f007fu) | (sm << 8 & 0x80008000u) | e << 7; }
+// Two weights: sign and mantissa of each in two bytes of `sm`, the exponents in bytes 0 and 2 of `e`.
+DEVICE u32 two_weights(u32 sm, u32 e) { return (sm & 0x807f807fu) | e << 7; }
 DEVICE u16 one_weight(u32 sm, u32 e) { return (u16)((sm & 0x80) << 8 | e << 7 | (sm & 0x7f)); }
 
 // stream: whole blocks and 16 bytes more. gaps: 5 bits a window, most significant first. positions: blocks + 1 entries that
-// ascend. table: 2^10 entries of up to four symbols in x, the first in the lowest bits, and in y the bits that they take
-// together and, 16 bits up, eight times their number; zero in y: the code is longer. capacity: most symbols of a block. out: as
-// many words as there are symbols, at a multiple of 16 bytes.
+// ascend. table: `entries` of up to four symbols in x, the first in the lowest bits, and in y the bits that they take together
+// and, 16 bits up, eight times their number. The first 2^10 are those of the next 10 bits; zero in y: the code is longer, and x
+// is where the 2^5 entries of the next 5 bits begin; zero there too: its rows must be walked. capacity: most symbols of a
+// block. out: as many words as there are symbols, at a multiple of 16 bytes.
 extern "C" __global__ void __launch_bounds__(THREADS, 8)
 decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8* counts, const u8* sign_mantissa,
-                const uint2* table, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out) {
+                const uint2* table, u32 entries, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out) {
     let_later_begin();
     Shared shared;
-    uint2* symbols = shared.take<uint2>(1 << TABLE_BITS);
+    uint2* symbols = shared.take<uint2>(entries);
+    u32* first_words = shared.take<u32>(THREADS);
     u32* of_warps = shared.take<u32>(THREADS / WARP);
     u8* exponents = shared.take<u8>(capacity + 16);
     u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
@@ -111,7 +109,7 @@ decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8
         windows.load(stream, gaps, block, thread);
         count = counts[(u64)block * THREADS + thread];
     }
-    for (u32 i = thread; i < 1 << TABLE_BITS; i += THREADS) symbols[i] = table[i];
+    for (u32 i = thread; i < entries; i += THREADS) symbols[i] = table[i];
     // What is written next, products before may still read.
     wait_for_earlier();
     while (block < blocks) {
@@ -135,34 +133,48 @@ decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8
         u32 offset = first % 8;
         u32 from = offset + start, end = offset + min(start + count, total);
         if (from < end) {
-            Bits bits(windows, windows.gap(thread));
-            // Symbols are gathered to words of four; `filled` counts bits from the buffer's start on.
-            u32 word = 0, more, filled = 8 * from, next;
+            Bits bits(windows);
+            // Symbols are gathered to words of four. A word whose beginning belongs to another thread goes elsewhere first.
+            u32 first_word = from & ~3u;
+            u32* at = from % 4 ? first_words + thread : (u32*)(exponents + first_word);
+            u32* next_at = (u32*)(exponents + first_word) + 1;
+            // Bits that are used of the first word at hand and, 16 bits up, that are filled from the first word on.
+            u32 state = windows.gap(thread) | from % 4 << 19, word = 0, more;
+            u32 limit = opaque((end - first_word) << 19);
             while (true) {
-                u32 front = bits.peek();
+                u32 front = bits.peek(state);
                 uint2 entry = symbols[front >> (32 - TABLE_BITS)];
                 if (entry.y == 0) {
-                    u32 code = walk(luts, rows, front);
-                    entry = make_uint2(code & 255, code >> 16 | 8 << 16);
-                }
-                word |= __funnelshift_l(0, entry.x, filled);
-                more = __funnelshift_l(entry.x, 0, filled);
-                next = filled + (entry.y >> 16);
-                if (next >= 8 * end) break;
-                bits.skip(entry.y & 0xffff);
-                if ((next ^ filled) >= 32) {
-                    // A word is full. Of the first one the beginning may belong to another thread.
-                    u32 place = filled / 32 * 4;
-                    if (place >= from) {
-                        *(u32*)(exponents + place) = word;
-                    } else {
-                        for (u32 i = from % 4; i < 4; i++) exponents[place + i] = (u8)(word >> 8 * i);
+                    u32 link = entry.x;
+                    if (link) entry = symbols[link + (front >> (32 - TABLE_BITS - LINK_BITS) & ((1 << LINK_BITS) - 1))];
+                    if (entry.y == 0) {
+                        u32 code = walk(luts, rows, front);
+                        entry = make_uint2(code & 255, code >> 16 | 8 << 16);
                     }
+                }
+                word |= __funnelshift_l(0, entry.x, state >> 16);
+                more = __funnelshift_l(entry.x, 0, state >> 16);
+                u32 after = state + entry.y;
+                if (after >= limit) break;
+                if ((after ^ state) & 0xffe00000u) {
+                    *at = word;
+                    at = next_at++;
                     word = more;
                 }
-                filled = next;
+                if (after & 32) {
+                    bits.skip_word();
+                    after -= 32;
+                }
+                state = after;
             }
-            u32 place = filled / 32 * 4;
+            u32 place = first_word + (state >> 21) * 4;
+            if (from % 4 && place != first_word) {
+                u32 whole = first_words[thread];
+#pragma unroll
+                for (u32 i = 1; i < 4; i++) {
+                    if (i >= from % 4) exponents[first_word + i] = (u8)(whole >> 8 * i);
+                }
+            }
 #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 if (place + i >= from && place + i < end) {
@@ -184,16 +196,25 @@ decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8
         u32 head = min((8 - offset) % 8, total);
         if (thread < head) to[thread] = one_weight(signs[thread], own[thread]);
         u32 eights = (total - head) / 8;
-        for (u32 i = thread; i < eights; i += THREADS) {
+        auto join = [&](u32 i, uint2 sm) {
             u32 place = head + 8 * i;
-            uint2 sm = load_once((const uint2*)(signs + place)), e = *(const uint2*)(own + place);
+            uint2 e = *(const uint2*)(own + place);
             uint4 words;
-            words.x = two_weights(__byte_perm(sm.x, 0, 0x4140), __byte_perm(e.x, 0, 0x4140));
-            words.y = two_weights(__byte_perm(sm.x, 0, 0x4342), __byte_perm(e.x, 0, 0x4342));
-            words.z = two_weights(__byte_perm(sm.y, 0, 0x4140), __byte_perm(e.y, 0, 0x4140));
-            words.w = two_weights(__byte_perm(sm.y, 0, 0x4342), __byte_perm(e.y, 0, 0x4342));
+            words.x = two_weights(__byte_perm(sm.x, 0, 0x1100), __byte_perm(e.x, 0, 0x4140));
+            words.y = two_weights(__byte_perm(sm.x, 0, 0x3322), __byte_perm(e.x, 0, 0x4342));
+            words.z = two_weights(__byte_perm(sm.y, 0, 0x1100), __byte_perm(e.y, 0, 0x4140));
+            words.w = two_weights(__byte_perm(sm.y, 0, 0x3322), __byte_perm(e.y, 0, 0x4342));
             *(uint4*)(to + place) = words;
+        };
+        const uint2* from_signs = (const uint2*)(signs + head);
+        u32 i = thread;
+        // Two loads are under way at a time.
+        for (; i + THREADS < eights; i += 2 * THREADS) {
+            uint2 one = load_once(from_signs + i), other = load_once(from_signs + i + THREADS);
+            join(i, one);
+            join(i + THREADS, other);
         }
+        if (i < eights) join(i, load_once(from_signs + i));
         u32 tail = head + 8 * eights + thread;
         if (tail < total) to[tail] = one_weight(signs[tail], own[tail]);
     }

@@ -313,9 +313,11 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
         x[c] = o.x + token * (u64)o.stride + 8 * q + tile * TILE_K;
     }
     while (own.left) {
-        uint4 now[2][columns];
+        // Of few columns both halves are asked for at once; more would take too many registers.
+        constexpr u32 halves = columns > 2 ? 1 : 2;
+        uint4 now[halves][columns];
 #pragma unroll
-        for (u32 half = 0; half < 2; half++) {
+        for (u32 half = 0; half < halves; half++) {
 #pragma unroll
             for (u32 c = 0; c < columns; c++) now[half][c] = *(const uint4*)(x[c] + 32 * half);
         }
@@ -327,7 +329,11 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
         Fragment w[strips];
         own.decode(w, rings, stage);
         multiply_half(sums, w, 0, 0, now[0]);
-        multiply_half(sums, w, 1, 0, now[1]);
+        if (halves == 1) {
+#pragma unroll
+            for (u32 c = 0; c < columns; c++) now[0][c] = *(const uint4*)(x[c] + 32);
+        }
+        multiply_half(sums, w, 1, 0, now[halves - 1]);
         own.advance();
 #pragma unroll
         for (u32 c = 0; c < columns; c++) x[c] += TILE_K;
@@ -361,7 +367,8 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
 
 // ---- more tokens: x in shared memory, each warp on its own strips -------------------------------------------------
 
-// What a product that is cut along k needs: sums of a block, and how many of a tile's blocks are done.
+// What a product that is cut along k needs: sums of a block, and how many of a tile's blocks are done. Where a block takes all
+// slices in turn, sums if they do not fit into shared memory.
 struct Partials {
     float4* sums;
     u32* done;
@@ -423,8 +430,13 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
     u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, g = lane / 4, q = lane % 4;
     // All slices, or one.
     u32 parts = gridDim.y, own_slices = parts > 1 ? 1 : o.slices();
+    // What is added up so far, where shared memory is short in the buffer of sums.
     float* totals = nullptr;
-    if (own_slices > 1) totals = shared.take<float>(strips * columns * 4 * THREADS) + thread;
+    if (own_slices > 1) {
+        constexpr u32 elements = strips * columns * 4 * THREADS;
+        totals = partials.sums ? (float*)partials.sums + (u64)blockIdx.x * elements : shared.take<float>(elements);
+        totals += thread;
+    }
 
     u32 row_blocks = (u32)((rows + TILE_ROWS * WARPS * strips - 1) / (TILE_ROWS * WARPS * strips));
     u32 token_blocks = (o.tokens + width - 1) / width;
@@ -573,7 +585,8 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
 
 // Columns, strips, stages.
 #define STREAM_VARIANTS(KERNEL) \
-    KERNEL(1, 1, 4) KERNEL(1, 1, 8) KERNEL(1, 2, 4) KERNEL(2, 1, 4) KERNEL(2, 1, 8) KERNEL(2, 2, 4)
+    KERNEL(1, 1, 4) KERNEL(1, 1, 8) KERNEL(1, 2, 4) KERNEL(2, 1, 4) KERNEL(2, 1, 8) KERNEL(2, 2, 4) KERNEL(4, 1, 4) \
+    KERNEL(4, 2, 3) KERNEL(8, 2, 3)
 #define PANEL_VARIANTS(KERNEL)                                                                                      \
     KERNEL(2, 1, 4) KERNEL(4, 1, 4) KERNEL(4, 2, 3) KERNEL(8, 1, 4) KERNEL(8, 2, 3) KERNEL(16, 1, 3) KERNEL(16, 2, 3) \
     KERNEL(16, 2, 2)

@@ -26,7 +26,7 @@ fn the_fastest_candidate_is_remembered_by_shape() {
             fastest = 1;
         }
     }
-    assert_eq!(runs, [12; 3], "two shapes were tried, six runs each");
+    assert_eq!(runs, [16; 3], "two shapes were tried, eight runs each");
     assert_eq!(gpu.allocated().0, 0);
 }
 

@@ -12,7 +12,7 @@ use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::product::{Product, Variant, Weights, Workspace, product_in, variants};
 use llmpress_kernels::gpu::{Buffer, Error, Gpu, Graph, Result, ceiling};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Rate;
 
@@ -41,7 +41,7 @@ pub struct KernelOptions {
 }
 
 /// The limits of the device, measured in the same run: GB/s.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
     /// Reading alone.
     pub read_gbps: Rate,
@@ -50,7 +50,7 @@ pub struct Ceilings {
 }
 
 /// One kernel on one matrix.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelRow {
     /// The matrix.
     pub shape: String,
@@ -66,6 +66,9 @@ pub struct KernelRow {
     /// The shape of block that was the fastest, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block: Option<String>,
+    /// All shapes of block that were tried, with the median microseconds of each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tried: Vec<(String, f64)>,
     /// Microseconds of a launch.
     pub microseconds: Rate,
     /// Bytes read and written by the median time, GB/s.
@@ -80,7 +83,7 @@ pub struct KernelRow {
 }
 
 /// What was measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelReport {
     /// The limits.
     pub ceilings: Ceilings,
@@ -242,6 +245,7 @@ impl Bench<'_> {
             m,
             kernel: kernel.to_owned(),
             block: None,
+            tried: Vec::new(),
             microseconds: rate_of(seconds, |s| s * 1e6),
             gbps,
             share_of_read_ceiling: gbps / self.ceilings.read_gbps.median,
@@ -339,6 +343,7 @@ impl Bench<'_> {
         let mut first = None;
         for (kernel, weights) in [("dense", dense), ("fixed12", encoded)] {
             let mut best: Option<(Rate, Variant)> = None;
+            let mut tried = Vec::new();
             let mut correct = true;
             for variant in weights.first().map_or_else(Vec::new, |w| variants(gpu, *w, tokens)) {
                 let launches = || weights.iter().try_for_each(|w| product_in(gpu, *w, &operands, variant));
@@ -349,6 +354,7 @@ impl Bench<'_> {
                 // The same bits from every variant and every encoding.
                 let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
                 correct &= *first.get_or_insert_with(|| bits.clone()) == bits;
+                tried.push((variant.to_string(), seconds.median * 1e6));
                 if best.is_none_or(|(rate, _)| seconds.median < rate.median) {
                     best = Some((seconds, variant));
                 }
@@ -358,6 +364,7 @@ impl Bench<'_> {
                 self.row(shape, tokens, kernel, seconds, read + moved, correct);
                 if let Some(row) = self.rows.last_mut() {
                     row.block = Some(variant.to_string());
+                    row.tried = tried;
                 }
             }
         }

@@ -264,7 +264,8 @@ void check_written(Buffer& buffer, size_t offset, u32 bytes, Access access) {
     }
 }
 
-extern "C" char __executable_start, _end;
+// The first byte of the program or library that this is a part of, and the end of it.
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start, _end;
 
 inline void check(const void* p, u32 bytes, bool aligned, Access access) {
     Runtime* const found = runtime_of_thread;
@@ -288,7 +289,7 @@ inline void check(const void* p, u32 bytes, bool aligned, Access access) {
         buffer = r.device->find(address);
         if (!buffer) {
             // Tables and literals of the program itself.
-            if (access == READ && p >= &__executable_start && p < &_end) return;
+            if (access == READ && p >= &__ehdr_start && p < &_end) return;
             // Say which buffer it is just beyond.
             auto it = r.device->buffers.upper_bound(address);
             if (it != r.device->buffers.begin()) {

@@ -50,6 +50,67 @@ mod native {
     }
 }
 
+/// What a kernel takes as an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// `T*`.
+    Pointer,
+    /// `u32`.
+    U32,
+    /// `u64`.
+    U64,
+    /// `float`.
+    F32,
+}
+
+impl Parameter {
+    /// In the order of `Kind` of registry.h.
+    const ALL: [Self; 4] = [Self::Pointer, Self::U32, Self::U64, Self::F32];
+
+    fn of(argument: &Argument) -> Self {
+        match argument {
+            Argument::Pointer(_) => Self::Pointer,
+            Argument::U32(_) => Self::U32,
+            Argument::U64(_) => Self::U64,
+            Argument::F32(_) => Self::F32,
+        }
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Pointer | Self::U64 => 8,
+            Self::U32 | Self::F32 => 4,
+        }
+    }
+
+    /// The argument whose bytes these are: the inverse of [`Argument::slot`].
+    #[must_use]
+    pub fn argument(self, slot: u64) -> Argument {
+        match self {
+            Self::Pointer => Argument::Pointer(slot),
+            Self::U32 => Argument::U32(slot as u32),
+            Self::U64 => Argument::U64(slot),
+            Self::F32 => Argument::F32(f32::from_bits(slot as u32)),
+        }
+    }
+}
+
+/// What a kernel of a source takes; none where there is no such kernel.
+#[must_use]
+#[allow(unsafe_code)]
+pub fn parameters(file: &str, kernel: &str) -> Option<Vec<Parameter>> {
+    let (file, name) = (CString::new(file).ok()?, CString::new(kernel).ok()?);
+    let mut kinds = std::ptr::null();
+    // SAFETY: both names end in a zero byte.
+    let count = unsafe { native::llmpress_emulator_kernel(file.as_ptr(), name.as_ptr(), &mut kinds) };
+    let count = usize::try_from(count).ok()?;
+    // SAFETY: a static table of so many bytes.
+    let kinds = unsafe { std::slice::from_raw_parts(kinds, count) };
+    kinds.iter().map(|kind| Parameter::ALL.get(usize::from(*kind)).copied()).collect()
+}
+
 /// The emulated device.
 #[derive(Debug)]
 pub struct Emulator(Arc<Inner>);
@@ -186,28 +247,12 @@ impl Inner {
         let (Ok(file), Ok(name)) = (CString::new(launch.file), CString::new(launch.kernel)) else {
             return invalid("no such kernel".to_owned());
         };
-        let mut kinds = std::ptr::null();
-        // SAFETY: both names end in a zero byte.
-        let count = unsafe { native::llmpress_emulator_kernel(file.as_ptr(), name.as_ptr(), &mut kinds) };
-        let Ok(count) = usize::try_from(count) else {
+        let Some(taken) = parameters(launch.file, launch.kernel) else {
             return invalid("no such kernel".to_owned());
         };
-        // SAFETY: a static table of so many bytes.
-        let kinds = unsafe { std::slice::from_raw_parts(kinds, count) };
-        let given: Vec<u8> = launch
-            .arguments
-            .iter()
-            .map(|argument| match argument {
-                Argument::Pointer(_) => 0,
-                Argument::U32(_) => 1,
-                Argument::U64(_) => 2,
-                Argument::F32(_) => 3,
-            })
-            .collect();
-        if given != kinds {
-            return invalid(format!(
-                "takes arguments of the kinds {kinds:?}, not {given:?} (0 pointer, 1 u32, 2 u64, 3 float)"
-            ));
+        let given: Vec<Parameter> = launch.arguments.iter().map(Parameter::of).collect();
+        if given != taken {
+            return invalid(format!("takes arguments {taken:?}, not {given:?}"));
         }
         if launch.block == 0 || launch.block > MAX_THREADS || launch.shared > self.shared_limit {
             return invalid(format!("a block of {} threads, {} bytes", launch.block, launch.shared));

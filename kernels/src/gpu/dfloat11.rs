@@ -6,6 +6,9 @@ use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
 
 /// Bits of the look-up table's index.
 const TABLE_BITS: u32 = 10;
+/// Bits of the index of a table that a longer code is looked up in, of which there are at most so many.
+const LINK_BITS: u32 = 5;
+const LINKS: usize = 8;
 /// Symbols of an entry of it.
 const ENTRY_SYMBOLS: u32 = 4;
 /// Threads of a block.
@@ -142,7 +145,10 @@ impl Unit {
             kernel: "decode_dfloat11",
             grid: [self.blocks.min(RESIDENT * gpu.backend().multiprocessors()), 1, 1],
             block: THREADS as u32,
-            shared: piece(8 << TABLE_BITS) + piece(32) + piece(self.capacity + 16),
+            shared: piece(self.table.bytes() as u32)
+                + piece(4 * THREADS as u32)
+                + piece(32)
+                + piece(self.capacity + 16),
             arguments: &[
                 self.stream.view().pointer(),
                 self.gaps.view().pointer(),
@@ -150,6 +156,7 @@ impl Unit {
                 self.counts.view().pointer(),
                 self.sign_mantissa.view().pointer(),
                 self.table.view().pointer(),
+                Argument::U32((self.table.bytes() / 8) as u32),
                 self.luts.view().pointer(),
                 Argument::U32(self.rows),
                 Argument::U32(self.blocks),
@@ -161,7 +168,7 @@ impl Unit {
     }
 }
 
-/// What the next 10 bits hold: whole codes, up to four (kernels/cuda/dfloat11.cu gives the fields).
+/// What the next bits hold: whole codes, up to four (kernels/cuda/dfloat11.cu gives the fields).
 fn symbol_table(luts: &[u8]) -> Vec<[u32; 2]> {
     let (rows, lengths) = luts.split_at(luts.len() - 256);
     // The code at the front of `bits`, of which `known` are there and the others zero.
@@ -184,16 +191,23 @@ fn symbol_table(luts: &[u8]) -> Vec<[u32; 2]> {
         }
         None
     };
-    (0..1u32 << TABLE_BITS)
-        .map(|key| {
-            let bits = key << (32 - TABLE_BITS);
-            let (mut symbols, mut count, mut taken) = (0, 0, 0);
-            while count < ENTRY_SYMBOLS {
-                let Some((symbol, length)) = code(bits << taken, TABLE_BITS - taken) else { break };
-                symbols |= symbol << (8 * count);
-                (count, taken) = (count + 1, taken + length);
-            }
-            if count == 0 { [0, 0] } else { [symbols, taken | (8 * count) << 16] }
-        })
-        .collect()
+    let entry = |bits: u32, known: u32| {
+        let (mut symbols, mut count, mut taken) = (0, 0, 0);
+        while count < ENTRY_SYMBOLS {
+            let Some((symbol, length)) = code(bits << taken, known - taken) else { break };
+            symbols |= symbol << (8 * count);
+            (count, taken) = (count + 1, taken + length);
+        }
+        if count == 0 { [0, 0] } else { [symbols, taken | (8 * count) << 16] }
+    };
+    let mut table: Vec<[u32; 2]> =
+        (0..1u32 << TABLE_BITS).map(|key| entry(key << (32 - TABLE_BITS), TABLE_BITS)).collect();
+    let longer: Vec<usize> = (0..table.len()).filter(|key| table[*key][1] == 0).collect();
+    for key in longer.into_iter().take(LINKS) {
+        table[key][0] = table.len() as u32;
+        let known = TABLE_BITS + LINK_BITS;
+        let front = (key as u32) << (32 - TABLE_BITS);
+        table.extend((0..1u32 << LINK_BITS).map(|more| entry(front | more << (32 - known), known)));
+    }
+    table
 }

@@ -5,11 +5,12 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Gpu, Result};
+use super::{Gpu, Result, ceiling};
 
 /// Runs of a candidate; the median counts.
-const RUNS: usize = 5;
-/// Written between runs, so that none finds its operands in the cache: more than the L2 of any GPU so far.
+const RUNS: usize = 7;
+/// Read between runs, so that none finds its operands in the cache: more than the L2 of any GPU so far. What is written would
+/// have to leave the cache while a candidate runs.
 const FLUSHED_BYTES: usize = 128 << 20;
 
 /// What is launched: a kernel and the sizes of its operands.
@@ -64,15 +65,19 @@ impl Picker {
         if let Some(picked) = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).get(&shape) {
             return Ok(*picked);
         }
-        let flushed = (gpu.allocate(FLUSHED_BYTES / 2)?, gpu.allocate(FLUSHED_BYTES / 2)?);
+        let (flushed, sums) =
+            (gpu.allocate(FLUSHED_BYTES)?, gpu.allocate(4 * ceiling::blocks(gpu) as usize)?);
         let mut best = (f64::INFINITY, 0);
         for candidate in 0..candidates {
             // The first run compiles the kernel.
             run(candidate)?;
             let mut times = Vec::new();
             for _ in 0..RUNS {
-                // Not waited for: the launch is under way to the GPU while it copies, so that its way is not timed.
-                flushed.0.view().copy_to(flushed.1.view())?;
+                // Not waited for: the launch is under way to the GPU while it reads, so that its way is not timed.
+                // An emulator has no cache.
+                if !gpu.backend().adds_in_order() {
+                    ceiling::read_all(gpu, flushed.view(), sums.view())?;
+                }
                 times.push(gpu.backend().timed(&mut || run(candidate))?);
             }
             times.sort_by(f64::total_cmp);

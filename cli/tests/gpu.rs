@@ -1,0 +1,246 @@
+//! `--device cuda` from the command line, on a stand-in for the driver: the program finds it as it finds a driver.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use llmpress_driver_standin::{CUBLAS_NAMES, DRIVER_NAMES, SETTINGS, hide, install};
+use serde_json::Value;
+use support::{llmpress, path, tinylm};
+
+/// A directory in which the loader finds the stand-in.
+struct Machine(tempfile::TempDir);
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        install(dir.path(), DRIVER_NAMES).unwrap();
+        Self(dir)
+    }
+
+    /// One without a driver.
+    fn bare() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        hide(dir.path(), DRIVER_NAMES).unwrap();
+        Self(dir)
+    }
+
+    fn run(&self, settings: &str, args: &[&str]) -> Output {
+        let mut command: Command = llmpress();
+        command.env("LD_LIBRARY_PATH", self.0.path()).env(SETTINGS, settings).args(args);
+        command.output().unwrap()
+    }
+
+    fn ok(&self, settings: &str, args: &[&str]) -> String {
+        let output = self.run(settings, args);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{args:?}\n{out}\n{err}");
+        out.into_owned()
+    }
+
+    /// One line of error and code 1.
+    fn fails(&self, settings: &str, args: &[&str]) -> String {
+        let output = self.run(settings, args);
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{args:?}\n{err}");
+        assert!(!err.contains("panicked"), "{err}");
+        let lines: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(lines.len(), 1, "{err}");
+        lines[0].to_owned()
+    }
+
+    fn json(&self, settings: &str, args: &[&str]) -> Value {
+        let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
+        serde_json::from_str(&self.ok(settings, &args)).unwrap()
+    }
+}
+
+fn generate<'a>(model: &'a Path, weights: &'a str) -> Vec<&'a str> {
+    let model = path(model);
+    vec![
+        "generate",
+        model,
+        "--device",
+        "cuda",
+        "--gpu-weights",
+        weights,
+        "-p",
+        "Once upon",
+        "-n",
+        "4",
+        "--temperature",
+        "0",
+    ]
+}
+
+#[test]
+fn doctor_says_what_the_driver_says() {
+    let machine = Machine::new();
+    let report = machine.json("devices=2;multiprocessors=132;memory=85899345920", &["doctor"]);
+    let gpus = report["gpus"].as_array().unwrap();
+    assert_eq!(gpus.len(), 2);
+    assert_eq!((&gpus[1]["ordinal"], &gpus[1]["multiprocessors"]), (&1.into(), &132.into()));
+    assert_eq!((&gpus[0]["compute_capability"], &gpus[0]["driver_cuda"]), (&"9.0".into(), &"12.4".into()));
+    assert!(gpus.iter().all(|gpu| gpu["kernels_loaded_s"].is_f64() && gpu["fault"].is_null()), "{gpus:?}");
+    let text = machine.ok("", &["doctor"]);
+    assert!(text.contains("Stand-in") && text.contains("every kernel loads"), "{text}");
+    for (settings, wanted) in [
+        ("driver=12020", "CUDA 12.2"),
+        ("capability=7.0", "7.0"),
+        ("refuse=decode_dfloat11", "dfloat11"),
+        ("lose=cuDevicePrimaryCtxRetain:1", "cuDevicePrimaryCtxRetain"),
+    ] {
+        let report = machine.json(settings, &["doctor"]);
+        let fault = report["gpus"][0]["fault"].as_str().unwrap();
+        assert!(fault.contains(wanted), "{settings}: {fault}");
+    }
+    for (machine, settings, wanted) in [
+        (&machine, "devices=0", "NO_DEVICE"),
+        (&machine, "init=34", "STUB"),
+        (&Machine::bare(), "", "libcuda.so.1"),
+    ] {
+        let report = machine.json(settings, &["doctor"]);
+        assert!(report["no_gpu"].as_str().unwrap().contains(wanted), "{settings}: {report}");
+    }
+}
+
+#[test]
+fn text_is_generated_alike_from_every_encoding() {
+    let machine = Machine::new();
+    let plain = machine.ok("", &generate(&tinylm(), "bf16"));
+    assert!(plain.len() > 4, "{plain}");
+    for weights in ["fixed12", "dfloat11"] {
+        assert_eq!(machine.ok("", &generate(&tinylm(), weights)), plain, "{weights}");
+    }
+}
+
+#[test]
+fn perplexity_is_near_the_processors() {
+    let machine = Machine::new();
+    let (model, text) = (tinylm(), tinylm().join("eval.txt"));
+    let args = |device| {
+        [
+            "eval",
+            "ppl",
+            path(&model),
+            "--text",
+            path(&text),
+            "--window",
+            "64",
+            "--limit",
+            "2",
+            "--device",
+            device,
+        ]
+        .map(str::to_owned)
+    };
+    let of = |device| {
+        let args = args(device);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        machine.json("", &args)["perplexity"].as_f64().unwrap()
+    };
+    let (gpu, cpu) = (of("cuda"), of("cpu"));
+    assert!(gpu != cpu && (gpu / cpu - 1.0).abs() < 5e-3, "{gpu} {cpu}");
+}
+
+#[test]
+fn a_gpu_that_cannot_be_used_is_said_before_the_model_is_read() {
+    let machine = Machine::new();
+    let nowhere = Path::new("no such directory");
+    for (settings, wanted) in [
+        ("driver=11080", "driver 550"),
+        ("capability=7.5", "Ampere"),
+        ("devices=0", "NO_DEVICE"),
+        ("init=803", "DRIVER_MISMATCH"),
+    ] {
+        let error = machine.fails(settings, &generate(nowhere, "bf16"));
+        assert!(error.contains(wanted), "{settings}: {error}");
+    }
+    let error = Machine::bare().fails("", &generate(nowhere, "bf16"));
+    assert!(error.contains("libcuda.so.1"), "{error}");
+}
+
+#[test]
+fn what_goes_wrong_on_the_way_is_one_error() {
+    let machine = Machine::new();
+    for (settings, wanted) in [
+        ("memory=4000000", "of 4000000 are free"),
+        ("refuse=rms_norm", "rms_norm"),
+        ("lose=cuMemcpyHtoDAsync_v2:5", "CUDA_ERROR_LAUNCH_FAILED"),
+        ("lose=cuStreamBeginCapture_v2:1;lost=999", "CUDA_ERROR_UNKNOWN"),
+        ("lose=cuGraphLaunch:2;lost=46", "CUDA_ERROR_DEVICE_UNAVAILABLE"),
+    ] {
+        let error = machine.fails(settings, &generate(&tinylm(), "bf16"));
+        assert!(error.contains(wanted), "{settings}: {error}");
+    }
+}
+
+/// A line of a bench's report: the kernel, and whether it was right.
+fn rows(report: &Value) -> Vec<(String, bool)> {
+    let rows = report["rows"].as_array().unwrap();
+    rows.iter().map(|row| (row["kernel"].as_str().unwrap().to_owned(), row["correct"] == true)).collect()
+}
+
+#[test]
+fn kernels_are_measured_beside_cublas_and_recordings_hold_launches_only() {
+    let machine = Machine::new();
+    let log = machine.0.path().join("log");
+    let settings = format!("log={}", log.display());
+    let args = [
+        "bench",
+        "kernels",
+        "--shape",
+        "272x64",
+        "--tokens",
+        "1,17",
+        "--runs",
+        "1",
+        "--working-set",
+        "100000",
+    ];
+    hide(machine.0.path(), CUBLAS_NAMES).unwrap();
+    let report = machine.json("", &args);
+    assert!(report["no_cublas"].as_str().unwrap().contains("libcublas.so.13"), "{report}");
+    assert!(rows(&report).iter().all(|(kernel, right)| *right && kernel != "cublas"), "{report}");
+    let machine = Machine::new();
+    install(machine.0.path(), &CUBLAS_NAMES[..1]).unwrap();
+    let report = machine.json(&settings, &args);
+    let rows = rows(&report);
+    assert!(
+        rows.iter().all(|(_, right)| *right) && rows.iter().any(|(kernel, _)| kernel == "cublas"),
+        "{report}"
+    );
+    // Modules are loaded, memory is taken and results are read before and after, never in a recording.
+    let log = std::fs::read_to_string(log).unwrap();
+    let mut recordings = 0;
+    for recording in log.split("call cuStreamBeginCapture_v2").skip(1) {
+        let (inside, _) = recording.split_once("call cuStreamEndCapture").unwrap();
+        let names = inside.lines().skip(1).map(|line| line.split('(').next().unwrap());
+        for name in names {
+            let allowed = [
+                "cuLaunchKernel",
+                "cuLaunchKernelEx",
+                "cuMemcpyDtoDAsync_v2",
+                "cublasGemmEx",
+                "cuCtxGetCurrent",
+            ];
+            assert!(allowed.iter().any(|call| name == format!("call {call}")), "{name} in a recording");
+        }
+        recordings += 1;
+    }
+    assert!(recordings > 10, "{recordings}");
+    assert!(!log.lines().any(|line| line.starts_with("fault") || line.starts_with("refused")));
+}
+
+#[test]
+fn a_proof_on_a_gpu_that_is_lost_is_a_failure() {
+    let machine = Machine::new();
+    for (machine, settings) in
+        [(&machine, "lose=cuModuleGetFunction:2"), (&machine, "driver=12030"), (&Machine::bare(), "")]
+    {
+        let error = machine.fails(settings, &["doctor", "--prove"]);
+        assert!(error.contains("nothing is proven"), "{settings}: {error}");
+    }
+}
