@@ -16,6 +16,9 @@ const MAX_EXPRESSIONS: usize = 16;
 /// Longest regular expression, in bytes.
 const MAX_EXPRESSION_BYTES: usize = 4096;
 
+/// Most growth; published tokenizers have some two. Even a short text would become one that no model ends reading.
+const MAX_GROWTH: f64 = 256.0;
+
 /// The parts of a `tokenizer.json` that change texts.
 #[derive(Deserialize)]
 pub(super) struct Rules {
@@ -46,7 +49,13 @@ impl Rules {
         if normalizer.expressions + pre_tokenizer.expressions + decoder.expressions > MAX_EXPRESSIONS {
             return Err(format!("has more than {MAX_EXPRESSIONS} regular expressions"));
         }
-        Ok(Growth { encoding: normalizer.growth * pre_tokenizer.growth, decoding: decoder.growth })
+        let growth = Growth { encoding: normalizer.growth * pre_tokenizer.growth, decoding: decoder.growth };
+        match growth.encoding.max(growth.decoding) {
+            most if most <= MAX_GROWTH => Ok(growth),
+            most => {
+                Err(format!("has rules that make a text {most:.0} times as long; {MAX_GROWTH} are allowed"))
+            }
+        }
     }
 }
 
@@ -142,7 +151,8 @@ mod tests {
     fn chains_multiply() {
         let double = |n: usize| json!(vec![replace(json!({"String": "a"}), "aa"); n]);
         let chain = |n: usize| json!({"normalizer": {"type": "Sequence", "normalizers": double(n)}});
-        assert_eq!(growth(chain(30)).unwrap().encoding, f64::from(1 << 30));
+        assert_eq!(growth(chain(8)).unwrap().encoding, 256.0);
+        assert!(growth(chain(30)).unwrap_err().contains("1073741824 times as long"));
         assert!(growth(chain(1000)).unwrap_err().contains("rules"));
         let between = json!({"decoder": replace(json!({"Regex": "x*"}), "abc")});
         assert_eq!(growth(between).unwrap().decoding, 4.0);
