@@ -32,11 +32,7 @@ pub(crate) fn run(args: &BenchGpuArgs, output: Output) -> crate::Outcome {
         force: args.force,
     };
     end_on_signals();
-    let report = gpu_bench::run(&options, &INTERRUPTED, &mut |line| {
-        if !output.quiet && !output.json {
-            eprintln!("{line}");
-        }
-    })?;
+    let report = gpu_bench::run(&options, &INTERRUPTED, &mut |line| output.progress(line))?;
     output.result(&report, || text(args, &report));
     if report.all_held() {
         return Ok(());

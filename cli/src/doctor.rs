@@ -120,8 +120,8 @@ fn examine(info: DeviceInfo, prove: bool, output: Output) -> Gpu {
         let seconds = start.elapsed().as_secs_f64();
         if prove {
             proofs = proof::prove(&llmpress_kernels::gpu::Gpu::new(cuda), &mut |proof| {
-                if let (Some(fault), false) = (&proof.fault, output.quiet || output.json) {
-                    eprintln!("{}, {}: {fault}", proof.kernel, proof.shape);
+                if let Some(fault) = &proof.fault {
+                    output.progress(&format!("{}, {}: {fault}", proof.kernel, proof.shape));
                 }
             })?;
         }
