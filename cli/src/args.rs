@@ -1,11 +1,13 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_pipeline::Method;
 use llmpress_prune::Pass;
+use llmpress_validation::gpu_bench::STEPS;
 
 /// Compresses, converts, restores and proves checkpoints of large language models.
 #[derive(Debug, Parser)]
@@ -49,7 +51,7 @@ pub(crate) enum Command {
     /// Generate text with a model.
     Generate(GenerateArgs),
     /// Measure ratio and speed of each lossless method on a checkpoint's own tensors, on one thread; or a GPU's
-    /// kernels.
+    /// kernels, or everything on a GPU.
     Bench(BenchArgs),
     /// Measure how fast models run, beside each other: prefill and decode.
     Speed(SpeedArgs),
@@ -190,10 +192,10 @@ pub(crate) struct JobArgs {
     /// Most memory to use, such as 512M.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_memory: Option<u64>,
-    /// Go on with an interrupted job.
+    /// Go on with an interrupted job; of a complete one, check that it is what this job would make.
     #[arg(long, conflicts_with = "force")]
     pub(crate) resume: bool,
-    /// Replace what an earlier job left at OUT.
+    /// Replace what an earlier job made at OUT; files that it did not make stay.
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -322,7 +324,8 @@ pub(crate) struct DiffArgs {
     after_help = "Examples:
   llmpress bench examples/tinylm
   llmpress bench MODEL --peer 'python3 docs/bench/zipnn_peer.py'
-  llmpress bench kernels --tokens 1,16"
+  llmpress bench kernels --tokens 1,16
+  llmpress bench gpu REPORT"
 )]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
@@ -346,6 +349,89 @@ pub(crate) struct BenchArgs {
 pub(crate) enum BenchCommand {
     /// Measure the kernels of a GPU against cuBLAS and the GPU's own limits, with a cold cache.
     Kernels(BenchKernelsArgs),
+    /// Check and measure everything on a GPU, in bounded time: kernels, models, speed, memory.
+    Gpu(BenchGpuArgs),
+    /// Prove every kernel of a GPU against its reference on the processor: a step of gpu.
+    #[command(hide = true)]
+    Proofs(BenchProofsArgs),
+    /// Make a checkpoint with random weights: a step of gpu.
+    #[command(hide = true)]
+    RandomModel(RandomModelArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress bench gpu REPORT
+  llmpress bench gpu REPORT --model examples/tinylm --budget 15m --layers 32
+  llmpress bench gpu REPORT --only kernels-gate_up,speed-fixed12
+
+Steps, the most important first, each with a limit of its own and what is left of the budget; one that fails does not
+stop the others. report.json and report.md in OUTDIR are written anew after each step, and stay after Ctrl-C.
+
+Exit codes: 0 every step that was asked for ran and what it checks holds, whether or not the goals of speed are reached;
+1 otherwise.")]
+pub(crate) struct BenchGpuArgs {
+    /// Where the report goes, and what each step printed.
+    #[arg(value_name = "OUTDIR", value_hint = ValueHint::DirPath)]
+    pub(crate) out: PathBuf,
+    /// A small checkpoint with its tokenizer, to compare GPU and processor on; one with random weights is made otherwise.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) model: Option<PathBuf>,
+    /// The text for it [default: its eval.txt, or words in no order].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) text: Option<PathBuf>,
+    /// Time for everything, such as 90s, 7m or 1h. A longer one than the default lengthens the limits of the steps.
+    #[arg(long, value_name = "TIME", default_value = "7m", value_parser = parse_time)]
+    pub(crate) budget: Duration,
+    /// The GPU: cuda, or cuda:1 for the second, ...
+    #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device)]
+    pub(crate) device: Device,
+    /// Most layers of the model of 8B shapes; fewer where disk or GPU have no room.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=128).map(usize::from))]
+    pub(crate) layers: usize,
+    /// Run these steps and what they need only.
+    #[arg(long, value_name = "STEP,...", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(STEPS))]
+    pub(crate) only: Vec<String>,
+    /// Run nothing after this step.
+    #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(STEPS))]
+    pub(crate) stop_after: Option<String>,
+    /// Where models lie that are made, and removed at the end: 6 GB for 8 layers [default: the system's folder for
+    /// temporary files].
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) scratch: Option<PathBuf>,
+    /// Replace the report that is there.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchProofsArgs {
+    /// The GPU: cuda, or cuda:1 for the second, ...
+    #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device)]
+    pub(crate) device: Device,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RandomModelArgs {
+    /// The directory to make.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// Its shapes.
+    #[arg(long, value_enum)]
+    pub(crate) like: Shapes,
+    /// Layers, of llama3-8b.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=128).map(usize::from))]
+    pub(crate) layers: usize,
+}
+
+/// Shapes of a model with random weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shapes {
+    /// Some MB, with a tokenizer.
+    Small,
+    /// The matrices of Llama 3 8B, without a tokenizer.
+    #[value(name = "llama3-8b")]
+    Llama3_8b,
 }
 
 #[derive(Debug, Args)]
@@ -604,11 +690,34 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   llmpress doctor
-  llmpress doctor --prove")]
+  llmpress doctor --prove
+  llmpress doctor --model MODEL --context 8192")]
 pub(crate) struct DoctorArgs {
+    /// Say what this model takes of a GPU's memory: weights in each form, cache, workspace.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) model: Option<PathBuf>,
+    /// Tokens of the sequence that it has to hold.
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096, requires = "model")]
+    pub(crate) context: usize,
     /// Compare every kernel of each GPU with its scalar reference over odd shapes: about a minute a GPU.
     #[arg(long)]
     pub(crate) prove: bool,
+}
+
+/// Times: a number of seconds, or one with s, m or h; a day at most.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("{unit:?} is no unit: use s, m or h")),
+    };
+    let number: u64 =
+        number.parse().map_err(|_| "must be a whole number and a unit, such as 7m".to_owned())?;
+    let time = number.checked_mul(seconds).filter(|time| (1..=86_400).contains(time));
+    time.map(Duration::from_secs).ok_or_else(|| "must be from 1s to 24h".to_owned())
 }
 
 #[cfg(test)]
@@ -648,6 +757,18 @@ mod tests {
         assert_eq!(parse_device("cuda:3"), Ok(Device::Cuda(3)));
         for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "cuda:+1"] {
             assert!(parse_device(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(parse_time("7m"), Ok(Duration::from_secs(420)));
+        assert_eq!(parse_time("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_time("5"), Ok(Duration::from_secs(5)));
+        assert_eq!(parse_time("24h"), Ok(Duration::from_secs(86_400)));
+        for bad in ["", "m", "0", "25h", "1d", "1.5m", "-1s", "99999999999999999999s", "9999999999999999999h"]
+        {
+            assert!(parse_time(bad).is_err(), "{bad}");
         }
     }
 

@@ -10,8 +10,11 @@ use crate::report::{Failure, Output, bytes, table};
 pub(crate) fn run(args: &BenchArgs, output: Output) -> Outcome {
     let dir = match (&args.command, &args.dir) {
         (Some(BenchCommand::Kernels(args)), _) => return crate::bench_kernels::run(args, output),
+        (Some(BenchCommand::Gpu(args)), _) => return crate::bench_gpu::run(args, output),
+        (Some(BenchCommand::Proofs(args)), _) => return crate::bench_parts::proofs(args, output),
+        (Some(BenchCommand::RandomModel(args)), _) => return crate::bench_parts::random_model(args, output),
         (None, Some(dir)) => dir,
-        (None, None) => return Err(Failure::Usage("DIR or kernels is missing".to_owned())),
+        (None, None) => return Err(Failure::Usage("DIR, kernels or gpu is missing".to_owned())),
     };
     let checkpoint = Checkpoint::open(dir)?;
     let options =

@@ -1,6 +1,6 @@
 //! `llmpress convert`: carry out a plan.
 
-use llmpress_formats::Checkpoint;
+use llmpress_formats::{Checkpoint, printable};
 use llmpress_pipeline::{Options, Plan, Summary, convert};
 
 use crate::Outcome;
@@ -12,7 +12,7 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
     let mut options = options(&args.job);
     let (checkpoint, plan) = match &args.plan {
         Some(path) => {
-            let saved = llmpress_formats::read_small_file(path, 1 << 30)?;
+            let saved = llmpress_formats::read_input(path, 1 << 30)?;
             let checkpoint = Checkpoint::open(&args.dir)?;
             let checkpoint = crate::prune::pruned(checkpoint, Plan::recipe_of_json(&saved)?.prune.as_ref())?;
             let plan = Plan::from_json(&checkpoint, &saved)?;
@@ -44,7 +44,7 @@ pub(crate) fn options(job: &JobArgs) -> Options {
     }
 }
 
-/// Most reasons that are printed one by one.
+/// Most reasons, and removed files, that are printed one by one.
 const SHOWN: usize = 8;
 
 /// The summary at the end of a job.
@@ -61,6 +61,7 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
         "resumed_shards": summary.resumed,
         "fallbacks": summary.fallbacks.iter().map(|(unit, why)| serde_json::json!({"unit": unit, "why": why})).collect::<Vec<_>>(),
         "left_behind": summary.left_behind,
+        "removed": summary.removed,
         "jobs": summary.budget.jobs,
         "peak_memory_bytes": crate::memory::peak(),
     });
@@ -79,7 +80,7 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
             text.push_str(&format!("{} of {} shards were there already\n", summary.resumed, summary.shards));
         }
         for (unit, why) in summary.fallbacks.iter().take(SHOWN) {
-            text.push_str(&format!("kept raw: {unit}: {why}\n"));
+            text.push_str(&format!("kept raw: {}: {why}\n", printable(unit)));
         }
         if summary.fallbacks.len() > SHOWN {
             text.push_str(&format!(
@@ -88,7 +89,13 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
             ));
         }
         if !summary.left_behind.is_empty() {
-            text.push_str(&format!("not copied: {}\n", summary.left_behind.join(", ")));
+            text.push_str(&format!("not copied: {}\n", printable(&summary.left_behind.join(", "))));
+        }
+        if !summary.removed.is_empty() {
+            let shown: Vec<&str> = summary.removed.iter().take(SHOWN).map(String::as_str).collect();
+            let more = summary.removed.len() - shown.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            text.push_str(&format!("removed of an earlier job: {}{more}\n", printable(&shown.join(", "))));
         }
         text
     });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use llmpress_entropy::dfloat11::Histogram;
-use llmpress_formats::{Checkpoint, Dtype};
+use llmpress_formats::{Checkpoint, Dtype, printable};
 use serde::Serialize;
 
 use crate::Outcome;
@@ -23,6 +23,9 @@ struct Report {
     by_dtype: BTreeMap<&'static str, Count>,
     by_encoding: BTreeMap<&'static str, EncodingCount>,
     tied: BTreeMap<String, String>,
+    /// Weights beside the checkpoint that are no part of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_out: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<Row>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,8 +129,9 @@ fn report(
     for unit in checkpoint.units().values() {
         let count = by_encoding.entry(unit.encoding().name()).or_default();
         count.units += 1;
-        count.tensors += unit.parts().len() as u64;
-        count.bytes += unit.parts().iter().map(|p| p.bytes).sum::<u64>();
+        let (tensors, bytes) = unit.decoded_size();
+        count.tensors += tensors as u64;
+        count.bytes += bytes;
         count.stored_bytes += unit.stored_bytes();
     }
     let limit = all.entropy_bits() + 8.0;
@@ -143,6 +147,7 @@ fn report(
         by_dtype,
         by_encoding,
         tied: checkpoint.tied().clone(),
+        left_out: checkpoint.directory().left_out().to_vec(),
         tensors,
         exponents: args.entropy.then(|| Exponents {
             bf16_tensors: entropies.len() as u64,
@@ -201,7 +206,10 @@ fn text(report: &Report) -> String {
     }
     text.push_str(&table(&rows));
     for (name, target) in &report.tied {
-        text.push_str(&format!("\n{name} is tied to {target}\n"));
+        text.push_str(&format!("\n{} is tied to {}\n", printable(name), printable(target)));
+    }
+    if !report.left_out.is_empty() {
+        text.push_str(&format!("\nno part of it: {}\n", printable(&report.left_out.join(", "))));
     }
     if let Some(e) = &report.exponents {
         text.push_str(&format!(

@@ -2,7 +2,9 @@
 
 mod args;
 mod bench;
+mod bench_gpu;
 mod bench_kernels;
+mod bench_parts;
 mod convert;
 mod diff;
 mod doctor;
@@ -18,6 +20,7 @@ mod prune;
 mod rank;
 mod report;
 mod restore;
+mod sigbus;
 mod speed;
 mod verify;
 
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     restore_sigpipe();
     let cli = Cli::parse();
     let output = Output { json: cli.json, quiet: cli.quiet };
+    sigbus::install(cli.json);
     let result = match cli.command {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),

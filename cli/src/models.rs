@@ -80,9 +80,16 @@ fn open_pruned(
     }
 }
 
+static OPEN: OnceLock<Gpu> = OnceLock::new();
+
+/// Bytes of the GPU's memory that the command holds with all its models, and the most there were; `None` if it has
+/// none open.
+pub(crate) fn gpu_memory() -> Option<(usize, usize)> {
+    OPEN.get().map(Gpu::allocated)
+}
+
 /// A GPU, opened once for all models of a command.
 fn gpu(ordinal: usize) -> Result<Gpu, Failure> {
-    static OPEN: OnceLock<Gpu> = OnceLock::new();
     if let Some(gpu) = OPEN.get() {
         return Ok(gpu.clone());
     }
@@ -106,7 +113,7 @@ pub(crate) fn in_pool(jobs: Option<u16>, verb: impl FnOnce() -> Outcome + Send) 
 
 /// A text file.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
-    let bytes = llmpress_formats::read_small_file(path, MAX_TEXT_BYTES)?;
+    let bytes = llmpress_formats::read_input(path, MAX_TEXT_BYTES)?;
     String::from_utf8(bytes).map_err(|e| {
         Error::corrupt(path, None, format!("is not UTF-8 at byte {}", e.utf8_error().valid_up_to())).into()
     })

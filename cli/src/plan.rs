@@ -103,7 +103,7 @@ pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe, Failure> {
     };
     if let Some(path) = &args.pattern_file {
         let text = read_text(path)?;
-        let value: serde_json::Value = serde_json::from_str(&text)
+        let value: serde_json::Value = llmpress_formats::python_json(text.as_bytes())
             .map_err(|e| llmpress_formats::Error::corrupt(path, None, format!("is not valid JSON: {e}")))?;
         // A whole `dfloat11_config` or `config.json` will do as well.
         let inner = value.get("dfloat11_config").unwrap_or(&value);
@@ -114,7 +114,7 @@ pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe, Failure> {
 }
 
 fn read_text(path: &std::path::Path) -> Result<String, Failure> {
-    let bytes = llmpress_formats::read_small_file(path, 64 << 20)?;
+    let bytes = llmpress_formats::read_input(path, 64 << 20)?;
     let text = String::from_utf8(bytes);
     Ok(text.map_err(|_| llmpress_formats::Error::corrupt(path, None, "is not UTF-8"))?)
 }

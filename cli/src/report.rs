@@ -1,5 +1,6 @@
 //! What is printed: results to stdout, everything else to stderr.
 
+use llmpress_formats::printable;
 use serde::Serialize;
 
 /// How the user wants output.
@@ -52,7 +53,7 @@ impl Output {
         if self.json {
             eprintln!("{}", serde_json::json!({"error": {"kind": kind, "message": message}}));
         } else {
-            eprintln!("error: {message}");
+            eprintln!("error: {}", printable(&message));
         }
     }
 
@@ -64,9 +65,14 @@ impl Output {
                 Err(e) => eprintln!("error: {e}"),
             }
         } else {
-            print!("{}", text());
+            print!("{}", lines(&text()));
         }
     }
+}
+
+/// A text whose lines hold nothing that steers a terminal, whatever the names in it.
+fn lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Bytes for people, in powers of 1000 as disks and downloads are sold.
@@ -93,11 +99,13 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
 
 /// Rows as columns: the first left-aligned, the others right-aligned.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| printable(cell).into_owned()).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (c, cell) in row.iter().enumerate() {
             let pad = " ".repeat(widths[c] - cell.chars().count());

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, Manifest, Removal};
+use llmpress_formats::{Checkpoint, Manifest, Removal, printable};
 use llmpress_pipeline::Progress;
 use llmpress_validation::{
     Comparison, DigestReport, LogitComparison, bit_exact, logits_exact, verify_digests,
@@ -43,10 +43,11 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     let manifest = Manifest::read(&args.dir)?;
     if manifest.is_some() || args.against.is_none() {
         let decode = !args.no_decode && args.against.is_none();
-        let stored: u64 = manifest.iter().flat_map(|m| m.shards.values()).map(|s| s.bytes).sum();
-        let decoded: u64 =
-            manifest.iter().flat_map(|m| m.tensors.values()).filter_map(|t| t.dtype.byte_len(&t.shape)).sum();
-        let bar = Bar::new("verify", stored + if decode { decoded } else { 0 }, output);
+        let stored = manifest.iter().flat_map(|m| m.shards.values()).map(|s| s.bytes);
+        let decoded =
+            manifest.iter().flat_map(|m| m.tensors.values()).filter_map(|t| t.dtype.byte_len(&t.shape));
+        let total = stored.chain(decoded.filter(|_| decode)).fold(0, u64::saturating_add);
+        let bar = Bar::new("verify", total, output);
         let digests = verify_digests(&args.dir, decode, &|n| bar.advance(n));
         let seconds = bar.finish();
         let digests = digests?;
@@ -154,10 +155,10 @@ fn digests_text(args: &VerifyArgs, report: &DigestReport, seconds: f64) -> Strin
     let mut text = String::new();
     for fault in &report.faults {
         let tensor = fault.tensor.as_ref().map(|t| format!(": {t}")).unwrap_or_default();
-        text.push_str(&format!("FAULT {}{tensor}: {}\n", fault.file, fault.what));
+        text.push_str(&format!("FAULT {}\n", printable(&format!("{}{tensor}: {}", fault.file, fault.what))));
     }
     for file in &report.unknown_files {
-        text.push_str(&format!("unknown file, not checked: {file}\n"));
+        text.push_str(&format!("unknown file, not checked: {}\n", printable(file)));
     }
     let found = match report.faults.len() {
         0 => "every digest is right".to_owned(),
@@ -177,7 +178,7 @@ fn digests_text(args: &VerifyArgs, report: &DigestReport, seconds: f64) -> Strin
 fn comparison_text(args: &VerifyArgs, against: &Path, comparison: &Comparison, seconds: f64) -> String {
     let mut text = String::new();
     for difference in &comparison.differences {
-        text.push_str(&format!("DIFFERS {}: {}\n", difference.tensor, difference.what));
+        text.push_str(&format!("DIFFERS {}: {}\n", printable(&difference.tensor), difference.what));
     }
     let found = match comparison.differences.len() {
         0 => "bit-identical".to_owned(),

@@ -167,3 +167,33 @@ fn mistakes_are_said_before_anything_is_made() {
     std::fs::write(&recipe, "to = \"raw\"\n[prune]\nattention = [8]\n").unwrap();
     assert!(refused(&["--recipe", path(&recipe)]).contains("no layer 8"));
 }
+
+#[test]
+fn rank_resumes_only_the_model_it_began_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(tinylm().join(name), model.join(name)).unwrap();
+    }
+    let (out, calib) = (dir.path().join("r.json"), calib());
+    let rank = |count: &str| {
+        let by = format!("finercut:{count}");
+        let more = ["--calib-windows", "1", "--calib-window", "16", "--resume", "--quiet"];
+        run(&[&["rank", path(&model), "--by", &by, "--calib", &calib, "--out", path(&out)], &more[..]]
+            .concat())
+    };
+    assert!(rank("1").status.success());
+    let first = std::fs::read(&out).unwrap();
+    assert!(rank("1").status.success());
+    // Other weights under the same names and shapes: neither gone on with nor called done.
+    let mut bytes = std::fs::read(model.join("model.safetensors")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(model.join("model.safetensors"), bytes).unwrap();
+    for count in ["1", "2"] {
+        let output = rank(count);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("another model"));
+        assert_eq!(std::fs::read(&out).unwrap(), first);
+    }
+}

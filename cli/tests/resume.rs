@@ -159,3 +159,52 @@ fn an_output_in_the_way_is_never_touched() {
     assert!(convert(&half, &[]).contains("unfinished"));
     assert!(convert(&half, &["--resume"]).contains("cannot resume"));
 }
+
+#[test]
+fn killed_while_it_replaces_an_earlier_job_it_goes_on_or_starts_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, whole) = (dir.path().join("first"), dir.path().join("whole"));
+    let source = dir.path().join("source");
+    support::checkpoint(&source, support::LLAMA, &support::tiny_llama());
+    std::fs::write(source.join("chat_template.jinja"), "of the first").unwrap();
+    ok(&["convert", path(&source), path(&first), "--to", "planes", "--max-shard-size", "20K"]);
+    let options = ["--to", "fixed12", "--max-shard-size", "60K", "--jobs", "2", "--quiet"];
+    let command = |out: &std::path::Path| {
+        let mut command = llmpress();
+        command.args(["convert", path(&tinylm()), path(out)]).args(options);
+        command
+    };
+    let start = Instant::now();
+    assert!(command(&whole).status().unwrap().success());
+    let full = start.elapsed();
+    let mut interrupted = 0;
+    for step in 0..40u32 {
+        let out = dir.path().join(format!("out{step}"));
+        std::fs::create_dir(&out).unwrap();
+        for (name, content) in files(&first) {
+            std::fs::write(out.join(name), content).unwrap();
+        }
+        std::fs::write(out.join("notes.txt"), "mine").unwrap();
+        let mut child = command(&out).arg("--force").stderr(Stdio::null()).spawn().unwrap();
+        // Most of them early, where files are removed.
+        let share = (f64::from(step) / 40.0).powi(2);
+        std::thread::sleep(full.mul_f64(share).max(Duration::from_millis(1)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        interrupted += u32::from(out.join(".llmpress").exists());
+        if out.join(".llmpress/files.json").exists() && !out.join("llmpress.json").exists() {
+            // Half of something is no source.
+            assert!(fails(&["inspect", path(&out)]).contains("unfinished"));
+        }
+        // Killed before it began, the first job is still complete, and only --force may go over it.
+        let begun = out.join(".llmpress/files.json").exists();
+        let way = if begun && step % 2 == 0 { "--resume" } else { "--force" };
+        let output = command(&out).arg(way).output().unwrap();
+        assert!(output.status.success(), "{step} {way}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(std::fs::read(out.join("notes.txt")).unwrap(), b"mine");
+        std::fs::remove_file(out.join("notes.txt")).unwrap();
+        same_files(&whole, &out);
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+    assert!(interrupted > 0, "at least one run was interrupted at work");
+}

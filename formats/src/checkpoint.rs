@@ -11,7 +11,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::config::DFLOAT11_KEY;
-use crate::encoding::{Encoding, Part, UnitReader};
+use crate::discovery::STATE_DIR;
+use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
 use crate::{Component, Config, Directory, Dtype, Error, Result, official};
 
@@ -64,43 +65,123 @@ impl Tensor {
 /// Tensors stored together under one encoding.
 #[derive(Debug)]
 pub struct Unit {
+    stored: Stored,
+    made: OnceLock<Box<Made>>,
+}
+
+/// What is made of a unit when it is asked for.
+#[derive(Debug, Default)]
+struct Made {
+    /// What a plain tensor looks like as an encoded one.
+    plain: OnceLock<Encoded>,
+    reader: OnceLock<UnitReader>,
+}
+
+/// A plain checkpoint may have a million tensors: what their headers say already is not repeated.
+#[derive(Debug)]
+enum Stored {
+    Plain(Component),
+    Encoded(Box<Encoded>),
+}
+
+#[derive(Debug)]
+struct Encoded {
     encoding: Encoding,
     parts: Vec<Part>,
     components: BTreeMap<String, Component>,
-    reader: OnceLock<UnitReader>,
+}
+
+impl Encoded {
+    fn plain(component: &Component) -> Self {
+        let part = Part {
+            name: component.name().to_owned(),
+            dtype: component.dtype(),
+            shape: component.shape().to_vec(),
+            bytes: component.bytes(),
+        };
+        let components = BTreeMap::from([(encoding::raw::DATA.to_owned(), component.clone())]);
+        Self { encoding: Encoding::Raw, parts: vec![part], components }
+    }
 }
 
 impl Unit {
     fn new(encoding: Encoding, parts: Vec<Part>, components: BTreeMap<String, Component>) -> Self {
-        Self { encoding, parts, components, reader: OnceLock::new() }
+        Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts, components })))
+    }
+
+    fn of(stored: Stored) -> Self {
+        Self { stored, made: OnceLock::new() }
+    }
+
+    fn made(&self) -> &Made {
+        self.made.get_or_init(Box::default)
+    }
+
+    fn encoded(&self) -> &Encoded {
+        match &self.stored {
+            Stored::Encoded(encoded) => encoded,
+            Stored::Plain(component) => self.made().plain.get_or_init(|| Encoded::plain(component)),
+        }
     }
 
     /// How it is stored.
     pub fn encoding(&self) -> &Encoding {
-        &self.encoding
+        match &self.stored {
+            Stored::Encoded(encoded) => &encoded.encoding,
+            Stored::Plain(_) => &Encoding::Raw,
+        }
     }
 
     /// Its tensors in order.
     pub fn parts(&self) -> &[Part] {
-        &self.parts
+        &self.encoded().parts
     }
 
     /// Its components by their last name.
     pub fn components(&self) -> &BTreeMap<String, Component> {
-        &self.components
+        &self.encoded().components
+    }
+
+    /// How many tensors it stores, and their size when decoded.
+    pub fn decoded_size(&self) -> (usize, u64) {
+        match &self.stored {
+            Stored::Encoded(encoded) => {
+                (encoded.parts.len(), encoded.parts.iter().map(|p| p.bytes).fold(0, u64::saturating_add))
+            }
+            Stored::Plain(component) => (1, component.bytes()),
+        }
     }
 
     /// Size of its components together.
     pub fn stored_bytes(&self) -> u64 {
-        self.components.values().map(Component::bytes).sum()
+        match &self.stored {
+            Stored::Encoded(encoded) => {
+                encoded.components.values().map(Component::bytes).fold(0, u64::saturating_add)
+            }
+            Stored::Plain(component) => component.bytes(),
+        }
+    }
+
+    /// Where its first component is: the file and the place in it.
+    pub fn position(&self) -> Option<(&Path, u64)> {
+        match &self.stored {
+            Stored::Encoded(encoded) => {
+                encoded.components.values().map(|c| (c.path(), c.file_offset())).min()
+            }
+            Stored::Plain(component) => Some((component.path(), component.file_offset())),
+        }
     }
 
     fn reader(&self, name: &str) -> Result<&UnitReader> {
-        if let Some(reader) = self.reader.get() {
+        if let Some(reader) = self.made().reader.get() {
             return Ok(reader);
         }
-        let reader = UnitReader::open(name, &self.encoding, &self.parts, &self.components)?;
-        Ok(self.reader.get_or_init(|| reader))
+        let open = |e: &Encoded| UnitReader::open(name, &e.encoding, &e.parts, &e.components);
+        let reader = match &self.stored {
+            Stored::Encoded(encoded) => open(encoded)?,
+            Stored::Plain(component) => open(&Encoded::plain(component))?,
+        };
+        Ok(self.made().reader.get_or_init(|| reader))
     }
 }
 
@@ -125,20 +206,27 @@ impl Checkpoint {
         crate::directory::check_directory(root)?;
         let manifest_path = root.join(MANIFEST_FILE);
         let manifest = Manifest::read(root)?;
+        if manifest.is_none() && root.join(STATE_DIR).is_dir() {
+            return Err(Error::corrupt(
+                root,
+                None,
+                "holds an unfinished conversion: finish it with --resume, or make it again elsewhere",
+            ));
+        }
         let config = Config::read(root)?;
         let official = config.as_ref().filter(|c| manifest.is_none() && c.get(DFLOAT11_KEY).is_some());
-        let directory =
-            if official.is_some() { Directory::open_unindexed(root)? } else { Directory::open(root)? };
-        let mut stored = BTreeMap::new();
-        for name in directory.names() {
-            if let Some((shard, info)) = directory.find(name) {
-                stored.insert(name.to_owned(), shard.component(info));
-            }
-        }
-        let mut units = BTreeMap::new();
+        let directory = match (&manifest, official) {
+            (Some(manifest), _) => Directory::open_files(root, manifest.shards.keys())?,
+            (None, Some(_)) => Directory::open_unindexed(root)?,
+            (None, None) => Directory::open(root)?,
+        };
+        let components =
+            || directory.tensors().map(|(shard, info)| (info.name.clone(), shard.component(info)));
         let mut kind = Kind::HuggingFace;
+        let mut units = BTreeMap::new();
         if let Some(manifest) = &manifest {
             kind = Kind::Llmpress;
+            let mut stored = components().collect();
             units = manifest_units(&manifest_path, manifest, &mut stored, &directory)?;
             if let Some(name) = stored.keys().next() {
                 return Err(Error::corrupt(
@@ -147,24 +235,21 @@ impl Checkpoint {
                     "is stored in a shard but is not in the manifest: convert the source again",
                 ));
             }
-        } else if let Some(config) = config.as_ref().filter(|c| c.get(crate::config::DFLOAT11_KEY).is_some())
-        {
+        } else if let Some(config) = official {
             kind = Kind::Dfloat11;
+            let mut stored = components().collect();
             for unit in official::take_units(config, &mut stored)? {
                 units.insert(unit.name, Unit::new(Encoding::Dfloat11, unit.parts, unit.components));
             }
-        }
-        for (name, component) in stored {
-            let part = Part {
-                name: name.clone(),
-                dtype: component.dtype(),
-                shape: component.shape().to_vec(),
-                bytes: component.bytes(),
-            };
-            let data = BTreeMap::from([("data".to_owned(), component)]);
-            if units.insert(name.clone(), Unit::new(Encoding::Raw, vec![part], data)).is_some() {
-                return Err(Error::corrupt(root, Some(&name), "is both a unit and a tensor"));
+            for (name, component) in stored {
+                if units.insert(name.clone(), Unit::of(Stored::Plain(component))).is_some() {
+                    return Err(Error::corrupt(root, Some(&name), "is both a unit and a tensor"));
+                }
             }
+        } else {
+            // Sorted already: the tree is built in one go.
+            units =
+                components().map(|(name, component)| (name, Unit::of(Stored::Plain(component)))).collect();
         }
         let tensors = collect_tensors(root, &units)?;
         let tied = match &manifest {
@@ -215,6 +300,11 @@ impl Checkpoint {
         &self.tied
     }
 
+    /// The ties that configuration and tensors tell by themselves; those of a good manifest are the same.
+    pub fn derived_ties(&self) -> BTreeMap<String, String> {
+        tied_head(self.config.as_ref(), &self.tensors)
+    }
+
     /// A tensor by name, following a tie. The error names the nearest existing tensor.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
         let stored = self.tied.get(name).map_or(name, String::as_str);
@@ -238,7 +328,7 @@ impl Checkpoint {
         let stored = self
             .units
             .get(unit)
-            .and_then(|u| u.components.get(component))
+            .and_then(|u| u.components().get(component))
             .and_then(|c| self.directory.find(c.name()));
         match stored {
             Some((shard, info)) => shard.view(info),
@@ -324,10 +414,26 @@ fn manifest_units(
 }
 
 fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeMap<String, Tensor>> {
+    if units.values().all(|unit| matches!(unit.stored, Stored::Plain(_))) {
+        // Sorted already, and no name occurs twice.
+        let tensors = units.iter().map(|(name, unit)| {
+            let Stored::Plain(component) = &unit.stored else { return Err(Error::Invalid(name.clone())) };
+            let tensor = Tensor {
+                dtype: component.dtype(),
+                shape: component.shape().to_vec(),
+                bytes: component.bytes(),
+                unit: name.clone(),
+                unit_offset: 0,
+                zero: false,
+            };
+            Ok((name.clone(), tensor))
+        });
+        return tensors.collect();
+    }
     let mut tensors = BTreeMap::new();
     for (unit_name, unit) in units {
         let mut offset = 0u64;
-        for part in &unit.parts {
+        for part in unit.parts() {
             let tensor = Tensor {
                 dtype: part.dtype,
                 shape: part.shape.clone(),

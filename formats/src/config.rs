@@ -42,7 +42,7 @@ impl Config {
 
     /// Parses the text of a configuration.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
-        match serde_json::from_str(&text) {
+        match crate::python_json(text.as_bytes()) {
             Ok(Value::Object(value)) => Ok(Self { path: path.to_owned(), text, value }),
             Ok(_) => Err(Error::corrupt(path, None, "must hold a JSON object")),
             Err(e) => Err(Error::corrupt(path, None, format!("is not valid JSON: {e}"))),

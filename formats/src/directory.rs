@@ -1,136 +1,104 @@
 //! A directory of safetensors files: which tensor is where.
 //!
 //! ```text
-//! model.safetensors.index.json: weight_map name -> file      decides where it exists
-//! *.safetensors                                              all of them where it does not
+//! shards (see `discovery`) --> headers --> name -> shard, tensor
 //! ```
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-
-use crate::files::read_small_file;
+use crate::discovery::{Discovered, Shards, discover, discover_official, listed};
 use crate::header::TensorInfo;
+use crate::index::Index;
 use crate::shard::ShardFile;
 use crate::{Error, Result};
-
-/// The index's file name.
-pub const INDEX_FILE: &str = "model.safetensors.index.json";
-const MAX_INDEX_BYTES: u64 = 100_000_000;
 
 /// The tensors of a directory, by name.
 #[derive(Debug)]
 pub struct Directory {
     root: PathBuf,
     shards: Vec<ShardFile>,
-    tensors: BTreeMap<String, (usize, usize)>,
+    /// Number of the shard, and of the tensor in it; sorted by the tensors' names.
+    tensors: Vec<(u32, u32)>,
     index_file: Option<PathBuf>,
-}
-
-/// `weight_map` in the order of the text; a JSON map would hide duplicates.
-struct WeightMap(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for WeightMap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = WeightMap;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of tensor names and file names")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {
-                let mut entries = BTreeMap::new();
-                while let Some((name, file)) = map.next_entry::<String, String>()? {
-                    if entries.contains_key(&name) {
-                        return Err(serde::de::Error::custom(format!("{name} is listed twice")));
-                    }
-                    entries.insert(name, file);
-                }
-                Ok(WeightMap(entries))
-            }
-        }
-        deserializer.deserialize_map(Entries)
-    }
-}
-
-#[derive(Deserialize)]
-struct Index {
-    weight_map: WeightMap,
+    left_out: Vec<String>,
 }
 
 impl Directory {
-    /// Opens every shard of a directory and checks that index and shards agree.
+    /// Opens the shards of a checkpoint, as transformers chooses them, and checks that an index agrees with them.
     pub fn open(root: &Path) -> Result<Self> {
         check_directory(root)?;
-        let index_path = root.join(INDEX_FILE);
-        if index_path.exists() { Self::open_indexed(root, index_path) } else { Self::open_all(root) }
+        Self::open_discovered(root, discover(root)?)
     }
 
     /// Opens every safetensors file whatever an index says: official DFloat11 directories keep units in
     /// files that their index does not list.
     pub fn open_unindexed(root: &Path) -> Result<Self> {
-        Self::open_all(root)
+        Self::open_discovered(root, discover_official(root)?)
     }
 
-    fn open_indexed(root: &Path, index_path: PathBuf) -> Result<Self> {
-        let bytes = read_small_file(&index_path, MAX_INDEX_BYTES)?;
-        let index: Index = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::corrupt(&index_path, None, format!("is not a valid index: {e}")))?;
-        let map = index.weight_map.0;
-        let mut files: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
-        for (name, file) in &map {
-            if !is_plain_name(file) {
-                return Err(Error::corrupt(
-                    &index_path,
-                    Some(name),
-                    format!("is said to be in {file:?}, which is not a file of this directory"),
-                ));
+    /// Opens these files and no others.
+    pub fn open_files<'a>(root: &Path, names: impl Iterator<Item = &'a String>) -> Result<Self> {
+        Self::open_discovered(root, listed(root, names)?)
+    }
+
+    fn open_discovered(root: &Path, found: Discovered) -> Result<Self> {
+        let mut directory = match found.shards {
+            Shards::Indexed(path, index) => Self::open_indexed(root, path, &index)?,
+            Shards::Files(names) => {
+                let shards = names.iter().map(|name| ShardFile::open(&root.join(name)));
+                Self::of_shards(root, shards.collect::<Result<_>>()?)?
             }
-            files.entry(file).or_insert((0, name)).0 += 1;
-        }
-        let mut directory =
-            Self { root: root.to_owned(), shards: Vec::new(), tensors: BTreeMap::new(), index_file: None };
-        for (file, (count, first)) in files {
+        };
+        directory.left_out = found.left_out;
+        Ok(directory)
+    }
+
+    fn open_indexed(root: &Path, index_path: PathBuf, index: &Index) -> Result<Self> {
+        let mut shards = Vec::new();
+        for file in index.files() {
             let path = root.join(file);
             if !path.exists() {
+                let names: Vec<&str> =
+                    index.tensors().filter(|(_, f)| *f == file).map(|(name, _)| name).collect();
                 return Err(Error::corrupt(
                     &path,
                     None,
                     format!(
-                        "is missing: by the index it holds {count} tensors, such as {first}; download it"
+                        "is missing: by the index it holds {} tensors, such as {}; download it",
+                        names.len(),
+                        names.first().unwrap_or(&"none")
                     ),
                 ));
             }
-            directory.add(ShardFile::open(&path)?)?;
+            shards.push(ShardFile::open(&path)?);
         }
-        for (name, file) in &map {
-            let Some(&(shard, _)) = directory.tensors.get(name) else {
-                let hint = directory.nearest(name).map(|n| format!("; the nearest name is {n}"));
-                return Err(Error::corrupt(
-                    &index_path,
-                    Some(name),
-                    format!("is in no file, though the index says {file}{}", hint.unwrap_or_default()),
-                ));
-            };
-            let actual =
-                directory.shards[shard].path().file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if actual != file {
-                return Err(Error::corrupt(
-                    &index_path,
-                    Some(name),
-                    format!("is in {actual}, not in {file} as the index says: correct the index"),
-                ));
+        // Of a tensor that is in two files, the index says which one counts.
+        let mut places = Vec::with_capacity(index.len());
+        let mut unlisted = None;
+        for (number, shard) in shards.iter().enumerate() {
+            let mut cursor = index.cursor();
+            for &tensor in shard.header().by_name() {
+                let Some(info) = shard.header().tensors().get(tensor as usize) else { continue };
+                match cursor.file_of(&info.name) {
+                    Some(file) if file == file_name(shard) => places.push((number as u32, tensor)),
+                    Some(_) => {}
+                    None => {
+                        unlisted.get_or_insert((number, tensor as usize));
+                    }
+                }
             }
         }
-        if let Some((name, &(shard, _))) = directory.tensors.iter().find(|(name, _)| !map.contains_key(*name))
-        {
+        let mut directory = Self::of_places(root, shards, places)?;
+        if directory.tensors.len() < index.len() {
+            return Err(directory.missing(&index_path, index));
+        }
+        if let Some((shard, tensor)) = unlisted {
+            let shard = &directory.shards[shard];
             return Err(Error::corrupt(
-                directory.shards[shard].path(),
-                Some(name),
+                shard.path(),
+                shard.header().tensors().get(tensor).map(|t| t.name.as_str()),
                 "is not listed by the index: add it there or remove it",
             ));
         }
@@ -138,51 +106,64 @@ impl Directory {
         Ok(directory)
     }
 
-    fn open_all(root: &Path) -> Result<Self> {
-        let mut paths = Vec::new();
-        let mut others = Vec::new();
-        for entry in std::fs::read_dir(root).map_err(|e| Error::io(root, "read", e))? {
-            let path = entry.map_err(|e| Error::io(root, "read", e))?.path();
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("safetensors") => paths.push(path),
-                Some("bin" | "gguf" | "pt" | "pth" | "ckpt" | "h5") => {
-                    others.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-                }
-                _ => {}
+    /// The error for a tensor of the index that is not where it says.
+    fn missing(&self, index_path: &Path, index: &Index) -> Error {
+        let mut names = self.names().peekable();
+        let missing = index.tensors().find(|(name, _)| names.next_if_eq(name).is_none());
+        let (name, file) = missing.unwrap_or_default();
+        let elsewhere = self.shards.iter().find(|s| s.header().get(name).is_some());
+        let what = match elsewhere {
+            Some(shard) => {
+                format!("is in {}, not in {file} as the index says: correct the index", file_name(shard))
             }
+            None => {
+                let hint = self.nearest(name).map(|n| format!("; the nearest name is {n}"));
+                format!("is in no file, though the index says {file}{}", hint.unwrap_or_default())
+            }
+        };
+        Error::corrupt(index_path, Some(name), what)
+    }
+
+    /// All tensors of these shards.
+    fn of_shards(root: &Path, shards: Vec<ShardFile>) -> Result<Self> {
+        let places = shards.iter().enumerate().flat_map(|(number, shard)| {
+            shard.header().by_name().iter().map(move |&tensor| (number as u32, tensor))
+        });
+        let places = places.collect();
+        Self::of_places(root, shards, places)
+    }
+
+    /// These tensors of these shards, each given by the numbers of its shard and of itself in it.
+    fn of_places(root: &Path, shards: Vec<ShardFile>, mut tensors: Vec<(u32, u32)>) -> Result<Self> {
+        let mut directory = Self {
+            root: root.to_owned(),
+            shards,
+            tensors: Vec::new(),
+            index_file: None,
+            left_out: Vec::new(),
+        };
+        tensors.sort_by(|&a, &b| directory.name_at(a).cmp(directory.name_at(b)));
+        let twice = tensors.windows(2).find(|w| directory.name_at(w[0]) == directory.name_at(w[1]));
+        if let Some(&[(a, _), (b, tensor)]) = twice {
+            let other = file_name(&directory.shards[a as usize]);
+            let shard = &directory.shards[b as usize];
+            return Err(Error::corrupt(
+                shard.path(),
+                Some(directory.name_at((b, tensor))),
+                format!("is also in {other}: remove one of the files"),
+            ));
         }
-        if paths.is_empty() {
-            others.sort();
-            let hint = if others.is_empty() {
-                "is this the directory of a checkpoint?".to_owned()
-            } else {
-                format!("it holds {}: convert them to safetensors first", others.join(", "))
-            };
-            return Err(Error::Invalid(format!("{}: holds no safetensors files; {hint}", root.display())));
-        }
-        paths.sort();
-        let mut directory =
-            Self { root: root.to_owned(), shards: Vec::new(), tensors: BTreeMap::new(), index_file: None };
-        for path in paths {
-            directory.add(ShardFile::open(&path)?)?;
-        }
+        directory.tensors = tensors;
         Ok(directory)
     }
 
-    fn add(&mut self, shard: ShardFile) -> Result<()> {
-        let number = self.shards.len();
-        for (i, tensor) in shard.header().tensors().iter().enumerate() {
-            if let Some((other, _)) = self.tensors.insert(tensor.name.clone(), (number, i)) {
-                let other = self.shards[other].path().file_name().unwrap_or_default().to_string_lossy();
-                return Err(Error::corrupt(
-                    shard.path(),
-                    Some(&tensor.name),
-                    format!("is also in {other}: remove one of the files"),
-                ));
-            }
-        }
-        self.shards.push(shard);
-        Ok(())
+    fn at(&self, (shard, tensor): (u32, u32)) -> Option<(&ShardFile, &Arc<TensorInfo>)> {
+        let shard = self.shards.get(shard as usize)?;
+        Some((shard, shard.header().tensors().get(tensor as usize)?))
+    }
+
+    fn name_at(&self, place: (u32, u32)) -> &str {
+        self.at(place).map_or("", |(_, info)| info.name.as_str())
     }
 
     /// The directory.
@@ -200,16 +181,40 @@ impl Directory {
         self.index_file.as_deref()
     }
 
+    /// Files of weights, and their indexes, that are no part of the checkpoint: a second copy of it, an adapter, a
+    /// draft model, what the index does not list.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    /// The `__metadata__` of all shards together; where they disagree, that of the first counts.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        for (key, value) in self.shards.iter().flat_map(|s| s.header().metadata()) {
+            all.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        all
+    }
+
+    /// Refuses a directory of which a shard changed since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.shards.iter().try_for_each(ShardFile::check_unchanged)
+    }
+
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.tensors.iter().map(|&place| self.name_at(place))
+    }
+
+    /// All tensors and their shards, sorted by name.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&ShardFile, &Arc<TensorInfo>)> {
+        self.tensors.iter().filter_map(|&place| self.at(place))
     }
 
     /// Where a tensor is.
-    pub fn find(&self, name: &str) -> Option<(&ShardFile, &TensorInfo)> {
-        let &(shard, tensor) = self.tensors.get(name)?;
-        let shard = self.shards.get(shard)?;
-        Some((shard, shard.header().tensors().get(tensor)?))
+    pub fn find(&self, name: &str) -> Option<(&ShardFile, &Arc<TensorInfo>)> {
+        let at = self.tensors.binary_search_by(|&place| self.name_at(place).cmp(name)).ok()?;
+        self.at(self.tensors[at])
     }
 
     /// The existing name that is closest to `name`, for error texts.
@@ -230,8 +235,12 @@ pub(crate) fn check_directory(root: &Path) -> Result<()> {
     )))
 }
 
+fn file_name(shard: &ShardFile) -> &str {
+    shard.path().file_name().and_then(|n| n.to_str()).unwrap_or_default()
+}
+
 /// Only a name: no way out of the directory.
-fn is_plain_name(file: &str) -> bool {
+pub(crate) fn is_plain_name(file: &str) -> bool {
     !file.is_empty() && !file.contains(['/', '\\', '\0']) && file != "." && file != ".." && file.len() <= 255
 }
 

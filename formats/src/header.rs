@@ -6,10 +6,12 @@
 //!
 //! The data section has no holes and no overlaps: every byte of it belongs to exactly one tensor.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -39,23 +41,59 @@ pub struct TensorInfo {
 /// A checked header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    tensors: Vec<TensorInfo>,
-    by_name: BTreeMap<String, usize>,
+    tensors: Vec<Arc<TensorInfo>>,
+    /// Numbers of the tensors, sorted by name.
+    by_name: Vec<u32>,
     metadata: BTreeMap<String, String>,
     data_start: u64,
 }
 
+/// The key of the free-form metadata; no tensor can have this name.
+pub const METADATA_KEY: &str = "__metadata__";
+
 #[derive(Debug, Deserialize)]
-struct RawEntry {
-    dtype: String,
+struct RawEntry<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
 }
 
+impl RawEntry<'_> {
+    /// The entry, checked as far as it says enough itself.
+    fn check(self, name: String) -> Result<TensorInfo, (String, String)> {
+        let (begin, end) = self.data_offsets;
+        let checked = || {
+            let dtype: Dtype = self.dtype.parse().map_err(|e: Error| e.to_string())?;
+            let bytes = end
+                .checked_sub(begin)
+                .ok_or_else(|| format!("its data_offsets [{begin}, {end}] run backwards"))?;
+            let needed = dtype.byte_len(&self.shape).ok_or_else(|| {
+                format!("its shape {:?} is no whole number of bytes of {}", self.shape, dtype.name())
+            })?;
+            if bytes != needed {
+                let (shape, dtype) = (&self.shape, dtype.name());
+                return Err(format!("has {bytes} bytes where {shape:?} of {dtype} needs {needed}"));
+            }
+            Ok((dtype, bytes))
+        };
+        match checked() {
+            Ok((dtype, bytes)) => {
+                let mut shape = self.shape;
+                shape.shrink_to_fit();
+                Ok(TensorInfo { name, dtype, shape, offset: begin, bytes })
+            }
+            Err(what) => Err((name, what)),
+        }
+    }
+}
+
 /// The entries in the order of the text; a JSON map would hide duplicates.
 struct RawHeader {
-    entries: Vec<(String, RawEntry)>,
+    entries: Vec<Arc<TensorInfo>>,
     metadata: BTreeMap<String, String>,
+    /// The first entry that is wrong, and in which way.
+    wrong: Option<(String, String)>,
 }
 
 impl<'de> Deserialize<'de> for RawHeader {
@@ -69,16 +107,24 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut header = RawHeader { entries: Vec::new(), metadata: BTreeMap::new() };
+                let mut header = RawHeader { entries: Vec::new(), metadata: BTreeMap::new(), wrong: None };
                 let mut seen_metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
-                    if name == "__metadata__" {
+                    if name == METADATA_KEY {
                         if std::mem::replace(&mut seen_metadata, true) {
                             return Err(serde::de::Error::custom("__metadata__ stands there twice"));
                         }
-                        header.metadata = map.next_value()?;
-                    } else {
-                        header.entries.push((name, map.next_value()?));
+                        // The reference implementation takes null for none.
+                        let metadata = map.next_value::<Option<_>>();
+                        let named = |e| serde::de::Error::custom(format!("{METADATA_KEY}: {e}"));
+                        header.metadata = metadata.map_err(named)?.unwrap_or_default();
+                        continue;
+                    }
+                    match map.next_value::<RawEntry<'_>>()?.check(name) {
+                        Ok(info) => header.entries.push(Arc::new(info)),
+                        Err(wrong) => {
+                            header.wrong.get_or_insert(wrong);
+                        }
                     }
                 }
                 Ok(header)
@@ -100,6 +146,11 @@ impl Header {
         }
         let mut length = [0; LENGTH_BYTES as usize];
         file.read_exact_at(&mut length, 0).map_err(|e| Error::io(path, "read", e))?;
+        if length == *b"version " {
+            let mut start = vec![0; file_len.min(64) as usize];
+            file.read_exact_at(&mut start, 0).map_err(|e| Error::io(path, "read", e))?;
+            crate::files::refuse_lfs_pointer(path, &start)?;
+        }
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER_BYTES {
             return Err(corrupt(format!(
@@ -119,7 +170,8 @@ impl Header {
     /// Checks the JSON of a header against a file of `file_len` bytes.
     pub fn parse(path: &Path, json: &[u8], file_len: u64) -> Result<Self> {
         let corrupt = |tensor: Option<&str>, what: String| Error::corrupt(path, tensor, what);
-        if json.first() != Some(&b'{') {
+        // White space may come first, as the reference implementation reads it.
+        if json.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
             return Err(corrupt(
                 None,
                 "its header does not start with '{': is it a safetensors file?".into(),
@@ -127,31 +179,15 @@ impl Header {
         }
         let raw: RawHeader = serde_json::from_slice(json)
             .map_err(|e| corrupt(None, format!("its header is not valid: {e}")))?;
-        let data_start = LENGTH_BYTES + json.len() as u64;
-        let mut tensors = Vec::with_capacity(raw.entries.len());
-        for (name, entry) in raw.entries {
-            let wrong = |what: String| corrupt(Some(&name), what);
-            let dtype: Dtype = entry.dtype.parse().map_err(|e: Error| wrong(e.to_string()))?;
-            let (begin, end) = entry.data_offsets;
-            let bytes = end
-                .checked_sub(begin)
-                .ok_or_else(|| wrong(format!("its data_offsets [{begin}, {end}] run backwards")))?;
-            let needed = dtype.byte_len(&entry.shape).ok_or_else(|| {
-                wrong(format!("its shape {:?} is no whole number of bytes of {}", entry.shape, dtype.name()))
-            })?;
-            if bytes != needed {
-                return Err(wrong(format!(
-                    "has {bytes} bytes where {:?} of {} needs {needed}",
-                    entry.shape,
-                    dtype.name()
-                )));
-            }
-            tensors.push(TensorInfo { name, dtype, shape: entry.shape, offset: begin, bytes });
+        if let Some((name, what)) = raw.wrong {
+            return Err(corrupt(Some(&name), what));
         }
+        let data_start = LENGTH_BYTES + json.len() as u64;
+        let mut tensors = raw.entries;
+        tensors.shrink_to_fit();
         tensors.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
         let mut end = 0;
-        let mut by_name = BTreeMap::new();
-        for (i, tensor) in tensors.iter().enumerate() {
+        for tensor in &tensors {
             if tensor.offset != end {
                 let what =
                     if tensor.offset < end { "overlaps the tensor before it" } else { "leaves a hole" };
@@ -164,9 +200,13 @@ impl Header {
                 ));
             }
             end += tensor.bytes;
-            if by_name.insert(tensor.name.clone(), i).is_some() {
-                return Err(corrupt(Some(&tensor.name), "stands in the header twice".into()));
-            }
+        }
+        // A header of at most 100 MB has fewer than 2^32 tensors.
+        let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
+        by_name.sort_by(|&a, &b| tensors[a as usize].name.cmp(&tensors[b as usize].name));
+        let twice = by_name.windows(2).find(|w| tensors[w[0] as usize].name == tensors[w[1] as usize].name);
+        if let Some(&[first, _]) = twice {
+            return Err(corrupt(Some(&tensors[first as usize].name), "stands in the header twice".into()));
         }
         match data_start.checked_add(end) {
             Some(needed) if needed == file_len => {}
@@ -191,13 +231,20 @@ impl Header {
     }
 
     /// The tensors in file order.
-    pub fn tensors(&self) -> &[TensorInfo] {
+    pub fn tensors(&self) -> &[Arc<TensorInfo>] {
         &self.tensors
     }
 
     /// A tensor by name.
-    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
-        self.by_name.get(name).and_then(|&i| self.tensors.get(i))
+    pub fn get(&self, name: &str) -> Option<&Arc<TensorInfo>> {
+        let name_of = |number: &u32| self.tensors.get(*number as usize).map_or("", |t| t.name.as_str());
+        let at = self.by_name.binary_search_by(|number| name_of(number).cmp(name)).ok()?;
+        self.tensors.get(self.by_name[at] as usize)
+    }
+
+    /// Numbers of the tensors in [`Self::tensors`], sorted by name.
+    pub(crate) fn by_name(&self) -> &[u32] {
+        &self.by_name
     }
 
     /// The free-form `__metadata__`.
@@ -243,10 +290,15 @@ pub fn render(
     let mut bytes = vec![0; LENGTH_BYTES as usize];
     bytes.push(b'{');
     if !metadata.is_empty() {
-        bytes.extend_from_slice(b"\"__metadata__\":");
+        bytes.extend_from_slice(format!("\"{METADATA_KEY}\":").as_bytes());
         serde_json::to_writer(&mut bytes, metadata).map_err(failed)?;
     }
     for entry in entries {
+        if entry.name == METADATA_KEY {
+            return Err(Error::Invalid(format!(
+                "tensor {METADATA_KEY}: the safetensors format uses this name itself: rename the tensor"
+            )));
+        }
         if bytes.last() != Some(&b'{') {
             bytes.push(b',');
         }

@@ -24,14 +24,19 @@ mod checkpoint;
 mod component;
 mod config;
 mod directory;
+mod discovery;
 mod dtype;
 mod edit;
 pub mod encoding;
 mod error;
 mod files;
 mod header;
+mod index;
+mod known_files;
 mod manifest;
 mod official;
+mod printable;
+mod python_json;
 mod removal;
 mod shard;
 mod shard_writer;
@@ -42,18 +47,23 @@ pub use architecture::{
 pub use checkpoint::{Checkpoint, Kind, Tensor, Unit};
 pub use component::Component;
 pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY};
-pub use directory::{Directory, INDEX_FILE};
+pub use directory::Directory;
+pub use discovery::STATE_DIR;
 pub use dtype::Dtype;
 pub use edit::Edit;
 pub use encoding::Encoding;
 pub use error::{Error, Result};
-pub use files::{read_small_file, write_atomic};
-pub use header::{Header, MAX_HEADER_BYTES, RenderEntry, TensorInfo, render};
+pub use files::{is_temporary_name, open_file, read_input, read_small_file, write_atomic};
+pub use header::{Header, MAX_HEADER_BYTES, METADATA_KEY, RenderEntry, TensorInfo, render};
+pub use index::INDEX_FILE;
+pub use known_files::{is_known_file, is_model_file};
 pub use manifest::{
     ComponentEntry, Digest, FORMAT_VERSION, FileEntry, MANIFEST_FILE, Manifest, Producer, ShardEntry, Source,
     TensorEntry, UnitEntry,
 };
 pub use official::{PACKAGE_VERSION, dfloat11_config};
+pub use printable::printable;
+pub use python_json::python_json;
 pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal};
 pub use shard::ShardFile;
 pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};

@@ -20,7 +20,7 @@ use crate::{Dtype, Encoding, Error, Result};
 /// The manifest's file name. A directory is complete when it is there.
 pub const MANIFEST_FILE: &str = "llmpress.json";
 /// The version this crate writes.
-pub const FORMAT_VERSION: (u32, u32) = (1, 0);
+pub const FORMAT_VERSION: (u32, u32) = (1, 1);
 /// The largest manifest that is read.
 const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
@@ -203,10 +203,15 @@ impl Manifest {
     /// Reads and checks the manifest of a directory; `None` if it has none.
     pub fn read(root: &Path) -> Result<Option<Self>> {
         let path = root.join(MANIFEST_FILE);
-        if !path.exists() {
-            return Ok(None);
+        Self::read_named(&path)
+    }
+
+    /// Reads and checks a manifest under any name; `None` if there is no such file.
+    pub fn read_named(path: &Path) -> Result<Option<Self>> {
+        match path.symlink_metadata() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            _ => Self::parse(path, &read_small_file(path, MAX_MANIFEST_BYTES)?).map(Some),
         }
-        Self::parse(&path, &read_small_file(&path, MAX_MANIFEST_BYTES)?).map(Some)
     }
 
     /// Parses and checks a manifest's own bytes: version, digest, names that fit together.
@@ -247,7 +252,20 @@ impl Manifest {
         Ok(bytes)
     }
 
+    /// The files of the directory, the manifest itself apart.
+    pub fn file_names(&self) -> impl Iterator<Item = &String> {
+        self.shards.keys().chain(self.files.keys())
+    }
+
     fn check_links(&self, path: &Path) -> Result<()> {
+        // Nothing outside the directory is ever opened, or removed, because a manifest says so.
+        if let Some(name) = self.file_names().find(|name| !crate::directory::is_plain_name(name)) {
+            return Err(Error::corrupt(
+                path,
+                None,
+                format!("lists {name:?}, which is not a file of its directory"),
+            ));
+        }
         let corrupt = |tensor: &str, what: String| Err(Error::corrupt(path, Some(tensor), what));
         let mut listed = 0;
         for (unit, entry) in &self.units {

@@ -1,22 +1,39 @@
 //! One safetensors file, opened for reading.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::fs::Metadata;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 
+use crate::component::OpenFile;
 use crate::header::{Header, TensorInfo};
 use crate::{Component, Digest, Error, Result, ShardEntry};
+
+/// What tells a file from another one, or from itself after a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: (i64, i64),
+    place: (u64, u64),
+}
+
+impl Stamp {
+    fn of(meta: &Metadata) -> Self {
+        Self {
+            bytes: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            place: (meta.dev(), meta.ino()),
+        }
+    }
+}
 
 /// An open shard. `Send + Sync`.
 #[derive(Debug)]
 pub struct ShardFile {
-    path: PathBuf,
-    shared_path: Arc<Path>,
-    file: Arc<File>,
-    file_bytes: u64,
+    file: Arc<OpenFile>,
+    opened: Stamp,
     header: Header,
     map: OnceLock<Mmap>,
 }
@@ -24,17 +41,12 @@ pub struct ShardFile {
 impl ShardFile {
     /// Opens a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        let meta = file.metadata().map_err(|e| Error::io(path, "examine", e))?;
-        if !meta.is_file() {
-            return Err(Error::corrupt(path, None, "is not a file"));
-        }
+        let file = crate::files::open_file(path)?;
+        let opened = Stamp::of(&file.metadata().map_err(|e| Error::io(path, "examine", e))?);
         let header = Header::read(path, &file)?;
         Ok(Self {
-            path: path.to_owned(),
-            shared_path: path.into(),
-            file: Arc::new(file),
-            file_bytes: meta.len(),
+            file: Arc::new(OpenFile { file, path: path.to_owned() }),
+            opened,
             header,
             map: OnceLock::new(),
         })
@@ -42,7 +54,7 @@ impl ShardFile {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 
     /// Its header.
@@ -52,24 +64,36 @@ impl ShardFile {
 
     /// Its size.
     pub fn file_bytes(&self) -> u64 {
-        self.file_bytes
+        self.opened.bytes
+    }
+
+    /// Refuses a file that was written to, cut short or replaced since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let examine = |e| Error::io(self.path(), "examine", e);
+        let now = Stamp::of(&self.file.file.metadata().map_err(examine)?);
+        let named = Stamp::of(&std::fs::metadata(self.path()).map_err(examine)?);
+        if now == self.opened && named == self.opened {
+            return Ok(());
+        }
+        Err(Error::corrupt(
+            self.path(),
+            None,
+            "was changed while it was read: let nobody write to it and start over",
+        ))
     }
 
     /// What a manifest says of this file.
     pub fn entry(&self) -> Result<ShardEntry> {
         let mut head = vec![0; self.header.data_start() as usize];
-        self.file.read_exact_at(&mut head, 0).map_err(|e| Error::io(&self.path, "read", e))?;
-        Ok(ShardEntry { bytes: self.file_bytes, header_blake3: Digest::of(&head) })
+        self.file.file.read_exact_at(&mut head, 0).map_err(|e| Error::io(self.path(), "read", e))?;
+        Ok(ShardEntry { bytes: self.opened.bytes, header_blake3: Digest::of(&head) })
     }
 
     /// A tensor of this file, to be read in pieces.
-    pub fn component(&self, tensor: &TensorInfo) -> Component {
+    pub fn component(&self, tensor: &Arc<TensorInfo>) -> Component {
         Component {
             file: self.file.clone(),
-            path: self.shared_path.clone(),
-            name: tensor.name.clone(),
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
+            info: tensor.clone(),
             start: self.header.data_start() + tensor.offset,
             bytes: tensor.bytes,
         }
@@ -84,7 +108,8 @@ impl ShardFile {
                 #[allow(unsafe_code)]
                 // SAFETY: the mapping is read-only and private to this value; that nobody shortens or
                 // rewrites the file meanwhile is the documented duty of the caller.
-                let map = unsafe { Mmap::map(&*self.file) }.map_err(|e| Error::io(&self.path, "map", e))?;
+                let map =
+                    unsafe { Mmap::map(&self.file.file) }.map_err(|e| Error::io(self.path(), "map", e))?;
                 self.map.get_or_init(|| map)
             }
         };
@@ -93,6 +118,8 @@ impl ShardFile {
             .ok()
             .zip(usize::try_from(start + tensor.bytes).ok())
             .and_then(|(start, end)| map.get(start..end))
-            .ok_or_else(|| Error::corrupt(&self.path, Some(&tensor.name), "the file was cut short meanwhile"))
+            .ok_or_else(|| {
+                Error::corrupt(self.path(), Some(&tensor.name), "the file was cut short meanwhile")
+            })
     }
 }

@@ -1,20 +1,20 @@
 //! Writes a safetensors shard whose tensors are filled in pieces, in any order, from many threads.
 //!
 //! ```text
-//! length | header + spaces | slot | slot | ...     <name>.tmp until it is complete and synced
+//! length | header + spaces | slot | slot | ...     under a temporary name until it is complete and synced
 //! ```
 //!
 //! Sizes of entropy-coded components are known only after coding, so the header's room is reserved
 //! first and the header written last, padded with spaces as the format allows.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::files::{publish, temporary_path};
-use crate::header::{RenderEntry, render};
+use crate::component::OpenFile;
+use crate::files::{create_anew, publish, temporary_path};
+use crate::header::{RenderEntry, TensorInfo, render};
 use crate::{Component, Digest, Dtype, Error, Result};
 
 /// A tensor that a shard will hold.
@@ -34,11 +34,11 @@ pub struct SlotPlan {
 #[derive(Debug)]
 pub struct ShardWriter {
     path: PathBuf,
-    temporary: Arc<Path>,
-    file: Arc<File>,
+    file: Arc<OpenFile>,
     data_start: u64,
     end: u64,
     entries: Vec<RenderEntry>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// The room of one tensor in a shard being written.
@@ -62,9 +62,9 @@ pub struct WrittenShard {
 const UNKNOWN_OFFSET: u64 = 9_999_999_999_999_999;
 
 impl ShardWriter {
-    /// Creates `<path>.tmp` with room for a header that names these tensors, which must then be
-    /// placed in this order.
-    pub fn create(path: &Path, plan: &[SlotPlan]) -> Result<Self> {
+    /// Creates a hidden file beside `path` with room for a header that holds this `__metadata__` and names these
+    /// tensors, which must then be placed in this order.
+    pub fn create(path: &Path, plan: &[SlotPlan], metadata: BTreeMap<String, String>) -> Result<Self> {
         let mut end = Some(0u64);
         let mut entries = Vec::with_capacity(plan.len());
         for slot in plan {
@@ -73,22 +73,16 @@ impl ShardWriter {
             let end = end.unwrap_or(UNKNOWN_OFFSET);
             entries.push(entry(&slot.name, slot.dtype, &slot.shape, begin, end));
         }
-        let data_start = render(&entries, &BTreeMap::new(), None)?.len() as u64;
+        let data_start = render(&entries, &metadata, None)?.len() as u64;
         let temporary = temporary_path(path);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&temporary)
-            .map_err(|e| Error::io(&temporary, "create", e))?;
+        let file = create_anew(&temporary)?;
         Ok(Self {
             path: path.to_owned(),
-            temporary: temporary.into(),
-            file: Arc::new(file),
+            file: Arc::new(OpenFile { file, path: temporary }),
             data_start,
             end: 0,
             entries: Vec::with_capacity(plan.len()),
+            metadata,
         })
     }
 
@@ -115,10 +109,7 @@ impl ShardWriter {
         Slot {
             component: Component {
                 file: self.file.clone(),
-                path: self.temporary.clone(),
-                name: name.to_owned(),
-                dtype,
-                shape,
+                info: Arc::new(TensorInfo { name: name.to_owned(), dtype, shape, offset: self.end, bytes }),
                 start: self.data_start + self.end,
                 bytes,
             },
@@ -127,11 +118,11 @@ impl ShardWriter {
 
     /// Writes the header, syncs, and gives the file its final name.
     pub fn finish(self) -> Result<WrittenShard> {
-        let header = render(&self.entries, &BTreeMap::new(), Some(self.data_start))?;
+        let header = render(&self.entries, &self.metadata, Some(self.data_start))?;
         let bytes = self.data_start + self.end;
-        self.file.write_all_at(&header, 0).map_err(|e| Error::io(&self.temporary, "write", e))?;
-        self.file.set_len(bytes).map_err(|e| Error::io(&self.temporary, "resize", e))?;
-        publish(&self.file, &self.temporary, &self.path)?;
+        self.file.file.write_all_at(&header, 0).map_err(|e| Error::io(&self.file.path, "write", e))?;
+        self.file.file.set_len(bytes).map_err(|e| Error::io(&self.file.path, "resize", e))?;
+        publish(&self.file.file, &self.file.path, &self.path)?;
         Ok(WrittenShard {
             bytes,
             header_blake3: Digest::of(&header),
@@ -148,15 +139,15 @@ impl Slot {
     /// Writes `bytes` from `offset` bytes into the tensor. Safe from several threads.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let c = &self.component;
-        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > c.bytes) {
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > c.bytes()) {
             return Err(Error::Invalid(format!(
                 "tensor {}: writing {} bytes at {offset} of {}",
-                c.name,
+                c.name(),
                 bytes.len(),
-                c.bytes
+                c.bytes()
             )));
         }
-        c.file.write_all_at(bytes, c.start + offset).map_err(|e| Error::io(&c.path, "write", e))
+        c.file.file.write_all_at(bytes, c.start + offset).map_err(|e| Error::io(c.path(), "write", e))
     }
 
     /// What was written, to be read back.

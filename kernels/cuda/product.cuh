@@ -367,7 +367,8 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
 
 // ---- more tokens: x in shared memory, each warp on its own strips -------------------------------------------------
 
-// What a product that is cut along k needs: sums of a block, and how many of a tile's blocks are done.
+// What a product that is cut along k needs: sums of a block, and how many of a tile's blocks are done. Where a block takes all
+// slices in turn, sums if they do not fit into shared memory.
 struct Partials {
     float4* sums;
     u32* done;
@@ -429,8 +430,13 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
     u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, g = lane / 4, q = lane % 4;
     // All slices, or one.
     u32 parts = gridDim.y, own_slices = parts > 1 ? 1 : o.slices();
+    // What is added up so far, where shared memory is short in the buffer of sums.
     float* totals = nullptr;
-    if (own_slices > 1) totals = shared.take<float>(strips * columns * 4 * THREADS) + thread;
+    if (own_slices > 1) {
+        constexpr u32 elements = strips * columns * 4 * THREADS;
+        totals = partials.sums ? (float*)partials.sums + (u64)blockIdx.x * elements : shared.take<float>(elements);
+        totals += thread;
+    }
 
     u32 row_blocks = (u32)((rows + TILE_ROWS * WARPS * strips - 1) / (TILE_ROWS * WARPS * strips));
     u32 token_blocks = (o.tokens + width - 1) / width;

@@ -31,7 +31,7 @@ pub use config::{Activation, Family, LayerConfig, MlpConfig, ModelConfig};
 pub use decoder::Model;
 pub use engine::{Engine, Session};
 pub use generate::{Generation, Sampling, greedy};
-pub use gpu::{GpuModel, GpuWeights};
+pub use gpu::{GpuModel, GpuNeeds, GpuWeights};
 pub use linear::Linear;
 pub use llmpress_formats::{Error, Result};
 pub use observe::{Observer, Skips, SubLayer, Unobserved};

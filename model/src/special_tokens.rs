@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use llmpress_formats::{Error, Result, read_small_file};
+use llmpress_formats::{Error, Result, python_json, read_small_file};
 use serde_json::{Map, Value};
 
 pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
@@ -16,7 +16,7 @@ pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    match serde_json::from_slice(&bytes) {
+    match python_json(&bytes) {
         Ok(Value::Object(object)) => Ok(Some(object)),
         Ok(_) => Err(Error::corrupt(path, None, "must hold a JSON object")),
         Err(e) => Err(Error::corrupt(path, None, format!("is not valid JSON: {e}"))),

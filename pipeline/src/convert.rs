@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, Kind, Producer, ShardEntry};
+use llmpress_formats::{Checkpoint, Kind, Producer, ShardEntry, UnitEntry};
 
+use crate::carried::carried;
 use crate::encode::{Threads, Work};
 use crate::merge::merge;
-use crate::output::{Output, Permissions};
+use crate::output::{Job, Output, Permissions, Prepared};
 use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};
 use crate::{Budget, Error, Method, Plan, Recipe, Result};
@@ -59,6 +60,8 @@ pub struct Summary {
     pub fallbacks: Vec<(String, String)>,
     /// Source files that were neither read nor copied.
     pub left_behind: Vec<String>,
+    /// Files of an earlier job at the output that were removed.
+    pub removed: Vec<String>,
     /// Threads and memory it ran with.
     pub budget: Budget,
 }
@@ -115,24 +118,31 @@ fn run(
         .num_threads(budget.jobs)
         .build()
         .map_err(|e| Error::Limit(format!("cannot start {} threads: {e}", budget.jobs)))?;
-    let (_, left_behind) = crate::source::copied(checkpoint.root())?;
+    let carried = carried(checkpoint)?;
+    carried.check(checkpoint)?;
     let mut summary = Summary {
         source_bytes: plan.source_bytes,
         output_bytes: 0,
         shards: plan.shards.len(),
         resumed: 0,
         fallbacks: Vec::new(),
-        left_behind,
+        left_behind: carried.left_behind.clone(),
+        removed: Vec::new(),
         budget,
     };
     let allow = Permissions { resume: options.resume, force: options.force };
-    let Some(output) = Output::prepare(checkpoint.root(), out, plan, allow)? else {
-        summary.resumed = summary.shards;
-        for file in plan.shards.iter().map(|s| out.join(&s.file)) {
-            summary.output_bytes += std::fs::metadata(&file).map_or(0, |m| m.len());
+    let job = Job { checkpoint, plan, carried: &carried, extra_files: &options.extra_files };
+    let mut output = match pool.install(|| Output::prepare(out, job, allow, progress))? {
+        Prepared::Work(output) => output,
+        Prepared::Complete(manifest) => {
+            summary.resumed = summary.shards;
+            summary.output_bytes = manifest.shards.values().map(|s| s.bytes).fold(0, u64::saturating_add);
+            let fallback = |(name, unit): (String, UnitEntry)| Some((name, unit.fallback?));
+            summary.fallbacks = manifest.units.into_iter().filter_map(fallback).collect();
+            return Ok(summary);
         }
-        return Ok(summary);
     };
+    summary.removed = std::mem::take(&mut output.removed);
     let receipts = pool.install(|| shards(checkpoint, &output, plan, budget, progress, &mut summary))?;
     for (_, receipt) in &receipts {
         summary.output_bytes += receipt.shard.bytes;
@@ -142,8 +152,8 @@ fn run(
             }
         }
     }
-    let source = crate::source::describe(checkpoint)?;
-    merge(checkpoint, plan, &output, receipts, source, options)?;
+    let source = crate::source::describe(checkpoint, &carried)?;
+    merge(job, &output, receipts, source, options)?;
     output.complete()?;
     Ok(summary)
 }
@@ -160,12 +170,7 @@ fn shards(
     progress: &dyn Progress,
     summary: &mut Summary,
 ) -> Result<Receipts> {
-    let mut done: BTreeMap<&str, Receipt> = BTreeMap::new();
-    for shard in &plan.shards {
-        if let Some(receipt) = Receipt::read(&output.root, &shard.file, &plan.fingerprint) {
-            done.insert(&shard.file, receipt);
-        }
-    }
+    let mut done = crate::resumed::finished(&output.root, plan);
     summary.resumed = done.len();
     let missing: Vec<_> = plan.shards.iter().filter(|s| !done.contains_key(s.file.as_str())).collect();
     let todo = || missing.iter().flat_map(|s| &s.units);

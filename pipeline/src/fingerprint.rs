@@ -4,12 +4,12 @@
 //! BLAKE3( version, recipe, shard bound, every file of the source: name, size, time of change, header )
 //! ```
 
-use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use llmpress_formats::{Checkpoint, Error as FormatError};
+use llmpress_formats::{Checkpoint, Error as FormatError, open_file};
 
-use crate::{Error, Recipe, Result};
+use crate::carried::carried;
+use crate::{Error, Plan, Recipe, Result};
 
 /// Bytes of each file that are read: enough for any change that a header shows.
 const HEAD: usize = 64 << 10;
@@ -24,9 +24,9 @@ pub(crate) fn fingerprint(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_by
     let recipe = serde_json::to_vec(recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?;
     field(&recipe);
     field(&max_shard_bytes.to_le_bytes());
-    for (name, path) in crate::source::files(checkpoint)? {
+    for (name, path) in crate::source::files(checkpoint, &carried(checkpoint)?) {
         let io = |e| FormatError::io(&path, "read", e);
-        let file = File::open(&path).map_err(io)?;
+        let file = open_file(&path)?;
         let meta = file.metadata().map_err(io)?;
         field(name.as_bytes());
         field(&meta.len().to_le_bytes());
@@ -37,4 +37,18 @@ pub(crate) fn fingerprint(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_by
         field(&head);
     }
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Refuses a source that is no longer the one that was planned for: what was made of it would be a mixture.
+pub(crate) fn check_unchanged(checkpoint: &Checkpoint, plan: &Plan) -> Result<()> {
+    checkpoint.directory().check_unchanged()?;
+    if fingerprint(checkpoint, &plan.recipe, plan.max_shard_bytes)? == plan.fingerprint {
+        return Ok(());
+    }
+    Err(FormatError::corrupt(
+        checkpoint.root(),
+        None,
+        "was changed while it was converted, so what was made is a mixture: let nobody write to it and start over with --force",
+    )
+    .into())
 }

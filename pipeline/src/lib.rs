@@ -11,15 +11,19 @@
 
 pub mod bench;
 mod budget;
+mod carried;
+mod complete;
 mod convert;
 mod encode;
 mod error;
 mod fingerprint;
+mod journal;
 mod merge;
 mod output;
 mod plan;
 mod receipt;
 mod recipe;
+mod resumed;
 mod shard;
 mod source;
 mod survey;

@@ -7,24 +7,25 @@
 use std::collections::BTreeMap;
 
 use llmpress_formats::{
-    CONFIG_FILE, Checkpoint, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, MANIFEST_FILE, Manifest, Source,
-    TensorEntry, UnitPattern, block_counts, dfloat11_config, pattern_dict, read_small_file, write_atomic,
+    CONFIG_FILE, Checkpoint, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest, Source, TensorEntry,
+    UnitPattern, block_counts, dfloat11_config, pattern_dict, write_atomic,
 };
 
-use crate::output::Output;
+use crate::fingerprint::check_unchanged;
+use crate::output::{Job, Output};
 use crate::receipt::Receipt;
-use crate::source::{MAX_COPIED_BYTES, copied};
-use crate::{Error, Options, Plan, Result};
+use crate::{Error, Options, Result};
 
-/// Writes everything but the shards. A plain checkpoint (a restored one) gets no manifest.
+/// Writes everything but the shards. A plain checkpoint (a restored one) gets no manifest, but a hidden file of the same
+/// content, so that a later run knows what this one made.
 pub(crate) fn merge(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
+    job: Job<'_>,
     output: &Output,
     receipts: Vec<(String, Receipt)>,
     source: Source,
     options: &Options,
 ) -> Result<()> {
+    let Job { checkpoint, plan, carried, .. } = job;
     let mut files = BTreeMap::new();
     let mut publish = |name: &str, bytes: &[u8]| -> Result<()> {
         write_atomic(&output.root.join(name), bytes)?;
@@ -34,9 +35,9 @@ pub(crate) fn merge(
     if !plan.plain || plan.shards.len() > 1 {
         publish(INDEX_FILE, &index(&receipts)?)?;
     }
-    for (name, path) in copied(checkpoint.root())?.0 {
-        if name != CONFIG_FILE && !options.extra_files.contains_key(&name) {
-            publish(&name, &read_small_file(&path, MAX_COPIED_BYTES)?)?;
+    for (name, path) in &carried.files {
+        if name != CONFIG_FILE && !options.extra_files.contains_key(name) {
+            publish(name, &carried.read(checkpoint, name, path)?)?;
         }
     }
     for (name, bytes) in &options.extra_files {
@@ -44,9 +45,6 @@ pub(crate) fn merge(
     }
     if let Some(text) = config(checkpoint, &receipts)? {
         publish(CONFIG_FILE, text.as_bytes())?;
-    }
-    if plan.plain {
-        return Ok(());
     }
     let (mut shards, mut units, mut tensors) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (file, receipt) in receipts {
@@ -81,7 +79,8 @@ pub(crate) fn merge(
         files,
         manifest_blake3: Digest([0; 32]),
     };
-    write_atomic(&output.root.join(MANIFEST_FILE), &manifest.to_bytes()?)?;
+    check_unchanged(checkpoint, plan)?;
+    write_atomic(&output.root.join(job.last_file()), &manifest.to_bytes()?)?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use llmpress_entropy::fixed12::TILE_ROWS;
 use llmpress_entropy::planes::CHUNK_ELEMENTS;
 use llmpress_formats::encoding::{dfloat11, fixed12, planes};
-use llmpress_formats::{Checkpoint, Dtype, Tensor, Traits, UnitPattern, derive_units};
+use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, Tensor, Traits, UnitPattern, derive_units};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{Budget, Needs};
@@ -89,10 +89,9 @@ impl Plan {
         check_bf16(checkpoint, recipe.to, &units)?;
         check_stored_names(checkpoint, &units)?;
         let position = |unit: &PlannedUnit| {
-            let component = unit.tensors.first().and_then(|t| checkpoint.tensors().get(t)).and_then(|t| {
-                checkpoint.unit_of(t).ok()?.components().values().map(|c| (c.path(), c.file_offset())).min()
-            });
-            component.map(|(path, offset)| (path.to_owned(), offset))
+            let tensor = unit.tensors.first().and_then(|t| checkpoint.tensors().get(t));
+            let position = tensor.and_then(|t| checkpoint.unit_of(t).ok()?.position());
+            position.map(|(path, offset)| (path.to_owned(), offset))
         };
         units.sort_by_cached_key(|unit| (position(unit), unit.name.clone()));
         let mut shards: Vec<Vec<PlannedUnit>> = Vec::new();
@@ -348,6 +347,12 @@ fn check_stored_names(checkpoint: &Checkpoint, units: &[PlannedUnit]) -> Result<
         };
         let encoded = components.iter().map(|c| format!("{}.{c}", unit.name));
         for name in encoded.chain(unit.tensors.iter().cloned()) {
+            if name == METADATA_KEY {
+                return Err(Error::Invalid(format!(
+                    "{}: a tensor is called {name}, a name that safetensors keeps for itself: rename it",
+                    checkpoint.root().display()
+                )));
+            }
             if let Some(other) = owners.insert(name.clone(), &unit.name) {
                 return Err(Error::Invalid(format!(
                     "{}: {other} and {} would both be stored as {name}: keep one of them raw by a rule, or rename it",

@@ -43,7 +43,7 @@ pub(crate) fn encode_shard(
     units.sort_by(|a, b| a.name.cmp(&b.name));
     let mut queue = slot_queue(&units);
     let plan: Vec<SlotPlan> = queue.iter().map(|q| q.plan.clone()).collect();
-    let mut writer = ShardWriter::create(path, &plan)?;
+    let mut writer = ShardWriter::create(path, &plan, checkpoint.directory().metadata())?;
     let mut slots: Vec<Slots> = units.iter().map(|_| Slots::new()).collect();
     let mut encoded: Vec<Option<Encoded>> = units.iter().map(|_| None).collect();
     while let Some(next) = queue.pop_front() {

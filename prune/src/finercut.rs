@@ -76,7 +76,7 @@ pub fn finercut(
             all.len()
         )));
     }
-    let mut ranking = Ranking::new(model, options.name(), Some(calibration));
+    let mut ranking = Ranking::calibrated(model, options.name(), calibration)?;
     if let Some(found) = found {
         if (&found.method, &found.fingerprint) != (&ranking.method, &ranking.fingerprint) {
             return Err(Error::Invalid(

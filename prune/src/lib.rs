@@ -45,7 +45,7 @@ pub fn drop_ranking(
 ) -> Result<Ranking> {
     let first = similarities(model, calibration, &Default::default(), progress)?;
     let scores = first.of(target);
-    let mut ranking = Ranking::new(model, format!("drop:{}", target.name()), Some(calibration));
+    let mut ranking = Ranking::calibrated(model, format!("drop:{}", target.name()), calibration)?;
     let mut order = scores.clone();
     sort(&mut order);
     if let Some(count) = iterative {
@@ -85,14 +85,14 @@ pub fn random_ranking(model: &Model, seed: u64) -> Ranking {
         // The bias of a remainder over 64 bits is far below what anyone could see.
         order.swap(i, (random.next_u64() % (i as u64 + 1)) as usize);
     }
-    let mut ranking = Ranking::new(model, format!("drop:random,seed={seed}"), None);
+    let mut ranking = Ranking::baseline(model, format!("drop:random,seed={seed}"));
     ranking.removed = order.into_iter().map(|site| Scored::new(site, 0.0)).collect();
     ranking
 }
 
 /// Every sub-layer, the last first.
 pub fn last_ranking(model: &Model) -> Ranking {
-    let mut ranking = Ranking::new(model, "drop:last".to_owned(), None);
+    let mut ranking = Ranking::baseline(model, "drop:last".to_owned());
     ranking.removed = model.sub_layers().into_iter().rev().map(|site| Scored::new(site, 0.0)).collect();
     ranking
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use llmpress_formats::{Error, Removal, Result, read_small_file, write_atomic};
+use llmpress_formats::{Checkpoint, Digest, Error, Removal, Result, read_small_file, write_atomic};
 use llmpress_model::{Model, SubLayer};
 use serde::{Deserialize, Serialize};
 
@@ -66,7 +66,7 @@ impl Scored {
 pub struct Ranking {
     /// How it was made, without an amount.
     pub method: String,
-    /// Digest of the model's configuration and tensors' names and shapes, and of the calibration.
+    /// Digest of the model's configuration and tensors, and of the calibration.
     pub fingerprint: String,
     /// Layers of the model.
     pub layers: usize,
@@ -88,14 +88,28 @@ pub struct Ranking {
 }
 
 impl Ranking {
-    pub(crate) fn new(model: &Model, method: String, calibration: Option<&Calibration>) -> Self {
+    /// An empty ranking by calibration.
+    pub(crate) fn calibrated(model: &Model, method: String, calibration: &Calibration) -> Result<Self> {
+        Ok(Self {
+            windows: calibration.windows().len(),
+            window: calibration.length(),
+            ..Self::of(model, method, fingerprint(model, &contents(model)?, &calibration.digest()))
+        })
+    }
+
+    /// An empty ranking that looks at no weights.
+    pub(crate) fn baseline(model: &Model, method: String) -> Self {
+        Self::of(model, method, fingerprint(model, &[], ""))
+    }
+
+    fn of(model: &Model, method: String, fingerprint: String) -> Self {
         Self {
-            fingerprint: fingerprint(model, calibration),
+            fingerprint,
             method,
             layers: model.config().layers.len(),
             sub_layers: model.sub_layers().len(),
-            windows: calibration.map_or(0, |c| c.windows().len()),
-            window: calibration.map_or(0, Calibration::length),
+            windows: 0,
+            window: 0,
             unfinished: false,
             scores: Vec::new(),
             removed: Vec::new(),
@@ -171,8 +185,11 @@ impl Ranking {
     }
 }
 
-/// What a ranking depends on, as far as headers tell.
-fn fingerprint(model: &Model, calibration: Option<&Calibration>) -> String {
+/// Bytes that are hashed at a time.
+const PIECE: usize = 4 << 20;
+
+/// What a ranking depends on: configuration, tensors, and where they are looked at their values and the calibration.
+fn fingerprint(model: &Model, contents: &[Digest], calibration: &str) -> String {
     let mut hasher = blake3::Hasher::new();
     let checkpoint = model.checkpoint();
     let mut field = |text: &str| {
@@ -184,6 +201,35 @@ fn fingerprint(model: &Model, calibration: Option<&Calibration>) -> String {
         field(name);
         field(&format!("{} {:?}", tensor.dtype.name(), tensor.shape));
     }
-    field(&calibration.map(Calibration::digest).unwrap_or_default());
+    for content in contents {
+        field(&content.to_string());
+    }
+    field(calibration);
     hasher.finalize().to_hex().to_string()
+}
+
+/// The digests of all tensors.
+fn contents(model: &Model) -> Result<Vec<Digest>> {
+    let checkpoint = model.checkpoint();
+    checkpoint.tensors().keys().map(|name| content(checkpoint, name)).collect()
+}
+
+/// The digest of a tensor's bytes, the same for every encoding of it.
+fn content(checkpoint: &Checkpoint, name: &str) -> Result<Digest> {
+    let tensor = checkpoint.tensor(name)?;
+    let known = checkpoint.manifest().and_then(|m| m.tensors.get(name));
+    if let Some(entry) = known.filter(|_| !tensor.is_zero()) {
+        return Ok(entry.blake3);
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; PIECE.min(tensor.bytes as usize)];
+    let mut at = 0;
+    while at < tensor.bytes {
+        let take = (tensor.bytes - at).min(PIECE as u64) as usize;
+        let piece = &mut buffer[..take];
+        checkpoint.read(name, at, piece)?;
+        hasher.update_rayon(piece);
+        at += take as u64;
+    }
+    Ok(hasher.finalize().into())
 }

@@ -10,11 +10,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 
-use llmpress_formats::{Checkpoint, Component, Digest, Error, MANIFEST_FILE, Manifest, Result, ShardEntry};
+use llmpress_formats::{
+    Checkpoint, Component, Digest, Error, MANIFEST_FILE, Manifest, Result, ShardEntry, open_file,
+};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::PIECE;
+use crate::claims::{check_claims, check_unknown_files};
 
 /// What a check of all digests found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -68,21 +71,23 @@ pub fn verify_digests(root: &Path, decode: bool, progress: &(dyn Fn(u64) + Sync)
         faults: Vec::new(),
         unknown_files: unknown_files(root, &manifest)?,
     };
+    check_unknown_files(&mut report.unknown_files, &fault);
     // Files and headers first: opening the checkpoint relies on them, and its error might name another.
     for (name, entry) in &manifest.files {
-        report.bytes += entry.bytes;
+        report.bytes = report.bytes.saturating_add(entry.bytes);
         if let Err(what) = check_file(&root.join(name), entry.bytes, entry.blake3) {
             fault(name, None, what);
         }
     }
     for (name, entry) in &manifest.shards {
-        report.bytes += entry.bytes;
+        report.bytes = report.bytes.saturating_add(entry.bytes);
         if let Err(what) = check_header(&root.join(name), entry) {
             fault(name, None, what);
         }
     }
     match Checkpoint::open(root) {
         Ok(checkpoint) => {
+            check_claims(&checkpoint, &manifest, decode, &fault);
             (report.components, report.decoded) =
                 check_tensors(&checkpoint, &manifest, decode, progress, &fault);
         }
@@ -95,7 +100,7 @@ pub fn verify_digests(root: &Path, decode: bool, progress: &(dyn Fn(u64) + Sync)
 }
 
 /// Told of a fault: file, tensor, what is wrong.
-type Tell<'a> = &'a (dyn Fn(&str, Option<&str>, String) + Sync);
+pub(crate) type Tell<'a> = &'a (dyn Fn(&str, Option<&str>, String) + Sync);
 
 /// Checks every component, and every decoded tensor if wanted; returns how many of each.
 fn check_tensors(
@@ -144,13 +149,21 @@ fn file_name(path: &Path) -> &str {
 }
 
 fn check_file(path: &Path, bytes: u64, expected: Digest) -> Result<(), String> {
-    let file = File::open(path).map_err(|e| format!("cannot be opened: {e}: copy the directory again"))?;
+    let file = open(path)?;
     let actual = file.metadata().map_err(|e| e.to_string())?.len();
     if actual != bytes {
         return Err(format!("has {actual} bytes instead of {bytes}"));
     }
     let digest = range_digest(&file, bytes).map_err(|e| format!("cannot be read: {e}"))?;
     if digest == expected { Ok(()) } else { Err("its bytes were changed".into()) }
+}
+
+fn open(path: &Path) -> Result<File, String> {
+    // A FIFO is no file: opening it would wait for ever.
+    open_file(path).map_err(|e| match e {
+        Error::Io { source, .. } => format!("cannot be opened: {source}: copy the directory again"),
+        other => format!("cannot be opened: {other}"),
+    })
 }
 
 fn range_digest(file: &File, bytes: u64) -> std::io::Result<Digest> {
@@ -167,7 +180,7 @@ fn range_digest(file: &File, bytes: u64) -> std::io::Result<Digest> {
 }
 
 fn check_header(path: &Path, entry: &ShardEntry) -> Result<(), String> {
-    let file = File::open(path).map_err(|e| format!("cannot be opened: {e}: copy the directory again"))?;
+    let file = open(path)?;
     let actual = file.metadata().map_err(|e| e.to_string())?.len();
     if actual != entry.bytes {
         return Err(format!("has {actual} bytes instead of {}", entry.bytes));

@@ -12,7 +12,7 @@ use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::product::{Product, Variant, Weights, Workspace, product_in, variants};
 use llmpress_kernels::gpu::{Buffer, Error, Gpu, Graph, Result, ceiling};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Rate;
 
@@ -41,7 +41,7 @@ pub struct KernelOptions {
 }
 
 /// The limits of the device, measured in the same run: GB/s.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
     /// Reading alone.
     pub read_gbps: Rate,
@@ -50,7 +50,7 @@ pub struct Ceilings {
 }
 
 /// One kernel on one matrix.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelRow {
     /// The matrix.
     pub shape: String,
@@ -83,7 +83,7 @@ pub struct KernelRow {
 }
 
 /// What was measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelReport {
     /// The limits.
     pub ceilings: Ceilings,

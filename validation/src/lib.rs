@@ -6,17 +6,21 @@
 //! difference: how far the tensors of two checkpoints are from each other
 //! logits:     what two checkpoints compute, bit for bit
 //! perplexity, divergence: how well a model predicts a text, and how far it is from its base
+//! kernel_bench, speed: what kernels and models take; gpu_bench: all of this on a GPU, in bounded time
 //! ```
 
 mod bit_exact;
+mod claims;
 mod difference;
 mod digests;
 mod divergence;
 mod element;
+pub mod gpu_bench;
 mod kernel_bench;
 mod likelihood;
 mod logits;
 mod perplexity;
+mod random_model;
 mod speed;
 mod windows;
 
@@ -27,6 +31,7 @@ pub use divergence::{Distribution, Divergence, kl_divergence};
 pub use kernel_bench::{Ceilings, KernelOptions, KernelReport, KernelRow, KernelShape, bench_kernels};
 pub use logits::{LogitComparison, logits_exact};
 pub use perplexity::{Perplexity, perplexity};
+pub use random_model::{RandomModel, random_text};
 pub use speed::{Rate, SpeedOptions, SpeedRow, speed};
 pub use windows::Protocol;
 

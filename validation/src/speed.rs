@@ -30,7 +30,7 @@ pub struct SpeedOptions {
 }
 
 /// Median and range of the rounds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
     /// The median.
     pub median: f64,
@@ -50,7 +50,7 @@ impl Rate {
 }
 
 /// The speed of a model or a peer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SpeedRow {
     /// What ran.
     pub name: String,

@@ -30,7 +30,7 @@ const COUNTERS: usize = 1024;
 /// Products are split only where their sums stay in the caches.
 const PARTIALS_LIMIT: usize = 32 << 20;
 /// Warps that are enough for a product: slices are made up to so many.
-const ENOUGH_WARPS: usize = 3072;
+const ENOUGH_WARPS: usize = 4096;
 /// Blocks of a panel from which on it is not split: about the multiprocessors of a large GPU.
 const WANTED_BLOCKS: usize = 128;
 
@@ -107,6 +107,8 @@ pub struct Variant {
     split: bool,
     /// Whether the weights are decoded first.
     decoded: bool,
+    /// Whether a block that takes all slices in turn keeps what they add up to in the workspace, not in shared memory.
+    outside: bool,
 }
 
 impl Variant {
@@ -114,17 +116,23 @@ impl Variant {
     #[must_use]
     pub fn all(gpu: &Gpu, weights: Weights<'_>) -> Vec<Self> {
         let mut all = Vec::new();
-        for tile in TILES {
-            all.push(Self { tile, split: false, decoded: false });
-            if tile.kind == Loop::Panel && weights.slices() > 1 {
-                all.push(Self { tile, split: true, decoded: false });
+        let limit = gpu.backend().shared_limit() as usize;
+        let decoded: &[bool] =
+            if matches!(weights, Weights::Fixed12 { .. }) { &[false, true] } else { &[false] };
+        for &decoded in decoded {
+            for tile in TILES {
+                let whole = Self { tile, split: false, decoded, outside: false };
+                all.push(whole);
+                if whole.totals(weights) > 0 {
+                    all.push(Self { split: true, ..whole });
+                    // Only where there is no other way.
+                    if whole.shared(weights) > limit {
+                        all.push(Self { outside: true, ..whole });
+                    }
+                }
             }
         }
-        if matches!(weights, Weights::Fixed12 { .. }) {
-            let decoded: Vec<Self> = all.iter().map(|&variant| Self { decoded: true, ..variant }).collect();
-            all.extend(decoded);
-        }
-        all.retain(|variant| variant.shared(weights) <= gpu.backend().shared_limit() as usize);
+        all.retain(|variant| variant.shared(weights) <= limit);
         all
     }
 
@@ -145,7 +153,12 @@ impl Variant {
 
     /// Of them, bytes for the sums of slices.
     fn partial_bytes(self, weights: Weights<'_>, tokens: usize) -> usize {
-        if self.split { self.sums_bytes(weights.shape().0, weights.slices(), tokens) } else { 0 }
+        let rows = weights.shape().0;
+        match (self.split, self.outside) {
+            (true, _) => self.sums_bytes(rows, weights.slices(), tokens),
+            (_, true) => self.sums_bytes(rows, 1, tokens),
+            _ => 0,
+        }
     }
 
     fn sums_bytes(self, rows: usize, slices: usize, tokens: usize) -> usize {
@@ -161,6 +174,12 @@ impl Variant {
             && slices > 1
             && down * across <= WANTED_BLOCKS
             && self.sums_bytes(rows, slices, tokens) <= PARTIALS_LIMIT
+    }
+
+    /// Vectors of what the slices of a block add up to, where it takes several in turn.
+    fn totals(self, weights: Weights<'_>) -> usize {
+        let several = self.tile.kind == Loop::Panel && weights.slices() > 1;
+        if several { self.tile.strips * self.tile.columns * THREADS } else { 0 }
     }
 
     /// Rows and tokens of a block.
@@ -185,8 +204,7 @@ impl Variant {
             Loop::Stream => VECTOR * depth * weights_of_stage,
             Loop::Panel => {
                 let stage = 64 * columns + weights_of_stage;
-                let kept = weights.slices() > 1 && !self.split;
-                let totals = if kept { strips * columns * THREADS } else { 0 };
+                let totals = if self.outside || self.split { 0 } else { self.totals(weights) };
                 VECTOR * (depth * stage + 1 + totals)
             }
         }
@@ -200,6 +218,7 @@ impl fmt::Display for Variant {
         let name = if kind == Loop::Panel { "panel" } else { "stream" };
         write!(f, "{name} of {} tokens x {} rows, {depth} deep", 8 * columns, TILE_ROWS * strips * warps)?;
         f.write_str(if self.split { ", split" } else { "" })?;
+        f.write_str(if self.outside { ", sums outside" } else { "" })?;
         f.write_str(if self.decoded { ", decoded first" } else { "" })
     }
 }
@@ -231,7 +250,8 @@ pub fn variants(gpu: &Gpu, weights: Weights<'_>, tokens: usize) -> Vec<Variant> 
     let mut suited: Vec<Variant> = Vec::new();
     let most = columns;
     while columns > 0
-        && (suited.iter().all(|variant| variant.split || variant.decoded) || most == 16 && columns == 8)
+        && (suited.iter().all(|variant| variant.split || variant.decoded || variant.outside)
+            || most == 16 && columns == 8)
     {
         suited.extend(all.iter().filter(|variant| variant.tile.columns == columns));
         columns /= 2;
@@ -358,7 +378,7 @@ impl<'a> Weights<'a> {
 #[must_use]
 pub fn split_bytes(rows: usize, whole: usize, tokens: usize) -> usize {
     let bytes = |tile: Tile, count| {
-        let variant = Variant { tile, split: true, decoded: false };
+        let variant = Variant { tile, split: true, decoded: false, outside: false };
         if variant.splits(rows, slices(whole), count) {
             variant.sums_bytes(rows, slices(whole), count)
         } else {
@@ -512,7 +532,8 @@ fn start(
                     down * across
                 )));
             }
-            let [sums, counters] = match split {
+            // A block that finds a buffer for sums keeps them there.
+            let [sums, counters] = match split.filter(|_| variant.split || variant.outside) {
                 Some((sums, counters)) => [sums.pointer(), counters.pointer()],
                 None => [Argument::Pointer(0); 2],
             };

@@ -1,0 +1,179 @@
+//! What a manifest claims beyond digests: that it lists what there is, what is tied, what was pruned.
+
+use std::collections::BTreeSet;
+
+use llmpress_formats::{Checkpoint, Digest, INDEX_FILE, MANIFEST_FILE, Manifest, Removal, is_model_file};
+
+use crate::PIECE;
+use crate::digests::Tell;
+
+/// Tells of files that are there, that a model is made from, and that the manifest does not list.
+pub(crate) fn check_unknown_files(unknown: &mut Vec<String>, fault: Tell<'_>) {
+    unknown.retain(|name| {
+        let counts = is_model_file(name) || name.ends_with(".safetensors") && !name.starts_with('.');
+        if counts {
+            fault(name, None, format!("is not listed by {MANIFEST_FILE}, so nothing says that it is right"));
+        }
+        !counts
+    });
+}
+
+/// Tells of claims that are not so. `decode`: also of those that take reading tensors.
+pub(crate) fn check_claims(checkpoint: &Checkpoint, manifest: &Manifest, decode: bool, fault: Tell<'_>) {
+    for name in manifest.source.files.keys() {
+        if name != INDEX_FILE && name != MANIFEST_FILE && !manifest.files.contains_key(name) {
+            fault(MANIFEST_FILE, None, format!("does not list {name}, which the source had"));
+        }
+    }
+    for unit in checkpoint.units().values().filter(|u| u.encoding().name() == "raw") {
+        // Of other encodings the stored shapes do not tell the tensor's.
+        let stored = unit.components().values().next().map(|c| c.shape());
+        if let Some(part) = unit.parts().first().filter(|part| stored != Some(&part.shape[..])) {
+            let what =
+                format!("is said to be {:?}, but is stored as {:?}", part.shape, stored.unwrap_or_default());
+            fault(MANIFEST_FILE, Some(&part.name), what);
+        }
+    }
+    let derived = checkpoint.derived_ties();
+    let names: BTreeSet<&String> = manifest.tied.keys().chain(derived.keys()).collect();
+    for name in names {
+        match (manifest.tied.get(name), derived.get(name)) {
+            (claimed, right) if claimed == right => {}
+            (Some(claimed), _) => {
+                let what =
+                    format!("is said to be tied to {claimed}, which configuration and tensors do not say");
+                fault(MANIFEST_FILE, Some(name), what);
+            }
+            (None, _) => {
+                fault(MANIFEST_FILE, Some(name), "is tied, but the manifest does not say so".to_owned());
+            }
+        }
+    }
+    for name in manifest.dropped.keys().filter(|name| manifest.tensors.contains_key(*name)) {
+        // After whole layers went, a tensor may have the name of one that is gone.
+        if !prune(manifest).is_ok_and(|p| p.is_some_and(|p| p.renumbers())) && !was_converted_before(manifest)
+        {
+            fault(MANIFEST_FILE, Some(name), "is said to have been left out, but is there".to_owned());
+        }
+    }
+    match prune(manifest) {
+        Ok(removal) => check_prune(checkpoint, manifest, removal.as_ref(), decode, fault),
+        Err(e) => fault(MANIFEST_FILE, None, format!("recipe: prune: {e}")),
+    }
+}
+
+fn prune(manifest: &Manifest) -> serde_json::Result<Option<Removal>> {
+    manifest.recipe.get("prune").map(|value| serde_json::from_value(value.clone())).transpose()
+}
+
+/// Whether the source was itself converted, and perhaps pruned: what it lacked is in `dropped` too.
+fn was_converted_before(manifest: &Manifest) -> bool {
+    manifest.source.kind == "llmpress"
+}
+
+const ATTENTION: [&str; 1] = ["self_attn"];
+const MLP: [&str; 2] = ["mlp", "block_sparse_moe"];
+
+/// The layer of a tensor and what follows it in the name.
+fn layer(name: &str) -> Option<(usize, &str)> {
+    let (number, rest) = match name.strip_prefix("layers.") {
+        Some(rest) => rest.split_once('.')?,
+        None => name.split_once(".layers.")?.1.split_once('.')?,
+    };
+    Some((number.parse().ok()?, rest))
+}
+
+fn is_of(name: &str, number: usize, modules: &[&str]) -> bool {
+    layer(name).is_some_and(|(layer, rest)| {
+        layer == number && rest.split_once('.').is_some_and(|(module, _)| modules.contains(&module))
+    })
+}
+
+fn check_prune(
+    checkpoint: &Checkpoint,
+    manifest: &Manifest,
+    removal: Option<&Removal>,
+    decode: bool,
+    fault: Tell<'_>,
+) {
+    let none = Removal::default();
+    let removed = removal.unwrap_or(&none);
+    if !was_converted_before(manifest) {
+        for (name, _) in manifest.dropped.iter().filter(|(_, reason)| *reason == "pruned") {
+            let gone =
+                layer(name).is_some_and(|(l, _)| removed.attention.contains(&l) || removed.mlp.contains(&l));
+            if !gone || removed.portable && !removed.renumbers() {
+                fault(
+                    MANIFEST_FILE,
+                    Some(name),
+                    "is said to be pruned, but the recipe does not say so".to_owned(),
+                );
+            }
+        }
+    }
+    let zeroed = removed.portable && !removed.renumbers();
+    for (what, layers, modules) in
+        [("attention", &removed.attention, &ATTENTION[..]), ("MLP", &removed.mlp, &MLP[..])]
+    {
+        for &number in layers {
+            let claim = |what_is: &str| {
+                fault(
+                    MANIFEST_FILE,
+                    None,
+                    format!("says that the {what} of layer {number} was pruned, but {what_is}"),
+                );
+            };
+            let here = || manifest.tensors.keys().filter(|name| is_of(name, number, modules));
+            if zeroed {
+                let last = |name: &&String| {
+                    ["o_proj.weight", "down_proj.weight", "w2.weight"].iter().any(|l| name.ends_with(l))
+                };
+                let mut products = here().filter(last).peekable();
+                if products.peek().is_none() {
+                    claim("it has no last product that could be zero");
+                }
+                for name in products.filter(|_| decode) {
+                    let bytes = checkpoint.tensors().get(name).map_or(0, |t| t.bytes);
+                    if manifest.tensors.get(name).is_some_and(|t| t.blake3 != zeros(bytes)) {
+                        claim(&format!("{name} is not zero"));
+                    }
+                }
+            } else if !manifest.dropped.keys().any(|name| is_of(name, number, modules)) {
+                claim("none of its tensors is among those that were left out");
+            } else if !removed.renumbers() && here().next().is_some() {
+                claim("its tensors are there");
+            }
+        }
+    }
+    if !zeroed && !removed.renumbers() && removal.is_some() {
+        check_lists(checkpoint, removed, fault);
+    }
+}
+
+/// A configuration must name the sub-layers that are gone, or nothing runs the checkpoint as it is.
+fn check_lists(checkpoint: &Checkpoint, removed: &Removal, fault: Tell<'_>) {
+    let Some(config) = checkpoint.config() else { return };
+    let layers = config.get("num_hidden_layers").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    match Removal::of_config(config, layers as usize) {
+        Ok(listed) => {
+            if !removed.attention.is_subset(&listed.attention) || !removed.mlp.is_subset(&listed.mlp) {
+                let what = "says that sub-layers were pruned which config.json does not list";
+                fault(MANIFEST_FILE, None, what.to_owned());
+            }
+        }
+        Err(e) => fault(MANIFEST_FILE, None, e.to_string()),
+    }
+}
+
+/// The digest of so many zero bytes.
+fn zeros(bytes: u64) -> Digest {
+    let piece = vec![0; PIECE.min(bytes as usize)];
+    let mut hasher = blake3::Hasher::new();
+    let mut left = bytes;
+    while left > 0 {
+        let take = left.min(piece.len() as u64) as usize;
+        hasher.update(&piece[..take]);
+        left -= take as u64;
+    }
+    hasher.finalize().into()
+}
