@@ -41,4 +41,7 @@ fn every_kernel_is_measured_and_checked() {
         assert_eq!(row.block.is_some(), row.m > 0);
     }
     assert_eq!(gpu.allocated().0, 0, "everything is given back");
+    // What is printed can be read again, rows without what was tried included.
+    let json = serde_json::to_string(&report).unwrap();
+    assert!(serde_json::from_str::<llmpress_validation::KernelReport>(&json).unwrap() == report);
 }
