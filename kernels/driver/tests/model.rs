@@ -104,16 +104,24 @@ fn a_model_that_does_not_fit_is_refused_with_sizes() {
         let model = open(&golden("llama"));
         // From no room at all to room for weights, but not for a session.
         let weights = GpuModel::open(cuda().unwrap(), &model, GpuWeights::Bf16, false).unwrap().allocated().0;
-        for memory in [1000, weights / 2, weights + 100] {
+        let open = |memory: usize| {
             configure(dir, &format!("memory={memory}"));
             let error = GpuModel::open(cuda().unwrap(), &model, GpuWeights::Bf16, false)
                 .and_then(|model| model.session(64).map(|_| ()))
                 .unwrap_err();
             assert!(matches!(error, Error::Limit(_)), "{error:?}");
-            let text = error.to_string();
-            assert!(text.contains("bytes") && text.contains(&memory.to_string()), "{text}");
             clean(dir);
+            error.to_string()
+        };
+        for memory in [1000, weights / 2] {
+            let text = open(memory);
+            assert!(text.contains("weights of") && text.contains("MB are free"), "{text}");
+            // Before anything was loaded.
+            assert!(!calls(&lines(dir)).contains(&"cuMemAlloc_v2"), "{memory}");
         }
+        let memory = weights + 100;
+        let text = open(memory);
+        assert!(text.contains("bytes") && text.contains(&memory.to_string()), "{text}");
     });
 }
 

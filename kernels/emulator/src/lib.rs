@@ -4,8 +4,9 @@
 //! kernels/cuda/*.cu --> the host's C++ compiler, every access marked --> block by block, thread by thread
 //! ```
 //!
-//! A kernel that reads or writes outside of its buffers, reads what nobody wrote, races with another thread, or leaves
-//! a thread behind at a barrier, or touches what an earlier launch writes before it waits for it, ends in [`Error::Fault`]. `mma` adds in the order of k with fused multiply-adds.
+//! A kernel that reads or writes outside of its buffers, reads what nobody wrote, races with another thread, leaves a
+//! thread behind at a barrier, or touches what earlier launches write before it waits for them, ends in
+//! [`Error::Fault`]. `mma` adds in the order of k with fused multiply-adds.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Arc, Mutex};
