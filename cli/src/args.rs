@@ -4,27 +4,41 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::TypedValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use llmpress_pipeline::Method;
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
+use llmpress_calibrate::Texts;
+use llmpress_pipeline::{CalibrationText, Recipe};
 use llmpress_prune::Pass;
 use llmpress_validation::gpu_bench::STEPS;
 
+use crate::report::Failure;
+
 /// Compresses, converts, restores and proves checkpoints of large language models.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 100, propagate_version = true)]
+#[command(version, long_version = crate::version::long(), about, max_term_width = 100, propagate_version = true)]
 #[command(after_help = "Examples:
   llmpress convert examples/tinylm OUT --to dfloat11   compress, checking every bit
   llmpress verify OUT --against examples/tinylm        prove it
   llmpress restore OUT BACK                            get the BF16 checkpoint back
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+Exit codes:
+  0  done; of diff: the checkpoints are identical
+  1  failed, or something that was checked is not as it should be
+  2  wrong usage
+
+Environment:
+  NO_COLOR      no colours where --color is auto
+  LLMPRESS_ISA  instructions that the processor's kernels use at most: portable, avx2 or avx512;
+                results are the same to the bit")]
 pub(crate) struct Cli {
     /// Print results and errors as JSON.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     pub(crate) json: bool,
     /// Print nothing but results and errors.
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = "Output")]
     pub(crate) quiet: bool,
+    /// Colours on stderr and in help pages.
+    #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    pub(crate) color: ColorChoice,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -61,6 +75,9 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     /// Write the manual pages into a directory.
     Man(ManArgs),
+    /// Render a chat template: asked on stdin, answered on stdout.
+    #[command(name = crate::render_chat_template::NAME, hide = true)]
+    RenderChatTemplate,
 }
 
 #[derive(Debug, Args)]
@@ -81,67 +98,87 @@ pub(crate) struct InspectArgs {
 
 /// What is to be made of the tensors.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "What to make")]
 pub(crate) struct RecipeArgs {
-    /// The method: dfloat11, fixed12, planes or raw; a pruning such as drop:attn=8, drop:mlp=4, drop:joint=12,
-    /// drop:block=4 or finercut:25%; or both, the pruning first: drop:attn=8+dfloat11.
-    #[arg(long, value_name = "METHOD", value_parser = parse_to, conflicts_with = "recipe")]
-    pub(crate) to: Option<To>,
-    /// A TOML file with the method and exceptions by tensor name.
+    /// The method: dfloat11, fixed12, planes or raw; prunings such as drop:attn=8, drop:mlp=4, drop:joint=12,
+    /// drop:block=4 or finercut:25%; or a chain of any number of prunings and a method: drop:attn=8+dfloat11.
+    #[arg(long, value_name = "CHAIN", value_parser = parse_to, conflicts_with = "recipe")]
+    pub(crate) to: Option<Recipe>,
+    /// A TOML file with passes, the method, and exceptions by tensor name.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) recipe: Option<PathBuf>,
-    /// DFloat11: a JSON file with the `pattern_dict` to use instead of the derived one.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) pattern_file: Option<PathBuf>,
-    /// DFloat11: compress an embedding that is also the output head (the official runtime cannot run
-    /// such a checkpoint; llmpress can).
-    #[arg(long)]
-    pub(crate) tied_embedding: bool,
     /// Most source bytes in one shard, such as 500M or 5GB.
     #[arg(long, value_name = "SIZE", default_value = "4GB", value_parser = parse_size)]
     pub(crate) max_shard_size: u64,
-    #[command(flatten)]
-    pub(crate) calibration: CalibrationArgs,
-    /// Pruning: take the order of removal from this file, which `llmpress rank` made.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "to", conflicts_with = "calib")]
-    pub(crate) ranking: Option<PathBuf>,
-    /// Pruning: keep every tensor and make what the removed sub-layers add zero, so that any runtime loads the result
-    /// (whole layers are removed all the same, and the others renumbered).
-    #[arg(long)]
+    /// A JSON file with the `pattern_dict` to use instead of the derived one.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "DFloat11")]
+    pub(crate) pattern_file: Option<PathBuf>,
+    /// Compress an embedding that is also the output head (the official runtime cannot run such a checkpoint;
+    /// llmpress can).
+    #[arg(long, help_heading = "DFloat11")]
+    pub(crate) tied_embedding: bool,
+    /// Take the order of removal from this file, which `llmpress rank` made; once for each pruning of a chain, in
+    /// order.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Pruning")]
+    pub(crate) ranking: Vec<PathBuf>,
+    /// Keep every tensor and make what the removed sub-layers add zero, so that any runtime loads the result (whole
+    /// layers are removed all the same, and the others renumbered).
+    #[arg(long, help_heading = "Pruning")]
     pub(crate) portable: bool,
+}
+
+/// How much sub-layers are judged on.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Pruning")]
+pub(crate) struct CutArgs {
+    /// Windows of the texts that are read [default: 64, FinerCut 10].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    pub(crate) calib_windows: Option<usize>,
+    /// Tokens of a window.
+    #[arg(long, value_name = "TOKENS", default_value_t = CalibrationText::LENGTH, value_parser = clap::value_parser!(u32).range(2..).map(|n| n as usize))]
+    pub(crate) calib_window: usize,
 }
 
 /// What sub-layers are judged on.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Pruning")]
 pub(crate) struct CalibrationArgs {
-    /// Pruning: the text on which sub-layers are judged, UTF-8.
+    /// A text on which sub-layers are judged: UTF-8, or JSON lines (.jsonl) with a `text` each; may be given several
+    /// times.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) calib: Option<PathBuf>,
-    /// Windows of it that are read [default: 64, FinerCut 10].
-    #[arg(long, value_name = "N", requires = "calib", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
-    pub(crate) calib_windows: Option<usize>,
-    /// Tokens of a window.
-    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..).map(|n| n as usize))]
-    pub(crate) calib_window: usize,
+    pub(crate) calib: Vec<PathBuf>,
+    /// Draw the windows by chance from all of the texts instead of taking the first ones; the same seed draws the
+    /// same ones.
+    #[arg(long, value_name = "N", requires = "calib")]
+    pub(crate) calib_seed: Option<u64>,
+    #[command(flatten)]
+    pub(crate) cut: CutArgs,
 }
 
-/// What `--to` asks for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct To {
-    /// What is pruned first.
-    pub(crate) prune: Option<Pass>,
-    /// How tensors are stored.
-    pub(crate) method: Method,
-}
-
-fn parse_to(text: &str) -> Result<To, String> {
-    let is_pass = |s: &str| s.starts_with("drop") || s.starts_with("finercut");
-    let pass = |s: &str| s.parse::<Pass>().map_err(|e| e.to_string());
-    let method = |s: &str| s.parse::<Method>().map_err(|e| e.to_string());
-    match text.split_once('+') {
-        None if is_pass(text) => Ok(To { prune: Some(pass(text)?), method: Method::Raw }),
-        None => Ok(To { prune: None, method: method(text)? }),
-        Some((first, then)) => Ok(To { prune: Some(pass(first)?), method: method(then)? }),
+impl CutArgs {
+    fn text(&self, files: &[PathBuf], seed: Option<u64>) -> CalibrationText {
+        let texts = Texts { files: files.to_vec() };
+        CalibrationText { texts, windows: self.calib_windows, length: self.calib_window, seed }
     }
+
+    /// A text that is not there yet.
+    pub(crate) fn without_text(&self) -> CalibrationText {
+        self.text(&[], None)
+    }
+}
+
+impl CalibrationArgs {
+    /// The text, if one is given.
+    pub(crate) fn text(&self) -> Result<CalibrationText, Failure> {
+        if self.calib.is_empty() && self.cut.calib_windows.is_some() {
+            return Err(Failure::Usage("--calib-windows goes with --calib".to_owned()));
+        }
+        Ok(self.cut.text(&self.calib, self.calib_seed))
+    }
+}
+
+fn parse_to(text: &str) -> Result<Recipe, String> {
+    Recipe::from_short(text).map_err(|e| e.to_string())
 }
 
 #[derive(Debug, Args)]
@@ -185,6 +222,7 @@ fn parse_by(text: &str) -> Result<Pass, String> {
 
 /// How a job is to run; none of it changes the result.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Job")]
 pub(crate) struct JobArgs {
     /// Worker threads [default: one per processor].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -203,18 +241,24 @@ pub(crate) struct JobArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   llmpress plan examples/tinylm --to dfloat11
-  llmpress plan MODEL --to fixed12 --json > plan.json && llmpress convert MODEL OUT --plan plan.json")]
+  llmpress plan MODEL --to fixed12 --json > plan.json && llmpress convert MODEL OUT --plan plan.json
+  llmpress plan MODEL --to finercut:25%+dfloat11      what ranking, and what is left, would take
+
+Reads headers alone. What a pruning removes is known only when it has judged: until then, or with a --ranking, sizes are
+those of a model that loses as much.")]
 pub(crate) struct PlanArgs {
     /// The checkpoint's directory.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(crate) cut: CutArgs,
     /// Worker threads to plan the memory for [default: one per processor].
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Job")]
     pub(crate) jobs: Option<u16>,
     /// Most memory the conversion may use, such as 512M.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Job")]
     pub(crate) max_memory: Option<u64>,
     /// List every unit.
     #[arg(long)]
@@ -227,6 +271,7 @@ pub(crate) struct PlanArgs {
   llmpress convert MODEL OUT --to fixed12 --jobs 8 --max-memory 2G
   llmpress convert MODEL OUT --recipe recipe.toml
   llmpress convert MODEL OUT --to drop:attn=8+dfloat11 --calib text.txt
+  llmpress convert MODEL OUT --to drop:attn=8+drop:mlp=2+fixed12 --calib a.txt --calib b.jsonl --calib-seed 1
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {
     /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.
@@ -237,8 +282,10 @@ pub(crate) struct ConvertArgs {
     pub(crate) out: PathBuf,
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(crate) calibration: CalibrationArgs,
     /// A plan made by `llmpress plan --json`.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath,
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to make",
           conflicts_with_all = ["to", "recipe", "pattern_file", "tied_embedding", "max_shard_size", "calib", "ranking", "portable"])]
     pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
@@ -509,9 +556,10 @@ pub(crate) struct DeviceArgs {
     /// cpu, or cuda for the first GPU, cuda:1 for the second, ...
     #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = parse_device)]
     pub(crate) device: Device,
-    /// How weights lie in the GPU's memory: as they are stored, or encoded anew when they are loaded.
-    #[arg(long, value_enum, value_name = "ENCODING", default_value_t = WeightsChoice::Stored)]
-    pub(crate) gpu_weights: WeightsChoice,
+    /// How weights lie in memory, the processor's or the GPU's: as they are stored, or decoded or encoded anew when the
+    /// model is opened. Where the memory is there, bf16 is fastest from dfloat11 and planes on a processor.
+    #[arg(long, value_enum, value_name = "ENCODING", default_value_t = WeightsChoice::Stored, alias = "gpu-weights")]
+    pub(crate) weights: WeightsChoice,
 }
 
 /// A device by its name.
@@ -534,14 +582,14 @@ fn parse_device(text: &str) -> Result<Device, String> {
     }
 }
 
-/// How weights lie in a GPU's memory.
+/// How weights lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WeightsChoice {
-    /// dfloat11 and fixed12 as they are stored, everything else as plain BF16.
+    /// As they are stored; on a GPU dfloat11 and fixed12 only, everything else as plain BF16.
     Stored,
-    /// Plain BF16.
+    /// Plain.
     Bf16,
-    /// DFloat11, decoded block by block when a token is read.
+    /// DFloat11, decoded when a token is read.
     Dfloat11,
     /// fixed12, multiplied as it is.
     Fixed12,
@@ -690,8 +738,15 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   llmpress doctor
-  llmpress doctor --prove")]
+  llmpress doctor --prove
+  llmpress doctor --model MODEL --context 8192")]
 pub(crate) struct DoctorArgs {
+    /// Say what this model takes of a GPU's memory: weights in each form, cache, workspace.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) model: Option<PathBuf>,
+    /// Tokens of the sequence that it has to hold.
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096, requires = "model")]
+    pub(crate) context: usize,
     /// Compare every kernel of each GPU with its scalar reference over odd shapes: about a minute a GPU.
     #[arg(long)]
     pub(crate) prove: bool,
@@ -724,15 +779,48 @@ mod tests {
     }
 
     #[test]
-    fn methods_compose_with_prunings() {
-        let to = |text| parse_to(text).ok().map(|to| (to.prune.is_some(), to.method));
-        assert_eq!(to("dfloat11"), Some((false, Method::Dfloat11)));
-        assert_eq!(to("drop:attn=8"), Some((true, Method::Raw)));
-        assert_eq!(to("finercut:25%,distance=js+fixed12"), Some((true, Method::Fixed12)));
-        for bad in ["", "dfloat11+drop:attn=8", "drop:attn=8+", "drop:attn=8+drop:mlp=1", "zip"] {
-            assert_eq!(to(bad), None, "{bad}");
-        }
+    fn a_ranking_of_everything_needs_no_amount() {
         assert!(parse_by("drop:joint,iterative").is_ok() && parse_by("finercut").is_err());
+    }
+
+    #[test]
+    fn options_of_convert_stand_under_headings() {
+        let mut command = Cli::command();
+        command.build();
+        let convert = command.find_subcommand_mut("convert").unwrap();
+        let mut place = std::collections::BTreeMap::new();
+        for arg in convert.get_arguments().filter(|a| !a.is_positional()) {
+            let heading = arg.get_help_heading().unwrap_or("Options").to_owned();
+            place.insert(arg.get_id().as_str().to_owned(), heading);
+        }
+        for (arg, heading) in [
+            ("to", "What to make"),
+            ("recipe", "What to make"),
+            ("plan", "What to make"),
+            ("calib", "Pruning"),
+            ("calib_seed", "Pruning"),
+            ("ranking", "Pruning"),
+            ("pattern_file", "DFloat11"),
+            ("jobs", "Job"),
+            ("resume", "Job"),
+        ] {
+            assert_eq!(place[arg], heading, "{arg}");
+        }
+        // Without a heading stands only what every verb has.
+        let bare: Vec<&String> = place.iter().filter(|(_, h)| *h == "Options").map(|(a, _)| a).collect();
+        assert!(
+            bare.iter().all(|a| ["json", "quiet", "help", "version", "color"].contains(&a.as_str())),
+            "{bare:?}"
+        );
+        let help = convert.render_long_help().to_string();
+        let at = |heading: &str| help.find(&format!("\n{heading}:\n")).unwrap_or(usize::MAX);
+        let headings = ["What to make", "DFloat11", "Pruning", "Job", "Output"];
+        assert!(headings.iter().all(|h| help.matches(&format!("\n{h}:\n")).count() == 1), "{help}");
+        // What a person needs first comes first.
+        assert!(
+            at("What to make") < at("Pruning") && at("Pruning") < at("Job") && at("Job") < at("Output"),
+            "{help}"
+        );
     }
 
     #[test]

@@ -1,34 +1,35 @@
 //! `llmpress convert`: carry out a plan.
 
 use llmpress_formats::{Checkpoint, printable};
-use llmpress_pipeline::{Options, Plan, Summary, convert};
+use llmpress_pipeline::{Options, Plan, Summary, convert, convert_request, view};
 
 use crate::Outcome;
 use crate::args::{ConvertArgs, JobArgs};
-use crate::progress::Bar;
-use crate::report::{Failure, Output, bytes, percent};
+use crate::progress::{Bar, Bars};
+use crate::recipe::request;
+use crate::report::{Output, bytes, percent};
 
 pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
-    let mut options = options(&args.job);
-    let (checkpoint, plan) = match &args.plan {
+    let options = options(&args.job);
+    let watch = Bars(output);
+    let summary = match &args.plan {
         Some(path) => {
             let saved = llmpress_formats::read_input(path, 1 << 30)?;
-            let checkpoint = Checkpoint::open(&args.dir)?;
-            let checkpoint = crate::prune::pruned(checkpoint, Plan::recipe_of_json(&saved)?.prune.as_ref())?;
+            let recipe = Plan::recipe_of_json(&saved)?;
+            let checkpoint = view(Checkpoint::open(&args.dir)?, &recipe.passes)?;
             let plan = Plan::from_json(&checkpoint, &saved)?;
-            (checkpoint, plan)
+            let bar = Bar::new("convert", plan.source_bytes, output);
+            convert(&checkpoint, &args.out, &plan, &options, &bar)?
         }
         None => {
-            let asked = crate::prune::ask(&args.dir, &args.recipe, args.job.jobs, output)?;
-            options.extra_files.extend(asked.files);
-            let plan = Plan::new(&asked.checkpoint, &asked.recipe, args.recipe.max_shard_size)?;
-            (asked.checkpoint, plan)
+            let request = request(&args.recipe, args.calibration.text()?)?;
+            convert_request(&args.dir, &args.out, &request, args.recipe.max_shard_size, &options, &watch)?
         }
     };
-    let bar = Bar::new("convert", plan.source_bytes, output);
-    let summary = convert(&checkpoint, &args.out, &plan, &options, &bar);
-    let seconds = bar.finish();
-    summarise(output, &args.out, &summary?, seconds);
+    if let Some(uncovered) = &summary.uncovered {
+        output.warn(&uncovered.to_string());
+    }
+    summarise(output, &args.out, &summary);
     Ok(())
 }
 
@@ -48,10 +49,11 @@ pub(crate) fn options(job: &JobArgs) -> Options {
 const SHOWN: usize = 8;
 
 /// The summary at the end of a job.
-pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary, seconds: f64) {
+pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary) {
+    let seconds = summary.seconds;
     let rate = summary.source_bytes as f64 / seconds.max(1e-9) / 1e9;
     let value = serde_json::json!({
-        "out": out,
+        "out": out.display().to_string(),
         "source_bytes": summary.source_bytes,
         "output_bytes": summary.output_bytes,
         "ratio": summary.output_bytes as f64 / summary.source_bytes.max(1) as f64,
@@ -99,9 +101,4 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
         }
         text
     });
-}
-
-/// An argument that is missing.
-pub(crate) fn usage(text: &str) -> Failure {
-    Failure::Usage(text.to_owned())
 }

@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use llmpress_formats::Removal;
-use llmpress_pipeline::{Plan, Recipe};
+use llmpress_pipeline::{Plan, Uncovered};
 
 use crate::Outcome;
-use crate::args::{PlanArgs, RecipeArgs};
-use crate::report::{Failure, Output, bytes, percent, table};
+use crate::args::PlanArgs;
+use crate::passes::{describe, forecast};
+use crate::recipe::request;
+use crate::report::{Output, bytes, percent, table};
 
 pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
-    let asked = crate::prune::ask(&args.dir, &args.recipe, args.jobs, output)?;
-    let checkpoint = asked.checkpoint;
-    let plan = Plan::new(&checkpoint, &asked.recipe, args.recipe.max_shard_size)?;
+    let request = request(&args.recipe, args.cut.without_text())?;
+    let (plan, checkpoint) = Plan::forecast(&args.dir, &request, args.recipe.max_shard_size)?;
+    if let Some(uncovered) = Uncovered::of(&checkpoint, &plan) {
+        output.warn(&uncovered.to_string());
+    }
     let budget = plan.budget(&checkpoint, args.jobs.map(usize::from), args.max_memory)?;
     output.result(&plan, || {
         let mut text = String::new();
@@ -60,61 +63,14 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
             bytes(budget.peak_bytes),
             budget.jobs,
         ));
-        if let Some(removal) = &plan.recipe.prune {
-            text.push_str(&format!("{}; {} tensors go\n", describe(removal), checkpoint.dropped().len()));
+        for pass in plan.recipe.passes.iter().filter(|pass| pass.is_settled()) {
+            text.push_str(&format!("{}\n", describe(pass)));
         }
+        if !plan.recipe.passes.is_empty() && plan.passes.is_empty() {
+            text.push_str(&format!("{} tensors go\n", checkpoint.dropped().len()));
+        }
+        plan.passes.iter().for_each(|pass| text.push_str(&forecast(pass)));
         text
     });
     Ok(())
-}
-
-/// What is removed, for people.
-pub(crate) fn describe(removal: &Removal) -> String {
-    let layers = |layers: &std::collections::BTreeSet<usize>| {
-        layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-    };
-    if removal.renumbers() {
-        return format!("pruned: layers {}", layers(&removal.attention));
-    }
-    let mut parts = Vec::new();
-    if !removal.attention.is_empty() {
-        parts.push(format!("attention of layers {}", layers(&removal.attention)));
-    }
-    if !removal.mlp.is_empty() {
-        parts.push(format!("MLP of layers {}", layers(&removal.mlp)));
-    }
-    let how = if removal.portable { " (made zero)" } else { "" };
-    format!("pruned{how}: {}", parts.join(", "))
-}
-
-/// The recipe that the arguments describe, without pruning that is still to be ranked.
-pub(crate) fn recipe(args: &RecipeArgs) -> Result<Recipe, Failure> {
-    let mut recipe = match (&args.recipe, args.to.as_ref().map(|to| to.method)) {
-        (Some(path), _) => {
-            let text = read_text(path)?;
-            Recipe::from_toml(path, &text)?
-        }
-        (None, Some(to)) => Recipe::new(to),
-        (None, None) => {
-            return Err(crate::convert::usage(
-                "say what to make: --to dfloat11, fixed12, planes or a pruning, or --recipe FILE",
-            ));
-        }
-    };
-    if let Some(path) = &args.pattern_file {
-        let text = read_text(path)?;
-        let value: serde_json::Value = llmpress_formats::python_json(text.as_bytes())
-            .map_err(|e| llmpress_formats::Error::corrupt(path, None, format!("is not valid JSON: {e}")))?;
-        // A whole `dfloat11_config` or `config.json` will do as well.
-        let inner = value.get("dfloat11_config").unwrap_or(&value);
-        recipe.pattern_dict = Some(inner.get("pattern_dict").unwrap_or(inner).clone());
-    }
-    recipe.tied_embedding |= args.tied_embedding;
-    Ok(recipe)
-}
-
-fn read_text(path: &std::path::Path) -> Result<String, Failure> {
-    let bytes = llmpress_formats::read_input(path, 64 << 20)?;
-    let text = String::from_utf8(bytes);
-    Ok(text.map_err(|_| llmpress_formats::Error::corrupt(path, None, "is not UTF-8"))?)
 }

@@ -5,39 +5,35 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use llmpress_pipeline::Progress;
+use llmpress_pipeline::{Counted, Progress, Task, Watch};
 
-use crate::report::Output;
+use crate::report::{Output, note};
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// What a bar counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unit {
-    /// Bytes of tensors.
-    Bytes,
-    /// Windows of a text.
-    Windows,
-    /// Forward passes over a window.
-    Passes,
+fn template(counted: Counted) -> &'static str {
+    match counted {
+        Counted::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
+        Counted::Windows => "{msg} {wide_bar} {pos}/{len} windows  {per_sec}  {eta} left",
+        Counted::Passes => "{msg} {wide_bar} {pos}/{len} passes  {per_sec}  {eta} left",
+    }
 }
 
-impl Unit {
-    fn template(self) -> &'static str {
-        match self {
-            Self::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
-            Self::Windows => "{msg} {wide_bar} {pos}/{len} windows  {per_sec}  {eta} left",
-            Self::Passes => "{msg} {wide_bar} {pos}/{len} passes  {per_sec}  {eta} left",
-        }
+fn amount(n: u64, counted: Counted) -> String {
+    match counted {
+        Counted::Bytes => crate::report::bytes(n),
+        Counted::Windows => format!("{n} windows"),
+        Counted::Passes => format!("{n} passes"),
     }
+}
 
-    fn text(self, n: u64) -> String {
-        match self {
-            Self::Bytes => crate::report::bytes(n),
-            Self::Windows => format!("{n} windows"),
-            Self::Passes => format!("{n} passes"),
-        }
+/// Bars for the parts of a job, one after the other.
+pub(crate) struct Bars(pub(crate) Output);
+
+impl Watch for Bars {
+    fn begin(&self, task: Task) -> Box<dyn Progress + '_> {
+        Box::new(Bar::of(task.verb, task.size, task.counted, self.0))
     }
 }
 
@@ -46,7 +42,7 @@ impl Unit {
 pub(crate) struct Bar {
     verb: &'static str,
     size: u64,
-    unit: Unit,
+    counted: Counted,
     lines: bool,
     start: Instant,
     bar: OnceLock<ProgressBar>,
@@ -57,16 +53,16 @@ pub(crate) struct Bar {
 
 impl Bar {
     pub(crate) fn new(verb: &'static str, source_bytes: u64, output: Output) -> Self {
-        Self::of(verb, source_bytes, Unit::Bytes, output)
+        Self::of(verb, source_bytes, Counted::Bytes, output)
     }
 
-    pub(crate) fn of(verb: &'static str, size: u64, unit: Unit, output: Output) -> Self {
+    pub(crate) fn of(verb: &'static str, size: u64, counted: Counted, output: Output) -> Self {
         let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
         let show = !output.quiet && !output.json;
         let bar = OnceLock::new();
         if show && terminal {
             let progress = ProgressBar::with_draw_target(Some(size), ProgressDrawTarget::stderr_with_hz(8));
-            if let Ok(style) = ProgressStyle::with_template(unit.template()) {
+            if let Ok(style) = ProgressStyle::with_template(template(counted)) {
                 progress.set_style(style);
             }
             progress.set_message(verb);
@@ -75,7 +71,7 @@ impl Bar {
         Self {
             verb,
             size,
-            unit,
+            counted,
             lines: show && !terminal,
             start: Instant::now(),
             bar,
@@ -101,6 +97,12 @@ impl Bar {
     }
 }
 
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
 impl Progress for Bar {
     fn start(&self, total: u64) {
         self.total.store(total, Ordering::Relaxed);
@@ -119,12 +121,12 @@ impl Progress for Bar {
             if mine {
                 let share = self.position() as f64 / self.size.max(1) as f64;
                 let left = self.start.elapsed().as_secs_f64() * (1.0 / share.max(1e-6) - 1.0);
-                eprintln!(
+                note(&format!(
                     "{}: {:.0} % of {}, {left:.0} s left",
                     self.verb,
                     share * 100.0,
-                    self.unit.text(self.size)
-                );
+                    amount(self.size, self.counted)
+                ));
             }
         }
     }
@@ -133,7 +135,7 @@ impl Progress for Bar {
         if let Some(bar) = self.bar.get() {
             bar.set_message(format!("{} {file}", self.verb));
         } else if self.lines {
-            eprintln!("{}: {file} is complete", self.verb);
+            note(&format!("{}: {file} is complete", self.verb));
         }
     }
 }

@@ -1,11 +1,12 @@
 //! `llmpress rank`: the order in which sub-layers would be pruned, and why.
 
 use llmpress_formats::write_atomic;
+use llmpress_pipeline::{Saved, rank};
 use llmpress_prune::{Kind, Method, Ranking, svg};
 
 use crate::Outcome;
 use crate::args::RankArgs;
-use crate::prune::{Saved, count, rank};
+use crate::progress::Bars;
 use crate::report::{Output, table};
 
 /// Most removals that are printed.
@@ -13,17 +14,18 @@ const SHOWN: usize = 40;
 
 pub(crate) fn run(args: &RankArgs, output: Output) -> Outcome {
     let saved = args.out.as_deref().map(|path| Saved { path, resume: args.resume });
-    let ranking = rank(&args.dir, args.by, &args.calibration, args.jobs, saved, output)?;
+    let jobs = args.jobs.map(usize::from);
+    let ranking = rank(&args.dir, &args.by, &args.calibration.text()?, jobs, saved, &Bars(output))?;
     // What is filled in the picture: all of a search, nothing of a whole ranking.
     let filled = match args.by.method {
-        Method::FinerCut { .. } | Method::Drop { iterative: true, .. } => count(&ranking, args.by)?,
+        Method::FinerCut { .. } | Method::Drop { iterative: true, .. } => args.by.count(&ranking)?,
         _ => 0,
     };
     if let Some(path) = &args.out {
         ranking.write(path)?;
     }
     if let Some(path) = &args.svg {
-        write_atomic(path, svg(&ranking, filled).as_bytes())?;
+        write_atomic(path, svg(&ranking, filled)?.as_bytes())?;
     }
     output.result(&ranking, || text(&ranking));
     Ok(())

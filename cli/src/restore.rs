@@ -14,7 +14,7 @@ pub(crate) fn run(args: &RestoreArgs, output: Output) -> Outcome {
     let total = checkpoint.tensors().values().map(|t| t.bytes).sum();
     let bar = Bar::new("restore", total, output);
     let summary = restore(&checkpoint, &args.out, args.max_shard_size, &options(&args.job), &bar);
-    let seconds = bar.finish();
-    summarise(output, &args.out, &summary?, seconds);
+    bar.finish();
+    summarise(output, &args.out, &summary?);
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, Manifest, Removal, printable};
-use llmpress_pipeline::Progress;
+use llmpress_formats::{Checkpoint, Manifest, printable};
+use llmpress_pipeline::{Counted, Pass, Progress, recorded_passes, view};
 use llmpress_validation::{
     Comparison, DigestReport, LogitComparison, bit_exact, logits_exact, verify_digests,
 };
@@ -13,8 +13,8 @@ use crate::Outcome;
 use crate::args::{BosChoice, ProtocolArgs, VerifyArgs};
 use crate::eval::Text;
 use crate::models::{Loaded, in_pool};
-use crate::plan::describe;
-use crate::progress::{Bar, Unit};
+use crate::passes::describe;
+use crate::progress::Bar;
 use crate::report::{Failure, Output, bytes};
 
 /// Tokens that both models generate.
@@ -58,13 +58,17 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     // A damaged directory need not open: its faults are reported all the same.
     if let Some(against) = args.against.as_ref().filter(|_| faults == 0) {
         let checkpoint = Checkpoint::open(&args.dir)?;
-        let removal = removal(manifest.as_ref())?;
-        let source = crate::prune::pruned(Checkpoint::open(against)?, removal.as_ref())?;
-        if let Some(removal) = &removal {
+        let passes = match &manifest {
+            Some(manifest) => recorded_passes(&manifest.recipe)?,
+            None => Vec::new(),
+        };
+        let source = view(Checkpoint::open(against)?, &passes)?;
+        if !passes.is_empty() {
+            let done: Vec<String> = passes.iter().map(describe).collect();
             let dropped = source.dropped().len();
             found.push_str(&format!(
                 "{}; {dropped} tensors of {} are gone\n",
-                describe(removal),
+                done.join("; "),
                 against.display()
             ));
         }
@@ -78,7 +82,7 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
         report.comparison = Some(comparison);
         // Other weights would only be found once more.
         if let Some(text) = args.text.as_ref().filter(|_| faults == 0) {
-            let (comparison, line) = logits(args, against, removal.as_ref(), text, output)?;
+            let (comparison, line) = logits(args, against, &passes, text, output)?;
             faults += usize::from(!comparison.is_exact());
             report.logits = Some(comparison);
             found.push_str(&line);
@@ -91,26 +95,18 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     Ok(())
 }
 
-/// The sub-layers that a converted checkpoint lacks by its recipe.
-fn removal(manifest: Option<&Manifest>) -> Result<Option<Removal>, Failure> {
-    let Some(value) = manifest.and_then(|m| m.recipe.get("prune")) else { return Ok(None) };
-    let removal = serde_json::from_value(value.clone())
-        .map_err(|e| llmpress_formats::Error::Invalid(format!("the manifest's recipe: prune: {e}")))?;
-    Ok(Some(removal))
-}
-
 /// Runs both models on a text.
 fn logits(
     args: &VerifyArgs,
     against: &Path,
-    removal: Option<&Removal>,
+    passes: &[Pass],
     path: &Path,
     output: Output,
 ) -> Result<(LogitComparison, String), Failure> {
     let (model, source) = (
-        Loaded::open(&args.dir, args.device)?,
+        Loaded::open(&args.dir, args.device, output)?,
         // What was pruned away is left out of both.
-        Loaded::pruned(against, args.device, removal)?,
+        Loaded::after(against, args.device, passes, output)?,
     );
     let protocol = ProtocolArgs {
         text: path.to_owned(),
@@ -121,8 +117,8 @@ fn logits(
         jobs: args.jobs,
         device: args.device,
     };
-    let text = Text::read(path, &source, &protocol)?;
-    let bar = Bar::of("logits", text.windows as u64, Unit::Windows, output);
+    let text = Text::read(path, &source, &protocol, output)?;
+    let bar = Bar::of("logits", text.windows as u64, Counted::Windows, output);
     let result =
         logits_exact(&*model.model, &*source.model, &text.ids, text.protocol, GREEDY_TOKENS, &mut |_| {
             bar.advance(1)

@@ -212,3 +212,28 @@ fn false_prunings_are_found() {
         ok(&["verify", path(&again)]);
     }
 }
+
+#[test]
+fn false_prunings_of_a_chain_are_found() {
+    // Layer 4 of what the first pass leaves is layer 5 of the source, and layer 2 layer 3.
+    let chain = "to = \"planes\"\npasses = [{ prune = { attention = [1], mlp = [1] } }, { prune = { attention = [4] } }, \
+                 { prune = { mlp = [2], portable = true } }]\n";
+    let made = Made::new(Some(chain));
+    let claim = |pass: usize, prune: serde_json::Value| {
+        move |m: &mut Manifest| m.recipe["passes"][pass]["prune"] = prune
+    };
+    for (pass, prune, words) in [
+        (0, serde_json::json!({"attention": [2], "mlp": [2]}), "layer 2 was pruned"),
+        (1, serde_json::json!({"attention": [5]}), "attention of layer 6 was pruned"),
+        (2, serde_json::json!({"mlp": [3], "portable": true}), "MLP of layer 4 was pruned"),
+        (2, serde_json::json!({"mlp": "two"}), "recipe: prune"),
+    ] {
+        wants(&made.with(claim(pass, prune), |_| {}), &["FAULT", words]);
+    }
+    let forget = |m: &mut Manifest| drop(m.recipe.as_object_mut().unwrap().remove("passes"));
+    wants(&made.with(forget, |_| {}), &["FAULT", "is said to be pruned, but the recipe does not say so"]);
+    // A later conversion keeps what is true.
+    let (out, again) = (made.dir.path().join("whole"), made.dir.path().join("again"));
+    ok(&["convert", path(&out), path(&again), "--to", "fixed12"]);
+    ok(&["verify", path(&again)]);
+}

@@ -280,7 +280,7 @@ fn help_completions_and_manual_pages_are_there() {
     ok(&["man", path(dir.path())]);
     assert!(dir.path().join("llmpress-convert.1").exists());
     assert_eq!(run(&["convert"]).status.code(), Some(2));
-    assert_eq!(run(&["convert", "a", "b"]).status.code(), Some(1), "a does not exist");
+    assert_eq!(run(&["convert", "a", "b", "--to", "raw"]).status.code(), Some(1), "a does not exist");
     let usage = run(&["convert", path(&tinylm()), "b"]);
     assert_eq!(usage.status.code(), Some(2));
     let json = run(&["--json", "inspect", "absent"]);

@@ -17,7 +17,10 @@ mod decode;
 mod encode;
 mod histogram;
 mod layout;
+mod pairs;
 mod reference;
+mod tables;
+mod word;
 
 pub use code::{Code, Unrepresentable};
 pub use decode::{Span, decode_span};

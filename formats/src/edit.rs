@@ -33,18 +33,26 @@ impl Checkpoint {
             }
         }
         let new_name = |old: &String| edit.rename.get(old).unwrap_or(old).clone();
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut origins) = (BTreeMap::new(), BTreeMap::new());
         for (name, mut tensor) in std::mem::take(&mut self.tensors) {
+            // An edit of an edit knows a tensor by the name that it was given; those that are gone are
+            // told by the names of the source.
+            let of_source = self.origins.get(&name).unwrap_or(&name).clone();
             if let Some(reason) = edit.drop.get(&name) {
-                self.dropped.insert(name, reason.clone());
+                self.dropped.insert(of_source, reason.clone());
                 continue;
             }
             tensor.zero |= edit.zero.contains(&name);
-            if tensors.insert(new_name(&name), tensor).is_some() {
+            let new = new_name(&name);
+            if new != of_source {
+                origins.insert(new.clone(), of_source);
+            }
+            if tensors.insert(new, tensor).is_some() {
                 return Err(Error::Invalid(format!("two tensors would be called {}", new_name(&name))));
             }
         }
         self.tensors = tensors;
+        self.origins = origins;
         if let Some(manifest) = &mut self.manifest {
             // Digests follow their tensors; those of zeroed ones no longer hold.
             let entries = std::mem::take(&mut manifest.tensors).into_iter();

@@ -69,6 +69,33 @@ impl Removal {
         Ok(Self { attention: list(DROP_ATTENTION_KEY)?, mlp: list(DROP_MLP_KEY)?, portable: false })
     }
 
+    /// What a checkpoint's sub-layers hold, layer by layer: elements and bytes of attention, and of MLP. Layers that have
+    /// neither are left out.
+    ///
+    /// # Errors
+    /// No configuration, or an architecture whose sub-layers cannot be removed.
+    pub fn sizes(checkpoint: &Checkpoint) -> Result<BTreeMap<usize, [Size; 2]>> {
+        let config = checkpoint.config().ok_or_else(|| no_config(checkpoint))?;
+        let layers = Layers::find(checkpoint, config)?;
+        let mut sizes: BTreeMap<usize, [Size; 2]> = BTreeMap::new();
+        for (layer, tensors) in layers.tensors.iter().filter(|(layer, _)| **layer < layers.count) {
+            let of_layer = sizes.entry(*layer).or_default();
+            for (name, rest) in tensors {
+                let place = match layers.part(*layer, rest) {
+                    Some(Part::Attention) => 0,
+                    Some(Part::Mlp) => 1,
+                    None => continue,
+                };
+                if let Some(tensor) = checkpoint.tensors().get(*name) {
+                    let elements = tensor.shape.iter().fold(1u64, |n, d| n.saturating_mul(*d));
+                    of_layer[place].elements = of_layer[place].elements.saturating_add(elements);
+                    of_layer[place].bytes = of_layer[place].bytes.saturating_add(tensor.bytes);
+                }
+            }
+        }
+        Ok(sizes)
+    }
+
     /// The edit of a checkpoint that removes these sub-layers.
     ///
     /// # Errors
@@ -76,13 +103,7 @@ impl Removal {
     /// belong to neither sub-layer.
     pub fn edit(&self, checkpoint: &Checkpoint) -> Result<Edit> {
         let root = checkpoint.root();
-        let config = checkpoint.config().ok_or_else(|| {
-            Error::corrupt(
-                root.join(crate::CONFIG_FILE),
-                None,
-                "is missing: it says how many layers there are",
-            )
-        })?;
+        let config = checkpoint.config().ok_or_else(|| no_config(checkpoint))?;
         let layers = Layers::find(checkpoint, config)?;
         let before = Self::of_config(config, layers.count)?;
         let kinds = [("attention", &self.attention, &before.attention), ("MLP", &self.mlp, &before.mlp)];
@@ -173,21 +194,17 @@ impl Removal {
         }
         let mut text = None;
         for (key, value) in members {
-            // A member of the text model of a larger one would have to be changed inside of it.
-            if config.own(key).is_none() && config.get(key).is_some() {
-                return Err(Error::unsupported(
-                    config.path(),
-                    None,
-                    format!(
-                        "keeps {key} in text_config: sub-layers of such models can be removed with --portable only"
-                    ),
-                ));
-            }
             let current = match &text {
                 Some(text) => Config::parse(config.path(), String::clone(text))?,
                 None => config.clone(),
             };
-            text = Some(current.with_member(key, &value)?);
+            // What describes the decoder of a larger model belongs where its number of layers stands.
+            let inside = config.own("num_hidden_layers").is_none() && self.renumbers();
+            let is_inside = config.own(key).is_none() && config.get(key).is_some();
+            text = Some(match inside && config.own(key).is_none() || is_inside {
+                true => current.with_text_member(key, &value)?,
+                false => current.with_member(key, &value)?,
+            });
         }
         Ok(text)
     }
@@ -231,6 +248,20 @@ impl Removal {
         }
         members
     }
+}
+
+/// What tensors hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Elements.
+    pub elements: u64,
+    /// Bytes when decoded.
+    pub bytes: u64,
+}
+
+fn no_config(checkpoint: &Checkpoint) -> Error {
+    let path = checkpoint.root().join(crate::CONFIG_FILE);
+    Error::corrupt(path, None, "is missing: it says how many layers there are")
 }
 
 /// More than any model has, and few enough to go through.

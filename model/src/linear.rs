@@ -4,20 +4,31 @@
 //! plain weights:   mapped, read where they lie
 //! fixed12:         mapped; one token is multiplied from the twelve bits, more from decoded rows
 //! anything else:   decoded some rows at a time into a small buffer of each thread
+//! or in memory:    decoded or encoded anew when the model is opened
 //! ```
 //!
 //! The words that a product sees are those of the original whatever the encoding, and the order of additions
 //! depends on the shapes alone: a lossless encoding gives the same bits.
 
+mod decoded;
+mod fixed12;
+mod loaded;
+mod raw;
+mod source;
+
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
-use llmpress_entropy::fixed12::{Grid, StripsRef, TILE_CODE_BYTES, TILE_ROWS, TILE_WEIGHTS};
-use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, encoding};
-use llmpress_kernels::cpu::{Elements, dot_fixed12, dot_rows, multiply};
+use llmpress_entropy::fixed12::TILE_ROWS;
+use llmpress_formats::{Checkpoint, Dtype, Error, Result};
+use llmpress_kernels::cpu::{Elements, multiply};
 use rayon::prelude::*;
 
-use crate::Panels;
+use crate::{GpuWeights, Panels};
+use decoded::Decoded;
+use loaded::Plain;
+use source::{Source, Stored, typed};
 
 /// Weights that a thread decodes at a time: enough that the ends of entropy-coded runs cost little.
 const DECODED_ELEMENTS: usize = 256 << 10;
@@ -28,6 +39,9 @@ const WIDENED_ROWS: usize = 128;
 /// Their most bytes: they stay in the cache.
 const WIDENED_BYTES: usize = 2560 << 10;
 
+/// Encodings that products run from where they lie; all others are decoded.
+const IN_PLACE: [source::Open; 2] = [raw::open, fixed12::open];
+
 /// `y = W x (+ b)`: a matrix of `rows` x `cols` weights, stored as `[rows, cols]`.
 #[derive(Debug)]
 pub struct Linear {
@@ -35,16 +49,10 @@ pub struct Linear {
     rows: usize,
     cols: usize,
     dtype: Dtype,
-    source: Source,
+    /// Whether its stored form is this one already.
+    stored_as: GpuWeights,
+    source: Arc<dyn Source>,
     bias: Option<Vec<f32>>,
-}
-
-/// Where the weights come from.
-#[derive(Debug)]
-enum Source {
-    Mapped { unit: String },
-    Fixed12 { unit: String, base: i16, grid: Grid },
-    Decoded,
 }
 
 impl Linear {
@@ -60,30 +68,64 @@ impl Linear {
         bias: Option<&str>,
     ) -> Result<Self> {
         let dtype = check(checkpoint, tensor, &[rows, cols])?;
-        let stored = checkpoint.tied().get(tensor).map_or(tensor, String::as_str);
-        let info = checkpoint.tensor(stored)?;
-        let unit = checkpoint.unit_of(info)?;
-        let source = match unit.encoding() {
-            _ if info.is_zero() => Source::Decoded,
-            Encoding::Raw if mapped(checkpoint, &info.unit, dtype).is_ok() => {
-                Source::Mapped { unit: info.unit.clone() }
-            }
-            Encoding::Fixed12 { base } => match Grid::new(rows as u64, cols as u64) {
-                Some(grid) => {
-                    let source = Fixed12 { checkpoint, unit: &info.unit, base: *base, grid };
-                    // Also reads and checks the small tables, so that a faulty unit is found now.
-                    checkpoint.read(stored, 0, &mut [])?;
-                    match source.check() {
-                        Ok(()) => Source::Fixed12 { unit: info.unit.clone(), base: *base, grid },
-                        Err(_) => Source::Decoded,
-                    }
-                }
-                None => Source::Decoded,
-            },
-            _ => Source::Decoded,
+        let tensor = checkpoint.tied().get(tensor).map_or(tensor, String::as_str);
+        let info = checkpoint.tensor(tensor)?;
+        let stored = Stored { checkpoint, tensor, info, dtype, rows, cols };
+        let mut source = None;
+        // What is zero is not what its unit stores.
+        for open in IN_PLACE.iter().filter(|_| !info.is_zero()) {
+            source = match source {
+                None => open(&stored)?,
+                found => found,
+            };
+        }
+        let stored_as = match (source.is_some(), stored.encoding()?.name()) {
+            (true, "fixed12") => GpuWeights::Fixed12,
+            (true, _) => GpuWeights::Bf16,
+            (false, _) if info.is_zero() => GpuWeights::Stored,
+            (false, "dfloat11") => GpuWeights::Dfloat11,
+            _ => GpuWeights::Stored,
         };
+        let source = source.map_or_else(|| Arc::new(Decoded::new(&stored)) as Arc<dyn Source>, Arc::from);
         let bias = bias.map(|name| vector(checkpoint, name, rows)).transpose()?;
-        Ok(Self { tensor: stored.to_owned(), rows, cols, dtype, source, bias })
+        Ok(Self { tensor: tensor.to_owned(), rows, cols, dtype, stored_as, source, bias })
+    }
+
+    /// Brings the weights into memory in another form. What a form does not hold becomes plain.
+    pub(crate) fn load(&mut self, checkpoint: &Checkpoint, weights: GpuWeights) -> Result<()> {
+        if weights == GpuWeights::Stored || weights == self.stored_as {
+            return Ok(());
+        }
+        if self.dtype != Dtype::BF16 && self.stored_as == GpuWeights::Bf16 {
+            // Plain, and what the encodings do not hold.
+            return Ok(());
+        }
+        let plain = Plain::read(checkpoint, &self.tensor, self.dtype, self.rows, self.cols)?;
+        let encoded = plain.bf16(self.rows).and_then(|words| -> Option<Arc<dyn Source>> {
+            match weights {
+                GpuWeights::Fixed12 => Some(Arc::new(loaded::Fixed12::encode(words, self.cols)?)),
+                GpuWeights::Dfloat11 => Some(Arc::new(loaded::Dfloat11::encode(words, self.cols)?)),
+                GpuWeights::Stored | GpuWeights::Bf16 => None,
+            }
+        });
+        self.source = encoded.unwrap_or_else(|| Arc::new(plain));
+        Ok(())
+    }
+
+    /// Takes the weights of another one of the same tensor, so that they are in memory once.
+    pub(crate) fn share(&mut self, other: &Self) {
+        if self.tensor == other.tensor {
+            self.source = other.source.clone();
+        }
+    }
+
+    /// Bytes that are decoded whenever a token is read; 0 where the weights are read as they lie.
+    pub(crate) fn decoded_bytes(&self) -> u64 {
+        if self.source.in_place() {
+            0
+        } else {
+            (self.rows * self.cols) as u64 * u64::from(self.dtype.bits()) / 8
+        }
     }
 
     /// The stored tensor.
@@ -109,7 +151,7 @@ impl Linear {
     /// One row in single precision.
     pub(crate) fn row(&self, checkpoint: &Checkpoint, row: usize, out: &mut [f32]) -> Result<()> {
         BUFFERS.with_borrow_mut(|buffers| {
-            self.elements(checkpoint, row..row + 1, &mut buffers.words)?.widen(0, out);
+            self.source.elements(checkpoint, row..row + 1, &mut buffers.words)?.widen(0, out);
             Ok(())
         })
     }
@@ -117,35 +159,13 @@ impl Linear {
     /// Rows of a task: whole strips, and few enough that all threads get some.
     fn task_rows(&self, rows: usize, tokens: usize) -> usize {
         let threads = rayon::current_num_threads();
-        let tasks = match self.source {
-            Source::Decoded => (rows * self.cols).div_ceil(DECODED_ELEMENTS),
-            _ if tokens == 1 => (rows * self.cols).div_ceil(PLAIN_ELEMENTS),
-            _ => rows.div_ceil(WIDENED_ROWS),
+        let tasks = match self.source.in_place() {
+            false => (rows * self.cols).div_ceil(DECODED_ELEMENTS),
+            true if tokens == 1 => (rows * self.cols).div_ceil(PLAIN_ELEMENTS),
+            true => rows.div_ceil(WIDENED_ROWS),
         };
         let tasks = tasks.next_multiple_of(threads).max(1);
         rows.div_ceil(tasks).max(1).next_multiple_of(TILE_ROWS)
-    }
-
-    /// The weights of some rows: where they lie, or decoded into `words`.
-    fn elements<'a>(
-        &self,
-        checkpoint: &'a Checkpoint,
-        rows: Range<usize>,
-        words: &'a mut Vec<u64>,
-    ) -> Result<Elements<'a>> {
-        let range = rows.start * self.cols..rows.end * self.cols;
-        if let Source::Mapped { unit } = &self.source {
-            return Ok(match mapped(checkpoint, unit, self.dtype)? {
-                Elements::F32(x) => Elements::F32(&x[range]),
-                Elements::Bf16(x) => Elements::Bf16(&x[range]),
-                Elements::F16(x) => Elements::F16(&x[range]),
-            });
-        }
-        let bytes = range.len() * self.dtype.bits() as usize / 8;
-        words.resize(bytes.div_ceil(8), 0);
-        let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(words)[..bytes];
-        checkpoint.read_rows(&self.tensor, rows.start as u64..rows.end as u64, bytes)?;
-        Ok(typed(bytes, self.dtype).unwrap_or(Elements::F32(&[])))
     }
 
     /// One task: `rows` of the product, into their part of each panel.
@@ -158,21 +178,9 @@ impl Linear {
         buffers: &mut Buffers,
     ) -> Result<()> {
         if let (1, [out]) = (x.tokens(), &mut *parts) {
-            match &self.source {
-                Source::Fixed12 { unit, base, grid } => {
-                    Fixed12 { checkpoint, unit, base: *base, grid: *grid }.dot(
-                        rows.clone(),
-                        x.panel(0),
-                        out,
-                    )?;
-                }
-                _ => {
-                    let elements = self.elements(checkpoint, rows.clone(), &mut buffers.words)?;
-                    dot_rows(elements, self.cols, x.panel(0), out);
-                }
-            }
+            self.source.dot(checkpoint, rows.clone(), x.panel(0), out, &mut buffers.words)?;
         } else {
-            let elements = self.elements(checkpoint, rows.clone(), &mut buffers.words)?;
+            let elements = self.source.elements(checkpoint, rows.clone(), &mut buffers.words)?;
             let step = (WIDENED_BYTES / (4 * self.cols)).next_multiple_of(8).clamp(8, WIDENED_ROWS);
             for first in (0..rows.len()).step_by(step) {
                 let count = step.min(rows.len() - first);
@@ -243,78 +251,6 @@ struct Buffers {
 
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
-}
-
-/// A fixed12 unit where it lies.
-struct Fixed12<'a> {
-    checkpoint: &'a Checkpoint,
-    unit: &'a str,
-    base: i16,
-    grid: Grid,
-}
-
-impl<'a> Fixed12<'a> {
-    fn view<T: bytemuck::AnyBitPattern>(&self, component: &str) -> Result<&'a [T]> {
-        let bytes = self.checkpoint.view(self.unit, component)?;
-        bytemuck::try_cast_slice(bytes)
-            .map_err(|e| Error::Invalid(format!("unit {}: {component}: {e}", self.unit)))
-    }
-
-    /// Whether every component can be read in place.
-    fn check(&self) -> Result<()> {
-        self.strips(0..0).map(|_| ())
-    }
-
-    fn strips(&self, strips: Range<usize>) -> Result<StripsRef<'a>> {
-        use encoding::fixed12::{CODES, ESCAPE_EXPONENTS, ESCAPE_OFFSETS, ESCAPE_POSITIONS, SIGN_MANTISSA};
-        let across = self.grid.tiles_across() as usize;
-        let (first, last) = (strips.start * across, strips.end * across);
-        let missing = |component: &str| {
-            Error::Invalid(format!("unit {}: {component} ends before tile {last}", self.unit))
-        };
-        fn part<T>(all: &[T], range: Range<usize>) -> Option<&[T]> {
-            all.get(range)
-        }
-        let offsets: &[u32] = self.view(ESCAPE_OFFSETS)?;
-        let offsets = part(offsets, first..last + 1).ok_or_else(|| missing(ESCAPE_OFFSETS))?;
-        let escapes = match offsets {
-            [first, .., last] => *first as usize..*last as usize,
-            _ => 0..0,
-        };
-        Ok(StripsRef {
-            sign_mantissa: part(self.view(SIGN_MANTISSA)?, first * TILE_WEIGHTS..last * TILE_WEIGHTS)
-                .ok_or_else(|| missing(SIGN_MANTISSA))?,
-            codes: part(self.view(CODES)?, first * TILE_CODE_BYTES..last * TILE_CODE_BYTES)
-                .ok_or_else(|| missing(CODES))?,
-            escape_offsets: offsets,
-            escape_positions: part(self.view(ESCAPE_POSITIONS)?, escapes.clone())
-                .ok_or_else(|| missing(ESCAPE_POSITIONS))?,
-            escape_exponents: part(self.view(ESCAPE_EXPONENTS)?, escapes)
-                .ok_or_else(|| missing(ESCAPE_EXPONENTS))?,
-        })
-    }
-
-    fn dot(&self, rows: Range<usize>, x: &[f32], out: &mut [f32]) -> Result<()> {
-        let strips = self.strips(rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS))?;
-        dot_fixed12(self.base, &strips, x, out)
-            .map_err(|e| Error::corrupt(self.checkpoint.root(), Some(self.unit), e.to_string()))
-    }
-}
-
-/// A stored tensor's elements where they lie.
-fn mapped<'a>(checkpoint: &'a Checkpoint, unit: &str, dtype: Dtype) -> Result<Elements<'a>> {
-    typed(checkpoint.view(unit, "data")?, dtype)
-        .ok_or_else(|| Error::Invalid(format!("unit {unit} does not lie on whole {} elements", dtype.name())))
-}
-
-/// Bytes as elements; `None` where their address or dtype forbids it.
-fn typed(bytes: &[u8], dtype: Dtype) -> Option<Elements<'_>> {
-    Some(match dtype {
-        Dtype::F32 => Elements::F32(bytemuck::try_cast_slice(bytes).ok()?),
-        Dtype::BF16 => Elements::Bf16(bytemuck::try_cast_slice(bytes).ok()?),
-        Dtype::F16 => Elements::F16(bytemuck::try_cast_slice(bytes).ok()?),
-        _ => return None,
-    })
 }
 
 /// Checks shape and dtype of a tensor.

@@ -1,22 +1,27 @@
 //! Carrying out a plan.
 //!
 //! ```text
+//! recipe with passes --> view, plan
 //! for each shard without a receipt: encode, compare --> (meanwhile) sync, name, receipt
 //! then: merge
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Instant;
 
-use llmpress_formats::{Checkpoint, Kind, Producer, ShardEntry, UnitEntry};
+use llmpress_formats::{Checkpoint, Kind, MANIFEST_FILE, Producer, ShardEntry, UnitEntry};
 
 use crate::carried::carried;
-use crate::encode::{Threads, Work};
+use crate::chain::{Earlier, settle};
 use crate::merge::merge;
 use crate::output::{Job, Output, Permissions, Prepared};
+use crate::progress::{Counted, Task, Watch};
 use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};
-use crate::{Budget, Error, Method, Plan, Recipe, Result};
+use crate::stage::Stage;
+use crate::work::{Threads, Work};
+use crate::{Budget, Error, Method, Plan, Progress, Recipe, Request, Result, Uncovered};
 
 /// How a conversion is to run. None of it changes the output.
 #[derive(Debug, Clone)]
@@ -35,16 +40,6 @@ pub struct Options {
     pub extra_files: BTreeMap<String, Vec<u8>>,
 }
 
-/// Is told how far a conversion is, from any thread.
-pub trait Progress: Sync {
-    /// The whole work in bytes: every pass over the tensors counts.
-    fn start(&self, total: u64);
-    /// So many bytes of it are done.
-    fn advance(&self, bytes: u64);
-    /// A shard is complete.
-    fn shard(&self, file: &str);
-}
-
 /// What a conversion came to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
@@ -58,12 +53,49 @@ pub struct Summary {
     pub resumed: usize,
     /// Units that are stored otherwise than asked for, and why.
     pub fallbacks: Vec<(String, String)>,
+    /// What was left as it was though it was asked for otherwise, where that is much.
+    pub uncovered: Option<Uncovered>,
     /// Source files that were neither read nor copied.
     pub left_behind: Vec<String>,
     /// Files of an earlier job at the output that were removed.
     pub removed: Vec<String>,
     /// Threads and memory it ran with.
     pub budget: Budget,
+    /// Seconds that it took, without the passes.
+    pub seconds: f64,
+}
+
+/// Makes what is asked for: works out the passes, plans, and carries out the plan.
+pub fn convert_request(
+    dir: &Path,
+    out: &Path,
+    request: &Request,
+    max_shard_bytes: u64,
+    options: &Options,
+    watch: &dyn Watch,
+) -> Result<Summary> {
+    let mut options = options.clone();
+    let allow = Permissions { resume: options.resume, force: options.force };
+    let open = request.recipe.passes.iter().any(|pass| !pass.is_settled());
+    let stage = if open { Stage::open(out, allow)? } else { None };
+    let finished = (options.resume && out.join(MANIFEST_FILE).exists()).then_some(out);
+    let earlier = Earlier { stage: stage.as_ref(), finished };
+    let settled = pool(options.jobs.unwrap_or(0))?.install(|| settle(dir, request, &earlier, watch))?;
+    options.extra_files.extend(settled.files);
+    // What the passes left in a new directory is an unfinished job's: this one's.
+    options.resume |= stage.is_some_and(|stage| stage.is_taken());
+    let plan = Plan::new(&settled.view, &settled.recipe, max_shard_bytes)?;
+    let task = Task { verb: "convert", size: plan.source_bytes, counted: Counted::Bytes };
+    let progress = watch.begin(task);
+    convert(&settled.view, out, &plan, &options, &*progress)
+}
+
+/// So many threads; one per processor for 0.
+pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Limit(format!("cannot start {threads} threads: {e}")))
 }
 
 /// Converts a checkpoint by a plan.
@@ -74,13 +106,8 @@ pub fn convert(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Summary> {
-    let dfloat11 = plan.units().any(|u| u.method == Method::Dfloat11);
-    if dfloat11 && checkpoint.config().is_none() {
-        return Err(Error::Invalid(format!(
-            "{}: config.json is missing; a DFloat11 checkpoint carries its unit patterns there",
-            checkpoint.root().display()
-        )));
-    }
+    let used: BTreeSet<Method> = plan.units().map(|unit| unit.method).collect();
+    used.iter().try_for_each(|method| method.room().check_source(checkpoint))?;
     run(checkpoint, out, plan, options, progress)
 }
 
@@ -114,10 +141,8 @@ fn run(
     progress: &dyn Progress,
 ) -> Result<Summary> {
     let budget = plan.budget(checkpoint, options.jobs, options.max_memory)?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(budget.jobs)
-        .build()
-        .map_err(|e| Error::Limit(format!("cannot start {} threads: {e}", budget.jobs)))?;
+    let start = Instant::now();
+    let pool = pool(budget.jobs)?;
     let carried = carried(checkpoint)?;
     carried.check(checkpoint)?;
     let mut summary = Summary {
@@ -126,9 +151,11 @@ fn run(
         shards: plan.shards.len(),
         resumed: 0,
         fallbacks: Vec::new(),
+        uncovered: Uncovered::of(checkpoint, plan),
         left_behind: carried.left_behind.clone(),
         removed: Vec::new(),
         budget,
+        seconds: 0.0,
     };
     let allow = Permissions { resume: options.resume, force: options.force };
     let job = Job { checkpoint, plan, carried: &carried, extra_files: &options.extra_files };
@@ -139,6 +166,7 @@ fn run(
             summary.output_bytes = manifest.shards.values().map(|s| s.bytes).fold(0, u64::saturating_add);
             let fallback = |(name, unit): (String, UnitEntry)| Some((name, unit.fallback?));
             summary.fallbacks = manifest.units.into_iter().filter_map(fallback).collect();
+            summary.seconds = start.elapsed().as_secs_f64();
             return Ok(summary);
         }
     };
@@ -155,6 +183,7 @@ fn run(
     let source = crate::source::describe(checkpoint, &carried)?;
     merge(job, &output, receipts, source, options)?;
     output.complete()?;
+    summary.seconds = start.elapsed().as_secs_f64();
     Ok(summary)
 }
 
@@ -175,8 +204,7 @@ fn shards(
     let missing: Vec<_> = plan.shards.iter().filter(|s| !done.contains_key(s.file.as_str())).collect();
     let todo = || missing.iter().flat_map(|s| &s.units);
     output.check_space(todo().map(|u| u.expected_bytes).sum())?;
-    let passes = |method| if matches!(method, Method::Dfloat11 | Method::Fixed12) { 3 } else { 2 };
-    progress.start(todo().map(|u| u.source_bytes * passes(u.method)).sum());
+    progress.start(todo().map(|u| u.source_bytes * u.method.room().reads()).sum());
     let work =
         Work { piece_bytes: budget.piece_bytes, batch: budget.jobs * 2, threads: Threads::Pool, progress };
     std::thread::scope(|scope| {

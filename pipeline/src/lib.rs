@@ -1,7 +1,8 @@
 //! Plans and runs conversions.
 //!
 //! ```text
-//! recipe -> plan (headers only) -> shard after shard: survey, encode, decode and compare, publish
+//! recipe -> passes (views; rankings, kept as they are found)
+//!        -> plan (headers only) -> shard after shard: survey, encode, decode and compare, publish
 //!                               -> merge (index, configuration, manifest last)
 //! ```
 //!
@@ -12,24 +13,38 @@
 pub mod bench;
 mod budget;
 mod carried;
+mod chain;
 mod complete;
 mod convert;
-mod encode;
+mod coverage;
 mod error;
 mod fingerprint;
 mod journal;
 mod merge;
+mod method;
 mod output;
+mod pass;
 mod plan;
+mod progress;
+mod rank;
 mod receipt;
 mod recipe;
 mod resumed;
 mod shard;
+mod sink;
 mod source;
+mod stage;
 mod survey;
+mod work;
 
 pub use budget::Budget;
-pub use convert::{Options, Progress, Summary, convert, restore};
+pub use chain::{CalibrationText, Request};
+pub use convert::{Options, Summary, convert, convert_request, restore};
+pub use coverage::Uncovered;
 pub use error::{Error, Result};
-pub use plan::{Plan, PlannedShard, PlannedUnit};
-pub use recipe::{Method, Recipe, Rule};
+pub use method::Method;
+pub use pass::{Pass, recorded_passes, view};
+pub use plan::{Plan, PlannedPass, PlannedShard, PlannedUnit};
+pub use progress::{Counted, Progress, Task, Watch};
+pub use rank::{Saved, rank};
+pub use recipe::{Recipe, Rule};

@@ -27,6 +27,8 @@ use crate::{Error, Plan, Progress, Result};
 
 /// What a restored checkpoint has in place of a manifest, hidden so that it stays a plain one.
 pub(crate) const RESTORED_FILE: &str = ".llmpress-restored.json";
+/// What passes came to, within the state's folder.
+pub(crate) const PASSES_DIR: &str = "passes";
 const PLAN_FILE: &str = "plan.json";
 const LOCK_FILE: &str = "lock";
 const MAX_PLAN_BYTES: u64 = 1 << 30;
@@ -148,7 +150,8 @@ impl Output {
         } else if matches!(step, Step::Resume) {
             return Ok(self);
         } else {
-            clear_state(&self.root, &[LOCK_FILE])?;
+            // What the passes of this job came to stays.
+            clear_state(&self.root, &[LOCK_FILE, PASSES_DIR])?;
         }
         Journal { remove: BTreeSet::new(), write: job.names() }.write(&self.root)?;
         let saved = serde_json::to_vec_pretty(job.plan).map_err(|e| Error::Invalid(format!("plan: {e}")))?;
@@ -373,7 +376,7 @@ fn look(root: &Path) -> Result<Found> {
 }
 
 /// Whether there is a state's folder; what else has its name is refused, for it might lead elsewhere.
-fn check_state_dir(root: &Path) -> Result<bool> {
+pub(crate) fn check_state_dir(root: &Path) -> Result<bool> {
     match root.join(STATE_DIR).symlink_metadata() {
         Ok(meta) if meta.is_dir() => Ok(true),
         Ok(_) => Err(refusal(

@@ -5,20 +5,18 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
-use llmpress_entropy::fixed12::TILE_ROWS;
-use llmpress_entropy::planes::CHUNK_ELEMENTS;
-use llmpress_formats::encoding::{dfloat11, fixed12, planes};
-use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, Tensor, Traits, UnitPattern, derive_units};
+use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{Budget, Needs};
 use crate::fingerprint::fingerprint;
+use crate::method::room::{Asked, Fit, missing_tensor};
+use crate::pass::Pass;
 use crate::recipe::Compiled;
-use crate::{Error, Method, Recipe, Result};
+use crate::{Error, Method, Recipe, Request, Result};
 
-/// Tensors smaller than this are kept raw by `planes`: their frames and names would cost more.
-const MIN_PLANES_BYTES: u64 = 1024;
 /// Version of the plan's JSON.
 const PLAN_VERSION: u32 = 1;
 
@@ -37,11 +35,25 @@ pub struct Plan {
     pub source_bytes: u64,
     /// Expected bytes of the output's tensors.
     pub expected_bytes: u64,
+    /// Passes that are still to be worked out. Where there are any, units and sizes are those of a checkpoint that loses as
+    /// much from its end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<PlannedPass>,
     /// Whether a plain checkpoint is made, without a manifest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain: bool,
     /// The shards.
     pub shards: Vec<PlannedShard>,
+}
+
+/// A pass that is still to be worked out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedPass {
+    /// The pass.
+    pub pass: Pass,
+    /// What it will do and take.
+    #[serde(flatten)]
+    pub forecast: llmpress_prune::Forecast,
 }
 
 /// An output shard: the unit of work.
@@ -74,12 +86,12 @@ impl Plan {
         if max_shard_bytes == 0 {
             return Err(Error::Invalid("the largest shard must have at least one byte".into()));
         }
-        if recipe.prune.is_some() != checkpoint.is_edited() {
+        if recipe.passes.is_empty() == checkpoint.is_edited() {
             return Err(Error::Invalid(
-                "a recipe that prunes goes with the checkpoint as its edit shows it, and no other does"
-                    .into(),
+                "a recipe with passes goes with the checkpoint as they leave it, and no other does".into(),
             ));
         }
+        checkpoint.check_units()?;
         let compiled = recipe.compile()?;
         let names = checkpoint.tensors().keys().map(String::as_str);
         if let Some(rule) = compiled.unused_rule(names) {
@@ -123,9 +135,21 @@ impl Plan {
             fingerprint: fingerprint(checkpoint, recipe, max_shard_bytes)?,
             source_bytes: total(|u| u.source_bytes),
             expected_bytes: total(|u| u.expected_bytes),
+            passes: Vec::new(),
             plain: false,
             shards,
         })
+    }
+
+    /// Plans what is asked for from headers alone: passes that would have to judge by data are forecast. Also gives the
+    /// checkpoint as the passes leave it, or are expected to.
+    pub fn forecast(dir: &Path, request: &Request, max_shard_bytes: u64) -> Result<(Self, Checkpoint)> {
+        let chain = crate::chain::forecast(dir, request)?;
+        let mut plan = Self::new(&chain.view, &chain.stand_in, max_shard_bytes)?;
+        plan.recipe = chain.recipe;
+        let passes = chain.passes.into_iter();
+        plan.passes = passes.filter_map(|(pass, f)| Some(PlannedPass { pass, forecast: f? })).collect();
+        Ok((plan, chain.view))
     }
 
     /// Reads a saved plan and makes it again from the checkpoint; a difference means that the source
@@ -169,11 +193,7 @@ impl Plan {
     fn needs(&self, checkpoint: &Checkpoint) -> Needs {
         let indivisible = self.units().filter_map(|unit| {
             let tensor = checkpoint.tensors().get(unit.tensors.first()?)?;
-            match unit.method {
-                Method::Fixed12 => Some(tensor.shape.last()?.saturating_mul(2 * TILE_ROWS as u64)),
-                Method::Planes => Some((CHUNK_ELEMENTS * planes::split(tensor.dtype).width) as u64),
-                Method::Raw | Method::Dfloat11 => None,
-            }
+            Some(unit.method.room().indivisible_bytes(tensor))
         });
         Needs {
             indivisible: indivisible.max().unwrap_or(0),
@@ -187,24 +207,32 @@ impl Plan {
 fn planned_units(checkpoint: &Checkpoint, recipe: &Recipe, compiled: &Compiled) -> Result<Vec<PlannedUnit>> {
     let mut units = Vec::new();
     let mut grouped: BTreeSet<&str> = BTreeSet::new();
-    if compiled.uses(Method::Dfloat11) {
-        for pattern in dfloat11_units(checkpoint, recipe, compiled)? {
+    for method in compiled.methods() {
+        let wanted = |name: &str| compiled.method(name).0 == method;
+        let asked = Asked {
+            checkpoint,
+            wanted: &wanted,
+            patterns: compiled.patterns.as_ref(),
+            tied_embedding: recipe.tied_embedding,
+        };
+        for group in method.room().groups(&asked)? {
             let mut names = Vec::new();
-            let mut bytes = 0;
-            for name in pattern.tensors() {
+            let mut bytes = 0u64;
+            for name in group.tensors() {
                 let Some((name, tensor)) = checkpoint.tensors().get_key_value(&name) else {
-                    return Err(missing_tensor(checkpoint, &pattern, &name));
+                    return Err(missing_tensor(checkpoint, &group, &name));
                 };
                 grouped.insert(name);
                 names.push(name.clone());
-                bytes += tensor.bytes;
+                bytes = bytes.saturating_add(tensor.bytes);
             }
+            let expected_bytes = method.room().expected_bytes(None, bytes);
             units.push(PlannedUnit {
-                name: pattern.unit,
-                method: Method::Dfloat11,
+                name: group.unit,
+                method,
                 tensors: names,
                 source_bytes: bytes,
-                expected_bytes: expected(Method::Dfloat11, bytes),
+                expected_bytes,
             });
         }
     }
@@ -213,7 +241,7 @@ fn planned_units(checkpoint: &Checkpoint, recipe: &Recipe, compiled: &Compiled) 
             continue;
         }
         let (asked, by_rule) = compiled.method(name);
-        if by_rule && matches!(asked, Method::Dfloat11 | Method::Fixed12) && tensor.dtype != Dtype::BF16 {
+        if by_rule && asked.room().bf16_only() && tensor.dtype != Dtype::BF16 {
             return Err(Error::Invalid(format!(
                 "tensor {name} is {}, but {} holds BF16 only: give it `planes` or `raw`",
                 tensor.dtype.name(),
@@ -221,99 +249,29 @@ fn planned_units(checkpoint: &Checkpoint, recipe: &Recipe, compiled: &Compiled) 
             )));
         }
         let method = single_method(asked, tensor);
-        let expected = match (method, fixed12::grid(&tensor.shape)) {
-            (Method::Fixed12, Some(grid)) => {
-                grid.sign_mantissa_bytes() + grid.codes_bytes() + grid.escape_offsets_bytes()
-            }
-            _ => expected(method, tensor.bytes),
-        };
         units.push(PlannedUnit {
             name: name.clone(),
             method,
             tensors: vec![name.clone()],
             source_bytes: tensor.bytes,
-            expected_bytes: expected,
+            expected_bytes: method.room().expected_bytes(Some(tensor), tensor.bytes),
         });
     }
     Ok(units)
 }
 
-/// The method a tensor outside DFloat11 units really gets.
+/// The method that a unit of one tensor really gets.
 fn single_method(asked: Method, tensor: &Tensor) -> Method {
-    let planes = if tensor.bytes >= MIN_PLANES_BYTES { Method::Planes } else { Method::Raw };
-    match asked {
-        // The published format keeps everything else plain.
-        Method::Raw | Method::Dfloat11 => Method::Raw,
-        Method::Planes => planes,
-        Method::Fixed12 if tensor.dtype != Dtype::BF16 => planes,
-        Method::Fixed12 => match fixed12::grid(&tensor.shape) {
-            Some(g)
-                if g.sign_mantissa_bytes() + g.codes_bytes() + g.escape_offsets_bytes() < tensor.bytes =>
-            {
-                Method::Fixed12
-            }
-            _ => Method::Raw,
-        },
+    match asked.room().fit(tensor) {
+        Fit::Suits => asked,
+        Fit::Planes if Method::Planes.room().fit(tensor) == Fit::Suits => Method::Planes,
+        Fit::Planes | Fit::Raw => Method::Raw,
     }
-}
-
-fn dfloat11_units(checkpoint: &Checkpoint, recipe: &Recipe, compiled: &Compiled) -> Result<Vec<UnitPattern>> {
-    let asked = |name: &str| compiled.method(name).0 == Method::Dfloat11;
-    if let Some(patterns) = &compiled.patterns {
-        let (mut units, unused) = patterns.units(checkpoint.tensors().keys().map(String::as_str));
-        if let Some(pattern) = unused.first() {
-            return Err(Error::Invalid(format!("pattern {pattern:?} matches no module of this checkpoint")));
-        }
-        for unit in &mut units {
-            for name in unit.tensors() {
-                match checkpoint.tensors().get(&name) {
-                    None => return Err(missing_tensor(checkpoint, unit, &name)),
-                    Some(t) if t.dtype != Dtype::BF16 => {
-                        return Err(Error::Invalid(format!(
-                            "tensor {name} of unit {} is {}; DFloat11 holds BF16 only: take it out of the pattern file",
-                            unit.unit,
-                            t.dtype.name()
-                        )));
-                    }
-                    Some(_) => {}
-                }
-            }
-            let name = unit.unit.clone();
-            unit.paths.retain(|path| asked(&format!("{name}.{path}.weight")));
-        }
-        let direct = |u: &UnitPattern| asked(&format!("{}.weight", u.unit));
-        units.retain(|u| {
-            !u.paths.is_empty()
-                || direct(u) && checkpoint.tensors().contains_key(&format!("{}.weight", u.unit))
-        });
-        let mut seen = BTreeSet::new();
-        if let Some(name) = units.iter().flat_map(UnitPattern::tensors).find(|n| !seen.insert(n.clone())) {
-            return Err(Error::Invalid(format!("the pattern file puts tensor {name} into two units")));
-        }
-        return Ok(units);
-    }
-    let config = checkpoint.config();
-    let traits = Traits {
-        model_type: config.and_then(|c| c.model_type()),
-        tied: !checkpoint.tied().is_empty() || config.and_then(|c| c.tie_word_embeddings()) == Some(true),
-        tied_embedding: recipe.tied_embedding,
-    };
-    let linears = checkpoint
-        .tensors()
-        .iter()
-        .filter(|(name, t)| t.dtype == Dtype::BF16 && t.shape.len() == 2 && t.bytes > 0 && asked(name))
-        .map(|(name, _)| name.as_str());
-    Ok(derive_units(traits, linears))
-}
-
-fn missing_tensor(checkpoint: &Checkpoint, unit: &UnitPattern, name: &str) -> Error {
-    let near = checkpoint.tensor(name).err().map(|e| e.to_string()).unwrap_or_default();
-    Error::Invalid(format!("unit {} needs tensor {name}: {near}", unit.unit))
 }
 
 /// A method for BF16 that finds none of it is a mistake worth an error before any work.
 fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Result<()> {
-    if !matches!(to, Method::Dfloat11 | Method::Fixed12) || units.iter().any(|u| u.method == to) {
+    if !to.room().bf16_only() || units.iter().any(|u| u.method == to) {
         return Ok(());
     }
     let mut dtypes: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
@@ -323,29 +281,23 @@ fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Res
     let found: Vec<String> =
         dtypes.iter().map(|(dtype, (n, first))| format!("{n} {dtype} (such as {first})")).collect();
     let found = if found.is_empty() { "no tensors at all".to_owned() } else { found.join(", ") };
-    let root = checkpoint.root().display();
-    Err(Error::Invalid(match (to, dtypes.contains_key("BF16")) {
-        (Method::Dfloat11, true) => format!(
-            "{root}: no BF16 linears in repeated blocks were found among {found}; name the units with --pattern-file, or use --to planes"
-        ),
-        _ => format!(
-            "{root}: {} holds BF16 matrices, and this checkpoint has {found}; use --to planes",
+    if let Some(method) = checkpoint.config().and_then(|c| c.quantised_by()) {
+        return Err(Error::Invalid(format!(
+            "{}: {} holds BF16 matrices, and these were quantised by {method} (quantization_config.quant_method): this \
+             checkpoint has {found}; convert the original checkpoint, or have {method} dequantise this one",
+            checkpoint.root().display(),
             to.name()
-        ),
-    }))
+        )));
+    }
+    let what = to.room().nothing_suits(&found, dtypes.contains_key(Dtype::BF16.name()));
+    Err(Error::Invalid(format!("{}: {what}", checkpoint.root().display())))
 }
 
 /// No two units may store a component under the same name, whether encoded or fallen back to raw.
 fn check_stored_names(checkpoint: &Checkpoint, units: &[PlannedUnit]) -> Result<()> {
     let mut owners: BTreeMap<String, &str> = BTreeMap::new();
     for unit in units {
-        let components: &[&str] = match unit.method {
-            Method::Raw => &[],
-            Method::Planes => &[planes::PLANES, planes::LENGTHS],
-            Method::Dfloat11 => &dfloat11::COMPONENTS,
-            Method::Fixed12 => &fixed12::COMPONENTS,
-        };
-        let encoded = components.iter().map(|c| format!("{}.{c}", unit.name));
+        let encoded = unit.method.room().components().iter().map(|c| format!("{}.{c}", unit.name));
         for name in encoded.chain(unit.tensors.iter().cloned()) {
             if name == METADATA_KEY {
                 return Err(Error::Invalid(format!(
@@ -363,15 +315,4 @@ fn check_stored_names(checkpoint: &Checkpoint, units: &[PlannedUnit]) -> Result<
         }
     }
     Ok(())
-}
-
-/// What trained weights usually come to.
-fn expected(method: Method, bytes: u64) -> u64 {
-    let percent = match method {
-        Method::Raw => 100,
-        Method::Planes => 70,
-        Method::Dfloat11 => 68,
-        Method::Fixed12 => 76,
-    };
-    (u128::from(bytes) * percent / 100) as u64
 }

@@ -1,62 +1,21 @@
-//! A recipe: which method each tensor is to get.
+//! A recipe: what happens to a checkpoint, and then which method each tensor is to get.
 //!
 //! ```text
+//! passes = ["drop:attn=8"]        what goes first, pass after pass
 //! to = "dfloat11"                 the method for everything
 //! [[rule]]                        exceptions by tensor name, the last that matches counts
 //! tensors = 'lm_head\.weight'
 //! to = "raw"
-//! [prune]                         sub-layers that go first, by layer
-//! attention = [20, 21, 22]
 //! ```
 
 use std::path::Path;
-use std::str::FromStr;
 
 use llmpress_formats::{PatternDict, Removal};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
-
-/// What to do with a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// Keep its bytes.
-    Raw,
-    /// Byte planes through zstd; any dtype.
-    Planes,
-    /// The published DFloat11 format; BF16 linears of repeated blocks, and the head.
-    Dfloat11,
-    /// Fixed 12 bits a weight; BF16 matrices.
-    Fixed12,
-}
-
-impl Method {
-    /// All methods.
-    pub const ALL: [Self; 4] = [Self::Raw, Self::Planes, Self::Dfloat11, Self::Fixed12];
-
-    /// The name on the command line and in recipes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Planes => "planes",
-            Self::Dfloat11 => "dfloat11",
-            Self::Fixed12 => "fixed12",
-        }
-    }
-}
-
-impl FromStr for Method {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|m| m.name() == s).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|m| m.name()).collect();
-            Error::Invalid(format!("unknown method {s:?}; the methods are {}", names.join(", ")))
-        })
-    }
-}
+use crate::pass::Pass;
+use crate::{Error, Method, Result};
 
 /// An exception for some tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,30 +29,85 @@ pub struct Rule {
 
 /// What is to be made of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Recipe {
+    /// What happens first, in order. A pass changes which tensors there are; plans are made of, and carried out on, the
+    /// checkpoint as [`view`](crate::view()) shows it after all of them.
+    pub passes: Vec<Pass>,
     /// The method for every tensor that no rule names.
     pub to: Method,
     /// Exceptions; the last that matches counts.
-    #[serde(rename = "rule", default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
     /// DFloat11 only: the official `pattern_dict` to use instead of the derived one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pattern_dict: Option<serde_json::Value>,
     /// DFloat11 only: compress an embedding that is also the output head. The official runtime cannot
     /// run such a checkpoint.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tied_embedding: bool,
-    /// Sub-layers that are removed first, by the numbers of the source's layers. Plans are made of, and carried out on,
-    /// the checkpoint as [`Removal::edit`] shows it.
+}
+
+/// A recipe as it is written down. A single removal of sub-layers is `prune`, which version 1.0 of the format knows.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    to: Method,
+    #[serde(rename = "rule", default, skip_serializing_if = "Vec::is_empty")]
+    rules: Vec<Rule>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prune: Option<Removal>,
+    pattern_dict: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tied_embedding: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prune: Option<Removal>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    passes: Vec<Pass>,
+}
+
+impl TryFrom<Written> for Recipe {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        let Written { to, rules, pattern_dict, tied_embedding, prune, passes } = written;
+        let passes = match (prune, passes) {
+            (None, passes) => passes,
+            (Some(removal), passes) if passes.is_empty() => vec![Pass::Remove(removal)],
+            (Some(_), _) => return Err("has both `prune` and `passes`: make it one of the passes".to_owned()),
+        };
+        Ok(Self { passes, to, rules, pattern_dict, tied_embedding })
+    }
+}
+
+impl From<Recipe> for Written {
+    fn from(recipe: Recipe) -> Self {
+        let Recipe { passes, to, rules, pattern_dict, tied_embedding } = recipe;
+        let (prune, passes) = match <[Pass; 1]>::try_from(passes) {
+            Ok([Pass::Remove(removal)]) => (Some(removal), Vec::new()),
+            Ok(other) => (None, other.to_vec()),
+            Err(passes) => (None, passes),
+        };
+        Self { to, rules, pattern_dict, tied_embedding, prune, passes }
+    }
 }
 
 impl Recipe {
     /// One method for everything.
     pub fn new(to: Method) -> Self {
-        Self { to, rules: Vec::new(), pattern_dict: None, tied_embedding: false, prune: None }
+        Self { passes: Vec::new(), to, rules: Vec::new(), pattern_dict: None, tied_embedding: false }
+    }
+
+    /// Reads the short form: passes and at most one method, which is the last, joined by `+`.
+    pub fn from_short(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split('+').collect();
+        let (passes, to) = match parts.split_last() {
+            Some((last, before)) if !Pass::names(last) => (before, last.parse()?),
+            _ => (&parts[..], Method::Raw),
+        };
+        let passes = passes.iter().map(|part| match part.parse::<Method>() {
+            Ok(_) => Err(Error::Invalid(format!(
+                "{text:?}: {part} stores tensors and comes last: what changes them comes before it"
+            ))),
+            Err(_) => part.parse(),
+        });
+        Ok(Self { passes: passes.collect::<Result<_>>()?, ..Self::new(to) })
     }
 
     /// Reads a TOML recipe.
@@ -115,7 +129,7 @@ impl Recipe {
         });
         let patterns = self.pattern_dict.as_ref().map(PatternDict::parse).transpose()?;
         let compiled = Compiled { to: self.to, rules: rules.collect::<Result<_>>()?, patterns };
-        if self.pattern_dict.is_some() && !compiled.uses(Method::Dfloat11) {
+        if self.pattern_dict.is_some() && !compiled.methods().any(|m| m.room().takes_patterns()) {
             return Err(Error::Invalid(
                 "a pattern file is for dfloat11, which this recipe does not use".into(),
             ));
@@ -140,13 +154,75 @@ impl Compiled {
         }
     }
 
-    pub(crate) fn uses(&self, method: Method) -> bool {
-        self.to == method || self.rules.iter().any(|(_, m)| *m == method)
+    /// The methods that it names, each once.
+    pub(crate) fn methods(&self) -> impl Iterator<Item = Method> {
+        Method::ALL.iter().copied().filter(|m| self.to == *m || self.rules.iter().any(|(_, rule)| rule == m))
     }
 
     /// Rules that no tensor matches: surely a mistake.
     pub(crate) fn unused_rule<'a>(&self, tensors: impl Iterator<Item = &'a str> + Clone) -> Option<&str> {
         let unused = self.rules.iter().find(|(regex, _)| !tensors.clone().any(|t| regex.is_match(t)));
         unused.map(|(regex, _)| regex.as_str().trim_start_matches("^(?:").trim_end_matches(")$"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_are_read_part_by_part() {
+        let short = |text: &str| Recipe::from_short(text);
+        let of = |text: &str| {
+            let recipe = short(text).unwrap();
+            let passes: Vec<String> = recipe.passes.iter().map(ToString::to_string).collect();
+            (passes.join(" | "), recipe.to)
+        };
+        assert_eq!(of("dfloat11"), (String::new(), Method::Dfloat11));
+        assert_eq!(of("drop:attn=8"), ("drop:attn=8".into(), Method::Raw));
+        assert_eq!(
+            of("drop:attn=8+drop:mlp=2,portable+finercut:25%+fixed12"),
+            (
+                "drop:attn=8 | drop:mlp=2,portable | finercut:25%,distance=js,protect=0.4".into(),
+                Method::Fixed12
+            )
+        );
+        for (bad, words) in [
+            ("", "unknown method"),
+            ("zip", "unknown method"),
+            ("dfloat11+drop:attn=8", "comes last"),
+            ("drop:attn=8+", "unknown method"),
+            ("drop:attn=8+fixed12+raw", "comes last"),
+            ("drop:attn=8+zip+raw", "zip"),
+            ("drop:heads=8+raw", "no such target"),
+        ] {
+            let error = short(bad).unwrap_err().to_string();
+            assert!(error.contains(words), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn recipes_are_written_as_they_are_read() {
+        let toml = |text: &str| Recipe::from_toml(Path::new("r.toml"), text);
+        let removal = "{ attention = [6, 7], mlp = [7] }";
+        let one = toml("to = \"fixed12\"\n[prune]\nattention = [6, 7]\nmlp = [7]\n").unwrap();
+        let same = toml(&format!("to = \"fixed12\"\npasses = [{{ prune = {removal} }}]\n")).unwrap();
+        assert_eq!(one, same);
+        // As version 1.0 wrote it.
+        let written = serde_json::to_string(&one).unwrap();
+        assert_eq!(written, r#"{"to":"fixed12","prune":{"attention":[6,7],"mlp":[7]}}"#);
+        let two =
+            toml(&format!("passes = [\"drop:attn=2\", {{ prune = {removal} }}]\nto = \"raw\"\n")).unwrap();
+        let written = serde_json::to_string(&two).unwrap();
+        assert!(written.contains(r#""passes":["drop:attn=2",{"prune":{"#), "{written}");
+        assert_eq!(serde_json::from_str::<Recipe>(&written).unwrap(), two);
+        for (bad, words) in [
+            ("to = \"raw\"\npasses = [\"drop:heads=2\"]\n", "no such target"),
+            ("to = \"raw\"\npasses = [\"raw\"]\n", "starts with neither"),
+            ("to = \"raw\"\npasses = [\"drop:attn=2\"]\n[prune]\nmlp = [1]\n", "both"),
+        ] {
+            let error = toml(bad).unwrap_err().to_string();
+            assert!(error.contains("r.toml") && error.contains(words), "{error}");
+        }
     }
 }

@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
-use llmpress_formats::encoding::{self, ComponentSpec, Part, UnitReader};
+use llmpress_formats::encoding::{self, Part, UnitReader};
 use llmpress_formats::{Checkpoint, Component, Digest, ShardWriter, SlotPlan, UnitEntry};
-use rayon::prelude::*;
 
-use crate::encode::{Encoded, Slots, Threads, Work, encode, encode_planes};
+use crate::method::room::Encoder;
 use crate::plan::PlannedShard;
-use crate::survey::{Coding, SettledUnit, pieces, settle};
+use crate::sink::{Encoded, Slots};
+use crate::survey::{SettledUnit, settle};
+use crate::work::{Work, each, pieces};
 use crate::{Error, Result};
 
 /// A shard that is written and checked but not yet synced and named.
@@ -25,7 +26,9 @@ pub(crate) struct EncodedShard {
 
 struct QueuedSlot {
     unit: usize,
-    spec: ComponentSpec,
+    component: &'static str,
+    /// Where it stands among those of a streamed unit, whose sizes are known in this order.
+    place: usize,
     plan: SlotPlan,
 }
 
@@ -49,9 +52,12 @@ pub(crate) fn encode_shard(
     while let Some(next) = queue.pop_front() {
         if next.plan.exact {
             let slot = writer.place(&next.plan.name, next.plan.dtype, &next.plan.shape)?;
-            slots[next.unit].insert(next.spec.name, slot);
-        } else if let (Coding::Planes { split, .. }, None) = (&units[next.unit].coding, &encoded[next.unit]) {
-            let (result, placed) = encode_planes(&units[next.unit], *split, &mut writer, work)?;
+            slots[next.unit].insert(next.component, slot);
+        } else if let (Encoder::Streamed(encoder), None) =
+            (&units[next.unit].coding.encoder, &encoded[next.unit])
+        {
+            let unit = &units[next.unit];
+            let (result, placed) = encoder.encode(&unit.name, &unit.source, &mut writer, work)?;
             encoded[next.unit] = Some(result);
             slots[next.unit] = placed;
         }
@@ -61,13 +67,16 @@ pub(crate) fn encode_shard(
         jobs.map(|((unit, slots), encoded)| (unit.source.bytes(), (unit, slots, encoded))).collect(),
         work,
         |(unit, slots, encoded), work| {
-            let encoded = match encoded {
-                Some(encoded) => encoded,
-                None => encode(&unit, slots.clone(), work)?,
+            let encoded = match (encoded, &unit.coding.encoder) {
+                (Some(encoded), _) => encoded,
+                (None, Encoder::Sized(encoder)) => encoder.encode(&unit.source, slots.clone(), work)?,
+                (None, Encoder::Streamed(_)) => {
+                    return Err(Error::Invalid(format!("unit {}: has no component", unit.name)));
+                }
             };
             compare(checkpoint, &unit, &slots, work)?;
             check_source_digests(checkpoint, &encoded)?;
-            let encoding = serde_json::to_value(unit.coding.encoding())
+            let encoding = serde_json::to_value(&unit.coding.encoding)
                 .map_err(|e| Error::Invalid(format!("unit {}: {e}", unit.name)))?;
             let entry = UnitEntry {
                 encoding,
@@ -87,56 +96,23 @@ pub(crate) fn encode_shard(
     Ok(EncodedShard { writer, units: entries, tensors })
 }
 
-/// Pieces up to which a unit is left to one thread.
-const SMALL_UNIT_PIECES: u64 = 64;
-
-/// Does `job` for every item, given with its bytes of source. Large ones first, one by one, their pieces
-/// in parallel; then small ones side by side, each by one thread. Either way the pieces in flight stay
-/// within the budget. Results come in the order of the items.
-fn each<T: Send, R: Send>(
-    items: Vec<(u64, T)>,
-    work: Work<'_>,
-    job: impl Fn(T, Work<'_>) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
-    let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
-    let limit = SMALL_UNIT_PIECES * work.piece_bytes as u64;
-    let (mut small, large): (Vec<_>, Vec<_>) =
-        items.into_iter().enumerate().partition(|(_, (bytes, _))| *bytes <= limit);
-    for (i, (_, item)) in large {
-        results[i] = Some(job(item, work)?);
-    }
-    // The longest first, so that threads end together.
-    small.sort_by_key(|(_, (bytes, _))| std::cmp::Reverse(*bytes));
-    let own = Work { batch: 2, threads: Threads::Own, ..work };
-    let done: Vec<(usize, R)> = small
-        .into_par_iter()
-        .with_max_len(1)
-        .map(|(i, (_, item))| Ok((i, job(item, own)?)))
-        .collect::<Result<_>>()?;
-    for (i, result) in done {
-        results[i] = Some(result);
-    }
-    Ok(results.into_iter().flatten().collect())
-}
-
 /// The shard's tensors in file order: larger dtypes first so that all are aligned, then by unit.
 fn slot_queue(units: &[SettledUnit<'_>]) -> VecDeque<QueuedSlot> {
     let mut queue = Vec::new();
     for (unit, settled) in units.iter().enumerate() {
-        let encoding = settled.coding.encoding();
-        let exact = !matches!(settled.coding, Coding::Planes { .. });
-        for spec in settled.coding.spec() {
-            let name = encoding::stored_name(&settled.name, &encoding, spec.name);
+        let coding = &settled.coding;
+        let exact = matches!(coding.encoder, Encoder::Sized(_));
+        for (index, spec) in coding.spec.iter().enumerate() {
+            let name = encoding::stored_name(&settled.name, &coding.encoding, spec.name);
             let plan = SlotPlan { name, dtype: spec.dtype, shape: spec.shape.clone(), exact };
-            queue.push(QueuedSlot { unit, spec: spec.clone(), plan });
+            let place = if exact { 0 } else { index };
+            queue.push(QueuedSlot { unit, component: spec.name, place, plan });
         }
     }
-    // Components of one unit and dtype stay together. `planes` comes before its `lengths`, whose
-    // content is known last.
+    // Components of one unit and dtype stay together.
     queue.sort_by(|a, b| {
-        let order = |q: &QueuedSlot| (std::cmp::Reverse(q.plan.dtype), q.unit);
-        let late = |q: &QueuedSlot| q.spec.name == encoding::planes::LENGTHS;
-        order(a).cmp(&order(b)).then(late(a).cmp(&late(b))).then(a.plan.name.cmp(&b.plan.name))
+        let order = |q: &QueuedSlot| (std::cmp::Reverse(q.plan.dtype), q.unit, q.place);
+        order(a).cmp(&order(b)).then_with(|| a.plan.name.cmp(&b.plan.name))
     });
     queue.into()
 }
@@ -155,16 +131,10 @@ fn compare(checkpoint: &Checkpoint, unit: &SettledUnit<'_>, slots: &Slots, work:
     }
     let components: BTreeMap<String, Component> =
         slots.iter().map(|(name, slot)| ((*name).to_owned(), slot.component().clone())).collect();
-    let reader = UnitReader::open(&unit.name, &unit.coding.encoding(), &parts, &components)?;
+    let reader = UnitReader::open(&unit.name, &unit.coding.encoding, &parts, &components)?;
     // Readers decode whole strips and chunks: cut where they do.
-    let piece = match &unit.coding {
-        Coding::Fixed12 { grid, .. } => {
-            let strip = grid.cols() as usize * 32;
-            (work.piece_bytes / strip).max(1) * strip
-        }
-        Coding::Planes { split, .. } => llmpress_entropy::planes::CHUNK_ELEMENTS * split.width,
-        Coding::Raw { .. } | Coding::Dfloat11(_) => work.piece_bytes & !15,
-    };
+    let step = unit.coding.step.max(1);
+    let piece = (work.piece_bytes / step).max(1) * step;
     let all: Vec<(u64, usize)> = pieces(unit.source.bytes(), piece).collect();
     let compared = work.threads.map(
         all,

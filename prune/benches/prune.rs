@@ -12,11 +12,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use llmpress_calibrate::{Calibration, Cut};
 use llmpress_formats::Checkpoint;
 use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
 use llmpress_prune::{
-    Calibration, DistanceKind, FinerCut, Ranking, Scored, Search, distances, finercut, last_ranking,
-    random_ranking,
+    DistanceKind, FinerCut, Ranking, Scored, Search, distances, finercut, last_ranking, random_ranking,
 };
 use rayon::prelude::*;
 
@@ -55,7 +55,8 @@ fn search(dir: &str, calib: &str, rest: &[&str]) {
     let (model, tokenizer) = open(dir);
     let ids = tokenizer.encode(&std::fs::read_to_string(calib).unwrap()).unwrap();
     let number = |i: usize, default: usize| rest.get(i).map_or(default, |n| n.parse().unwrap());
-    let calibration = Calibration::new(&ids, number(0, 2), 256, None).unwrap();
+    let calibration =
+        Calibration::new(&ids, Cut { windows: number(0, 2), length: 256, seed: None }, None).unwrap();
     let run = |search| {
         let options = FinerCut { distance: DistanceKind::Angular, protect: 0.4, count: number(1, 4), search };
         let start = Instant::now();
@@ -155,7 +156,7 @@ fn read_rankings(model: &Model, dir: &str) -> Vec<Ranking> {
 fn all_distances(dir: &str, rankings: &str, count: usize, text: &str) {
     let (model, tokenizer) = open(dir);
     let ids = tokenizer.encode(&std::fs::read_to_string(text).unwrap()).unwrap();
-    let calibration = Calibration::new(&ids, 10, 256, None).unwrap();
+    let calibration = Calibration::new(&ids, Cut { windows: 10, length: 256, seed: None }, None).unwrap();
     let logits = |window: &[u32], skips: &Skips| {
         let mut cache = model.cache(window.len());
         model.logits(&model.hidden(window, &mut cache, skips, &mut Unobserved).unwrap()).unwrap()

@@ -8,10 +8,11 @@
 //! What comes before a candidate is the same with and without it, so it is computed once: half of the work. The bits of a
 //! forward pass do not depend on where it began, so the search is that of whole passes.
 
+use llmpress_calibrate::Calibration;
 use llmpress_formats::{Error, Result};
 use llmpress_model::{Model, Observer, Panels, Skips, SubLayer};
 
-use crate::{Calibration, Distance, DistanceKind, Ranking, Scored, distances, layer_of};
+use crate::{Distance, DistanceKind, Ranking, Scored, distances, layer_of};
 
 /// How candidates are evaluated. The result is the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,23 +10,26 @@
 //!   changes the model's output least.
 //! - Random and last: baselines.
 
-mod calibration;
 mod distance;
 mod finercut;
+mod forecast;
 mod method;
-mod plot;
+mod picture;
 mod ranking;
+mod run;
 mod similarity;
 
-pub use calibration::Calibration;
 pub use distance::{Distance, DistanceKind, distances};
 pub use finercut::{FinerCut, Search, finercut};
+pub use forecast::Forecast;
 pub use llmpress_formats::{Error, Removal, Result};
 pub use method::{Amount, Method, Pass, Target};
-pub use plot::svg;
+pub use picture::svg;
 pub use ranking::{Kind, PRUNING_FILE, Ranking, Scored};
+pub use run::{Counted, Watch};
 pub use similarity::{Similarities, similarities};
 
+use llmpress_calibrate::Calibration;
 use llmpress_model::{Model, SubLayer};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -105,9 +105,34 @@ pub struct Pass {
     pub method: Method,
     /// How many.
     pub amount: Amount,
+    /// Keep every tensor, and make what removed sub-layers add zero.
+    pub portable: bool,
+}
+
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let amount = self.amount;
+        match self.method {
+            Method::Drop { target, iterative } => {
+                write!(f, "drop:{}={amount}{}", target.name(), if iterative { ",iterative" } else { "" })?;
+            }
+            Method::FinerCut { distance, protect } => {
+                write!(f, "finercut:{amount},distance={},protect={protect}", distance.name())?;
+            }
+            Method::Random { seed } => write!(f, "drop:random={amount},seed={seed}")?,
+            Method::Last => write!(f, "drop:last={amount}")?,
+        }
+        f.write_str(if self.portable { ",portable" } else { "" })
+    }
 }
 
 impl Pass {
+    /// Whether a text asks for a pruning, rightly or not.
+    pub fn names(text: &str) -> bool {
+        let head = text.split([':', '=', ',']).next();
+        matches!(head, Some("drop" | "finercut"))
+    }
+
     /// Whether it needs calibration tokens.
     pub fn calibrated(&self) -> bool {
         matches!(self.method, Method::Drop { .. } | Method::FinerCut { .. })
@@ -136,7 +161,7 @@ impl FromStr for Pass {
             Error::Invalid(format!(
                 "{text:?} is no pruning: {why}; drop:attn=8, drop:mlp=4, drop:joint=12, drop:block=4 (each with \
                  ,iterative), drop:random=12,seed=1, drop:last=12 and finercut:25% (with ,distance=js, angular \
-                 or euclidean and ,protect=0.4) are"
+                 or euclidean and ,protect=0.4) are, each with ,portable too"
             ))
         };
         let mut parts = text.split(',');
@@ -171,8 +196,12 @@ impl FromStr for Pass {
                 _ => return Err(wrong("the amount is a number above 0, or a share such as 25%")),
             },
         };
-        let mut pass = Self { method, amount };
+        let mut pass = Self { method, amount, portable: false };
         for option in parts {
+            if option == "portable" {
+                pass.portable = true;
+                continue;
+            }
             match (&mut pass.method, option.split_once('=').unwrap_or((option, ""))) {
                 (Method::Drop { iterative, .. }, ("iterative", "")) => *iterative = true,
                 (Method::Random { seed }, ("seed", value)) => {
@@ -201,7 +230,7 @@ mod tests {
     fn passes_are_read_and_mistakes_are_said() {
         let pass = |text: &str| text.parse::<Pass>().ok();
         let drop = |target, iterative| Method::Drop { target, iterative };
-        let count = |method, n| Some(Pass { method, amount: Amount::Count(n) });
+        let count = |method, n| Some(Pass { method, amount: Amount::Count(n), portable: false });
         assert_eq!(pass("drop:attn=8"), count(drop(Target::Attention, false), 8));
         assert_eq!(pass("drop:block=4,iterative"), count(drop(Target::Block, true), 4));
         assert_eq!(pass("drop:random=12,seed=3"), count(Method::Random { seed: 3 }, 12));
@@ -209,12 +238,26 @@ mod tests {
         let finercut = |distance, protect| Method::FinerCut { distance, protect };
         assert_eq!(
             pass("finercut:25%"),
-            Some(Pass { method: finercut(DistanceKind::JensenShannon, 0.4), amount: Amount::Percent(25.0) })
+            Some(Pass {
+                method: finercut(DistanceKind::JensenShannon, 0.4),
+                amount: Amount::Percent(25.0),
+                portable: false
+            })
         );
         assert_eq!(
             pass("finercut:3,distance=angular,protect=0"),
             count(finercut(DistanceKind::Angular, 0.0), 3)
         );
+        for text in [
+            "drop:attn=8,iterative",
+            "drop:joint=20%,portable",
+            "drop:random=12,seed=3",
+            "drop:last=2",
+            "finercut:12.5%,distance=angular,protect=0.25",
+        ] {
+            assert_eq!(pass(text).map(|pass| pass.to_string()).as_deref(), Some(text));
+        }
+        assert!(Pass::names("drop") && Pass::names("finercut:x") && !Pass::names("dropout"));
         for bad in [
             "",
             "drop",

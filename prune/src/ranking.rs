@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use llmpress_calibrate::Calibration;
 use llmpress_formats::{Checkpoint, Digest, Error, Removal, Result, read_small_file, write_atomic};
 use llmpress_model::{Model, SubLayer};
 use serde::{Deserialize, Serialize};
 
-use crate::{Calibration, layer_of};
+use crate::{Pass, layer_of};
 
 /// The name of the saved ranking in a pruned checkpoint.
 pub const PRUNING_FILE: &str = "pruning.json";
@@ -114,6 +115,22 @@ impl Ranking {
             scores: Vec::new(),
             removed: Vec::new(),
         }
+    }
+
+    /// Whether it is the finished ranking that `pass` would make of this model on this calibration.
+    ///
+    /// # Errors
+    /// Weights that cannot be read: they are compared where a calibration is.
+    pub fn answers(&self, pass: &Pass, model: &Model, calibration: Option<&Calibration>) -> Result<bool> {
+        let enough = || pass.count(self).is_ok_and(|count| count <= self.removed.len());
+        if self.method != pass.ranking_name() || self.unfinished || !enough() {
+            return Ok(false);
+        }
+        let fingerprint = match calibration {
+            Some(calibration) => fingerprint(model, &contents(model)?, &calibration.digest()),
+            None => fingerprint(model, &[], ""),
+        };
+        Ok(self.fingerprint == fingerprint)
     }
 
     /// The first `count` removals.

@@ -4,11 +4,12 @@
 //! h --> h + attention(norm(h)) --> h' + mlp(norm(h'))        cos of before and after, mean over tokens
 //! ```
 
+use llmpress_calibrate::Calibration;
 use llmpress_formats::Result;
 use llmpress_model::{Model, Observer, Panels, Skips, SubLayer};
 
 use crate::ranking::Kind;
-use crate::{Calibration, Scored, Target};
+use crate::{Scored, Target};
 
 /// Mean cosines of the residual stream before and after each sub-layer and layer.
 #[derive(Clone, Debug, PartialEq)]

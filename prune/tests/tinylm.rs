@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use llmpress_calibrate::{Calibration, Cut};
 use llmpress_formats::{Checkpoint, Edit, Error, Removal};
 use llmpress_model::{Model, Panels, Skips, SubLayer, Tokenizer, Unobserved};
 use llmpress_prune::{
-    Calibration, DistanceKind, FinerCut, Kind, Ranking, Search, Target, drop_ranking, finercut, last_ranking,
+    DistanceKind, FinerCut, Kind, Ranking, Search, Target, drop_ranking, finercut, last_ranking,
     random_ranking, similarities, svg,
 };
 
@@ -23,7 +24,7 @@ fn model() -> Model {
 fn calibration(windows: usize, length: usize) -> Calibration {
     let text = std::fs::read_to_string(tinylm().join("calib.txt")).unwrap();
     let ids = Tokenizer::open(&tinylm()).unwrap().encode(&text).unwrap();
-    Calibration::new(&ids, windows, length, None).unwrap()
+    Calibration::new(&ids, Cut { windows, length, seed: None }, None).unwrap()
 }
 
 fn edited(removal: &Removal) -> Model {
@@ -148,10 +149,13 @@ fn rankings_order_by_similarity_and_save_whole() {
     std::fs::write(&path, "{\"method\": 3}").unwrap();
     assert!(matches!(Ranking::read(&path), Err(Error::Corrupt { .. })));
     assert!(joint.removal(17, false).is_err());
-    // The picture has a bar for every sub-layer, as many filled as are removed.
-    let picture = svg(&joint, 5);
-    assert_eq!(picture.matches("<title>").count(), 16);
-    assert_eq!(picture.matches("fill=\"white\" stroke").count(), 11);
+    // The picture has a bar for every sub-layer, as many filled as are removed, and the axes say what they are.
+    let picture = svg(&joint, 5).unwrap();
+    let filled = |colour: &str| picture.matches(&format!("fill=\"{colour}\" stroke=\"none\"")).count();
+    // One square of each colour is the legend's.
+    assert_eq!(filled("#1F77B4") + filled("#FF7F0E"), 5 + 2, "{picture}");
+    assert!(picture.contains("layer") && picture.contains("cosine") && picture.contains("5 of 16 removed"));
+    assert!(!svg(&joint, 0).unwrap().contains("removed"));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use llmpress_formats::{Checkpoint, Digest, INDEX_FILE, MANIFEST_FILE, Manifest, 
 
 use crate::PIECE;
 use crate::digests::Tell;
+use crate::pruned::{Gone, Pruned};
 
 /// Tells of files that are there, that a model is made from, and that the manifest does not list.
 pub(crate) fn check_unknown_files(unknown: &mut Vec<String>, fault: Tell<'_>) {
@@ -49,21 +50,17 @@ pub(crate) fn check_claims(checkpoint: &Checkpoint, manifest: &Manifest, decode:
             }
         }
     }
+    let pruned = match Pruned::of(manifest) {
+        Ok(pruned) => pruned,
+        Err(e) => return fault(MANIFEST_FILE, None, format!("recipe: prune: {e}")),
+    };
     for name in manifest.dropped.keys().filter(|name| manifest.tensors.contains_key(*name)) {
         // After whole layers went, a tensor may have the name of one that is gone.
-        if !prune(manifest).is_ok_and(|p| p.is_some_and(|p| p.renumbers())) && !was_converted_before(manifest)
-        {
+        if !pruned.renumbers() && !was_converted_before(manifest) {
             fault(MANIFEST_FILE, Some(name), "is said to have been left out, but is there".to_owned());
         }
     }
-    match prune(manifest) {
-        Ok(removal) => check_prune(checkpoint, manifest, removal.as_ref(), decode, fault),
-        Err(e) => fault(MANIFEST_FILE, None, format!("recipe: prune: {e}")),
-    }
-}
-
-fn prune(manifest: &Manifest) -> serde_json::Result<Option<Removal>> {
-    manifest.recipe.get("prune").map(|value| serde_json::from_value(value.clone())).transpose()
+    check_pruned(checkpoint, manifest, &pruned, decode, fault);
 }
 
 /// Whether the source was itself converted, and perhaps pruned: what it lacked is in `dropped` too.
@@ -89,20 +86,19 @@ fn is_of(name: &str, number: usize, modules: &[&str]) -> bool {
     })
 }
 
-fn check_prune(
+fn check_pruned(
     checkpoint: &Checkpoint,
     manifest: &Manifest,
-    removal: Option<&Removal>,
+    pruned: &Pruned,
     decode: bool,
     fault: Tell<'_>,
 ) {
-    let none = Removal::default();
-    let removed = removal.unwrap_or(&none);
     if !was_converted_before(manifest) {
         for (name, _) in manifest.dropped.iter().filter(|(_, reason)| *reason == "pruned") {
-            let gone =
-                layer(name).is_some_and(|(l, _)| removed.attention.contains(&l) || removed.mlp.contains(&l));
-            if !gone || removed.portable && !removed.renumbers() {
+            let gone = layer(name).is_some_and(|(layer, _)| {
+                pruned.attention.dropped.contains(&layer) || pruned.mlp.dropped.contains(&layer)
+            });
+            if !gone {
                 fault(
                     MANIFEST_FILE,
                     Some(name),
@@ -111,52 +107,57 @@ fn check_prune(
             }
         }
     }
-    let zeroed = removed.portable && !removed.renumbers();
-    for (what, layers, modules) in
-        [("attention", &removed.attention, &ATTENTION[..]), ("MLP", &removed.mlp, &MLP[..])]
+    for (what, gone, modules) in
+        [("attention", &pruned.attention, &ATTENTION[..]), ("MLP", &pruned.mlp, &MLP[..])]
     {
-        for &number in layers {
-            let claim = |what_is: &str| {
-                fault(
-                    MANIFEST_FILE,
-                    None,
-                    format!("says that the {what} of layer {number} was pruned, but {what_is}"),
-                );
+        let claim = |number: usize, what_is: &str| {
+            fault(
+                MANIFEST_FILE,
+                None,
+                format!("says that the {what} of layer {number} was pruned, but {what_is}"),
+            );
+        };
+        let here = |number| manifest.tensors.keys().filter(move |name| is_of(name, number, modules));
+        for &number in &gone.dropped {
+            if !manifest.dropped.keys().any(|name| is_of(name, number, modules)) {
+                claim(number, "none of its tensors is among those that were left out");
+            } else if pruned.left(number).is_some_and(|left| here(left).next().is_some()) {
+                claim(number, "its tensors are there");
+            }
+        }
+        for &number in gone.zero.difference(&gone.dropped) {
+            let Some(left) = pruned.left(number) else { continue };
+            let last = |name: &&String| {
+                ["o_proj.weight", "down_proj.weight", "w2.weight"].iter().any(|l| name.ends_with(l))
             };
-            let here = || manifest.tensors.keys().filter(|name| is_of(name, number, modules));
-            if zeroed {
-                let last = |name: &&String| {
-                    ["o_proj.weight", "down_proj.weight", "w2.weight"].iter().any(|l| name.ends_with(l))
-                };
-                let mut products = here().filter(last).peekable();
-                if products.peek().is_none() {
-                    claim("it has no last product that could be zero");
+            let mut products = here(left).filter(last).peekable();
+            if products.peek().is_none() {
+                claim(number, "it has no last product that could be zero");
+            }
+            for name in products.filter(|_| decode) {
+                let bytes = checkpoint.tensors().get(name).map_or(0, |t| t.bytes);
+                if manifest.tensors.get(name).is_some_and(|t| t.blake3 != zeros(bytes)) {
+                    claim(number, &format!("{name} is not zero"));
                 }
-                for name in products.filter(|_| decode) {
-                    let bytes = checkpoint.tensors().get(name).map_or(0, |t| t.bytes);
-                    if manifest.tensors.get(name).is_some_and(|t| t.blake3 != zeros(bytes)) {
-                        claim(&format!("{name} is not zero"));
-                    }
-                }
-            } else if !manifest.dropped.keys().any(|name| is_of(name, number, modules)) {
-                claim("none of its tensors is among those that were left out");
-            } else if !removed.renumbers() && here().next().is_some() {
-                claim("its tensors are there");
             }
         }
     }
-    if !zeroed && !removed.renumbers() && removal.is_some() {
-        check_lists(checkpoint, removed, fault);
-    }
+    check_lists(checkpoint, pruned, fault);
 }
 
-/// A configuration must name the sub-layers that are gone, or nothing runs the checkpoint as it is.
-fn check_lists(checkpoint: &Checkpoint, removed: &Removal, fault: Tell<'_>) {
-    let Some(config) = checkpoint.config() else { return };
+/// A configuration must name the sub-layers that are gone from layers that are left, or nothing runs the checkpoint as it is.
+fn check_lists(checkpoint: &Checkpoint, pruned: &Pruned, fault: Tell<'_>) {
+    let left = |gone: &Gone| -> BTreeSet<usize> {
+        gone.dropped.iter().filter_map(|number| pruned.left(*number)).collect()
+    };
+    let (attention, mlp) = (left(&pruned.attention), left(&pruned.mlp));
+    let Some(config) = checkpoint.config().filter(|_| !attention.is_empty() || !mlp.is_empty()) else {
+        return;
+    };
     let layers = config.get("num_hidden_layers").and_then(serde_json::Value::as_u64).unwrap_or(0);
     match Removal::of_config(config, layers as usize) {
         Ok(listed) => {
-            if !removed.attention.is_subset(&listed.attention) || !removed.mlp.is_subset(&listed.mlp) {
+            if !attention.is_subset(&listed.attention) || !mlp.is_subset(&listed.mlp) {
                 let what = "says that sub-layers were pruned which config.json does not list";
                 fault(MANIFEST_FILE, None, what.to_owned());
             }

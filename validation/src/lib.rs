@@ -20,6 +20,7 @@ mod kernel_bench;
 mod likelihood;
 mod logits;
 mod perplexity;
+mod pruned;
 mod random_model;
 mod speed;
 mod windows;

@@ -9,6 +9,9 @@ use std::collections::BinaryHeap;
 use std::sync::OnceLock;
 
 use super::Histogram;
+use super::pairs::Pairs;
+use super::tables::Tables;
+use super::word::{CodeWord, left_justified};
 use crate::Error;
 
 /// The longest code the format can hold.
@@ -52,13 +55,6 @@ pub enum Unrepresentable {
     BlockSymbols(u64),
 }
 
-/// A code: `length` bits of `bits`, right-justified.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct CodeWord {
-    pub(super) bits: u32,
-    pub(super) length: u32,
-}
-
 /// The prefix code of a unit.
 #[derive(Clone)]
 pub struct Code {
@@ -66,8 +62,8 @@ pub struct Code {
     end: CodeWord,
     luts: Vec<u8>,
     lengths: Box<[u8; 256]>,
-    pub(super) tables: super::decode::Tables,
-    pairs: OnceLock<super::encode::Pairs>,
+    pub(super) tables: Tables,
+    pairs: OnceLock<Pairs>,
 }
 
 impl std::fmt::Debug for Code {
@@ -159,7 +155,7 @@ impl Code {
             }
         }
         let luts = build_luts(&words, &order, &lengths)?;
-        let tables = super::decode::Tables::new(&words);
+        let tables = Tables::new(&words);
         Ok(Self { words, end, luts, lengths, tables, pairs: OnceLock::new() })
     }
 
@@ -176,7 +172,7 @@ impl Code {
             return Err(corrupt("gives an exponent from 240 on a code".into()));
         }
         let words = read_codes(rows, &lengths).map_err(corrupt)?;
-        let tables = super::decode::Tables::new(&words);
+        let tables = Tables::new(&words);
         // Decoding needs no end symbol, and its code cannot be told from unused ones.
         Ok(Self {
             words,
@@ -211,8 +207,8 @@ impl Code {
     }
 
     /// The table for encoding, made when it is first needed.
-    pub(super) fn pairs(&self) -> &super::encode::Pairs {
-        self.pairs.get_or_init(|| super::encode::Pairs::new(&self.words))
+    pub(super) fn pairs(&self) -> &Pairs {
+        self.pairs.get_or_init(|| Pairs::new(&self.words))
     }
 
     pub(super) fn end(&self) -> CodeWord {
@@ -341,9 +337,4 @@ fn read_codes(rows: &[u8], lengths: &[u8; 256]) -> Result<Box<[CodeWord; 256]>, 
         }
     }
     Ok(words)
-}
-
-/// The code's bits at the top of 32.
-pub(super) fn left_justified(word: CodeWord) -> u32 {
-    if word.length == 0 { 0 } else { word.bits << (32 - word.length) }
 }

@@ -7,7 +7,7 @@
 //!
 //! A piece owns the entries (gap, first symbol) of the windows that its codes complete the way to.
 
-use super::code::CodeWord;
+use super::word::{CodeWord, left_justified};
 use super::{
     BLOCK_BYTES, BLOCK_WINDOWS, Code, Histogram, Layout, MAX_BLOCK_SYMBOLS, Unrepresentable, WINDOW_BITS,
 };
@@ -93,34 +93,6 @@ impl Piece {
     }
 }
 
-/// The codes of two exponents joined: `bits << 8 | length`.
-#[derive(Clone)]
-pub(super) struct Pairs(Box<[u64]>);
-
-/// Most bits of a joined pair.
-const PAIR_BITS: u32 = 56;
-/// Stands for a pair that has no code or a longer one: more than any eight words may take together.
-const NO_PAIR: u64 = 255;
-
-impl Pairs {
-    /// By first exponent + 256 * second: the order in which two bytes are read as a word. Trained weights
-    /// use some forty exponents, whose entries stay in the first-level cache.
-    pub(super) fn new(words: &[CodeWord; 256]) -> Self {
-        let mut table = vec![NO_PAIR; 1 << 16];
-        let known = || words.iter().enumerate().filter(|(_, w)| w.length > 0);
-        for (first, a) in known() {
-            for (second, b) in known() {
-                let length = a.length + b.length;
-                if length <= PAIR_BITS {
-                    let bits = u64::from(a.bits) << b.length | u64::from(b.bits);
-                    table[second << 8 | first] = bits << 8 | u64::from(length);
-                }
-            }
-        }
-        Self(table.into_boxed_slice())
-    }
-}
-
 impl PartialEq for Piece {
     fn eq(&self, other: &Self) -> bool {
         let parts = |p: &Self| (p.start, p.end, p.partial, p.complete);
@@ -177,7 +149,7 @@ impl State {
 /// occur; they would be left out.
 pub fn encode_piece(code: &Code, start: Position, words: &[u16], out: &mut Piece) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("bmi2") && std::arch::is_x86_feature_detected!("avx2") {
+    if crate::isa::has_avx2_and_bmi2() {
         #[allow(unsafe_code)]
         // SAFETY: the processor has the features that the function is compiled for.
         return unsafe { encode_piece_bmi2(code, start, words, out) };
@@ -388,7 +360,7 @@ impl Assembler {
         let open = (8 - used % 8) % 8;
         if open > 0 {
             let end = code.end();
-            let leading = u64::from(super::code::left_justified(end)) << 32;
+            let leading = u64::from(left_justified(end)) << 32;
             let last_byte = u64::MAX.checked_shr((used + open) as u32).unwrap_or(0);
             tail |= leading >> used & !last_byte;
         }

@@ -1,0 +1,38 @@
+//! What the arguments ask for.
+
+use llmpress_pipeline::{CalibrationText, Recipe, Request};
+
+use crate::args::RecipeArgs;
+use crate::report::Failure;
+use crate::text::read_text;
+
+/// The recipe, and what its passes go by.
+pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result<Request, Failure> {
+    let mut recipe = match (&args.recipe, &args.to) {
+        (Some(path), _) => Recipe::from_toml(path, &read_text(path)?)?,
+        (None, Some(to)) => to.clone(),
+        (None, None) => {
+            return Err(Failure::Usage(
+                "say what to make: --to dfloat11, fixed12, planes or a pruning, or --recipe FILE".to_owned(),
+            ));
+        }
+    };
+    if let Some(path) = &args.pattern_file {
+        let text = read_text(path)?;
+        let value: serde_json::Value = llmpress_formats::python_json(text.as_bytes())
+            .map_err(|e| llmpress_formats::Error::corrupt(path, None, format!("is not valid JSON: {e}")))?;
+        // A whole `dfloat11_config` or `config.json` will do as well.
+        let inner = value.get("dfloat11_config").unwrap_or(&value);
+        recipe.pattern_dict = Some(inner.get("pattern_dict").unwrap_or(inner).clone());
+    }
+    recipe.tied_embedding |= args.tied_embedding;
+    if args.portable {
+        if recipe.passes.is_empty() {
+            return Err(Failure::Usage(
+                "--portable is for prunings: --to drop:... or finercut:...".to_owned(),
+            ));
+        }
+        recipe.passes.iter_mut().for_each(llmpress_pipeline::Pass::make_portable);
+    }
+    Ok(Request { recipe, calibration, rankings: args.ranking.clone() })
+}

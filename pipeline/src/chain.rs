@@ -1,0 +1,352 @@
+//! Working out the passes of a recipe, one after the other, each on the view that those before it leave.
+//!
+//! ```text
+//! view 0 (source) --ranking 1--> view 1 --ranking 2--> view 2 ...     rankings: kept, resumed, published
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use llmpress_calibrate::{Calibration, Cut, Texts};
+use llmpress_formats::Checkpoint;
+use llmpress_model::{Model, Tokenizer};
+use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
+
+use crate::fingerprint::fingerprint;
+use crate::pass::{Pass, apply};
+use crate::progress::{Counted, Progress, Task, Watch};
+use crate::stage::Stage;
+use crate::{Error, Recipe, Result, view};
+
+/// What passes go by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CalibrationText {
+    /// The texts.
+    pub texts: Texts,
+    /// How many windows; each pass knows how many it needs where nobody says.
+    pub windows: Option<usize>,
+    /// Tokens of a window.
+    pub length: usize,
+    /// Draws the windows by chance.
+    pub seed: Option<u64>,
+}
+
+impl CalibrationText {
+    /// Tokens of a window where nobody says.
+    pub const LENGTH: usize = 256;
+
+    pub(crate) fn cut(&self, pass: &prune::Pass) -> Cut {
+        Cut { windows: self.windows.unwrap_or(pass.default_windows()), length: self.length, seed: self.seed }
+    }
+}
+
+impl Default for CalibrationText {
+    fn default() -> Self {
+        Self { texts: Texts { files: Vec::new() }, windows: None, length: Self::LENGTH, seed: None }
+    }
+}
+
+/// What is asked for: a recipe, and what its passes go by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// What calibrated passes judge by; no files where there is no text.
+    pub calibration: CalibrationText,
+    /// Saved rankings to use instead, for the calibrated passes in order.
+    pub rankings: Vec<PathBuf>,
+}
+
+impl Request {
+    /// A recipe whose passes need nothing.
+    pub fn new(recipe: Recipe) -> Self {
+        Self { recipe, calibration: CalibrationText::default(), rankings: Vec::new() }
+    }
+
+    /// Refuses what nothing would be done with.
+    pub(crate) fn check(&self) -> Result<()> {
+        let calibrated = |pass: &&Pass| matches!(pass, Pass::Prune(pass) if pass.calibrated());
+        let count = self.recipe.passes.iter().filter(calibrated).count();
+        if count == 0 && (!self.calibration.texts.files.is_empty() || !self.rankings.is_empty()) {
+            return Err(Error::Invalid(
+                "--calib and --ranking are for prunings that judge: --to drop:... or finercut:...".into(),
+            ));
+        }
+        if count > 0 && self.rankings.len() == count && !self.calibration.texts.files.is_empty() {
+            return Err(Error::Invalid(
+                "every pass has a --ranking already: leave out --calib, or the rankings".into(),
+            ));
+        }
+        if self.rankings.len() > count {
+            return Err(Error::Invalid(format!(
+                "{} rankings are given, and {count} passes go by one",
+                self.rankings.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A chain whose passes say what they do.
+pub(crate) struct Settled {
+    /// The recipe, every pass settled.
+    pub(crate) recipe: Recipe,
+    /// The source as the passes leave it.
+    pub(crate) view: Checkpoint,
+    /// The rankings, as files of the output.
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+}
+
+/// Where the passes of a job find what earlier runs came to.
+pub(crate) struct Earlier<'a> {
+    pub(crate) stage: Option<&'a Stage>,
+    /// A finished output of what may be the same job.
+    pub(crate) finished: Option<&'a Path>,
+}
+
+/// Works out every pass.
+pub(crate) fn settle(
+    dir: &Path,
+    request: &Request,
+    earlier: &Earlier<'_>,
+    watch: &dyn Watch,
+) -> Result<Settled> {
+    request.check()?;
+    let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
+    let mut files = BTreeMap::new();
+    let mut rankings = request.rankings.iter();
+    for (index, pass) in request.recipe.passes.iter().enumerate() {
+        let number = index + 1;
+        let pruning = match pass {
+            Pass::Remove(_) => {
+                recipe.passes.push(pass.clone());
+                continue;
+            }
+            Pass::Prune(pruning) => pruning,
+        };
+        let given = if pruning.calibrated() { rankings.next() } else { None };
+        let before = view(Checkpoint::open(dir)?, &recipe.passes)?;
+        let mark = Mark { number, name: file_name(files.len()), recipe: &recipe, request };
+        let model = Model::open(Arc::new(before))?;
+        let ranking = match given {
+            Some(path) => saved(path, pruning, &model)?,
+            None => mark.rank(&model, pruning, earlier, watch)?,
+        };
+        let removal = ranking.removal(pruning.count(&ranking)?, pruning.portable)?;
+        files.insert(mark.name, ranking.to_json()?);
+        recipe.passes.push(Pass::Remove(removal));
+    }
+    let view = view(Checkpoint::open(dir)?, &recipe.passes)?;
+    Ok(Settled { recipe, view, files })
+}
+
+/// What a pass's ranking is called among the files of the output, after `before` others.
+fn file_name(before: usize) -> String {
+    match (before, PRUNING_FILE.split_once('.')) {
+        (1.., Some((stem, extension))) => format!("{stem}-{}.{extension}", before + 1),
+        _ => PRUNING_FILE.to_owned(),
+    }
+}
+
+/// A ranking that somebody saved.
+fn saved(path: &Path, pass: &prune::Pass, model: &Model) -> Result<Ranking> {
+    let ranking = Ranking::read(path)?;
+    ranking.check(model)?;
+    if ranking.method != pass.ranking_name() {
+        return Err(Error::Invalid(format!(
+            "{} ranks by {}, not by {}",
+            path.display(),
+            ranking.method,
+            pass.ranking_name()
+        )));
+    }
+    Ok(ranking)
+}
+
+/// The calibration of a model, if a pass needs one.
+pub(crate) fn calibration(
+    model: &Model,
+    pass: &prune::Pass,
+    text: &CalibrationText,
+) -> Result<Option<Calibration>> {
+    if !pass.calibrated() {
+        return Ok(None);
+    }
+    if text.texts.files.is_empty() {
+        return Err(Error::Invalid(format!(
+            "{} judges sub-layers by a text: give one with --calib",
+            pass.ranking_name()
+        )));
+    }
+    let tokenizer = Tokenizer::open(model.checkpoint().root())?;
+    Ok(Some(text.texts.calibration(&tokenizer, model.vocab_size(), text.cut(pass))?))
+}
+
+/// A pass and its place in the chain.
+struct Mark<'a> {
+    number: usize,
+    name: String,
+    /// The passes before it.
+    recipe: &'a Recipe,
+    request: &'a Request,
+}
+
+impl Mark<'_> {
+    fn rank(
+        &self,
+        model: &Model,
+        pass: &prune::Pass,
+        earlier: &Earlier<'_>,
+        watch: &dyn Watch,
+    ) -> Result<Ranking> {
+        let calibration = calibration(model, pass, &self.request.calibration)?;
+        if let Some(done) = earlier.finished.and_then(|out| Ranking::read(&out.join(&self.name)).ok())
+            && done.answers(pass, model, calibration.as_ref())?
+        {
+            return Ok(done);
+        }
+        let digest = calibration.as_ref().map(Calibration::digest).unwrap_or_default();
+        let source = fingerprint(model.checkpoint(), self.recipe, 0)?;
+        let fingerprint = format!("{source} {digest} {}", pass.ranking_name());
+        let found = earlier.stage.and_then(|stage| stage.read(self.number, &fingerprint));
+        if let Some(found) = &found
+            && found.answers(pass, model, calibration.as_ref())?
+        {
+            return Ok(found.clone());
+        }
+        let mut save = |ranking: &Ranking| match earlier.stage {
+            Some(stage) => stage.write(self.number, &fingerprint, ranking),
+            None => Ok(()),
+        };
+        let ranking = rank(model, pass, calibration.as_ref(), found, watch, &mut save)?;
+        save(&ranking)?;
+        Ok(ranking)
+    }
+}
+
+/// Ranks a model's sub-layers while somebody watches.
+pub(crate) fn rank(
+    model: &Model,
+    pass: &prune::Pass,
+    calibration: Option<&Calibration>,
+    found: Option<Ranking>,
+    watch: &dyn Watch,
+    save: &mut dyn FnMut(&Ranking) -> llmpress_formats::Result<()>,
+) -> Result<Ranking> {
+    let mut shown = Shown { watch, progress: None, save };
+    Ok(pass.rank(model, calibration, found, &mut shown)?)
+}
+
+/// Passes on what a ranking says of itself.
+struct Shown<'a> {
+    watch: &'a dyn Watch,
+    progress: Option<Box<dyn Progress + 'a>>,
+    save: &'a mut dyn FnMut(&Ranking) -> llmpress_formats::Result<()>,
+}
+
+impl prune::Watch for Shown<'_> {
+    fn start(&mut self, total: u64, counted: prune::Counted) {
+        let counted = match counted {
+            prune::Counted::Windows => Counted::Windows,
+            prune::Counted::Passes => Counted::Passes,
+        };
+        let progress = self.watch.begin(Task { verb: "rank", size: total, counted });
+        progress.start(total);
+        self.progress = Some(progress);
+    }
+
+    fn step(&mut self) {
+        if let Some(progress) = &self.progress {
+            progress.advance(1);
+        }
+    }
+
+    fn save(&mut self, ranking: &Ranking) -> llmpress_formats::Result<()> {
+        (self.save)(ranking)
+    }
+}
+
+/// What a chain would come to as far as headers tell: every pass, and a view of about the size that they leave.
+pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
+    request.check()?;
+    let mut checkpoint = Checkpoint::open(dir)?;
+    let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
+    let mut passes = Vec::new();
+    let mut rankings = request.rankings.iter();
+    for pass in &request.recipe.passes {
+        let settled = match pass {
+            Pass::Remove(_) => pass.clone(),
+            Pass::Prune(pruning) => {
+                let given = if pruning.calibrated() { rankings.next() } else { None };
+                let before = stand_in(&recipe, &passes);
+                let open = || Ok(Model::open(Arc::new(view(Checkpoint::open(dir)?, &before.passes)?))?);
+                match known(given, pruning, &open)? {
+                    Some(ranking) => {
+                        Pass::Remove(ranking.removal(pruning.count(&ranking)?, pruning.portable)?)
+                    }
+                    None => {
+                        let (forecast, removal) =
+                            pruning.forecast(&checkpoint, request.calibration.cut(pruning))?;
+                        let settled = Pass::Remove(removal);
+                        checkpoint = apply(checkpoint, &settled)?;
+                        recipe.passes.push(pass.clone());
+                        passes.push((settled, Some(forecast)));
+                        continue;
+                    }
+                }
+            }
+        };
+        checkpoint = apply(checkpoint, &settled)?;
+        recipe.passes.push(settled.clone());
+        passes.push((settled, None));
+    }
+    let stand_in = stand_in(&recipe, &passes);
+    let forecasts = recipe.passes.iter().zip(passes).map(|(pass, (_, forecast))| (pass.clone(), forecast));
+    Ok(Forecasts { passes: forecasts.collect(), recipe, stand_in, view: checkpoint })
+}
+
+/// A ranking that takes no data: one that was saved, or a baseline.
+fn known(
+    given: Option<&PathBuf>,
+    pass: &prune::Pass,
+    open: &dyn Fn() -> Result<Model>,
+) -> Result<Option<Ranking>> {
+    match given {
+        Some(path) => Ok(Some(saved(path, pass, &open()?)?)),
+        None if pass.calibrated() => Ok(None),
+        None => Ok(Some(rank(&open()?, pass, None, None, &Unwatched, &mut |_| Ok(()))?)),
+    }
+}
+
+/// Nobody watches.
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn begin(&self, _task: Task) -> Box<dyn Progress + '_> {
+        Box::new(Self)
+    }
+}
+
+impl Progress for Unwatched {
+    fn start(&self, _total: u64) {}
+    fn advance(&self, _amount: u64) {}
+    fn shard(&self, _file: &str) {}
+}
+
+/// The recipe with what stands for passes that are not settled.
+fn stand_in(recipe: &Recipe, passes: &[(Pass, Option<prune::Forecast>)]) -> Recipe {
+    Recipe { passes: passes.iter().map(|(pass, _)| pass.clone()).collect(), ..recipe.clone() }
+}
+
+/// What headers tell of a chain.
+pub(crate) struct Forecasts {
+    /// The recipe, settled as far as it can be.
+    pub(crate) recipe: Recipe,
+    /// The same with removals that stand for what is still to be chosen.
+    pub(crate) stand_in: Recipe,
+    /// The source as the stand-in leaves it.
+    pub(crate) view: Checkpoint,
+    /// Every pass, and what it takes if it is still to be worked out.
+    pub(crate) passes: Vec<(Pass, Option<prune::Forecast>)>,
+}

@@ -1,0 +1,81 @@
+//! The methods by which tensors are stored: one room each.
+
+mod dfloat11;
+mod fixed12;
+mod planes;
+mod raw;
+pub(crate) mod room;
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+pub(crate) use raw::coding as raw_coding;
+use room::Room;
+
+/// The list of methods: name, room.
+macro_rules! methods {
+    ($($(#[$doc:meta])* $name:ident => $room:expr,)*) => {
+        /// What to do with a tensor.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        pub enum Method {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Method {
+            /// All methods.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            pub(crate) fn room(self) -> &'static dyn Room {
+                match self {
+                    $(Self::$name => &$room,)*
+                }
+            }
+        }
+    };
+}
+
+methods! {
+    /// Keep its bytes.
+    Raw => raw::Raw,
+    /// Byte planes through zstd; any dtype.
+    Planes => planes::Planes,
+    /// The published DFloat11 format; BF16 linears of repeated blocks, and the head.
+    Dfloat11 => dfloat11::Dfloat11,
+    /// Fixed 12 bits a weight; BF16 matrices.
+    Fixed12 => fixed12::Fixed12,
+}
+
+impl Method {
+    /// The name on the command line and in recipes.
+    pub fn name(self) -> &'static str {
+        self.room().name()
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        Self::ALL.iter().copied().find(|m| m.name() == s).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|m| m.name()).collect();
+            Error::Invalid(format!("unknown method {s:?}; the methods are {}", names.join(", ")))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_same_on_the_command_line_and_in_files() {
+        for method in Method::ALL {
+            assert_eq!(method.name().parse::<Method>().unwrap(), *method);
+            assert_eq!(serde_json::to_value(method).unwrap(), method.name());
+        }
+        assert!("zip".parse::<Method>().unwrap_err().to_string().contains("raw, planes, dfloat11, fixed12"));
+    }
+}

@@ -1,0 +1,39 @@
+//! Telling whoever waits how far a job is.
+
+/// Is told how far a part of a job is, from any thread.
+pub trait Progress: Sync {
+    /// The whole work: for a conversion in bytes, where every pass over the tensors counts.
+    fn start(&self, total: u64);
+    /// So much of it is done.
+    fn advance(&self, amount: u64);
+    /// A shard is complete.
+    fn shard(&self, file: &str);
+}
+
+/// What work is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// Bytes of tensors.
+    Bytes,
+    /// Windows of a text.
+    Windows,
+    /// Forward passes over a window.
+    Passes,
+}
+
+/// A part of a job that is about to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Task {
+    /// What is done.
+    pub verb: &'static str,
+    /// Its size.
+    pub size: u64,
+    /// What the size is counted in.
+    pub counted: Counted,
+}
+
+/// Shows the parts of a job, one after the other.
+pub trait Watch: Sync {
+    /// A part begins, and ends when what is returned is dropped.
+    fn begin(&self, task: Task) -> Box<dyn Progress + '_>;
+}
