@@ -111,6 +111,22 @@ fn resume_refuses_another_layout_recipe_or_damage() {
 }
 
 #[test]
+fn resume_refuses_what_another_version_made() {
+    let place = Place::new();
+    place.convert("source", "out", &PLANES);
+    let changes: [fn(&mut Manifest); 2] =
+        [|m| m.format_version = "1.0".to_owned(), |m| m.producer.version = "0.0.1".to_owned()];
+    for change in changes {
+        let mut manifest = Manifest::read(&place.at("out")).unwrap().unwrap();
+        change(&mut manifest);
+        std::fs::write(place.at("out/llmpress.json"), manifest.to_bytes().unwrap()).unwrap();
+        let error = place.refused("source", "out", &RESUME);
+        assert!(error.contains("--force") && error.contains("made "), "{error}");
+        place.convert("source", "out", &FORCE);
+    }
+}
+
+#[test]
 fn resume_of_a_conversion_from_a_compressed_source_compares_too() {
     let place = Place::new();
     place.convert("source", "a", &["--to", "dfloat11"]);

@@ -16,16 +16,12 @@ use crate::{Component, Digest, Error, Result, ShardEntry};
 struct Stamp {
     bytes: u64,
     modified: (i64, i64),
-    place: (u64, u64),
 }
 
 impl Stamp {
     fn of(meta: &Metadata) -> Self {
-        Self {
-            bytes: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            place: (meta.dev(), meta.ino()),
-        }
+        // Not the inode: some network file systems number a file anew each time.
+        Self { bytes: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) }
     }
 }
 

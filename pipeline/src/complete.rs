@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, Digest, Directory, Error as FormatError, FileEntry, Manifest, Source};
+use llmpress_formats::{
+    Checkpoint, Digest, Directory, Error as FormatError, FORMAT_VERSION, FileEntry, Manifest, Source,
+};
 use rayon::prelude::*;
 
 use crate::output::Job;
@@ -33,6 +35,9 @@ pub(crate) fn difference(
     }
     if manifest.producer.version != env!("CARGO_PKG_VERSION") {
         return Ok(Some(format!("made by llmpress {}", manifest.producer.version)));
+    }
+    if manifest.format_version != format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1) {
+        return Ok(Some(format!("made in version {} of the format", manifest.format_version)));
     }
     let source = crate::source::describe(job.checkpoint, job.carried)?;
     if let Some(what) = other_source(&manifest.source, &source) {

@@ -1,12 +1,12 @@
 //! The fingerprint of a conversion: what its output depends on, as far as headers tell.
 //!
 //! ```text
-//! BLAKE3( version, recipe, shard bound, every file of the source: name, size, time of change, header )
+//! BLAKE3( versions, recipe, shard bound, every file of the source: name, size, time of change, header )
 //! ```
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use llmpress_formats::{Checkpoint, Error as FormatError, open_file};
+use llmpress_formats::{Checkpoint, Error as FormatError, FORMAT_VERSION, open_file};
 
 use crate::carried::carried;
 use crate::{Error, Plan, Recipe, Result};
@@ -21,6 +21,7 @@ pub(crate) fn fingerprint(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_by
         hasher.update(bytes);
     };
     field(env!("CARGO_PKG_VERSION").as_bytes());
+    field(format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1).as_bytes());
     let recipe = serde_json::to_vec(recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?;
     field(&recipe);
     field(&max_shard_bytes.to_le_bytes());
