@@ -12,7 +12,7 @@ use std::path::Path;
 use llmpress_formats::{Checkpoint, Digest, Directory, Error as FormatError, FileEntry, Manifest, Source};
 use rayon::prelude::*;
 
-use crate::output::Job;
+use crate::job::Job;
 use crate::{Progress, Result};
 
 /// Bytes that are hashed at a time.

@@ -18,6 +18,7 @@ mod complete;
 mod convert;
 mod error;
 mod fingerprint;
+mod job;
 mod journal;
 mod merge;
 mod method;
