@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::TypedValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
 use llmpress_pipeline::{CalibrationText, Recipe};
 use llmpress_prune::Pass;
@@ -20,7 +20,15 @@ use crate::report::Failure;
   llmpress verify OUT --against examples/tinylm        prove it
   llmpress restore OUT BACK                            get the BF16 checkpoint back
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+Exit codes:
+  0  done; of diff: the checkpoints are identical
+  1  failed, or something that was checked is not as it should be
+  2  wrong usage
+
+Environment:
+  NO_COLOR      no colours where --color is auto
+  LLMPRESS_ISA  instructions that the processor's kernels use at most: portable, avx2 or avx512;
+                results are the same to the bit")]
 pub(crate) struct Cli {
     /// Print results and errors as JSON.
     #[arg(long, global = true, help_heading = "Output")]
@@ -28,6 +36,9 @@ pub(crate) struct Cli {
     /// Print nothing but results and errors.
     #[arg(long, short, global = true, help_heading = "Output")]
     pub(crate) quiet: bool,
+    /// Colours on stderr and in help pages.
+    #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    pub(crate) color: ColorChoice,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -64,6 +75,9 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     /// Write the manual pages into a directory.
     Man(ManArgs),
+    /// Render a chat template: asked on stdin, answered on stdout.
+    #[command(name = crate::render_chat_template::NAME, hide = true)]
+    RenderChatTemplate,
 }
 
 #[derive(Debug, Args)]
@@ -542,9 +556,10 @@ pub(crate) struct DeviceArgs {
     /// cpu, or cuda for the first GPU, cuda:1 for the second, ...
     #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = parse_device)]
     pub(crate) device: Device,
-    /// How weights lie in the GPU's memory: as they are stored, or encoded anew when they are loaded.
-    #[arg(long, value_enum, value_name = "ENCODING", default_value_t = WeightsChoice::Stored)]
-    pub(crate) gpu_weights: WeightsChoice,
+    /// How weights lie in memory, the processor's or the GPU's: as they are stored, or decoded or encoded anew when the
+    /// model is opened. Where the memory is there, bf16 is fastest from dfloat11 and planes on a processor.
+    #[arg(long, value_enum, value_name = "ENCODING", default_value_t = WeightsChoice::Stored, alias = "gpu-weights")]
+    pub(crate) weights: WeightsChoice,
 }
 
 /// A device by its name.
@@ -567,14 +582,14 @@ fn parse_device(text: &str) -> Result<Device, String> {
     }
 }
 
-/// How weights lie in a GPU's memory.
+/// How weights lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WeightsChoice {
-    /// dfloat11 and fixed12 as they are stored, everything else as plain BF16.
+    /// As they are stored; on a GPU dfloat11 and fixed12 only, everything else as plain BF16.
     Stored,
-    /// Plain BF16.
+    /// Plain.
     Bf16,
-    /// DFloat11, decoded block by block when a token is read.
+    /// DFloat11, decoded when a token is read.
     Dfloat11,
     /// fixed12, multiplied as it is.
     Fixed12,
@@ -723,8 +738,15 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   llmpress doctor
-  llmpress doctor --prove")]
+  llmpress doctor --prove
+  llmpress doctor --model MODEL --context 8192")]
 pub(crate) struct DoctorArgs {
+    /// Say what this model takes of a GPU's memory: weights in each form, cache, workspace.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) model: Option<PathBuf>,
+    /// Tokens of the sequence that it has to hold.
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096, requires = "model")]
+    pub(crate) context: usize,
     /// Compare every kernel of each GPU with its scalar reference over odd shapes: about a minute a GPU.
     #[arg(long)]
     pub(crate) prove: bool,

@@ -19,11 +19,7 @@ pub(crate) fn run(args: &BenchArgs, output: Output) -> Outcome {
     let checkpoint = Checkpoint::open(dir)?;
     let options =
         Options { sample_bytes: args.sample, runs: usize::from(args.runs), peers: args.peer.clone() };
-    let report = bench(&checkpoint, &options, &|line| {
-        if !output.quiet && !output.json {
-            eprintln!("{line}");
-        }
-    })?;
+    let report = bench(&checkpoint, &options, &|line| output.progress(line))?;
     output.result(&report, || {
         let mut rows = vec![
             ["method", "size", "encode", "decode", "encode spread", "decode spread"]

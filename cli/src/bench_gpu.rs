@@ -32,19 +32,17 @@ pub(crate) fn run(args: &BenchGpuArgs, output: Output) -> crate::Outcome {
         force: args.force,
     };
     end_on_signals();
-    let report = gpu_bench::run(&options, &INTERRUPTED, &mut |line| {
-        if !output.quiet && !output.json {
-            eprintln!("{line}");
-        }
-    })?;
+    let report = gpu_bench::run(&options, &INTERRUPTED, &mut |line| output.progress(line))?;
     output.result(&report, || text(args, &report));
     if report.all_held() {
         return Ok(());
     }
     let not = |step: &&gpu_bench::StepReport| !matches!(step.outcome, Outcome::Held | Outcome::NotAskedFor);
     let steps: Vec<&str> = report.steps.iter().filter(not).map(|step| &*step.name).collect();
-    let what = if report.state == RunState::Interrupted { "interrupted; not held" } else { "not held" };
-    Err(Failure::Findings(format!("{what}: {}", steps.join(", "))))
+    let steps = if steps.is_empty() { String::new() } else { format!("not held: {}", steps.join(", ")) };
+    let interrupted = (report.state == RunState::Interrupted).then(|| "interrupted".to_owned());
+    let what: Vec<String> = interrupted.into_iter().chain([steps]).filter(|text| !text.is_empty()).collect();
+    Err(Failure::Findings(what.join("; ")))
 }
 
 /// Ctrl-C and the like end the step that runs and leave a report.

@@ -32,12 +32,8 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> Outcome {
     let name = cuda.info().name.clone();
     let cublas = Cublas::open(&cuda);
     let gpu = Gpu::new(cuda);
-    let report = bench_kernels(&gpu, cublas, &options, &mut |line| {
-        if !output.quiet && !output.json {
-            eprintln!("{line}");
-        }
-    })
-    .map_err(device_failure)?;
+    let report =
+        bench_kernels(&gpu, cublas, &options, &mut |line| output.progress(line)).map_err(device_failure)?;
     output.result(&report, || text(&name, args, &report));
     match report.rows.iter().filter(|row| !row.correct).count() {
         0 => Ok(()),

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::Outcome;
 use crate::args::{BenchProofsArgs, Device, RandomModelArgs, Shapes};
 use crate::models::device_failure;
-use crate::report::{Failure, Output};
+use crate::report::{Failure, Output, print};
 
 /// Proves every kernel against its reference: a line a proof, at once, so that a run that is cut short leaves what it had.
 pub(crate) fn proofs(args: &BenchProofsArgs, output: Output) -> Outcome {
@@ -19,9 +19,9 @@ pub(crate) fn proofs(args: &BenchProofsArgs, output: Output) -> Outcome {
     };
     let gpu = Gpu::new(Cuda::open(ordinal).map_err(device_failure)?);
     let proofs = prove(&gpu, &mut |proof: &Proof| match serde_json::to_string(proof) {
-        Ok(line) if output.json => println!("{line}"),
-        _ => println!(
-            "{} {}: {}",
+        Ok(line) if output.json => print(&format!("{line}\n")),
+        _ => print(&format!(
+            "{} {}: {}\n",
             proof.kernel,
             proof.shape,
             match &proof.fault {
@@ -29,7 +29,7 @@ pub(crate) fn proofs(args: &BenchProofsArgs, output: Output) -> Outcome {
                 None if proof.exact => "equal bit for bit".to_owned(),
                 None => format!("near: {:.3} of what rounding allows", proof.worst),
             }
-        ),
+        )),
     })
     .map_err(device_failure)?;
     match proofs.iter().filter(|proof| !proof.holds()).count() {

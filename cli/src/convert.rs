@@ -26,6 +26,9 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
             convert_request(&args.dir, &args.out, &request, args.recipe.max_shard_size, &options, &watch)?
         }
     };
+    if let Some(uncovered) = &summary.uncovered {
+        output.warn(&uncovered.to_string());
+    }
     summarise(output, &args.out, &summary);
     Ok(())
 }
@@ -50,7 +53,7 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
     let seconds = summary.seconds;
     let rate = summary.source_bytes as f64 / seconds.max(1e-9) / 1e9;
     let value = serde_json::json!({
-        "out": out,
+        "out": out.display().to_string(),
         "source_bytes": summary.source_bytes,
         "output_bytes": summary.output_bytes,
         "ratio": summary.output_bytes as f64 / summary.source_bytes.max(1) as f64,

@@ -1,16 +1,19 @@
 //! `llmpress doctor`: what there is to run models on, and what is missing.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use llmpress_formats::Checkpoint;
 use llmpress_kernels::cpu::instruction_set;
 use llmpress_kernels::gpu::cuda::{Cuda, DeviceInfo, devices};
 use llmpress_kernels::gpu::modules;
 use llmpress_kernels::gpu::proof::{self, Proof};
+use llmpress_model::{GpuNeeds, GpuWeights, Model};
 use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::DoctorArgs;
-use crate::report::{Failure, Output, bytes};
+use crate::report::{Failure, Output, bytes, table};
 
 #[derive(Serialize)]
 struct Report {
@@ -22,6 +25,43 @@ struct Report {
     /// Why there is no GPU to run on.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_gpu: Option<String>,
+    /// What the model that was asked about takes of a GPU's memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<ModelNeeds>,
+}
+
+#[derive(Serialize)]
+struct ModelNeeds {
+    path: String,
+    /// Tokens of the sequence.
+    context: usize,
+    forms: Vec<Needs>,
+}
+
+#[derive(Serialize)]
+struct Needs {
+    gpu_weights: &'static str,
+    #[serde(flatten)]
+    bytes: GpuNeeds,
+    total: u64,
+}
+
+/// What a model takes in each form of its weights.
+fn model_needs(args: &DoctorArgs) -> Result<Option<ModelNeeds>, Failure> {
+    let Some(dir) = &args.model else { return Ok(None) };
+    let model = Model::open(Arc::new(Checkpoint::open(dir)?))?;
+    let forms = [
+        ("stored", GpuWeights::Stored),
+        ("bf16", GpuWeights::Bf16),
+        ("dfloat11", GpuWeights::Dfloat11),
+        ("fixed12", GpuWeights::Fixed12),
+    ];
+    let forms = forms.map(|(gpu_weights, weights)| {
+        let bytes = GpuNeeds::of(&model, weights, args.context)?;
+        Ok::<_, Failure>(Needs { gpu_weights, bytes, total: bytes.total() })
+    });
+    let forms = forms.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(Some(ModelNeeds { path: dir.display().to_string(), context: args.context, forms }))
 }
 
 #[derive(Serialize)]
@@ -44,6 +84,7 @@ struct Gpu {
 }
 
 pub(crate) fn run(args: &DoctorArgs, output: Output) -> Outcome {
+    let model = model_needs(args)?;
     let (gpus, no_gpu) = match devices() {
         Ok(found) => (found.into_iter().map(|info| examine(info, args.prove, output)).collect(), None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -55,6 +96,7 @@ pub(crate) fn run(args: &DoctorArgs, output: Output) -> Outcome {
         gpu_modules: modules(),
         gpus,
         no_gpu,
+        model,
     };
     output.result(&report, || text(&report));
     if !args.prove {
@@ -78,8 +120,8 @@ fn examine(info: DeviceInfo, prove: bool, output: Output) -> Gpu {
         let seconds = start.elapsed().as_secs_f64();
         if prove {
             proofs = proof::prove(&llmpress_kernels::gpu::Gpu::new(cuda), &mut |proof| {
-                if let (Some(fault), false) = (&proof.fault, output.quiet || output.json) {
-                    eprintln!("{}, {}: {fault}", proof.kernel, proof.shape);
+                if let Some(fault) = &proof.fault {
+                    output.progress(&format!("{}, {}: {fault}", proof.kernel, proof.shape));
                 }
             })?;
         }
@@ -127,5 +169,24 @@ fn text(report: &Report) -> String {
         )
     }));
     lines.extend(report.no_gpu.iter().map(|why| format!("no GPU: {why}")));
-    lines.join("\n") + "\n"
+    let mut text = lines.join("\n") + "\n";
+    if let Some(model) = &report.model {
+        text += &needs_text(model, &report.gpus);
+    }
+    text
+}
+
+fn needs_text(model: &ModelNeeds, gpus: &[Gpu]) -> String {
+    let mut head = ["--gpu-weights", "weights", "cache", "workspace", "together"].map(str::to_owned).to_vec();
+    head.extend(gpus.iter().map(|gpu| format!("GPU {}", gpu.ordinal)));
+    let mut lines = vec![head];
+    lines.extend(model.forms.iter().map(|form| {
+        let GpuNeeds { weights, cache, workspace, .. } = form.bytes;
+        let mut line = vec![form.gpu_weights.to_owned()];
+        line.extend([weights, cache, workspace, form.total].map(bytes));
+        let fits = |gpu: &Gpu| if form.total <= gpu.memory_bytes as u64 { "fits" } else { "too large" };
+        line.extend(gpus.iter().map(|gpu| fits(gpu).to_owned()));
+        line
+    }));
+    format!("\n{}, a sequence of {} tokens:\n{}", model.path, model.context, table(&lines))
 }

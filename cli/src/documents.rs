@@ -1,13 +1,26 @@
 //! Completions, manual pages, and what the manifest says of this program.
 
+use std::process::ExitCode;
+
 use clap::CommandFactory;
 use llmpress_formats::Producer;
 
 use crate::Outcome;
 use crate::args::{Cli, CompletionsArgs, ManArgs};
+use crate::report::print;
+
+/// Prints a page that was asked for (`--help`, `--version`), or what is wrong with the arguments.
+pub(crate) fn show(page: &clap::Error) -> ExitCode {
+    match page.print() {
+        Err(e) if !page.use_stderr() && e.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::from(u8::try_from(page.exit_code()).unwrap_or(1)),
+    }
+}
 
 pub(crate) fn completions(args: &CompletionsArgs) -> Outcome {
-    clap_complete::generate(args.shell, &mut Cli::command(), "llmpress", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "llmpress", &mut script);
+    print(&String::from_utf8_lossy(&script));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::{BosChoice, EvalCommand, KldArgs, PerplexityArgs, ProtocolArgs};
-use crate::models::{Loaded, in_pool};
+use crate::models::{Loaded, check_length, in_pool};
 use crate::progress::Bar;
 use crate::report::{Output, bytes, table};
 use crate::text::read_text;
@@ -23,11 +23,11 @@ pub(crate) fn run(command: &EvalCommand, output: Output) -> Outcome {
 
 /// A result and what it was measured on.
 #[derive(Serialize)]
-struct Report<'a, T> {
-    model: &'a Path,
+struct Report<T> {
+    model: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    base: Option<&'a Path>,
-    text: &'a Path,
+    base: Option<String>,
+    text: String,
     text_bytes: usize,
     text_tokens: usize,
     seconds: f64,
@@ -51,6 +51,7 @@ impl Text {
         path: &Path,
         model: &Loaded,
         args: &ProtocolArgs,
+        output: Output,
     ) -> Result<Self, crate::report::Failure> {
         let text = read_text(path)?;
         let ids = model.tokenizer.encode(&text)?;
@@ -61,6 +62,7 @@ impl Text {
         let protocol = Protocol { window: args.window, stride: args.stride, limit: args.limit, bos };
         let windows = protocol.windows(ids.len())?;
         model.check_ids(&ids)?;
+        check_length(&*model.model, args.window.saturating_add(usize::from(bos.is_some())), output);
         Ok(Self { ids, bytes: text.len(), protocol, windows })
     }
 
@@ -74,8 +76,8 @@ impl Text {
 }
 
 fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
-    let model = Loaded::open(&args.model, args.protocol.device)?;
-    let text = Text::read(&args.protocol.text, &model, &args.protocol)?;
+    let model = Loaded::open(&args.model, args.protocol.device, output)?;
+    let text = Text::read(&args.protocol.text, &model, &args.protocol, output)?;
     let bar = Bar::of("ppl", text.windows as u64, Counted::Windows, output);
     let result = perplexity(&*model.model, &Skips::new(), &text.ids, text.bytes, text.protocol, &mut |_| {
         bar.advance(1)
@@ -84,9 +86,9 @@ fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
     let result: Perplexity = result?;
     let read = text.windows * text.protocol.window;
     let report = Report {
-        model: &args.model,
+        model: args.model.display().to_string(),
         base: None,
-        text: &args.protocol.text,
+        text: args.protocol.text.display().to_string(),
         text_bytes: text.bytes,
         text_tokens: text.ids.len(),
         seconds,
@@ -120,10 +122,10 @@ fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
 }
 
 fn kld(args: &KldArgs, output: Output) -> Outcome {
-    let model = Loaded::open(&args.model, args.protocol.device)?;
-    let base = Loaded::open(&args.base, args.protocol.device)?;
+    let model = Loaded::open(&args.model, args.protocol.device, output)?;
+    let base = Loaded::open(&args.base, args.protocol.device, output)?;
     // The base's tokenizer: the question is what became of the base.
-    let text = Text::read(&args.protocol.text, &base, &args.protocol)?;
+    let text = Text::read(&args.protocol.text, &base, &args.protocol, output)?;
     model.check_ids(&text.ids)?;
     let bar = Bar::of("kld", text.windows as u64, Counted::Windows, output);
     let result =
@@ -133,9 +135,9 @@ fn kld(args: &KldArgs, output: Output) -> Outcome {
     let seconds = bar.finish();
     let result: Divergence = result?;
     let report = Report {
-        model: &args.model,
-        base: Some(&args.base),
-        text: &args.protocol.text,
+        model: args.model.display().to_string(),
+        base: Some(args.base.display().to_string()),
+        text: args.protocol.text.display().to_string(),
         text_bytes: text.bytes,
         text_tokens: text.ids.len(),
         seconds,

@@ -1,16 +1,15 @@
 //! `llmpress generate`: text from any checkpoint.
 
-use std::io::Write;
 use std::time::Instant;
 
 use llmpress_formats::Error;
-use llmpress_model::{ChatTemplate, Generation, Message, Sampling};
+use llmpress_model::{ChatTemplate, Engine, Generation, Message, Sampling};
 use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::GenerateArgs;
-use crate::models::{Loaded, in_pool};
-use crate::report::{Failure, Output};
+use crate::models::{Loaded, check_length, in_pool};
+use crate::report::{Failure, Output, bytes, is_stdout_lost, print};
 
 pub(crate) fn run(args: &GenerateArgs, output: Output) -> Outcome {
     in_pool(args.jobs, || generate(args, output))
@@ -28,11 +27,13 @@ struct Report<'a> {
 }
 
 fn generate(args: &GenerateArgs, output: Output) -> Outcome {
-    let Loaded { model, tokenizer } = &Loaded::open(&args.model, args.device)?;
+    let Loaded { model, tokenizer } = &Loaded::open(&args.model, args.device, output)?;
+    advise_weights(&**model, output);
     let ids = prompt_ids(args, tokenizer)?;
     if ids.is_empty() {
         return Err(Failure::Usage("--prompt is empty: give some text to go on from".to_owned()));
     }
+    check_length(&**model, ids.len().saturating_add(args.max_new_tokens), output);
     let sampling =
         Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     let start = Instant::now();
@@ -53,15 +54,17 @@ fn generate(args: &GenerateArgs, output: Output) -> Outcome {
         }
         if let Some(piece) = stream.push(id)? {
             if !output.json {
-                print!("{piece}");
-                let _ = std::io::stdout().flush();
+                print(&piece);
+                if is_stdout_lost() {
+                    break;
+                }
             }
             text.push_str(&piece);
         }
     }
     if let Some(rest) = stream.finish()? {
         if !output.json {
-            print!("{rest}");
+            print(&rest);
         }
         text.push_str(&rest);
     }
@@ -76,14 +79,29 @@ fn generate(args: &GenerateArgs, output: Output) -> Outcome {
         tokens_per_second,
     };
     output.result(&report, || "\n".to_owned());
-    if !output.quiet && !output.json {
-        eprintln!(
-            "{} tokens read, {} generated; first after {first:.2} s, then {tokens_per_second:.1} tokens/s",
-            ids.len(),
-            tokens.len()
-        );
-    }
+    output.progress(&format!(
+        "{} tokens read, {} generated; first after {first:.2} s, then {tokens_per_second:.1} tokens/s",
+        ids.len(),
+        tokens.len()
+    ));
     Ok(())
+}
+
+/// Tells where every token costs a decoding of the weights that memory would spare.
+fn advise_weights(model: &dyn Engine, output: Output) {
+    let plain = model.decoded_bytes();
+    let Some(available) = crate::memory::available().filter(|_| plain > 0) else { return };
+    // fixed12 takes three quarters; some memory is left for everything else.
+    let (choice, needed) = match available {
+        n if n / 8 * 7 >= plain => ("bf16", plain),
+        n if n / 8 * 7 >= plain / 4 * 3 => ("fixed12", plain / 4 * 3),
+        _ => return,
+    };
+    output.progress(&format!(
+        "the weights are decoded for every token: --weights {choice} is faster and takes {} of memory ({} are available)",
+        bytes(needed),
+        bytes(available)
+    ));
 }
 
 fn prompt_ids(args: &GenerateArgs, tokenizer: &llmpress_model::Tokenizer) -> Result<Vec<u32>, Failure> {
@@ -97,5 +115,5 @@ fn prompt_ids(args: &GenerateArgs, tokenizer: &llmpress_model::Tokenizer) -> Res
     let user = Message { role: "user".to_owned(), content: args.prompt.clone() };
     let messages: Vec<Message> = system.chain([user]).collect();
     // The template writes the BOS itself where the model wants one.
-    Ok(tokenizer.encode(&template.render(&messages, true)?)?)
+    Ok(tokenizer.encode(&template.render_in(crate::render_chat_template::child()?, &messages, true)?)?)
 }

@@ -1,9 +1,11 @@
 //! `llmpress inspect`: what is in a checkpoint.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use llmpress_entropy::dfloat11::Histogram;
 use llmpress_formats::{Checkpoint, Dtype, printable};
+use llmpress_model::Model;
 use serde::Serialize;
 
 use crate::Outcome;
@@ -26,6 +28,9 @@ struct Report {
     /// Weights beside the checkpoint that are no part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_out: Vec<String>,
+    /// Stored tensors that the model which the configuration describes does not use, where it runs here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unused: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<Row>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,7 +74,9 @@ struct Exponents {
 }
 
 pub(crate) fn run(args: &InspectArgs, output: Output) -> Outcome {
-    let checkpoint = Checkpoint::open(&args.dir)?;
+    let checkpoint = Arc::new(Checkpoint::open(&args.dir)?);
+    // Only where its architecture runs here.
+    let model = Model::open(checkpoint.clone()).ok();
     let mut entropies = BTreeMap::new();
     let mut all = Histogram::new();
     if args.entropy {
@@ -87,7 +94,8 @@ pub(crate) fn run(args: &InspectArgs, output: Output) -> Outcome {
             all.merge(&histogram);
         }
     }
-    let report = report(&checkpoint, args, &entropies, &all);
+    let unused = model.map(|model| model.unused().to_vec()).unwrap_or_default();
+    let report = report(&checkpoint, args, &entropies, &all, unused);
     output.result(&report, || text(&report));
     Ok(())
 }
@@ -101,6 +109,7 @@ fn report(
     args: &InspectArgs,
     entropies: &BTreeMap<&str, f64>,
     all: &Histogram,
+    unused: Vec<String>,
 ) -> Report {
     let config = checkpoint.config();
     let mut by_dtype: BTreeMap<&'static str, Count> = BTreeMap::new();
@@ -148,6 +157,7 @@ fn report(
         by_encoding,
         tied: checkpoint.tied().clone(),
         left_out: checkpoint.directory().left_out().to_vec(),
+        unused,
         tensors,
         exponents: args.entropy.then(|| Exponents {
             bf16_tensors: entropies.len() as u64,
@@ -210,6 +220,12 @@ fn text(report: &Report) -> String {
     }
     if !report.left_out.is_empty() {
         text.push_str(&format!("\nno part of it: {}\n", printable(&report.left_out.join(", "))));
+    }
+    if !report.unused.is_empty() {
+        text.push_str(&format!("\nnot used by the model: {} tensors\n", report.unused.len()));
+        for name in &report.unused {
+            text.push_str(&format!("  {name}\n"));
+        }
     }
     if let Some(e) = &report.exponents {
         text.push_str(&format!(

@@ -1,5 +1,7 @@
 //! The llmpress command: one file a verb.
 
+#![warn(clippy::print_stderr, clippy::print_stdout)] // They panic where the stream is full or closed: see `report`.
+
 mod args;
 mod bench;
 mod bench_gpu;
@@ -9,16 +11,19 @@ mod convert;
 mod diff;
 mod doctor;
 mod documents;
+mod environment;
 mod eval;
 mod generate;
 mod inspect;
 mod memory;
 mod models;
+mod open_files;
 mod passes;
 mod plan;
 mod progress;
 mod rank;
 mod recipe;
+mod render_chat_template;
 mod report;
 mod restore;
 mod sigbus;
@@ -30,16 +35,31 @@ mod version;
 use std::process::ExitCode;
 
 use args::{Cli, Command};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use report::{Failure, Output};
 
 fn main() -> ExitCode {
-    // A reader that closes early (`| head`) ends the program quietly instead of failing a print.
-    restore_sigpipe();
-    let cli = Cli::parse();
-    let output = Output { json: cli.json, quiet: cli.quiet };
+    let command = Cli::command().color(environment::colour_argument());
+    let parsed = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(page_or_mistake) => return documents::show(&page_or_mistake),
+    };
+    open_files::raise_limit();
     sigbus::install(cli.json);
-    let result = match cli.command {
+    let output = Output { json: cli.json, quiet: cli.quiet, colours: environment::colours(cli.color) };
+    let result = environment::limit_instructions().and_then(|()| run(cli.command, output));
+    match result.and_then(|()| report::printed()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(command: Command, output: Output) -> Outcome {
+    match command {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Convert(args) => convert::run(&args, output),
@@ -54,21 +74,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args, output),
         Command::Completions(args) => documents::completions(&args),
         Command::Man(args) => documents::man(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output.failure(&failure);
-            ExitCode::from(failure.exit_code())
-        }
-    }
-}
-
-fn restore_sigpipe() {
-    #[allow(unsafe_code)]
-    // SAFETY: called first in `main`, before any thread; installing the default action is sound.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        Command::RenderChatTemplate => render_chat_template::run(),
     }
 }
 

@@ -11,7 +11,7 @@ use llmpress_pipeline::{Pass, view};
 
 use crate::Outcome;
 use crate::args::{Device, DeviceArgs, WeightsChoice};
-use crate::report::Failure;
+use crate::report::{Failure, Output};
 
 /// A model and its tokenizer.
 pub(crate) struct Loaded {
@@ -20,13 +20,18 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    pub(crate) fn open(dir: &Path, device: DeviceArgs) -> Result<Self, Failure> {
-        Self::after(dir, device, &[])
+    pub(crate) fn open(dir: &Path, device: DeviceArgs, output: Output) -> Result<Self, Failure> {
+        Self::after(dir, device, &[], output)
     }
 
     /// A model as passes leave it.
-    pub(crate) fn after(dir: &Path, device: DeviceArgs, passes: &[Pass]) -> Result<Self, Failure> {
-        Ok(Self { model: open_after(dir, device, passes)?, tokenizer: Tokenizer::open(dir)? })
+    pub(crate) fn after(
+        dir: &Path,
+        device: DeviceArgs,
+        passes: &[Pass],
+        output: Output,
+    ) -> Result<Self, Failure> {
+        Ok(Self { model: open_after(dir, device, passes, output)?, tokenizer: Tokenizer::open(dir)? })
     }
 
     /// Refuses ids that the model has no embedding for.
@@ -46,31 +51,66 @@ impl Loaded {
 }
 
 /// A model without a tokenizer.
-pub(crate) fn open_model(dir: &Path, device: DeviceArgs) -> Result<Box<dyn Engine>, Failure> {
-    open_after(dir, device, &[])
+pub(crate) fn open_model(dir: &Path, device: DeviceArgs, output: Output) -> Result<Box<dyn Engine>, Failure> {
+    open_after(dir, device, &[], output)
 }
 
-fn open_after(dir: &Path, device: DeviceArgs, passes: &[Pass]) -> Result<Box<dyn Engine>, Failure> {
+fn open_after(
+    dir: &Path,
+    device: DeviceArgs,
+    passes: &[Pass],
+    output: Output,
+) -> Result<Box<dyn Engine>, Failure> {
     // A missing GPU is said before the weights are read.
     let gpu = match device.device {
         Device::Cpu => None,
         Device::Cuda(ordinal) => Some(gpu(ordinal)?),
     };
-    let model = Model::open(Arc::new(view(Checkpoint::open(dir)?, passes)?))?;
+    let mut model = Model::open(Arc::new(view(Checkpoint::open(dir)?, passes)?))?;
+    tell(&model, output);
+    let weights = match device.weights {
+        WeightsChoice::Stored => GpuWeights::Stored,
+        WeightsChoice::Bf16 => GpuWeights::Bf16,
+        WeightsChoice::Dfloat11 => GpuWeights::Dfloat11,
+        WeightsChoice::Fixed12 => GpuWeights::Fixed12,
+    };
     match gpu {
-        None if device.gpu_weights != WeightsChoice::Stored => {
-            Err(Failure::Usage("--gpu-weights needs --device cuda".to_owned()))
+        None => {
+            model.load(weights)?;
+            Ok(Box::new(model))
         }
-        None => Ok(Box::new(model)),
-        Some(gpu) => {
-            let weights = match device.gpu_weights {
-                WeightsChoice::Stored => GpuWeights::Stored,
-                WeightsChoice::Bf16 => GpuWeights::Bf16,
-                WeightsChoice::Dfloat11 => GpuWeights::Dfloat11,
-                WeightsChoice::Fixed12 => GpuWeights::Fixed12,
-            };
-            Ok(Box::new(GpuModel::open(gpu, &model, weights, true)?))
-        }
+        Some(gpu) => Ok(Box::new(GpuModel::open(gpu, &model, weights, true)?)),
+    }
+}
+
+/// Unused tensors that are named.
+const NAMED: usize = 3;
+
+/// Prints what the user should know of a model's checkpoint.
+fn tell(model: &Model, output: Output) {
+    let root = model.checkpoint().root().display();
+    for warning in model.warnings() {
+        output.warn(&format!("{root}: {warning}"));
+    }
+    if let unused @ [_, ..] = model.unused() {
+        let names: Vec<&str> = unused.iter().take(NAMED).map(String::as_str).collect();
+        let more = if unused.len() > NAMED { ", ..." } else { "" };
+        output.warn(&format!(
+            "{root}: {} stored tensors are not used by the model that config.json describes: {}{more} (inspect lists them)",
+            unused.len(),
+            names.join(", ")
+        ));
+    }
+}
+
+/// Tells where a sequence is longer than a model was made for.
+pub(crate) fn check_length(model: &dyn Engine, tokens: usize, output: Output) {
+    if let Some(most) = model.config().max_positions.filter(|most| tokens > *most) {
+        output.warn(&format!(
+            "{}: sequences of {tokens} tokens are longer than the {most} that the model was made for \
+             (max_position_embeddings)",
+            model.checkpoint().root().display()
+        ));
     }
 }
 

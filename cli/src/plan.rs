@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use llmpress_pipeline::Plan;
+use llmpress_pipeline::{Plan, Uncovered};
 
 use crate::Outcome;
 use crate::args::PlanArgs;
@@ -13,6 +13,9 @@ use crate::report::{Output, bytes, percent, table};
 pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
     let request = request(&args.recipe, args.cut.without_text())?;
     let (plan, checkpoint) = Plan::forecast(&args.dir, &request, args.recipe.max_shard_size)?;
+    if let Some(uncovered) = Uncovered::of(&checkpoint, &plan) {
+        output.warn(&uncovered.to_string());
+    }
     let budget = plan.budget(&checkpoint, args.jobs.map(usize::from), args.max_memory)?;
     output.result(&plan, || {
         let mut text = String::new();

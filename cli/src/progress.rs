@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llmpress_pipeline::{Counted, Progress, Task, Watch};
 
-use crate::report::Output;
+use crate::report::{Output, note};
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -121,12 +121,12 @@ impl Progress for Bar {
             if mine {
                 let share = self.position() as f64 / self.size.max(1) as f64;
                 let left = self.start.elapsed().as_secs_f64() * (1.0 / share.max(1e-6) - 1.0);
-                eprintln!(
+                note(&format!(
                     "{}: {:.0} % of {}, {left:.0} s left",
                     self.verb,
                     share * 100.0,
                     amount(self.size, self.counted)
-                );
+                ));
             }
         }
     }
@@ -135,7 +135,7 @@ impl Progress for Bar {
         if let Some(bar) = self.bar.get() {
             bar.set_message(format!("{} {file}", self.verb));
         } else if self.lines {
-            eprintln!("{}: {file} is complete", self.verb);
+            note(&format!("{}: {file} is complete", self.verb));
         }
     }
 }

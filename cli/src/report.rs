@@ -1,4 +1,13 @@
 //! What is printed: results to stdout, everything else to stderr.
+//!
+//! ```text
+//! stdout full:     the verb ends its work, then the program fails
+//! stdout closed:   likewise, but quietly and with success: who reads has seen enough (`| head`)
+//! stderr:          whatever becomes of it, the work goes on
+//! ```
+
+use std::io::{ErrorKind, Write};
+use std::sync::OnceLock;
 
 use llmpress_formats::printable;
 use serde::Serialize;
@@ -8,6 +17,8 @@ use serde::Serialize;
 pub(crate) struct Output {
     pub(crate) json: bool,
     pub(crate) quiet: bool,
+    /// Whether stderr is coloured.
+    pub(crate) colours: bool,
 }
 
 /// Why a verb failed.
@@ -19,6 +30,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Something was checked and is not as it should be. The findings were printed.
     Findings(String),
+    /// The result could not be printed; the work is done.
+    Print(String),
 }
 
 impl From<llmpress_pipeline::Error> for Failure {
@@ -37,35 +50,61 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Pipeline(_) | Self::Findings(_) => 1,
+            Self::Pipeline(_) | Self::Findings(_) | Self::Print(_) => 1,
         }
     }
 }
 
+/// Bold red and bold yellow, as terminals have them.
+const RED: &str = "\x1b[1;31m";
+const YELLOW: &str = "\x1b[1;33m";
+
 impl Output {
+    fn coloured(self, text: &str, colour: &str) -> String {
+        if self.colours { format!("{colour}{text}\x1b[0m") } else { text.to_owned() }
+    }
+
     /// One line, or an object with `--json`.
     pub(crate) fn failure(self, failure: &Failure) {
         let (kind, message) = match failure {
             Failure::Pipeline(e) => (e.kind(), e.to_string()),
             Failure::Usage(text) => ("usage", text.clone()),
             Failure::Findings(text) => ("findings", text.clone()),
+            Failure::Print(text) => ("io", text.clone()),
         };
-        if self.json {
-            eprintln!("{}", serde_json::json!({"error": {"kind": kind, "message": message}}));
-        } else {
-            eprintln!("error: {}", printable(&message));
+        note(&match self.json {
+            true => serde_json::json!({"error": {"kind": kind, "message": message}}).to_string(),
+            false => format!("{} {}", self.coloured("error:", RED), printable(&message)),
+        });
+    }
+
+    /// A line about the work on the way, where it is wanted.
+    pub(crate) fn progress(self, line: &str) {
+        if !self.quiet && !self.json {
+            note(line);
         }
+    }
+
+    /// Something that the user should know though the work goes on; as an object with `--json`.
+    pub(crate) fn warn(self, message: &str) {
+        if self.quiet {
+            return;
+        }
+        note(&match self.json {
+            true => serde_json::json!({"warning": message}).to_string(),
+            false => format!("{} {message}", self.coloured("warning:", YELLOW)),
+        });
     }
 
     /// The result: as JSON, or as the text that `text` makes.
     pub(crate) fn result(self, value: &impl Serialize, text: impl FnOnce() -> String) {
         if self.json {
             match serde_json::to_string_pretty(value) {
-                Ok(json) => println!("{json}"),
-                Err(e) => eprintln!("error: {e}"),
+                Ok(json) => print(&format!("{json}\n")),
+                Err(e) => not_printed(e.into()),
             }
         } else {
-            print!("{}", lines(&text()));
+            print(&lines(&text()));
         }
     }
 }
@@ -73,6 +112,44 @@ impl Output {
 /// A text whose lines hold nothing that steers a terminal, whatever the names in it.
 fn lines(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// Why stdout took no more, once it did.
+static NOT_PRINTED: OnceLock<std::io::Error> = OnceLock::new();
+
+fn not_printed(error: std::io::Error) {
+    let _ = NOT_PRINTED.set(error);
+}
+
+/// Writes to stdout. A failure is told at the end, by [`printed`].
+pub(crate) fn print(text: &str) {
+    if is_stdout_lost() {
+        return;
+    }
+    let mut stdout = std::io::stdout().lock();
+    if let Err(e) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        not_printed(e);
+    }
+}
+
+/// Whether nothing more can be printed: for verbs whose only work is to print.
+pub(crate) fn is_stdout_lost() -> bool {
+    NOT_PRINTED.get().is_some()
+}
+
+/// Whether all that was printed arrived, or nobody wanted it.
+pub(crate) fn printed() -> Result<(), Failure> {
+    match NOT_PRINTED.get() {
+        Some(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::Print(format!(
+            "the result could not be printed: {e}; what was to be done before is done"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line to stderr, which nobody may be reading.
+pub(crate) fn note(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// Bytes for people, in powers of 1000 as disks and downloads are sold.

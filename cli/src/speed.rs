@@ -26,7 +26,8 @@ pub(crate) fn run(args: &SpeedArgs, output: Output) -> Outcome {
 }
 
 fn measure(args: &SpeedArgs, output: Output) -> Outcome {
-    let models = args.models.iter().map(|dir| open_model(dir, args.device)).collect::<Result<Vec<_>, _>>()?;
+    let models =
+        args.models.iter().map(|dir| open_model(dir, args.device, output)).collect::<Result<Vec<_>, _>>()?;
     let named: Vec<_> =
         args.models.iter().zip(&models).map(|(dir, model)| (dir.display().to_string(), &**model)).collect();
     let loaded = gpu_memory();
@@ -36,11 +37,7 @@ fn measure(args: &SpeedArgs, output: Output) -> Outcome {
         runs: usize::from(args.runs),
         peers: args.peer.clone(),
     };
-    let rows = speed(&named, &options, &mut |line| {
-        if !output.quiet && !output.json {
-            eprintln!("{line}");
-        }
-    })?;
+    let rows = speed(&named, &options, &mut |line| output.progress(line))?;
     let memory = loaded.zip(gpu_memory()).map(|((now, _), (_, peak))| (now, peak));
     let of = |row| Row { row, gpu_bytes: memory.map(|m| m.0), gpu_peak_bytes: memory.map(|m| m.1) };
     let rows: Vec<Row> = rows.into_iter().map(of).collect();

@@ -104,9 +104,9 @@ fn logits(
     output: Output,
 ) -> Result<(LogitComparison, String), Failure> {
     let (model, source) = (
-        Loaded::open(&args.dir, args.device)?,
+        Loaded::open(&args.dir, args.device, output)?,
         // What was pruned away is left out of both.
-        Loaded::after(against, args.device, passes)?,
+        Loaded::after(against, args.device, passes, output)?,
     );
     let protocol = ProtocolArgs {
         text: path.to_owned(),
@@ -117,7 +117,7 @@ fn logits(
         jobs: args.jobs,
         device: args.device,
     };
-    let text = Text::read(path, &source, &protocol)?;
+    let text = Text::read(path, &source, &protocol, output)?;
     let bar = Bar::of("logits", text.windows as u64, Counted::Windows, output);
     let result =
         logits_exact(&*model.model, &*source.model, &text.ids, text.protocol, GREEDY_TOKENS, &mut |_| {

@@ -3,6 +3,10 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 use support::{fails, ok, path, run, same_files};
 
@@ -37,6 +41,37 @@ fn without_a_gpu_each_step_says_why_it_did_not_run() {
     let forced = fails(&[&arguments[..], &["--force", "--only", "perplexity", "--quiet"]].concat());
     assert!(forced.contains("not held: doctor, small-model, perplexity"), "{forced}");
     assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+}
+
+/// A program that `doctor`'s step asks besides, and that takes its time, stands for a step that runs long.
+#[test]
+fn ctrl_c_ends_what_runs_and_leaves_the_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let slow = dir.path().join("nvidia-smi");
+    std::fs::write(&slow, "#!/bin/sh\nsleep 60\n").unwrap();
+    std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let start = Instant::now();
+    let mut child = support::llmpress()
+        .args(["bench", "gpu", path(&out), "--scratch", path(dir.path()), "--only", "doctor", "--quiet"])
+        .env("PATH", format!("{}:{}", path(dir.path()), std::env::var("PATH").unwrap()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while !out.join("calls/doctor-1.err").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("error: interrupted"), "{output:?}");
+    let report: Value = serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["state"], "interrupted");
+    assert_eq!(report["steps"][0]["calls"][1]["fault"], "killed: everything was interrupted");
+    assert!(std::fs::read_to_string(out.join("report.md")).unwrap().contains("Interrupted: "));
 }
 
 #[test]
@@ -89,8 +124,7 @@ fn the_small_random_model_runs_and_converts() {
 }
 
 #[test]
-fn the_random_model_of_8b_shapes_opens_without_being_read() {
-    // Its header alone: the size of the real one.
+fn the_random_model_of_8b_shapes_has_the_size_of_the_real_one() {
     let bytes = llmpress_validation::RandomModel::Llama3_8b { layers: 32 }.bytes();
     assert_eq!(bytes, 16_060_522_496);
 }

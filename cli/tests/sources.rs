@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, Dtype, ShardFile};
+use llmpress_formats::{Checkpoint, Dtype, Manifest, ShardFile};
 use support::{LLAMA, bf16, checkpoint, fails, files, ok, path, run, t, tiny_llama};
 
 fn left_behind(source: &Path, out: &Path) -> Vec<String> {
@@ -162,4 +162,28 @@ fn names_never_steer_a_terminal() {
         assert!(raw.is_none() || command.contains(&"--json"), "{command:?}: {raw:?} in {text:?}");
         assert!(!text.contains('\u{1b}'), "{command:?}: {text:?}");
     }
+}
+
+#[test]
+fn a_tensor_with_the_name_of_the_metadata_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out, back) = (dir.path().join("s"), dir.path().join("o"), dir.path().join("b"));
+    checkpoint(&source, LLAMA, &tiny_llama());
+    ok(&["convert", path(&source), path(&out), "--to", "planes"]);
+    // A manifest can give a tensor any name; as a plain one it could not be stored.
+    let mut manifest = Manifest::read(&out).unwrap().unwrap();
+    let entry = manifest.tensors.remove("lm_head.weight").unwrap();
+    manifest.units.get_mut(&entry.unit).unwrap().tensors = vec!["__metadata__".to_owned()];
+    manifest.tensors.insert("__metadata__".to_owned(), entry);
+    std::fs::write(out.join("llmpress.json"), manifest.to_bytes().unwrap()).unwrap();
+    let error = fails(&["restore", path(&out), path(&back)]);
+    assert!(error.contains("__metadata__") && error.contains("rename"), "{error}");
+    assert!(!back.exists());
+    // In a header it can only be read as metadata.
+    let header = r#"{"__metadata__":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.bytes().chain([1]));
+    std::fs::write(source.join("model.safetensors"), bytes).unwrap();
+    let error = fails(&["inspect", path(&source)]);
+    assert!(error.contains("model.safetensors") && error.contains("__metadata__"), "{error}");
 }

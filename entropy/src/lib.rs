@@ -6,16 +6,18 @@
 //! any bytes  ----- planes:   byte planes through zstd, in chunks
 //! ```
 //!
-//! Slices in, slices out: no files, no threads, no global state. Each coder has a scalar reference
-//! and a fast path that produces the same bytes.
+//! Slices in, slices out: no files, no threads, no global state but the switch [`use_portable_code_only`]. Each coder has
+//! a scalar reference and a fast path that produces the same bytes.
 
 pub mod bf16;
 pub mod dfloat11;
 mod error;
 pub mod fixed12;
+mod isa;
 pub mod planes;
 
 pub use error::Error;
+pub use isa::use_portable_code_only;
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("llmpress stores little-endian words in place and supports little-endian targets only");

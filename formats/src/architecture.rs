@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use regex::Regex;
+use regex::bytes::Regex;
 use serde_json::Value;
 
 use crate::{Error, Result};
@@ -212,13 +212,21 @@ pub fn block_counts<'a>(names: impl IntoIterator<Item = &'a str>) -> BTreeMap<St
     seen.into_iter().map(|(prefix, numbers)| (prefix, numbers.len())).collect()
 }
 
-/// A `pattern_dict` as the official configuration or a pattern file holds it.
+/// A `pattern_dict` as the official configuration or a pattern file holds it. Names of modules are those of Python's
+/// attributes, so `\w`, `\d` and the like stand for ASCII, which keeps expressions small.
 #[derive(Debug, Clone)]
 pub struct PatternDict(Vec<(Regex, Vec<String>)>);
 
 impl PatternDict {
-    /// Most entries and longest expression that are accepted.
+    /// Most entries that are accepted, and most bytes of their expressions together.
     const MAX_ENTRIES: usize = 4096;
+    const MAX_TEXT_BYTES: usize = 256 << 10;
+    /// Most memory of all expressions when compiled, of one alone, and what one may always have.
+    const MAX_COMPILED_BYTES: usize = 4 << 20;
+    const MAX_EXPRESSION_BYTES: usize = 256 << 10;
+    const MIN_EXPRESSION_BYTES: usize = 8 << 10;
+    /// Most bytes of names times expressions that are matched.
+    const MAX_WORK: u64 = 1 << 32;
 
     /// Reads the JSON object of a pattern file or of `dfloat11_config.pattern_dict`.
     pub fn parse(value: &Value) -> Result<Self> {
@@ -229,10 +237,21 @@ impl PatternDict {
         if object.is_empty() || object.len() > Self::MAX_ENTRIES {
             return Err(bad(format!("has {} entries; 1 to {} are allowed", object.len(), Self::MAX_ENTRIES)));
         }
+        let text: usize = object.keys().map(String::len).sum();
+        if text > Self::MAX_TEXT_BYTES {
+            return Err(bad(format!(
+                "its expressions have {text} bytes together; {} are allowed",
+                Self::MAX_TEXT_BYTES
+            )));
+        }
+        let most = (Self::MAX_COMPILED_BYTES / object.len())
+            .clamp(Self::MIN_EXPRESSION_BYTES, Self::MAX_EXPRESSION_BYTES);
         let mut entries = Vec::new();
         for (pattern, paths) in object {
-            let regex = regex::RegexBuilder::new(&format!("^(?:{pattern})$"))
-                .size_limit(1 << 20)
+            let regex = regex::bytes::RegexBuilder::new(&format!("^(?:{pattern})$"))
+                .unicode(false)
+                .size_limit(most)
+                .dfa_size_limit(most)
                 .build()
                 .map_err(|e| bad(format!("{pattern:?}: {e}")))?;
             let paths = paths
@@ -248,20 +267,39 @@ impl PatternDict {
 
     /// The sub-modules of the module called `name`, if a pattern matches all of its name.
     pub fn paths(&self, name: &str) -> Option<&[String]> {
-        self.0.iter().find(|(regex, _)| regex.is_match(name)).map(|(_, paths)| paths.as_slice())
+        self.0.iter().find(|(regex, _)| regex.is_match(name.as_bytes())).map(|(_, paths)| paths.as_slice())
+    }
+
+    /// Refuses to match so many bytes of names that it would take minutes.
+    pub(crate) fn check_work<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let bytes: u64 = names.into_iter().map(|name| name.len() as u64).sum();
+        if bytes.saturating_mul(self.0.len() as u64) <= Self::MAX_WORK {
+            return Ok(());
+        }
+        Err(Error::Limit(format!(
+            "pattern_dict: its {} entries would be matched with {bytes} bytes of names: give fewer and broader ones",
+            self.0.len()
+        )))
     }
 
     /// The units that these patterns make of a checkpoint's tensors, and the patterns that match
     /// nothing.
-    pub fn units<'a>(&self, tensors: impl IntoIterator<Item = &'a str>) -> (Vec<UnitPattern>, Vec<String>) {
+    ///
+    /// # Errors
+    /// Too many names for so many patterns.
+    pub fn units<'a>(
+        &self,
+        tensors: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(Vec<UnitPattern>, Vec<String>)> {
         let mut modules = std::collections::BTreeSet::new();
         for name in tensors {
             modules.extend(name.match_indices('.').map(|(at, _)| &name[..at]));
         }
+        self.check_work(modules.iter().copied())?;
         let mut used = vec![false; self.0.len()];
         let mut units = Vec::new();
         for module in modules {
-            if let Some(i) = self.0.iter().position(|(regex, _)| regex.is_match(module)) {
+            if let Some(i) = self.0.iter().position(|(regex, _)| regex.is_match(module.as_bytes())) {
                 used[i] = true;
                 units.push(UnitPattern { unit: module.to_owned(), paths: self.0[i].1.clone() });
             }
@@ -269,7 +307,7 @@ impl PatternDict {
         let unused = self.0.iter().zip(used).filter(|(_, used)| !used).map(|((regex, _), _)| {
             regex.as_str().trim_start_matches("^(?:").trim_end_matches(")$").to_owned()
         });
-        (units, unused.collect())
+        Ok((units, unused.collect()))
     }
 }
 
@@ -363,8 +401,10 @@ mod tests {
         assert!(patterns.contains(&r"model\.layers\.(?:0|1|2|4|5|6|7|8|9|10)"), "{patterns:?}");
         let json: serde_json::Map<String, Value> =
             dict.iter().map(|(p, l)| (p.clone(), l.clone().into())).collect();
-        let (units, unused) =
-            PatternDict::parse(&Value::Object(json)).unwrap().units(names.iter().map(String::as_str));
+        let (units, unused) = PatternDict::parse(&Value::Object(json))
+            .unwrap()
+            .units(names.iter().map(String::as_str))
+            .unwrap();
         assert_eq!(units, derive_units(LLAMA, names.iter().map(String::as_str)));
         assert!(unused.is_empty());
     }

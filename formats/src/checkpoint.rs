@@ -326,17 +326,28 @@ impl Checkpoint {
     }
 
     /// The bytes of a component of a unit as they are stored, without a copy (mapped memory: do not
-    /// shorten the file while the view is used).
+    /// shorten the file while the view is used). The unit's components have the sizes and dtypes that its encoding
+    /// and the shapes of its tensors ask for.
     pub fn view(&self, unit: &str, component: &str) -> Result<&[u8]> {
-        let stored = self
-            .units
-            .get(unit)
-            .and_then(|u| u.components().get(component))
-            .and_then(|c| self.directory.find(c.name()));
+        let found = self.units.get(unit);
+        if let Some(found) = found {
+            found.reader(unit)?;
+        }
+        let stored =
+            found.and_then(|u| u.components().get(component)).and_then(|c| self.directory.find(c.name()));
         match stored {
             Some((shard, info)) => shard.view(info),
             None => Err(Error::Invalid(format!("there is no component {component} of a unit {unit}"))),
         }
+    }
+
+    /// Checks that the components of every unit have the sizes and dtypes that its encoding and the shapes of its
+    /// tensors ask for: before anything is planned by them. Reads no data but small tables.
+    ///
+    /// # Errors
+    /// The first component that does not fit, by name.
+    pub fn check_units(&self) -> Result<()> {
+        self.units.iter().try_for_each(|(name, unit)| unit.reader(name).map(|_| ()))
     }
 
     /// Decodes bytes `offset .. offset + out.len()` of a tensor into the caller's buffer. The range
@@ -434,6 +445,7 @@ fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeM
         return tensors.collect();
     }
     let mut tensors = BTreeMap::new();
+    let mut total = 0u64;
     for (unit_name, unit) in units {
         let mut offset = 0u64;
         for part in unit.parts() {
@@ -445,9 +457,14 @@ fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeM
                 unit_offset: offset,
                 zero: false,
             };
-            offset = offset
-                .checked_add(part.bytes)
-                .ok_or_else(|| Error::corrupt(root, Some(&part.name), "its unit is too large"))?;
+            total = total.checked_add(part.bytes).filter(|total| *total <= crate::MAX_TOTAL_BYTES).ok_or_else(|| {
+                let what = format!(
+                    "is said to have {} bytes: all tensors together have more than 2^58, which nothing holds",
+                    part.bytes
+                );
+                Error::corrupt(root, Some(&part.name), what)
+            })?;
+            offset += part.bytes;
             if tensors.insert(part.name.clone(), tensor).is_some() {
                 return Err(Error::corrupt(root, Some(&part.name), "is stored twice"));
             }

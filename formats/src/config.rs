@@ -16,6 +16,9 @@ pub const CONFIG_FILE: &str = "config.json";
 /// The key of the official DFloat11 configuration.
 pub const DFLOAT11_KEY: &str = "dfloat11_config";
 
+/// Where a multimodal configuration describes its decoder.
+const TEXT_CONFIG: &str = "text_config";
+
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// A parsed `config.json` together with its own bytes.
@@ -61,7 +64,7 @@ impl Config {
 
     /// A top-level value, or the one of `text_config` where a multimodal configuration keeps it there.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.value.get(key).or_else(|| self.value.get("text_config")?.get(key))
+        self.value.get(key).or_else(|| self.value.get(TEXT_CONFIG)?.get(key))
     }
 
     /// A member of the top level.
@@ -79,6 +82,11 @@ impl Config {
         self.value.get("model_type")?.as_str()
     }
 
+    /// Whether it describes more than one stack of layers: objects with a `hidden_size` of their own.
+    pub(crate) fn has_towers(&self) -> bool {
+        self.value.values().any(|value| value.get("hidden_size").is_some())
+    }
+
     /// `hidden_size`.
     pub fn hidden_size(&self) -> Option<u64> {
         self.get("hidden_size")?.as_u64().filter(|&n| n > 0)
@@ -88,6 +96,13 @@ impl Config {
     /// which the tensors themselves tell.
     pub fn tie_word_embeddings(&self) -> Option<bool> {
         self.get("tie_word_embeddings")?.as_bool()
+    }
+
+    /// The tool whose packed weights the checkpoint holds: `quantization_config.quant_method`.
+    pub fn quantised_by(&self) -> Option<&str> {
+        let settings =
+            self.get("quantization_config").or_else(|| self.get("compression_config"))?.as_object()?;
+        Some(settings.get("quant_method").and_then(Value::as_str).unwrap_or("a method without a name"))
     }
 
     /// The text with `key` set to `value` as its last member; everything else stays as it was.
@@ -107,6 +122,19 @@ impl Config {
         Ok(format!("{kept}{comma}\n  \"{key}\": {json}{space}{tail}"))
     }
 
+    /// The text with `key` of `text_config` set, where a multimodal configuration describes its decoder; everything
+    /// else stays as it was.
+    ///
+    /// # Errors
+    /// There is no such object.
+    pub fn with_text_member(&self, key: &str, value: &Value) -> Result<String> {
+        let span = value_span(&self.text, TEXT_CONFIG).filter(|_| self.own(TEXT_CONFIG).is_some());
+        let span = span.ok_or_else(|| Error::corrupt(&self.path, None, "has no text_config"))?;
+        let inner = Self::parse(&self.path, self.text[span.clone()].to_owned())?;
+        let inner = inner.with_member(key, value)?;
+        Ok(format!("{}{inner}{}", &self.text[..span.start], &self.text[span.end..]))
+    }
+
     /// The text without `key`, the inverse of [`Self::with_member`].
     pub fn without_member(&self, key: &str) -> Result<String> {
         let Some(span) = member_span(&self.text, key) else {
@@ -114,6 +142,56 @@ impl Config {
         };
         Ok(format!("{}{}", &self.text[..span.start], &self.text[span.end..]))
     }
+}
+
+/// The bytes of the value of a top-level member of a (valid) JSON object.
+fn value_span(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
+    let bytes = text.as_bytes();
+    let (mut depth, mut at) = (0usize, 0);
+    let (mut expects_key, mut start) = (false, None);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'{' | b'[' => {
+                depth += 1;
+                expects_key |= depth == 1;
+            }
+            b'}' | b']' => {
+                depth = depth.checked_sub(1)?;
+                if let Some(start) = start.filter(|_| depth == 0) {
+                    return Some(trimmed(text, start, at));
+                }
+            }
+            b',' if depth == 1 => {
+                if let Some(start) = start {
+                    return Some(trimmed(text, start, at));
+                }
+                expects_key = true;
+            }
+            b'"' => {
+                let open = at;
+                at += 1;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                if depth == 1 && expects_key {
+                    expects_key = false;
+                    if serde_json::from_str::<String>(text.get(open..=at)?).is_ok_and(|k| k == key) {
+                        start = Some(at + 1 + text.get(at + 1..)?.find(':')? + 1);
+                    }
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// A range without the white space at its ends.
+fn trimmed(text: &str, start: usize, end: usize) -> std::ops::Range<usize> {
+    let part = &text[start..end];
+    let start = end - part.trim_start().len();
+    start..start + text[start..end].trim_end().len()
 }
 
 /// The bytes to cut so that a top-level member of a (valid) JSON object disappears together with one
@@ -198,6 +276,25 @@ mod tests {
             // Setting it again changes nothing.
             assert_eq!(parsed.with_member("dfloat11_config", &value).unwrap(), with);
         }
+    }
+
+    #[test]
+    fn a_member_of_the_text_model_is_set_inside_of_it() {
+        let text = "{\n  \"a\": [1, {\"text_config\": 0}],\n  \"text_config\": {\n    \"n\": 3,\n    \"s\": \"}\"\n  },\n  \"n\": 7\n}\n";
+        let set = config(text).with_text_member("n", &serde_json::json!(2)).unwrap();
+        let parsed = config(&set);
+        assert_eq!(parsed.own("text_config").unwrap(), &serde_json::json!({"s": "}", "n": 2}));
+        assert_eq!(parsed.own("n"), Some(&serde_json::json!(7)));
+        assert_eq!(parsed.own("a"), config(text).own("a"));
+        assert!(
+            set.starts_with("{\n  \"a\": [1, {\"text_config\": 0}],") && set.ends_with(",\n  \"n\": 7\n}\n")
+        );
+        for text in [r#"{"text_config":{}}"#, r#"{"text_config" : { } , "b": 1}"#] {
+            let set = config(text).with_text_member("k", &serde_json::json!([1])).unwrap();
+            assert_eq!(config(&set).own("text_config"), Some(&serde_json::json!({"k": [1]})), "{set}");
+        }
+        assert!(config(r#"{"n": 1}"#).with_text_member("n", &serde_json::json!(2)).is_err());
+        assert!(config(r#"{"text_config": 1}"#).with_text_member("n", &serde_json::json!(2)).is_err());
     }
 
     #[test]

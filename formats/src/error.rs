@@ -52,7 +52,13 @@ fn label(tensor: Option<&str>) -> String {
     tensor.map(|t| format!("{t}: ")).unwrap_or_default()
 }
 
+/// `EMFILE` of Linux and the BSDs: this process has too many files open.
+const TOO_MANY_OPEN_FILES: i32 = 24;
+
 fn mend(source: &io::Error) -> &'static str {
+    if source.raw_os_error() == Some(TOO_MANY_OPEN_FILES) {
+        return "; every shard stays open: allow more open files (ulimit -n)";
+    }
     match source.kind() {
         io::ErrorKind::StorageFull => "; free some space and run again with --resume",
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {

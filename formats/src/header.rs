@@ -115,7 +115,9 @@ impl<'de> Deserialize<'de> for RawHeader {
                             return Err(serde::de::Error::custom("__metadata__ stands there twice"));
                         }
                         // The reference implementation takes null for none.
-                        header.metadata = map.next_value::<Option<_>>()?.unwrap_or_default();
+                        let metadata = map.next_value::<Option<_>>();
+                        let named = |e| serde::de::Error::custom(format!("{METADATA_KEY}: {e}"));
+                        header.metadata = metadata.map_err(named)?.unwrap_or_default();
                         continue;
                     }
                     match map.next_value::<RawEntry<'_>>()?.check(name) {

@@ -67,3 +67,7 @@ pub use python_json::python_json;
 pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal, Size};
 pub use shard::ShardFile;
 pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};
+
+/// Most bytes of all tensors, or of all shards, together. Far beyond any disk: sums and small multiples of sizes stay
+/// below 2^64.
+const MAX_TOTAL_BYTES: u64 = 1 << 58;

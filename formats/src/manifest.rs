@@ -241,9 +241,9 @@ impl Manifest {
 
     /// The file's bytes, with `manifest_blake3` filled in.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let zeroed = Self { manifest_blake3: Digest([0; 32]), ..self.clone() };
+        // The digest is of these bytes with its own digits as zeros, whatever they are now.
         let mut bytes =
-            serde_json::to_vec_pretty(&zeroed).map_err(|e| Error::Invalid(format!("manifest: {e}")))?;
+            serde_json::to_vec_pretty(self).map_err(|e| Error::Invalid(format!("manifest: {e}")))?;
         bytes.push(b'\n');
         let at = digest_position(&bytes)
             .ok_or_else(|| Error::Invalid("manifest: manifest_blake3 is not last".to_owned()))?;
@@ -283,6 +283,10 @@ impl Manifest {
         if listed != self.tensors.len() {
             return Err(Error::corrupt(path, None, "a tensor is not listed by its unit"));
         }
+        let shards = self.shards.iter().map(|(name, s)| (name, Some(s.bytes)));
+        let tensors = self.tensors.iter().map(|(name, t)| (name, t.dtype.byte_len(&t.shape)));
+        check_sum(path, shards)?;
+        check_sum(path, tensors)?;
         for (name, target) in &self.tied {
             if !self.tensors.contains_key(target) || self.tensors.contains_key(name) {
                 return corrupt(name, format!("is tied to {target}, which does not fit the tensors"));
@@ -290,6 +294,24 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Refuses sizes that no disk holds together: whoever adds them up later need not fear 2^64.
+fn check_sum<'a>(path: &Path, sizes: impl Iterator<Item = (&'a String, Option<u64>)>) -> Result<()> {
+    let mut total = 0u64;
+    for (name, bytes) in sizes {
+        total = bytes
+            .and_then(|n| total.checked_add(n))
+            .filter(|n| *n <= crate::MAX_TOTAL_BYTES)
+            .ok_or_else(|| {
+                Error::corrupt(
+                    path,
+                    Some(name),
+                    "is said to have a size that makes more than 2^58 bytes in all",
+                )
+            })?;
+    }
+    Ok(())
 }
 
 fn check_version(path: &Path, version: &str) -> Result<()> {

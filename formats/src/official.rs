@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The files hold no shapes: they follow from the element counts in `split_positions` and from
-//! `hidden_size`, which is one side of every linear of a decoder block.
+//! `hidden_size`, which is one side of every linear of a decoder block. Other towers of a model have sizes of their own;
+//! where those do not tell a shape, the directory is refused.
 
 use std::collections::BTreeMap;
 
@@ -63,6 +64,7 @@ pub(crate) fn take_units(
     let suffix = format!(".{}", dfloat11::ENCODED_EXPONENT);
     let names: Vec<String> =
         stored.keys().filter_map(|name| name.strip_suffix(&suffix).map(str::to_owned)).collect();
+    patterns.check_work(names.iter().map(String::as_str))?;
     let mut units = Vec::with_capacity(names.len());
     for name in names {
         let mut components = BTreeMap::new();
@@ -124,7 +126,7 @@ fn parts(
                     config.path(),
                     Some(&name),
                     format!(
-                        "the shape of its {count} elements is not stored and cannot be derived from hidden_size"
+                        "the shape of its {count} elements is not stored and does not follow from config.json: use a directory with llmpress.json, or the original checkpoint"
                     ),
                 )
             })?;
@@ -135,12 +137,49 @@ fn parts(
 
 /// The shape of a linear or embedding with `count` weights, by the name of its module.
 fn shape(config: &Config, module: &str, count: u64) -> Option<Vec<u64>> {
+    let leaf = module.rsplit('.').next()?;
+    if !is_of_decoder(module) && (is_of_vision(module) || config.has_towers()) {
+        return vision_shape(config, module, count);
+    }
     let hidden = config.hidden_size()?;
     let other = count.is_multiple_of(hidden).then_some(count / hidden)?;
-    match module.rsplit('.').next()? {
+    match leaf {
         "q_proj" | "k_proj" | "v_proj" | "qkv_proj" | "gate_proj" | "up_proj" | "gate_up_proj" | "w1"
         | "w3" | "gate" | "lm_head" | "embed_tokens" => Some(vec![other, hidden]),
         "o_proj" | "down_proj" | "w2" => Some(vec![hidden, other]),
         _ => None,
     }
+}
+
+/// Whether a module is the head, the embedding or in a block of the decoder that the configuration describes.
+fn is_of_decoder(module: &str) -> bool {
+    let inside = ["language_model.model.", "model.language_model.", "language_model.", "model.", ""];
+    inside.iter().filter_map(|prefix| module.strip_prefix(prefix)).any(|rest| {
+        matches!(rest, "lm_head" | "embed_tokens")
+            || rest
+                .strip_prefix("layers.")
+                .and_then(|r| r.split_once('.'))
+                .is_some_and(|(number, _)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    })
+}
+
+fn is_of_vision(module: &str) -> bool {
+    module.split('.').any(|part| part.contains("vision") || part == "visual")
+}
+
+/// The linears of a vision tower whose sides the configuration names: query, key and value are square, and an MLP
+/// has its inner size on one side.
+fn vision_shape(config: &Config, module: &str, count: u64) -> Option<Vec<u64>> {
+    if !is_of_vision(module) {
+        return None;
+    }
+    let size = |key: &str| config.get("vision_config")?.get(key)?.as_u64().filter(|&n| n > 0);
+    let hidden = size("hidden_size")?;
+    let shape = match module.rsplit('.').next()? {
+        "q_proj" | "k_proj" | "v_proj" | "o_proj" | "out_proj" => vec![hidden, hidden],
+        "fc1" | "gate_proj" | "up_proj" => vec![size("intermediate_size")?, hidden],
+        "fc2" | "down_proj" => vec![hidden, size("intermediate_size")?],
+        _ => return None,
+    };
+    (shape.iter().try_fold(1u64, |a, &b| a.checked_mul(b)) == Some(count)).then_some(shape)
 }

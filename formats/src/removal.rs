@@ -194,21 +194,17 @@ impl Removal {
         }
         let mut text = None;
         for (key, value) in members {
-            // A member of the text model of a larger one would have to be changed inside of it.
-            if config.own(key).is_none() && config.get(key).is_some() {
-                return Err(Error::unsupported(
-                    config.path(),
-                    None,
-                    format!(
-                        "keeps {key} in text_config: sub-layers of such models can be removed with --portable only"
-                    ),
-                ));
-            }
             let current = match &text {
                 Some(text) => Config::parse(config.path(), String::clone(text))?,
                 None => config.clone(),
             };
-            text = Some(current.with_member(key, &value)?);
+            // What describes the decoder of a larger model belongs where its number of layers stands.
+            let inside = config.own("num_hidden_layers").is_none() && self.renumbers();
+            let is_inside = config.own(key).is_none() && config.get(key).is_some();
+            text = Some(match inside && config.own(key).is_none() || is_inside {
+                true => current.with_text_member(key, &value)?,
+                false => current.with_member(key, &value)?,
+            });
         }
         Ok(text)
     }

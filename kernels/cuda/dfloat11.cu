@@ -13,6 +13,12 @@ constexpr u32 BLOCK_BYTES = 4096;
 constexpr u32 GAP_BYTES = 320;
 constexpr u32 TABLE_BITS = 10;
 constexpr u32 LINK_BITS = 5;
+// Blocks that a multiprocessor should hold: all threads that it has room for.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890)
+constexpr u32 RESIDENT = 6;
+#else
+constexpr u32 RESIDENT = 8;
+#endif
 
 // What a thread has of a block, as it lies in memory.
 struct Windows {
@@ -93,7 +99,7 @@ DEVICE u16 one_weight(u32 sm, u32 e) { return (u16)((sm & 0x80) << 8 | e << 7 | 
 // and, 16 bits up, eight times their number. The first 2^10 are those of the next 10 bits; zero in y: the code is longer, and x
 // is where the 2^5 entries of the next 5 bits begin; zero there too: its rows must be walked. capacity: most symbols of a
 // block. out: as many words as there are symbols, at a multiple of 16 bytes.
-extern "C" __global__ void __launch_bounds__(THREADS, 8)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8* counts, const u8* sign_mantissa,
                 const uint2* table, u32 entries, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out) {
     let_later_begin();

@@ -22,6 +22,7 @@ pub use dot::{LANES, dot_fixed12, dot_rows};
 pub use draw::{Limits, draw};
 pub use elementwise::{gelu_tanh_gate, silu_gate, softmax};
 pub use exp::exp;
+pub use isa::limit_instruction_set;
 pub use jensen_shannon::jensen_shannon;
 pub use log_sum_exp::{divergence, log_sum_exp};
 pub use multiply::multiply;

@@ -45,6 +45,24 @@ pub(crate) struct Workspace {
 }
 
 impl Attention {
+    /// Its matrices.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let projections = match &self.projections {
+            Projections::Separate(all) => &all[..],
+            Projections::Fused(one) => std::slice::from_ref(one),
+        };
+        projections.iter().chain([&self.output])
+    }
+
+    /// Its matrices, to be changed.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let projections = match &mut self.projections {
+            Projections::Separate(all) => &mut all[..],
+            Projections::Fused(one) => std::slice::from_mut(one),
+        };
+        projections.iter_mut().chain([&mut self.output])
+    }
+
     /// `out = attention(x)` for tokens that follow those in the cache.
     #[expect(clippy::too_many_arguments, reason = "what a layer's attention depends on")]
     pub(crate) fn forward(

@@ -1,32 +1,31 @@
 //! Chat templates: messages to the prompt that a model was trained on.
 //!
 //! ```text
-//! chat_template.jinja, or chat_template.json, or tokenizer_config.json --> Jinja --> prompt
+//! chat_template.jinja, or chat_template.json, or tokenizer_config.json --> Jinja, in a child process --> prompt
 //! ```
 //!
-//! What a template can see is what it sees in the `transformers` library; it runs with a bounded budget.
+//! What a template can see is what it sees in the `transformers` library.
 
+mod child;
+mod jinja;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use llmpress_formats::{Error, Result, read_small_file};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{AutoEscape, Environment, ErrorKind, Output, State, context};
+use serde::{Deserialize, Serialize};
 
+pub use self::child::serve_chat_template;
 use crate::special_tokens::{TOKENIZER_CONFIG_FILE, read_object, special_tokens};
 
 const JINJA_FILE: &str = "chat_template.jinja";
 const JSON_FILE: &str = "chat_template.json";
 const KEY: &str = "chat_template";
-const NAME: &str = "chat template";
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
-/// A step, or 64 bytes of text, costs 1: enough for prompts of some 10 MB.
-const FUEL: u64 = 1 << 20;
-/// Takes the deepest list of lists that the fuel pays for: they are dropped recursively.
-const STACK_BYTES: usize = 512 << 20;
 
 /// A message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
@@ -38,14 +37,15 @@ pub struct Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     path: PathBuf,
-    environment: Environment<'static>,
+    source: String,
+    tokens: BTreeMap<String, String>,
 }
 
 impl ChatTemplate {
     /// Reads the chat template of a checkpoint's directory; `None` if it has none.
     ///
     /// # Errors
-    /// A file cannot be read, or the template is no valid Jinja.
+    /// A file cannot be read.
     pub fn open(dir: &Path) -> Result<Option<Self>> {
         let Some((path, source)) = find(dir)? else { return Ok(None) };
         if source.len() as u64 > MAX_TEMPLATE_BYTES {
@@ -55,38 +55,37 @@ impl ChatTemplate {
                 format!("has a chat template of {} bytes, the most is {MAX_TEMPLATE_BYTES}", source.len()),
             ));
         }
-        let mut environment = environment();
-        for (name, token) in special_tokens(dir)? {
-            environment.add_global(name, token);
-        }
-        environment
-            .add_template_owned(NAME, without_generation_tags(&source))
-            .map_err(|e| Error::corrupt(&path, None, describe("is no valid chat template", &e)))?;
-        Ok(Some(Self { path, environment }))
+        Ok(Some(Self { path, source, tokens: special_tokens(dir)? }))
     }
 
     /// The prompt for a conversation; with `add_generation_prompt` it ends where the assistant is to speak.
     /// It holds special tokens, the BOS too where the model wants one: encode it without adding another.
     ///
+    /// Renders in this process, whose end a template made for that can bring: for templates that are trusted. See
+    /// [`Self::render_in`].
+    ///
     /// # Errors
-    /// The template refuses the messages, fails, or does not end in time.
+    /// The template is no valid Jinja, refuses the messages, fails, or does not end in time.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let render = || self.render_here(messages, add_generation_prompt);
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render);
-            let thread =
-                thread.map_err(|e| Error::Limit(format!("no thread to render the chat template: {e}")))?;
-            thread.join().unwrap_or_else(|_| Err(Error::corrupt(&self.path, None, "the chat template fails")))
-        })
+        jinja::render(&self.source, &self.tokens, messages, add_generation_prompt)
+            .map_err(|what| Error::corrupt(&self.path, None, what))
     }
 
-    fn render_here(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let value =
-            |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
-        let messages: Value = messages.iter().map(value).collect();
-        let context = context! { messages, add_generation_prompt, tools => (), documents => () };
-        let rendered = self.environment.get_template(NAME).and_then(|t| t.render(context));
-        rendered.map_err(|e| Error::corrupt(&self.path, None, describe("the chat template fails", &e)))
+    /// [`Self::render`] in a child process that limits its own memory and processor time: whatever the template does,
+    /// it ends soon and at worst takes the child with it. `child` starts a program that calls
+    /// [`serve_chat_template`].
+    ///
+    /// # Errors
+    /// Those of [`Self::render`]; the child cannot be started.
+    pub fn render_in(
+        &self,
+        child: Command,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        let request =
+            child::Request { source: &self.source, tokens: &self.tokens, messages, add_generation_prompt };
+        child::ask(child, &request)?.map_err(|what| Error::corrupt(&self.path, None, what))
     }
 }
 
@@ -121,94 +120,4 @@ fn source(path: &Path, value: &serde_json::Value) -> Result<String> {
             format!("{KEY} must be a text, or a list of {{name, template}} with one named \"default\""),
         )
     })
-}
-
-/// Jinja as `transformers` sets it up.
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.unwrap_or_default());
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
-    environment.set_formatter(print_as_python);
-    environment.set_unknown_method_callback(python_method);
-    environment.add_filter("tojson", crate::python_json::tojson);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-    });
-    environment.add_function("strftime_now", strftime_now);
-    environment
-}
-
-/// Python's own notation of lists is not Jinja's; and a small list of lists can be large as text.
-fn print_as_python(output: &mut Output, state: &mut State, value: &Value) -> Result<(), minijinja::Error> {
-    match value.kind() {
-        ValueKind::None => Ok(output.write_str("None")?),
-        ValueKind::Bool => Ok(output.write_str(if value.is_true() { "True" } else { "False" })?),
-        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => Err(minijinja::Error::new(
-            ErrorKind::InvalidOperation,
-            "prints a list or a mapping as it is: write it with the filter tojson",
-        )),
-        _ => minijinja::escape_formatter(output, state, value),
-    }
-}
-
-/// Methods of Python's strings, lists and dictionaries. Those whose result can be far larger than what they
-/// are given go through the filters, which ask for the budget first.
-fn python_method(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, minijinja::Error> {
-    let all = |args: &[Value]| std::iter::once(value).chain(args).cloned().collect::<Vec<Value>>();
-    match (value.as_str(), method, args) {
-        (Some(_), "replace", [_, _]) => state.apply_filter("replace", &all(args)),
-        (Some(_), "replace", [old, new, count]) => {
-            let count = Value::from(Kwargs::from_iter([("count", count.clone())]));
-            state.apply_filter("replace", &all(&[old.clone(), new.clone(), count]))
-        }
-        (Some(_), "join", [items]) => state.apply_filter("join", &[items.clone(), value.clone()]),
-        (Some(_), "replace" | "join" | "format", _) => Err(ErrorKind::UnknownMethod.into()),
-        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
-    }
-}
-
-/// The time in UTC, in the notation of C's `strftime`.
-fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    jiff::fmt::strtime::format(format, &jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC))
-        .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}")))
-}
-
-/// `{% generation %}` only marks what is trained on; as a condition that holds, it keeps its white space
-/// control.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some((before, tag)) = rest.split_once("{%") {
-        out.push_str(before);
-        out.push_str("{%");
-        rest = tag;
-        let Some((inside, _)) = tag.split_once("%}") else { continue };
-        let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        let condition = match word {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            _ => continue,
-        };
-        out.push_str(&inside.replace(word, condition));
-        rest = &tag[inside.len()..];
-    }
-    out.push_str(rest);
-    out
-}
-
-/// What went wrong, and in which line of the template.
-fn describe(what: &str, error: &minijinja::Error) -> String {
-    let line = error.line().map(|line| format!(" in line {line}")).unwrap_or_default();
-    let detail = match error.kind() {
-        ErrorKind::OutOfFuel => "it does not end in time".to_owned(),
-        kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
-    };
-    format!("{what}{line}: {detail}")
 }

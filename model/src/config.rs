@@ -116,6 +116,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Entries of the vocabulary, where the configuration says.
     pub vocab_size: Option<usize>,
+    /// The longest sequence that the model was made for, where the configuration says.
+    pub max_positions: Option<usize>,
     /// Added to the mean square in every norm.
     pub rms_norm_eps: f32,
     /// Inside the MLP.
@@ -179,7 +181,7 @@ impl ModelConfig {
         let attention_bias = f.flag("attention_bias")?.unwrap_or(false);
         let scalar = f.number("query_pre_attn_scalar")?.unwrap_or(256.0);
         let attention_scale = if gemma { scalar } else { head_dim as f64 }.powf(-0.5) as f32;
-        let (ropes, by_layer) = rope_configs(&f, family, head_dim)?;
+        let (ropes, by_layer) = RopeConfig::of_model(config, family, head_dim)?;
         let windows = windows(&f, family, count)?;
         let removed = Removal::of_config(config, count)?;
         let layers = (0..count)
@@ -204,6 +206,10 @@ impl ModelConfig {
             kv_heads,
             head_dim,
             vocab_size: f.size("vocab_size")?,
+            max_positions: config
+                .get("max_position_embeddings")
+                .and_then(Value::as_u64)
+                .and_then(|n| usize::try_from(n).ok()),
             rms_norm_eps: match (f.number("rms_norm_eps")?, family) {
                 (Some(eps), _) => eps as f32,
                 (None, Family::Phi3 | Family::Mixtral) => 1e-5,
@@ -316,33 +322,6 @@ fn expert_mlp(f: &Fields<'_>, family: Family, layer: usize) -> Result<Option<Mlp
     }
     let intermediate = f.size(intermediate)?.ok_or_else(|| f.missing(intermediate))?;
     Ok(Some(MlpConfig::Experts { intermediate, count, top_k, normalise }))
-}
-
-/// The rotary embeddings, and whether layers with a window use the second one.
-fn rope_configs(f: &Fields<'_>, family: Family, head_dim: usize) -> Result<(Vec<RopeConfig>, bool)> {
-    let theta = match family {
-        Family::Gemma3 | Family::Mixtral => 1e6,
-        _ => 1e4,
-    };
-    // transformers 5 keeps all of it in `rope_parameters`, by layer type where they differ.
-    if let Some(parameters) = f.config.get("rope_parameters").filter(|v| !v.is_null()) {
-        if let (Some(full), Some(sliding)) =
-            (parameters.get("full_attention"), parameters.get("sliding_attention"))
-        {
-            let full = RopeConfig::parse(f.config, full, theta, head_dim)?;
-            let sliding = RopeConfig::parse(f.config, sliding, 1e4, head_dim)?;
-            return Ok((vec![full, sliding], true));
-        }
-        return Ok((vec![RopeConfig::parse(f.config, parameters, theta, head_dim)?], false));
-    }
-    let theta = f.number("rope_theta")?.unwrap_or(theta);
-    let scaling = f.config.get("rope_scaling").unwrap_or(&Value::Null);
-    let full = RopeConfig::parse(f.config, scaling, theta, head_dim)?;
-    if family != Family::Gemma3 {
-        return Ok((vec![full], false));
-    }
-    let local = f.number("rope_local_base_freq")?.unwrap_or(1e4);
-    Ok((vec![full, RopeConfig::parse(f.config, &Value::Null, local, head_dim)?], true))
 }
 
 /// Typed access to the values, with errors that name the key.

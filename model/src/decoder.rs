@@ -13,10 +13,12 @@ use rayon::prelude::*;
 
 use crate::attention::{self, Attention, Projections};
 use crate::config::{Family, MlpConfig};
+use crate::head;
 use crate::linear::{Linear, Product, multiply_all, vector};
 use crate::mlp::{self, GateUp, Gated, Mlp};
 use crate::rope::Rotation;
-use crate::{Cache, ModelConfig, Observer, Panels, Skips, SubLayer};
+use crate::unused::Used;
+use crate::{Cache, GpuWeights, ModelConfig, Observer, Panels, Skips, SubLayer};
 
 /// A model that runs from an open checkpoint, compressed or not.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct Model {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Vec<f32>,
     pub(crate) head: Linear,
+    warnings: Vec<String>,
+    unused: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -35,6 +39,18 @@ pub(crate) struct Layer {
     pub(crate) attention: Option<SubLayerParts<Attention>>,
     /// None where it was pruned away.
     pub(crate) mlp: Option<SubLayerParts<Mlp>>,
+}
+
+impl Layer {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let attention = self.attention.iter().flat_map(|a| a.body.linears());
+        attention.chain(self.mlp.iter().flat_map(|mlp| mlp.body.linears()))
+    }
+
+    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let attention = self.attention.iter_mut().flat_map(|a| a.body.linears_mut());
+        attention.chain(self.mlp.iter_mut().flat_map(|mlp| mlp.body.linears_mut()))
+    }
 }
 
 /// A sub-layer with the norm of its input and, in some families, of its output.
@@ -58,30 +74,80 @@ impl Model {
                 "is missing: it says what the model is",
             )
         })?;
+        let quantised = config.quantised_by().map(str::to_owned);
         let config = ModelConfig::parse(config)?;
+        Self::build(checkpoint, config).map_err(|e| match quantised {
+            Some(method) => Error::Invalid(format!(
+                "{e}. The weights were quantised by {method} (quantization_config.quant_method), and llmpress runs \
+                 plain ones and its own encodings: take the original checkpoint, or have {method} dequantise this one"
+            )),
+            None => e,
+        })
+    }
+
+    fn build(checkpoint: Arc<Checkpoint>, config: ModelConfig) -> Result<Self> {
         let c = &*checkpoint;
+        let used = Used::default();
         let embedding_name = embedding_name(c)?;
         let prefix = embedding_name.strip_suffix("embed_tokens.weight").unwrap_or_default();
         let embedding_shape = &c.tensor(&embedding_name)?.shape;
         let vocab = config.vocab_size.or(embedding_shape.first().map(|&n| n as usize)).unwrap_or(0);
         let embedding = Linear::open(c, &embedding_name, vocab, config.hidden_size, None)?;
-        let stored_head = ["lm_head.weight", "language_model.lm_head.weight"]
-            .into_iter()
-            .find(|name| c.tensors().contains_key(*name) || c.tied().contains_key(*name));
-        let head_name = match (config.tied, stored_head) {
-            (Some(true), _) | (None, None) => embedding_name.as_str(),
-            (_, Some(name)) => name,
-            (Some(false), None) => "lm_head.weight",
-        };
-        let head = Linear::open(c, head_name, vocab, config.hidden_size, None)?;
+        let (head_name, warning) = head::find(c, config.tied, &embedding_name)?;
+        let head = Linear::open(c, &head_name, vocab, config.hidden_size, None)?;
         let layers = (0..config.layers.len())
             .map(|layer| {
-                Loader { checkpoint: c, config: &config, name: format!("{prefix}layers.{layer}.") }
-                    .layer(layer)
+                let name = format!("{prefix}layers.{layer}.");
+                Loader { checkpoint: c, config: &config, used: &used, name }.layer(layer)
             })
             .collect::<Result<Vec<_>>>()?;
-        let norm = load_norm(c, &config, &format!("{prefix}norm.weight"), config.hidden_size)?;
-        Ok(Self { config, embedding, layers, norm, head, checkpoint })
+        let norm_name = format!("{prefix}norm.weight");
+        let norm = load_norm(c, &config, &norm_name, config.hidden_size)?;
+        for name in [&embedding_name, &head_name, &norm_name] {
+            used.note(name);
+        }
+        if warning.is_none() {
+            // A head that repeats the embedding is not missed.
+            head::NAMES.into_iter().filter(|_| config.tied == Some(true)).for_each(|name| used.note(name));
+        }
+        let (unused, warnings) = (used.others(c, prefix), warning.into_iter().collect());
+        Ok(Self { config, embedding, layers, norm, head, warnings, unused, checkpoint })
+    }
+
+    /// Brings the weights into memory in another form: what is stored compressed is decoded once, or multiplied from
+    /// fixed12, or kept as DFloat11. The results stay the same to the bit.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn load(&mut self, weights: GpuWeights) -> Result<()> {
+        let checkpoint = self.checkpoint.clone();
+        let tied = self.head.tensor() == self.embedding.tensor();
+        // One after the other: each is read on all threads, and only one is in memory twice.
+        let layers = self.layers.iter_mut().flat_map(Layer::linears_mut);
+        for linear in std::iter::once(&mut self.embedding).chain(layers) {
+            linear.load(&checkpoint, weights)?;
+        }
+        match tied {
+            true => self.head.share(&self.embedding),
+            false => self.head.load(&checkpoint, weights)?,
+        }
+        Ok(())
+    }
+
+    /// Bytes of weights that are decoded for every token, since they are stored so that no product runs from them.
+    pub fn decoded_bytes(&self) -> u64 {
+        let layers = self.layers.iter().flat_map(Layer::linears);
+        layers.chain([&self.head]).map(Linear::decoded_bytes).sum()
+    }
+
+    /// What the user should know of the checkpoint, in sentences.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Stored tensors of the decoder that it does not use.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
     }
 
     /// The sub-layers that it has, first to last.
@@ -299,18 +365,24 @@ fn load_norm(checkpoint: &Checkpoint, config: &ModelConfig, name: &str, len: usi
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
+    used: &'a Used,
     name: String,
 }
 
 impl Loader<'_> {
     fn linear(&self, module: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
         let name = |suffix: &str| format!("{}{module}.{suffix}", self.name);
-        let bias = bias.then(|| name("bias"));
-        Linear::open(self.checkpoint, &name("weight"), rows, cols, bias.as_deref())
+        let (weight, bias) = (name("weight"), bias.then(|| name("bias")));
+        for name in bias.iter().chain([&weight]) {
+            self.used.note(name);
+        }
+        Linear::open(self.checkpoint, &weight, rows, cols, bias.as_deref())
     }
 
     fn norm(&self, module: &str, len: usize) -> Result<Vec<f32>> {
-        load_norm(self.checkpoint, self.config, &format!("{}{module}.weight", self.name), len)
+        let name = format!("{}{module}.weight", self.name);
+        self.used.note(&name);
+        load_norm(self.checkpoint, self.config, &name, len)
     }
 
     fn layer(&self, index: usize) -> Result<Layer> {

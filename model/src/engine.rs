@@ -29,6 +29,11 @@ pub trait Engine: Debug + Sync {
     /// Entries of the vocabulary.
     fn vocab_size(&self) -> usize;
 
+    /// Bytes of weights that are decoded for every token: what [`Model::load`] would save.
+    fn decoded_bytes(&self) -> u64 {
+        0
+    }
+
     /// An empty sequence with room for `capacity` tokens.
     ///
     /// # Errors
@@ -107,6 +112,10 @@ impl Engine for Model {
 
     fn vocab_size(&self) -> usize {
         self.vocab_size()
+    }
+
+    fn decoded_bytes(&self) -> u64 {
+        self.decoded_bytes()
     }
 
     fn session(&self, capacity: usize) -> Result<Box<dyn Session + '_>> {

@@ -7,6 +7,7 @@
 //! Products take BF16 activations and add in F32; the residual stream, norms, scores and gates are F32. Keys and
 //! values are kept in BF16. One token at a time is a recorded graph of launches.
 
+mod needs;
 mod session;
 mod weights;
 
@@ -17,6 +18,7 @@ use llmpress_formats::{Checkpoint, Error, Result};
 use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::{self, Buffer, Gpu};
 
+pub use needs::GpuNeeds;
 pub use weights::GpuWeights;
 use weights::{GpuLinear, Loader};
 
@@ -87,6 +89,35 @@ struct GpuMlp {
     activation: Activation,
 }
 
+/// The matrices of a layer, in groups with the same input, and how many groups are of its attention.
+fn layer_groups(model: &Model, index: usize) -> Result<(Vec<Vec<&Linear>>, usize)> {
+    let layer = &model.layers[index];
+    let mut groups: Vec<Vec<&Linear>> = Vec::new();
+    if let Some(attention) = &layer.attention {
+        groups.push(match &attention.body.projections {
+            Projections::Separate(all) => all.iter().collect(),
+            Projections::Fused(one) => vec![one],
+        });
+        groups.push(vec![&attention.body.output]);
+    }
+    let of_attention = groups.len();
+    if let Some(mlp) = &layer.mlp {
+        let Mlp::Dense(gated) = &mlp.body else {
+            return Err(Error::unsupported(
+                model.checkpoint.root(),
+                None,
+                format!("layer {index} has experts, which do not run on a GPU: leave out --device cuda"),
+            ));
+        };
+        groups.push(match &gated.gate_up {
+            GateUp::Separate(both) => both.iter().collect(),
+            GateUp::Fused(one) => vec![one],
+        });
+        groups.push(vec![&gated.down]);
+    }
+    Ok((groups, of_attention))
+}
+
 impl GpuModel {
     /// Copies a model to a GPU. `trying`: pick each product's tile shape by trying a few, which costs a moment and
     /// never changes a bit.
@@ -94,6 +125,8 @@ impl GpuModel {
     /// # Errors
     /// Weights other than BF16; experts, which do not run on a GPU; not so much memory; weights that cannot be read.
     pub fn open(gpu: Gpu, model: &Model, weights: GpuWeights, trying: bool) -> Result<Self> {
+        let (free, total) = gpu.backend().memory().map_err(device)?;
+        needs::check(model, weights, free, total)?;
         let checkpoint = model.checkpoint.clone();
         let config = model.config().clone();
         let mut loader = Loader::new(&gpu, &checkpoint, weights);
@@ -106,31 +139,7 @@ impl GpuModel {
         let mut layers = Vec::with_capacity(model.layers.len());
         for (index, layer) in model.layers.iter().enumerate() {
             // A layer's matrices are loaded together: they may share a unit.
-            let mut groups: Vec<Vec<&Linear>> = Vec::new();
-            if let Some(attention) = &layer.attention {
-                groups.push(match &attention.body.projections {
-                    Projections::Separate(all) => all.iter().collect(),
-                    Projections::Fused(one) => vec![one],
-                });
-                groups.push(vec![&attention.body.output]);
-            }
-            let of_attention = groups.len();
-            if let Some(mlp) = &layer.mlp {
-                let Mlp::Dense(gated) = &mlp.body else {
-                    return Err(Error::unsupported(
-                        checkpoint.root(),
-                        None,
-                        format!(
-                            "layer {index} has experts, which do not run on a GPU: leave out --device cuda"
-                        ),
-                    ));
-                };
-                groups.push(match &gated.gate_up {
-                    GateUp::Separate(both) => both.iter().collect(),
-                    GateUp::Fused(one) => vec![one],
-                });
-                groups.push(vec![&gated.down]);
-            }
+            let (groups, of_attention) = layer_groups(model, index)?;
             let mut loaded = loader.layer(&groups)?;
             let mut of_mlp = loaded.split_off(of_attention);
             let last = |of: &mut Vec<Vec<GpuLinear>>| of.pop().and_then(|mut group| group.pop());

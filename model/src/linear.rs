@@ -4,6 +4,7 @@
 //! plain weights:   mapped, read where they lie
 //! fixed12:         mapped; one token is multiplied from the twelve bits, more from decoded rows
 //! anything else:   decoded some rows at a time into a small buffer of each thread
+//! or in memory:    decoded or encoded anew when the model is opened
 //! ```
 //!
 //! The words that a product sees are those of the original whatever the encoding, and the order of additions
@@ -11,19 +12,22 @@
 
 mod decoded;
 mod fixed12;
+mod loaded;
 mod raw;
 mod source;
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use llmpress_entropy::fixed12::TILE_ROWS;
 use llmpress_formats::{Checkpoint, Dtype, Error, Result};
 use llmpress_kernels::cpu::{Elements, multiply};
 use rayon::prelude::*;
 
-use crate::Panels;
+use crate::{GpuWeights, Panels};
 use decoded::Decoded;
+use loaded::Plain;
 use source::{Source, Stored, typed};
 
 /// Weights that a thread decodes at a time: enough that the ends of entropy-coded runs cost little.
@@ -44,7 +48,10 @@ pub struct Linear {
     tensor: String,
     rows: usize,
     cols: usize,
-    source: Box<dyn Source>,
+    dtype: Dtype,
+    /// Whether its stored form is this one already.
+    stored_as: GpuWeights,
+    source: Arc<dyn Source>,
     bias: Option<Vec<f32>>,
 }
 
@@ -72,9 +79,53 @@ impl Linear {
                 found => found,
             };
         }
-        let source = source.unwrap_or_else(|| Box::new(Decoded::new(&stored)));
+        let stored_as = match (source.is_some(), stored.encoding()?.name()) {
+            (true, "fixed12") => GpuWeights::Fixed12,
+            (true, _) => GpuWeights::Bf16,
+            (false, _) if info.is_zero() => GpuWeights::Stored,
+            (false, "dfloat11") => GpuWeights::Dfloat11,
+            _ => GpuWeights::Stored,
+        };
+        let source = source.map_or_else(|| Arc::new(Decoded::new(&stored)) as Arc<dyn Source>, Arc::from);
         let bias = bias.map(|name| vector(checkpoint, name, rows)).transpose()?;
-        Ok(Self { tensor: tensor.to_owned(), rows, cols, source, bias })
+        Ok(Self { tensor: tensor.to_owned(), rows, cols, dtype, stored_as, source, bias })
+    }
+
+    /// Brings the weights into memory in another form. What a form does not hold becomes plain.
+    pub(crate) fn load(&mut self, checkpoint: &Checkpoint, weights: GpuWeights) -> Result<()> {
+        if weights == GpuWeights::Stored || weights == self.stored_as {
+            return Ok(());
+        }
+        if self.dtype != Dtype::BF16 && self.stored_as == GpuWeights::Bf16 {
+            // Plain, and what the encodings do not hold.
+            return Ok(());
+        }
+        let plain = Plain::read(checkpoint, &self.tensor, self.dtype, self.rows, self.cols)?;
+        let encoded = plain.bf16(self.rows).and_then(|words| -> Option<Arc<dyn Source>> {
+            match weights {
+                GpuWeights::Fixed12 => Some(Arc::new(loaded::Fixed12::encode(words, self.cols)?)),
+                GpuWeights::Dfloat11 => Some(Arc::new(loaded::Dfloat11::encode(words, self.cols)?)),
+                GpuWeights::Stored | GpuWeights::Bf16 => None,
+            }
+        });
+        self.source = encoded.unwrap_or_else(|| Arc::new(plain));
+        Ok(())
+    }
+
+    /// Takes the weights of another one of the same tensor, so that they are in memory once.
+    pub(crate) fn share(&mut self, other: &Self) {
+        if self.tensor == other.tensor {
+            self.source = other.source.clone();
+        }
+    }
+
+    /// Bytes that are decoded whenever a token is read; 0 where the weights are read as they lie.
+    pub(crate) fn decoded_bytes(&self) -> u64 {
+        if self.source.in_place() {
+            0
+        } else {
+            (self.rows * self.cols) as u64 * u64::from(self.dtype.bits()) / 8
+        }
     }
 
     /// The stored tensor.

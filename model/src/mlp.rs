@@ -37,6 +37,22 @@ pub(crate) enum GateUp {
     Fused(Linear),
 }
 
+impl GateUp {
+    fn linears(&self) -> &[Linear] {
+        match self {
+            Self::Separate(both) => both,
+            Self::Fused(one) => std::slice::from_ref(one),
+        }
+    }
+
+    fn linears_mut(&mut self) -> &mut [Linear] {
+        match self {
+            Self::Separate(both) => both,
+            Self::Fused(one) => std::slice::from_mut(one),
+        }
+    }
+}
+
 /// Activations of an MLP, kept from layer to layer for their memory.
 #[derive(Default)]
 pub(crate) struct Workspace {
@@ -46,6 +62,29 @@ pub(crate) struct Workspace {
 }
 
 impl Mlp {
+    /// Its matrices.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let (router, gated) = match self {
+            Self::Dense(gated) => (None, std::slice::from_ref(&**gated)),
+            Self::Experts { router, experts, .. } => (Some(router), &experts[..]),
+        };
+        router
+            .into_iter()
+            .chain(gated.iter().flat_map(|gated| gated.gate_up.linears().iter().chain([&gated.down])))
+    }
+
+    /// Its matrices, to be changed.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let (router, gated) = match self {
+            Self::Dense(gated) => (None, std::slice::from_mut(&mut **gated)),
+            Self::Experts { router, experts, .. } => (Some(router), &mut experts[..]),
+        };
+        let gated = gated
+            .iter_mut()
+            .flat_map(|gated| gated.gate_up.linears_mut().iter_mut().chain([&mut gated.down]));
+        router.into_iter().chain(gated)
+    }
+
     /// `out = mlp(x)`.
     pub(crate) fn forward(
         &self,

@@ -5,10 +5,9 @@
 //! (x_i, x_(i + dim/2))  is turned by the angle; features from dim on stay as they are
 //! ```
 
-use std::f64::consts::TAU;
+mod parameters;
 
-use llmpress_formats::{Config, Error, Result};
-use serde_json::Value;
+use std::f64::consts::TAU;
 
 use crate::Panels;
 
@@ -58,88 +57,6 @@ enum Scaling {
 }
 
 impl RopeConfig {
-    /// Reads `parameters`: the `rope_parameters` of transformers 5 or the `rope_scaling` of 4, which may be
-    /// null. `theta` holds where they do not say.
-    pub(crate) fn parse(config: &Config, parameters: &Value, theta: f64, head_dim: usize) -> Result<Self> {
-        let p = Parameters { config, value: parameters };
-        let theta = p.number("rope_theta")?.unwrap_or(theta);
-        let partial = match p.number("partial_rotary_factor")? {
-            Some(partial) => partial,
-            None => p.top_level("partial_rotary_factor")?.unwrap_or(1.0),
-        };
-        let dim = (head_dim as f64 * partial) as usize;
-        if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) || theta <= 1.0 {
-            return Err(p.corrupt(format!(
-                "the rotary embedding turns {dim} of {head_dim} features with base {theta}; it must be an even number \
-                 of them and a base above 1"
-            )));
-        }
-        let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
-        let scaling = match kind.and_then(Value::as_str).unwrap_or("default") {
-            "default" => Scaling::None,
-            "linear" => Scaling::Linear { factor: p.required("factor")? },
-            "dynamic" => {
-                Scaling::Dynamic { factor: p.required("factor")?, max_positions: p.max_positions()? }
-            }
-            "yarn" => {
-                let original = p.original()?;
-                let factor = match p.number("factor")? {
-                    Some(factor) => factor,
-                    None => p.max_positions()? / original,
-                };
-                let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-                let attention =
-                    match (p.number("attention_factor")?, p.number("mscale")?, p.number("mscale_all_dim")?) {
-                        (Some(attention), ..) => attention,
-                        (None, Some(m), Some(all)) => mscale(m) / mscale(all),
-                        _ => mscale(1.0),
-                    };
-                Scaling::Yarn {
-                    factor,
-                    original,
-                    beta_fast: p.number("beta_fast")?.unwrap_or(32.0),
-                    beta_slow: p.number("beta_slow")?.unwrap_or(1.0),
-                    truncate: parameters.get("truncate").and_then(Value::as_bool).unwrap_or(true),
-                    attention,
-                }
-            }
-            "llama3" => Scaling::Llama3 {
-                factor: p.required("factor")?,
-                low: p.required("low_freq_factor")?,
-                high: p.required("high_freq_factor")?,
-                original: p.original()?,
-            },
-            "longrope" | "su" => {
-                let original = p.original()?;
-                let factor = match p.number("factor")? {
-                    Some(factor) => factor,
-                    None => p.max_positions()? / original,
-                };
-                let attention = match p.number("attention_factor")? {
-                    Some(attention) => attention,
-                    None if factor <= 1.0 => 1.0,
-                    None => (1.0 + factor.ln() / original.ln()).sqrt(),
-                };
-                Scaling::LongRope {
-                    short: p.factors("short_factor", dim / 2)?,
-                    long: p.factors("long_factor", dim / 2)?,
-                    original,
-                    attention,
-                }
-            }
-            other => {
-                return Err(Error::unsupported(
-                    config.path(),
-                    None,
-                    format!(
-                        "rope_type {other:?}; default, linear, dynamic, yarn, llama3 and longrope run here"
-                    ),
-                ));
-            }
-        };
-        Ok(Self { dim, theta, scaling })
-    }
-
     /// The length of sequence beyond which all of its frequencies are others, keys already cached included.
     pub fn switches_after(&self) -> Option<usize> {
         match &self.scaling {
@@ -247,66 +164,5 @@ impl Rotation {
         for ((low, high), (cos, sin)) in low.iter_mut().zip(rest).zip(angles) {
             (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
         }
-    }
-}
-
-/// The keys of `rope_parameters` or `rope_scaling`.
-struct Parameters<'a> {
-    config: &'a Config,
-    value: &'a Value,
-}
-
-impl Parameters<'_> {
-    fn corrupt(&self, what: String) -> Error {
-        Error::corrupt(self.config.path(), None, what)
-    }
-
-    fn positive(&self, key: &str, value: Option<&Value>) -> Result<Option<f64>> {
-        match value.filter(|v| !v.is_null()) {
-            None => Ok(None),
-            Some(value) => match value.as_f64() {
-                Some(n) if n > 0.0 && n.is_finite() => Ok(Some(n)),
-                _ => Err(self.corrupt(format!(
-                    "{key} of the rotary embedding is {value}; it must be a positive number"
-                ))),
-            },
-        }
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.positive(key, self.value.get(key))
-    }
-
-    fn top_level(&self, key: &str) -> Result<Option<f64>> {
-        self.positive(key, self.config.get(key))
-    }
-
-    fn required(&self, key: &str) -> Result<f64> {
-        self.number(key)?.ok_or_else(|| self.corrupt(format!("the rotary embedding needs {key}")))
-    }
-
-    fn max_positions(&self) -> Result<f64> {
-        let key = "max_position_embeddings";
-        self.top_level(key)?.ok_or_else(|| self.corrupt(format!("{key} is missing")))
-    }
-
-    /// The length that the model was first trained for. Phi-3 keeps it at the top level, which wins.
-    fn original(&self) -> Result<f64> {
-        let key = "original_max_position_embeddings";
-        let original = match self.top_level(key)? {
-            Some(original) => original,
-            None => match self.number(key)? {
-                Some(original) => original,
-                None => self.max_positions()?,
-            },
-        };
-        if original > 1.0 { Ok(original) } else { Err(self.corrupt(format!("{key} is {original}"))) }
-    }
-
-    fn factors(&self, key: &str, count: usize) -> Result<Vec<f64>> {
-        let list = self.value.get(key).and_then(Value::as_array).filter(|l| l.len() == count);
-        list.and_then(|l| l.iter().map(|v| v.as_f64().filter(|f| *f > 0.0)).collect()).ok_or_else(|| {
-            self.corrupt(format!("{key} of the rotary embedding must be {count} positive numbers"))
-        })
     }
 }

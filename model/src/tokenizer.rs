@@ -6,6 +6,8 @@
 //! generation_config.json, config.json ------------> EOS
 //! ```
 
+mod growth;
+
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use llmpress_formats::{CONFIG_FILE, Config, Error, Result, read_small_file};
 use serde_json::Value;
 use tokenizers::ModelWrapper;
 
+use self::growth::{Growth, Rules};
 use crate::special_tokens::{TOKENIZER_CONFIG_FILE, read_object, special_tokens};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -22,6 +25,8 @@ const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// Encoding takes some 120 bytes of memory for a byte of text.
 const MAX_TEXT_BYTES: usize = 64 << 20;
+/// What a tokenizer's own rules may make of a text on the way.
+const MAX_GROWN_BYTES: f64 = 4.0 * MAX_TEXT_BYTES as f64;
 /// Patterns look ahead after white space. Far longer runs end their matching (at a million steps back), and the rest
 /// of the text would silently become other tokens.
 const MAX_WHITE_SPACE: usize = 100_000;
@@ -31,6 +36,7 @@ const MAX_WHITE_SPACE: usize = 100_000;
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
+    growth: Growth,
     bos: Option<u32>,
     adds_bos: bool,
     eos: Vec<u32>,
@@ -50,13 +56,14 @@ impl Tokenizer {
             other => other?,
         };
         // The tokenizer's own code does not survive every error of syntax.
-        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|e| {
+        let rules = serde_json::from_slice::<Rules>(&bytes).map_err(|e| {
             Error::corrupt(
                 &path,
                 None,
                 format!("is not valid JSON: {e}: copy it from the original model again"),
             )
         })?;
+        let growth = rules.growth().map_err(|what| Error::unsupported(&path, None, what))?;
         let inner = guarded(&path, || {
             let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
             inner.with_truncation(None)?;
@@ -70,7 +77,7 @@ impl Tokenizer {
             }
             Ok(inner)
         })?;
-        let mut tokenizer = Self { path, inner, bos: None, adds_bos: false, eos: Vec::new() };
+        let mut tokenizer = Self { path, inner, growth, bos: None, adds_bos: false, eos: Vec::new() };
         let special = special_tokens(dir)?;
         let id = |name: &str| special.get(name).and_then(|token| tokenizer.inner.token_to_id(token));
         let (bos, eos) = (id("bos_token"), id("eos_token"));
@@ -100,6 +107,7 @@ impl Tokenizer {
                 text.len()
             )));
         }
+        self.check_growth(text.len(), self.growth.encoding)?;
         if let Some(at) = long_white_space(text) {
             return Err(Error::Limit(format!(
                 "the text has more than {MAX_WHITE_SPACE} characters of white space in a row from byte {at}: shorten them"
@@ -126,6 +134,8 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        let bytes = ids.iter().filter_map(|id| self.inner.id_to_token(*id)).map(|token| token.len()).sum();
+        self.check_growth(bytes, self.growth.decoding)?;
         guarded(&self.path, || self.inner.decode(ids, skip_special_tokens))
     }
 
@@ -154,6 +164,21 @@ impl Tokenizer {
     /// tokenizer's own `eos_token`.
     pub fn eos(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// Refuses a text that the tokenizer's rules could make too long.
+    fn check_growth(&self, bytes: usize, growth: f64) -> Result<()> {
+        if bytes as f64 * growth <= MAX_GROWN_BYTES {
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            &self.path,
+            None,
+            format!(
+                "can make a text {growth:.0} times as long, and one of {bytes} bytes is to go through it: give less text, or \
+                 copy the file from the original model again"
+            ),
+        ))
     }
 
     fn post_processor_adds(&self, bos: u32) -> Result<bool> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use llmpress_formats::Checkpoint;
 use llmpress_model::{Model, Observer, Panels, Skips, SubLayer, Unobserved, greedy};
 use safetensors::SafeTensors;
+use serde_json::Value;
 
 /// What every logit may differ by, beside this share of its value.
 const TOLERANCE: f32 = 1e-4;
@@ -130,6 +131,46 @@ fn configurations_of_transformers_4_mean_the_same() {
         assert!(a == b, "{}", case.display());
     }
     assert!(twins >= 5);
+}
+
+/// Where transformers refuses a form, so may we; nothing else may become of it.
+#[test]
+fn every_form_of_rotary_parameters_means_what_it_does_in_transformers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let file: Value = serde_json::from_slice(&std::fs::read(root.join("rope_forms.json")).unwrap()).unwrap();
+    let forms = file["forms"].as_array().unwrap();
+    assert!(forms.len() > 40);
+    let mut wrong = Vec::new();
+    for form in forms {
+        let (case, changes) = (form["case"].as_str().unwrap(), form["changes"].as_object().unwrap());
+        let text = std::fs::read(root.join(case).join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_slice(&text).unwrap();
+        let text = if config["text_config"].is_object() { &mut config["text_config"] } else { &mut config };
+        for (key, value) in changes {
+            match value {
+                Value::Null => drop(text.as_object_mut().unwrap().remove(key)),
+                value => text[key] = value.clone(),
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        std::fs::copy(root.join(case).join("model.safetensors"), dir.path().join("model.safetensors"))
+            .unwrap();
+        let Some(expected) = form["logits"].as_array() else {
+            if let Err(e) = Model::open(Arc::new(Checkpoint::open(dir.path()).unwrap())) {
+                assert!(e.to_string().contains("config.json"), "{form}: {e}");
+            }
+            continue;
+        };
+        let expected: Vec<f32> = expected.iter().map(|l| l.as_f64().unwrap() as f32).collect();
+        let ids = golden(&root.join(case)).ids;
+        let found = logits(&open(dir.path()), &[&ids], &mut Unobserved).pop().unwrap();
+        let worst = worst(&[found], &[expected]);
+        if worst.is_nan() || worst > TOLERANCE {
+            wrong.push(format!("{case} with {changes:?}: {worst}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use llmpress_formats::{Checkpoint, Error};
 use llmpress_kernels::cpu::{self, Limits};
 use llmpress_kernels::gpu::Gpu;
 use llmpress_model::{
-    Engine, Generation, GpuModel, GpuWeights, Model, Panels, Sampling, Skips, SubLayer, greedy,
+    Engine, Generation, GpuModel, GpuNeeds, GpuWeights, Model, Panels, Sampling, Skips, SubLayer, greedy,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -231,5 +231,25 @@ fn tinylm_runs_from_every_encoding() {
         let encoded = on_gpu(&model, weights).unwrap();
         assert!(bits(&logits(&encoded, &[&ids], &skips)) == bits(&found), "{weights:?}");
         assert!(encoded.allocated().0 < plain.allocated().0 * 9 / 10);
+    }
+}
+
+#[test]
+fn what_a_model_takes_is_known_before_it_is_loaded() {
+    let model = open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm"));
+    for weights in [GpuWeights::Bf16, GpuWeights::Fixed12, GpuWeights::Dfloat11] {
+        for capacity in [1, 700] {
+            let needs = GpuNeeds::of(&model, weights, capacity).unwrap();
+            let gpu = on_gpu(&model, weights).unwrap();
+            let loaded = gpu.allocated().0 as f64;
+            let off = needs.weights as f64 / loaded;
+            assert!((0.95..1.05).contains(&off), "{weights:?}: {needs:?}, {loaded}");
+            let session = gpu.session(capacity).unwrap();
+            let all = gpu.allocated().0 as f64;
+            // Room for the logits is taken when they are asked for.
+            let (least, most) = (needs.weights + needs.cache, needs.total());
+            assert!(all > 0.95 * least as f64 && all < 1.05 * most as f64, "{weights:?}: {needs:?}, {all}");
+            drop(session);
+        }
     }
 }

@@ -242,3 +242,34 @@ fn any_changed_tokenizer_opens_or_fails_without_a_panic() {
     }
     assert!(opened > 5 && failed > 10, "{opened} {failed}");
 }
+
+#[test]
+fn chains_of_replacements_do_not_make_texts_without_end() {
+    let rule = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let chain = |count: usize| vec![rule.clone(); count];
+    let dir = directory(|t| t["normalizer"] = json!({"type": "Sequence", "normalizers": chain(40)}), &[]);
+    let told = error(&dir);
+    assert!(told.contains("tokenizer.json") && told.contains("times as long"), "{told}");
+    let dir = directory(|t| t["decoder"] = json!({"type": "Sequence", "decoders": chain(40)}), &[]);
+    let told = error(&dir);
+    assert!(told.contains("tokenizer.json") && told.contains("times as long"), "{told}");
+    // Some growth is fine where the text is short.
+    let dir = directory(|t| t["normalizer"] = json!({"type": "Sequence", "normalizers": chain(4)}), &[]);
+    let tokenizer = open(&dir);
+    assert_eq!(
+        tokenizer.encode("a").unwrap(),
+        Tokenizer::open(&tinylm()).unwrap().encode(&"a".repeat(16)).unwrap()
+    );
+    let told = tokenizer.encode(&"a".repeat(20 << 20)).unwrap_err().to_string();
+    assert!(told.contains("16 times as long"), "{told}");
+    let dir =
+        directory(|t| t["normalizer"] = json!({"type": "Sequence", "normalizers": chain(100_000)}), &[]);
+    assert!(error(&dir).contains("256 rules"));
+    let deep =
+        |levels: usize| "{\"type\": \"Sequence\", \"normalizers\": [".repeat(levels) + &"]}".repeat(levels);
+    let dir = directory(|_| (), &[]);
+    let text = std::fs::read_to_string(dir.path().join("tokenizer.json")).unwrap();
+    let text = text.replacen('{', &format!("{{\"normalizer\": {}, \"_\": ", deep(100_000)), 1);
+    std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
+    assert!(error(&dir).contains("tokenizer.json"));
+}

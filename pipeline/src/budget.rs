@@ -8,8 +8,10 @@ use crate::{Error, Result};
 
 /// What the process takes before any piece: code, tables, thread stacks, allocator slack.
 const BASE: u64 = 40 << 20;
-/// Memory a tensor costs in headers, plan, receipts and manifest.
-const PER_TENSOR: u64 = 4 << 10;
+/// Memory a tensor costs in headers, plan, receipts and manifest: fixed12, which has the most components, takes 14 kB.
+const PER_TENSOR: u64 = 16 << 10;
+/// What it costs more where the source has components and a manifest, too.
+const PER_COMPRESSED_TENSOR: u64 = 8 << 10;
 /// Source bytes of a piece where nothing limits it: it stays in a core's second-level cache.
 const PIECE: u64 = 1 << 20;
 /// The smallest piece worth its overhead.
@@ -50,7 +52,8 @@ impl Budget {
         let peak = |jobs: u64, piece: u64| {
             let decoder = if needs.compressed_source { DECODER * jobs } else { 0 };
             let histograms = needs.largest_unit.div_ceil(piece) * HISTOGRAM;
-            BASE + needs.tensors * PER_TENSOR + histograms + decoder + 2 * jobs * COPIES * piece
+            let per_tensor = PER_TENSOR + if needs.compressed_source { PER_COMPRESSED_TENSOR } else { 0 };
+            BASE + needs.tensors * per_tensor + histograms + decoder + 2 * jobs * COPIES * piece
         };
         let largest = PIECE.max(needs.indivisible);
         let smallest = MIN_PIECE.max(needs.indivisible);

@@ -22,7 +22,7 @@ use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};
 use crate::stage::Stage;
 use crate::work::{Threads, Work};
-use crate::{Budget, Error, Method, Plan, Progress, Recipe, Request, Result};
+use crate::{Budget, Error, Method, Plan, Progress, Recipe, Request, Result, Uncovered};
 
 /// How a conversion is to run. None of it changes the output.
 #[derive(Debug, Clone)]
@@ -54,6 +54,8 @@ pub struct Summary {
     pub resumed: usize,
     /// Units that are stored otherwise than asked for, and why.
     pub fallbacks: Vec<(String, String)>,
+    /// What was left as it was though it was asked for otherwise, where that is much.
+    pub uncovered: Option<Uncovered>,
     /// Source files that were neither read nor copied.
     pub left_behind: Vec<String>,
     /// Files of an earlier job at the output that were removed.
@@ -150,6 +152,7 @@ fn run(
         shards: plan.shards.len(),
         resumed: 0,
         fallbacks: Vec::new(),
+        uncovered: Uncovered::of(checkpoint, plan),
         left_behind: carried.left_behind.clone(),
         removed: Vec::new(),
         budget,

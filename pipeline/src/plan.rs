@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, Dtype, Tensor};
+use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{Budget, Needs};
@@ -91,6 +91,7 @@ impl Plan {
                 "a recipe with passes goes with the checkpoint as they leave it, and no other does".into(),
             ));
         }
+        checkpoint.check_units()?;
         let compiled = recipe.compile()?;
         let names = checkpoint.tensors().keys().map(String::as_str);
         if let Some(rule) = compiled.unused_rule(names) {
@@ -280,6 +281,14 @@ fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Res
     let found: Vec<String> =
         dtypes.iter().map(|(dtype, (n, first))| format!("{n} {dtype} (such as {first})")).collect();
     let found = if found.is_empty() { "no tensors at all".to_owned() } else { found.join(", ") };
+    if let Some(method) = checkpoint.config().and_then(|c| c.quantised_by()) {
+        return Err(Error::Invalid(format!(
+            "{}: {} holds BF16 matrices, and these were quantised by {method} (quantization_config.quant_method): this \
+             checkpoint has {found}; convert the original checkpoint, or have {method} dequantise this one",
+            checkpoint.root().display(),
+            to.name()
+        )));
+    }
     let what = to.room().nothing_suits(&found, dtypes.contains_key(Dtype::BF16.name()));
     Err(Error::Invalid(format!("{}: {what}", checkpoint.root().display())))
 }
@@ -290,6 +299,12 @@ fn check_stored_names(checkpoint: &Checkpoint, units: &[PlannedUnit]) -> Result<
     for unit in units {
         let encoded = unit.method.room().components().iter().map(|c| format!("{}.{c}", unit.name));
         for name in encoded.chain(unit.tensors.iter().cloned()) {
+            if name == METADATA_KEY {
+                return Err(Error::Invalid(format!(
+                    "{}: a tensor is called {name}, a name that safetensors keeps for itself: rename it",
+                    checkpoint.root().display()
+                )));
+            }
             if let Some(other) = owners.insert(name.clone(), &unit.name) {
                 return Err(Error::Invalid(format!(
                     "{}: {other} and {} would both be stored as {name}: keep one of them raw by a rule, or rename it",

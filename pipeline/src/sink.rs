@@ -18,8 +18,29 @@ pub(crate) struct Encoded {
     pub(crate) components: BTreeMap<String, ComponentEntry>,
 }
 
-/// Slots of a unit's components by their last name.
-pub(crate) type Slots = BTreeMap<&'static str, Slot>;
+/// Slots of a unit's components by their last name: few, in a shard that may have tens of thousands of units.
+#[derive(Clone, Default)]
+pub(crate) struct Slots(Vec<(&'static str, Slot)>);
+
+impl Slots {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn insert(&mut self, name: &'static str, slot: Slot) {
+        self.0.reserve_exact(1);
+        self.0.push((name, slot));
+    }
+
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Slot> {
+        let at = self.0.iter().position(|(n, _)| *n == name)?;
+        Some(self.0.swap_remove(at).1)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(&'static str, Slot)> {
+        self.0.iter()
+    }
+}
 
 /// A component that is appended to.
 pub(crate) struct Sink {

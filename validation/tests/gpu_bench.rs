@@ -79,7 +79,7 @@ fn a_run_where_everything_holds() {
     for line in [
         "| GPU | A GPU, compute capability 9.0, 132 multiprocessors, 85.90 GB |",
         "| kernels | all compiled by the driver in 3.5 s |",
-        "| fixed12 | 8 | 3000 (2900-3100) | 3000.0 (2900.0-3100.0) | 100.0 ms | 5.00 GB | 6.00 GB |",
+        "| fixed12 | 8 | 3000 (2900-3100) | 1.00 | 3000.0 (2900.0-3100.0) | 1.00 | 100.0 ms | 5.00 GB | 6.00 GB |",
         "| fixed12 | 1 | 0 | - | none |",
     ] {
         assert!(page.contains(line), "{line}\nis not in\n{page}");

@@ -3,10 +3,13 @@
 //! ```text
 //! cargo xtask ptx            makes kernels/ptx/*.ptx from kernels/cuda/*.cu
 //! cargo xtask ptx --check    makes them elsewhere and compares; compiles for every architecture of the list
+//! cargo xtask ptx --report   registers and spills of every kernel, by the assembler
 //! ```
 
 mod nvrtc;
+mod package;
 mod ptx;
+mod report;
 
 use std::process::ExitCode;
 
@@ -15,7 +18,8 @@ fn main() -> ExitCode {
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["ptx"] => ptx::write(),
         ["ptx", "--check"] => ptx::check(),
-        _ => Err("usage: cargo xtask ptx [--check]".to_owned()),
+        ["ptx", "--report"] => report::report(),
+        _ => Err("usage: cargo xtask ptx [--check | --report]".to_owned()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,26 +2,22 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{fs, ptr};
 
 use libloading::Library;
 
-/// A pinned release of the compiler: the package's version and the digest of its Linux x86-64 file.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Release {
-    pub(crate) version: &'static str,
-    sha256: &'static str,
-}
+use crate::package::Release;
 
 /// Makes the PTX that is shipped: it runs on every driver from 550 on.
 pub(crate) const SHIPPED: Release = Release {
+    package: "nvidia-cuda-nvrtc-cu12",
     version: "12.4.127",
     sha256: "a178759ebb095827bd30ef56598ec182b85547f1508941a3d560eb7ea1fbf338",
 };
 
 /// Knows newer architectures.
 pub(crate) const NEWER: Release = Release {
+    package: "nvidia-cuda-nvrtc-cu12",
     version: "12.8.93",
     sha256: "a7756528852ef889772a84c6cd89d41dfa74667e24cca16bb31f8f061e3e9994",
 };
@@ -38,10 +34,7 @@ type Program = *mut c_void;
 impl Nvrtc {
     /// Fetches the release with pip, unless `target/nvrtc` has it, and loads it.
     pub(crate) fn open(release: Release, target: &Path) -> Result<Self, String> {
-        let dir = target.join("nvrtc").join(release.version);
-        if !dir.join("complete").exists() {
-            fetch(release, &dir)?;
-        }
+        let dir = release.unpacked(&target.join("nvrtc"))?;
         let lib = dir.join("nvidia/cuda_nvrtc/lib");
         let (mut compiler, mut builtins) = (None, None);
         for entry in fs::read_dir(&lib).map_err(|e| format!("{}: {e}", lib.display()))?.flatten() {
@@ -141,56 +134,4 @@ impl Nvrtc {
             result
         }
     }
-}
-
-/// Fetches and unpacks a release with Python's package installer.
-fn fetch(release: Release, dir: &Path) -> Result<(), String> {
-    let failed = |what: &str, e: std::io::Error| format!("{what}: {e}");
-    let parent = dir.parent().ok_or("the directory has no parent")?;
-    let download = parent.join(format!("{}.download", release.version));
-    let _ = fs::remove_dir_all(&download);
-    let _ = fs::remove_dir_all(dir);
-    fs::create_dir_all(&download).map_err(|e| failed("target/nvrtc", e))?;
-    let requirements = download.join("requirements.txt");
-    let pin = format!("nvidia-cuda-nvrtc-cu12=={} --hash=sha256:{}\n", release.version, release.sha256);
-    fs::write(&requirements, pin).map_err(|e| failed("target/nvrtc", e))?;
-    let python = |arguments: &[&std::ffi::OsStr]| -> Result<(), String> {
-        let output = Command::new("python3")
-            .args(arguments)
-            .output()
-            .map_err(|e| format!("python3, whose pip fetches the CUDA compiler, does not start: {e}"))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(format!(
-            "fetching the CUDA compiler {} failed:\n{}",
-            release.version,
-            String::from_utf8_lossy(&output.stderr)
-        ))
-    };
-    let words: Vec<&std::ffi::OsStr> = [
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--platform",
-        "manylinux2014_x86_64",
-    ]
-    .iter()
-    .map(std::ffi::OsStr::new)
-    .chain(["--require-hashes".as_ref(), "-d".as_ref(), download.as_os_str()])
-    .chain(["-r".as_ref(), requirements.as_os_str()])
-    .collect();
-    python(&words)?;
-    let wheel = fs::read_dir(&download)
-        .map_err(|e| failed("target/nvrtc", e))?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|e| e == "whl"))
-        .ok_or("pip fetched no package")?;
-    python(&["-m".as_ref(), "zipfile".as_ref(), "-e".as_ref(), wheel.as_os_str(), dir.as_os_str()])?;
-    let _ = fs::remove_dir_all(&download);
-    fs::write(dir.join("complete"), "").map_err(|e| failed("target/nvrtc", e))
 }

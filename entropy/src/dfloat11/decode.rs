@@ -158,7 +158,7 @@ pub fn decode_span(code: &Code, span: &Span<'_>, skip: usize, out: &mut [u16]) -
         return Ok(());
     }
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("bmi2") && std::arch::is_x86_feature_detected!("avx2") {
+    if crate::isa::has_avx2_and_bmi2() {
         #[allow(unsafe_code)]
         // SAFETY: the processor has the features that the function is compiled for.
         return unsafe { decode_span_bmi2(code, span, skip, out) };

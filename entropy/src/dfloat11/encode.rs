@@ -149,7 +149,7 @@ impl State {
 /// occur; they would be left out.
 pub fn encode_piece(code: &Code, start: Position, words: &[u16], out: &mut Piece) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("bmi2") && std::arch::is_x86_feature_detected!("avx2") {
+    if crate::isa::has_avx2_and_bmi2() {
         #[allow(unsafe_code)]
         // SAFETY: the processor has the features that the function is compiled for.
         return unsafe { encode_piece_bmi2(code, start, words, out) };

@@ -18,7 +18,7 @@ pub(super) struct Avx2(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
-        is_x86_feature_detected!("avx2").then_some(Self(()))
+        crate::isa::has_avx2().then_some(Self(()))
     }
 
     /// Encodes a tile. Bit `col` of the result's entry `row` marks an escape.

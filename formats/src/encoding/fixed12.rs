@@ -8,7 +8,11 @@
 //! <tensor>.escape_exponents   U8  [E]
 //! ```
 
-use llmpress_entropy::fixed12::{Grid, StripsRef, TILE_CODE_BYTES, TILE_ROWS, TILE_WEIGHTS, decode_strips};
+use std::ops::Range;
+
+use llmpress_entropy::fixed12::{
+    Grid, StripsRef, TILE_CODE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS, decode_strips,
+};
 
 use super::{ComponentSet, ComponentSpec, Part, require_bf16, single};
 use crate::{Component, Dtype, Error, Result};
@@ -109,6 +113,10 @@ impl Reader {
             Error::Invalid(format!("tensor {}: range past the end", self.sign_mantissa.name()))
         })?;
         let strip_words = TILE_ROWS as u64 * cols;
+        if strip_words > SCRATCH_WEIGHTS as u64 {
+            return self.read_wide(first, end, out);
+        }
+        let across = self.grid.tiles_across();
         let batch = (SCRATCH_WEIGHTS as u64 / strip_words).max(1);
         let mut buffers = Buffers::default();
         let mut scratch = Vec::new();
@@ -124,11 +132,12 @@ impl Reader {
             let take = (span - skip as u64).min(end - at) as usize;
             let (now, later) = rest.split_at_mut(take);
             rest = later;
+            let tiles = strip * across..(strip + strips) * across;
             if skip == 0 && take as u64 == span {
-                self.decode(strip, strips, rows, &mut buffers, now)?;
+                self.decode(tiles, cols, rows, &mut buffers, now)?;
             } else {
                 scratch.resize(span as usize, 0);
-                self.decode(strip, strips, rows, &mut buffers, &mut scratch)?;
+                self.decode(tiles, cols, rows, &mut buffers, &mut scratch)?;
                 now.copy_from_slice(&scratch[skip..skip + take]);
             }
             at += take as u64;
@@ -136,9 +145,54 @@ impl Reader {
         Ok(())
     }
 
-    fn decode(&self, strip: u64, strips: u64, rows: u64, b: &mut Buffers, out: &mut [u16]) -> Result<()> {
+    /// Strips that do not fit the scratch buffer are decoded some columns at a time: memory does not depend on the
+    /// length of a row, and a row is found without decoding all of its strip.
+    fn read_wide(&self, first: u64, end: u64, out: &mut [u16]) -> Result<()> {
+        let (rows, cols) = (self.grid.rows(), self.grid.cols());
         let across = self.grid.tiles_across();
-        let (tile, tiles) = (strip * across, strips * across);
+        let (strip_rows, tile_cols) = (TILE_ROWS as u64, TILE_COLS as u64);
+        let most_tiles = (SCRATCH_WEIGHTS / TILE_WEIGHTS) as u64;
+        let (mut buffers, mut scratch) = (Buffers::default(), Vec::new());
+        let Some(last) = end.checked_sub(1).filter(|last| *last >= first) else { return Ok(()) };
+        for strip in first / cols / strip_rows..=last / cols / strip_rows {
+            let top = strip * strip_rows;
+            let height = strip_rows.min(rows - top);
+            for tile in (0..across).step_by(most_tiles as usize) {
+                let tiles = most_tiles.min(across - tile);
+                let left = tile * tile_cols;
+                let width = (tiles * tile_cols).min(cols - left);
+                // What is wanted of each row in these columns.
+                let wanted = (0..height).filter_map(|row| {
+                    let start = (top + row) * cols + left;
+                    let (from, to) = (start.max(first), (start + width).min(end));
+                    (from < to).then(|| (row * width + (from - start), from, to))
+                });
+                let wanted: Vec<(u64, u64, u64)> = wanted.collect();
+                if wanted.is_empty() {
+                    continue;
+                }
+                scratch.resize((height * width) as usize, 0);
+                let number = strip * across + tile;
+                self.decode(number..number + tiles, width, height, &mut buffers, &mut scratch)?;
+                for (at, from, to) in wanted {
+                    let part = &scratch[at as usize..(at + to - from) as usize];
+                    out[(from - first) as usize..(to - first) as usize].copy_from_slice(part);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes tiles that hold `rows` x `cols` weights: whole strips, or a part of one.
+    fn decode(
+        &self,
+        tiles: Range<u64>,
+        cols: u64,
+        rows: u64,
+        b: &mut Buffers,
+        out: &mut [u16],
+    ) -> Result<()> {
+        let (tile, tiles) = (tiles.start, tiles.end - tiles.start);
         b.sign_mantissa.resize(tiles as usize * TILE_WEIGHTS, 0);
         self.sign_mantissa.read_at(tile * TILE_WEIGHTS as u64, &mut b.sign_mantissa)?;
         b.codes.resize(tiles as usize * TILE_CODE_BYTES, 0);
@@ -164,7 +218,7 @@ impl Reader {
             escape_positions: &b.positions,
             escape_exponents: &b.exponents,
         };
-        decode_strips(self.base, self.grid.cols() as usize, rows as usize, &strips, out)
+        decode_strips(self.base, cols as usize, rows as usize, &strips, out)
             .map_err(|e| self.sign_mantissa.corrupt(format!("tiles from {tile}: {e}")))
     }
 }

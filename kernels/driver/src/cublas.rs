@@ -164,7 +164,6 @@ extern "C" fn cublasSetWorkspace_v2(handle: Handle, workspace: u64, bytes: usize
 }
 
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "the library's")]
 unsafe extern "C" fn cublasGemmEx(
     handle: Handle,
     of_a: i32,

@@ -30,6 +30,8 @@ pub(crate) struct Launched {
     pub(crate) block: u32,
     pub(crate) shared: u32,
     pub(crate) arguments: Vec<Argument>,
+    /// Whether it may begin before the launch before it has ended.
+    pub(crate) overlaps: bool,
 }
 
 impl State {
@@ -87,7 +89,7 @@ impl State {
                 block: launch.block,
                 shared: launch.shared,
                 arguments: &launch.arguments,
-                overlaps: true,
+                overlaps: launch.overlaps,
             }),
             Work::Product(product) => product.run(emulator),
             Work::Graph(_) | Work::Record(_) => Ok(()),

@@ -48,9 +48,7 @@ fn products(gpu: &Gpu) -> Result<Vec<Vec<u32>>> {
     let x = gpu.upload(&words(tokens * cols, 5))?;
     let y = gpu.allocate(4 * tokens * rows)?;
     let mut all = Vec::new();
-    for weights in
-        [Weights::Dense { words: dense.view(), rows, cols, whole: rows }, Weights::fixed12(&packed)]
-    {
+    for weights in [Weights::dense(dense.view(), rows, cols), Weights::fixed12(&packed)] {
         let workspace = Workspace::new(gpu, weights.workspace_bytes(gpu, tokens))?;
         for variant in variants(gpu, weights, tokens) {
             let operands = Product {
@@ -127,6 +125,7 @@ fn a_gpu_with_less_shared_memory_runs_the_variants_that_fit() {
             block: 512,
             shared: 101_377,
             arguments: &[Argument::Pointer(0), Argument::U64(0), Argument::Pointer(0)],
+            overlaps: true,
         };
         let refused = gpu.launch(&launch).unwrap_err().to_string();
         assert!(refused.contains("101377") && refused.contains("101376"), "{refused}");
@@ -220,21 +219,21 @@ fn shapes_are_picked_by_their_times() {
     with_driver("shapes_are_picked_by_their_times", "", |dir| {
         let gpu = open();
         let picker = Picker::trying();
-        let shape = llmpress_kernels::gpu::picker::Shape { kernel: "any", n: 1, k: 2, m: 3 };
+        let shape = llmpress_kernels::gpu::picker::Shape { kernel: "any", n: 1, k: 2, m: 3, slices: 1 };
         let buffers = [1usize << 22, 1 << 10].map(|bytes| gpu.upload(&vec![1u8; bytes]).unwrap());
         let out = gpu.allocate(4 * ceiling::blocks(&gpu) as usize).unwrap();
-        let mut runs = 0;
-        for _ in 0..2 {
+        let mut runs = [0, 0];
+        for round in &mut runs {
             let picked = picker
                 .pick(&gpu, shape, 2, &mut |i| {
-                    runs += 1;
+                    *round += 1;
                     ceiling::read_all(&gpu, buffers[i].view(), out.view())
                 })
                 .unwrap();
             assert_eq!(picked, 1);
         }
         // The second time it is remembered.
-        assert_eq!(runs, 12);
+        assert!(runs[0] >= 2 && runs[1] == 0, "{runs:?}");
         drop((buffers, out));
         drop(gpu);
         clean(dir);
@@ -270,6 +269,7 @@ fn a_kernel_that_fails_is_an_error_where_somebody_waits_and_from_then_on() {
             block: 512,
             shared: 128,
             arguments: &[data.view().pointer(), Argument::U64(1 << 20), out.view().pointer()],
+            overlaps: true,
         };
         gpu.launch(&launch).unwrap();
         for error in [

@@ -89,7 +89,9 @@ fn a_model_that_picks_its_shapes_gives_the_same_bits() {
         let model = open(&golden("llama"));
         let picking = GpuModel::open(cuda().unwrap(), &model, GpuWeights::Fixed12, true).unwrap();
         let first = GpuModel::open(cuda().unwrap(), &model, GpuWeights::Fixed12, false).unwrap();
-        assert!(run(&picking).unwrap() == run(&first).unwrap());
+        // One token, so that shapes are picked for one number of tokens only.
+        let prompt = &IDS[..1];
+        assert_eq!(greedy(&picking, prompt, COUNT).unwrap(), greedy(&first, prompt, COUNT).unwrap());
         drop((picking, first));
         assert!(lines(dir).iter().all(|line| !line.starts_with("refused")));
         clean(dir);

@@ -290,8 +290,11 @@ fn a_launch_with_attributes_is_a_launch() {
     });
 }
 
+/// A call, by what is written down of it, with a stream and some memory.
+type Call = (&'static str, Box<dyn Fn(sys::CUstream, u64) -> Code>);
+
 /// What may not be called while a stream records, each of which spoils the recording.
-fn forbidden() -> Vec<(&'static str, Box<dyn Fn(sys::CUstream, u64) -> Code>)> {
+fn forbidden() -> Vec<Call> {
     let text = ptx("ceiling");
     // SAFETY: room for what is given back; the host's ranges have the sizes that are said.
     unsafe {
@@ -308,7 +311,7 @@ fn forbidden() -> Vec<(&'static str, Box<dyn Fn(sys::CUstream, u64) -> Code>)> {
 }
 
 /// What spoils a recording in every mode: waiting for it.
-fn waiting() -> Vec<(&'static str, Box<dyn Fn(sys::CUstream, u64) -> Code>)> {
+fn waiting() -> Vec<Call> {
     // SAFETY: the host's ranges have the sizes that are said.
     unsafe {
         vec![
@@ -465,8 +468,10 @@ fn the_embedded_ptx_takes_what_its_sources_take() {
     with_driver("the_embedded_ptx_takes_what_its_sources_take", |dir| {
         started();
         let mut kernels = 0;
-        for file in llmpress_kernels::gpu::modules() {
-            let text = ptx(file);
+        for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../ptx")).unwrap() {
+            let path = file.unwrap().path();
+            let file = path.display();
+            let text = CString::new(fs::read_to_string(&path).unwrap()).unwrap();
             let module = load(&text).unwrap();
             for entry in text.to_str().unwrap().split(".entry ").skip(1) {
                 let name = entry.split('(').next().unwrap();

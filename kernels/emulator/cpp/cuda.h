@@ -22,6 +22,7 @@ Index3 emulator_block_index();
 Index3 emulator_block_size();
 Index3 emulator_grid_size();
 void emulator_barrier();
+void emulator_wait_for_earlier();
 void emulator_sync_warp();
 u64 emulator_shuffle(u32 mask, u64 value, u32 source);
 u32 emulator_ballot(u32 mask, bool vote);
@@ -83,8 +84,8 @@ UNCHECKED static float4 load_fresh(const float4* p) {
     emulator_check_fresh(p, sizeof(float4));
     return *p;
 }
-// Launches run one after the other.
-DEVICE void wait_for_earlier() {}
+// Launches run one after the other; what a thread does before it waits is checked.
+DEVICE void wait_for_earlier() { emulator_wait_for_earlier(); }
 DEVICE void let_later_begin() {}
 DEVICE u32 opaque(u32 x) { return x; }
 DEVICE void cp_async16(void* shared, const void* global) { emulator_copy_async(shared, global, 16); }

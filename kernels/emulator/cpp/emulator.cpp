@@ -9,6 +9,8 @@
 //   races                for each byte who wrote and read it last, and in which epoch: a barrier starts an epoch for the
 //                        block, __syncwarp one for its warp. Two threads may not touch a byte in one epoch if one writes.
 //                        Global memory: bytes written by the launch are remembered for its whole grid.
+//   overlapping launches a launch that may begin before earlier ones have ended: until a thread has waited for them, it
+//                        writes nothing and reads nothing that they write
 //   barriers             when nobody can go on, somebody waits for a thread that never comes
 
 #include <setjmp.h>
@@ -17,6 +19,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <bitset>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -56,19 +59,31 @@ struct Written {
     bool is, atomic;
 };
 
+typedef std::bitset<PAGE_BYTES> Bytes;
+
 struct Buffer {
     unsigned char* data;
     size_t bytes;
     u64 number;
     bool written = false;
     std::vector<std::unique_ptr<Written[]>> pages;
+    // What earlier launches write that a launch may overlap with.
+    std::vector<std::unique_ptr<Bytes>> earlier;
 };
 
 struct Device {
     std::map<uintptr_t, Buffer> buffers;
     u64 next_number = 0;
     std::vector<std::pair<Buffer*, size_t>> dirty;
+    // Buffers that such launches write.
+    std::vector<Buffer*> unsettled;
     char fault[512];
+
+    // All launches have ended.
+    void settle() {
+        for (Buffer* buffer : unsettled) buffer->earlier.clear();
+        unsettled.clear();
+    }
 
     Buffer* find(uintptr_t address) {
         auto it = buffers.upper_bound(address);
@@ -94,6 +109,8 @@ struct Fiber {
     ucontext_t context;
     unsigned char* stack = nullptr;
     bool started = false;
+    // Whether it waited for earlier launches.
+    bool waited = false;
     State state = FINISHED;
     u32 thread = 0;
     u32 group = 0;
@@ -143,6 +160,10 @@ struct Runtime {
     bool failed = false;
     // Whether a thread of this block has made an atomic operation.
     bool told = false;
+    // Whether the launch may begin before earlier ones have ended, and what a thread did before it waited for them. It counts
+    // where the kernel waits at all: others are launched with no overlap.
+    bool overlaps = false, waits = false;
+    char early[320];
     Buffer* last = nullptr;
     std::vector<Fiber> fibers;
     Warp warps[MAX_THREADS / LANES];
@@ -264,6 +285,21 @@ void check_written(Buffer& buffer, size_t offset, u32 bytes, Access access) {
     }
 }
 
+// An access to global memory by a thread that has not waited for earlier launches.
+void check_early(Buffer& buffer, size_t offset, u32 bytes, Access access) {
+    Runtime& r = runtime();
+    if (r.early[0]) return;
+    bool wrong = access != READ && access != FRESH;
+    for (size_t at = offset; at < offset + bytes && !wrong && !buffer.earlier.empty(); at++) {
+        const Bytes* page = buffer.earlier[at / PAGE_BYTES].get();
+        wrong = page && page->test(at % PAGE_BYTES);
+    }
+    if (!wrong) return;
+    snprintf(r.early, sizeof r.early, "%s byte %zu of buffer %llu before it waits for earlier launches%s", VERBS[access],
+             offset, (ull)buffer.number, access == READ || access == FRESH ? ", which write it" : "");
+    if (r.waits) fault("%s", r.early);
+}
+
 // The first byte of the program or library that this is a part of, and the end of it.
 extern "C" __attribute__((visibility("hidden"))) char __ehdr_start, _end;
 
@@ -309,6 +345,7 @@ inline void check(const void* p, u32 bytes, bool aligned, Access access) {
         fault("%s %u bytes at byte %zu of buffer %llu of %zu bytes", VERBS[access], bytes, offset, (ull)buffer->number,
               buffer->bytes);
     }
+    if (r.overlaps && !r.current->waited) check_early(*buffer, offset, bytes, access);
     if (access != READ && access != FRESH) buffer->written = true;
     if (access == ATOMIC) r.told = true;
     if (buffer->written) check_written(*buffer, offset, bytes, access);
@@ -458,6 +495,7 @@ bool run_block() {
         r.fibers[t].state = READY;
         r.fibers[t].thread = t;
         r.fibers[t].group = 0;
+        r.fibers[t].waited = false;
         r.fibers[t].copies.clear();
     }
     for (;;) {
@@ -527,6 +565,12 @@ void emulator_barrier() {
     for (u32 t = 0; t < r.threads; t++) {
         if (r.fibers[t].state == AT_BARRIER) r.fibers[t].state = READY;
     }
+}
+
+void emulator_wait_for_earlier() {
+    Runtime& r = runtime();
+    r.current->waited = r.waits = true;
+    if (r.early[0]) fault("%s", r.early);
 }
 
 void emulator_sync_warp() { exchange(SYNC, ALL_LANES, Payload()); }
@@ -680,9 +724,13 @@ void llmpress_emulator_free(void* p, u64 address) {
     Device* device = static_cast<Device*>(p);
     auto it = device->buffers.find((uintptr_t)address);
     if (it == device->buffers.end()) return;
+    device->settle();
     free(it->second.data);
     device->buffers.erase(it);
 }
+
+// All that was launched has ended.
+void llmpress_emulator_settle(void* p) { static_cast<Device*>(p)->settle(); }
 
 // Whether the bytes lie in one buffer.
 int llmpress_emulator_inside(void* p, u64 address, size_t bytes) {
@@ -708,7 +756,7 @@ int llmpress_emulator_kernel(const char* file, const char* name, const unsigned 
 
 // Runs a grid. 0, or 1 after a fault, of which `reason` tells until the next launch.
 int llmpress_emulator_launch(void* p, const char* file, const char* name, const u32* grid, u32 threads, u32 shared,
-                             int backwards, const u64* arguments, const char** reason) {
+                             int backwards, int overlaps, const u64* arguments, const char** reason) {
     Device* device = static_cast<Device*>(p);
     Runtime& r = prepare();
     r.device = device;
@@ -718,6 +766,10 @@ int llmpress_emulator_launch(void* p, const char* file, const char* name, const 
     r.threads = threads;
     r.shared_bytes = shared;
     r.failed = false;
+    if (!overlaps) device->settle();
+    r.overlaps = overlaps;
+    r.waits = false;
+    r.early[0] = 0;
     r.accesses = r.accesses_alone = 0;
     r.last = nullptr;
     r.pieces.clear();
@@ -740,7 +792,18 @@ int llmpress_emulator_launch(void* p, const char* file, const char* name, const 
         r.block_index = {(u32)(block % grid[0]), (u32)(block / grid[0] % grid[1]), (u32)(block / grid[0] / grid[1])};
         run_block();
     }
-    for (auto& entry : device->dirty) entry.first->pages[entry.second].reset();
+    for (auto& [buffer, page] : device->dirty) {
+        if (buffer->earlier.empty()) {
+            buffer->earlier.resize(buffer->pages.size());
+            device->unsettled.push_back(buffer);
+        }
+        auto& earlier = buffer->earlier[page];
+        if (!earlier) earlier.reset(new Bytes());
+        for (size_t i = 0; i < PAGE_BYTES; i++) {
+            if (buffer->pages[page][i].is) earlier->set(i);
+        }
+        buffer->pages[page].reset();
+    }
     device->dirty.clear();
     for (auto& entry : device->buffers) entry.second.written = false;
     r.current = nullptr;

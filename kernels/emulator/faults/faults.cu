@@ -170,3 +170,15 @@ extern "C" __global__ void changes_after_others_read(u32* out, u32 meets) {
     __syncwarp();
     out[threadIdx.x] = sum + values[next];
 }
+
+// Copies a word; `early` says what it does before it waits for earlier launches: 1 reads, 2 writes.
+extern "C" __global__ void copies_early(const u32* in, u32* out, u32 early) {
+    u32 value = early & 1 ? in[threadIdx.x] : 0;
+    if (early & 2) out[threadIdx.x] = value;
+    wait_for_earlier();
+    if (!(early & 1)) value = in[threadIdx.x];
+    if (!(early & 2)) out[threadIdx.x] = value;
+}
+
+// The same, but waits for nothing: it is never launched early.
+extern "C" __global__ void copies(const u32* in, u32* out) { out[threadIdx.x] = in[threadIdx.x]; }

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A kernel that reads or writes outside of its buffers, reads what nobody wrote, races with another thread, or leaves
-//! a thread behind at a barrier ends in [`Error::Fault`]. `mma` adds in the order of k with fused multiply-adds.
+//! a thread behind at a barrier, or touches what an earlier launch writes before it waits for it, ends in [`Error::Fault`]. `mma` adds in the order of k with fused multiply-adds.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Arc, Mutex};
@@ -28,6 +28,7 @@ mod native {
         pub(super) fn llmpress_emulator_delete(device: *mut c_void);
         pub(super) fn llmpress_emulator_allocate(device: *mut c_void, bytes: usize) -> u64;
         pub(super) fn llmpress_emulator_free(device: *mut c_void, address: u64);
+        pub(super) fn llmpress_emulator_settle(device: *mut c_void);
         pub(super) fn llmpress_emulator_inside(device: *mut c_void, address: u64, bytes: usize) -> c_int;
         pub(super) fn llmpress_emulator_write(address: u64, data: *const u8, bytes: usize);
         pub(super) fn llmpress_emulator_read(address: u64, data: *mut u8, bytes: usize);
@@ -44,6 +45,7 @@ mod native {
             threads: u32,
             shared: u32,
             backwards: c_int,
+            overlaps: c_int,
             arguments: *const u64,
             reason: *mut *const c_char,
         ) -> c_int;
@@ -139,6 +141,7 @@ enum Step {
         block: u32,
         shared: u32,
         arguments: Vec<Argument>,
+        overlaps: bool,
     },
     Copy {
         from: u64,
@@ -210,8 +213,16 @@ impl Device {
         }
     }
 
+    /// Waits for all launches, as a copy does.
+    #[allow(unsafe_code)]
+    fn settle(&self) {
+        // SAFETY: the device lives as long as `self`.
+        unsafe { native::llmpress_emulator_settle(self.native) }
+    }
+
     #[allow(unsafe_code)]
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.settle();
         self.inside(from, bytes)?;
         self.inside(to, bytes)?;
         let mut data = vec![0; bytes];
@@ -274,6 +285,7 @@ impl Inner {
                 launch.block,
                 launch.shared,
                 c_int::from(self.backwards),
+                c_int::from(launch.overlaps),
                 arguments.as_ptr(),
                 &mut reason,
             )
@@ -299,7 +311,7 @@ impl Graph for Recording {
         for step in &self.steps {
             match step {
                 Step::Copy { from, to, bytes } => self.device.device().copy(*from, *to, *bytes)?,
-                Step::Launch { file, kernel, grid, block, shared, arguments } => {
+                Step::Launch { file, kernel, grid, block, shared, arguments, overlaps } => {
                     self.device.run(&Launch {
                         file,
                         kernel,
@@ -307,7 +319,7 @@ impl Graph for Recording {
                         block: *block,
                         shared: *shared,
                         arguments,
-                        overlaps: true,
+                        overlaps: *overlaps,
                     })?
                 }
             }
@@ -336,6 +348,7 @@ impl Backend for Emulator {
         let device = self.0.device();
         device.inside(address, data.len())?;
         device.not_recording("a copy to or from the device")?;
+        device.settle();
         // SAFETY: the bytes lie in a buffer of the device, which is locked.
         unsafe { native::llmpress_emulator_write(address, data.as_ptr(), data.len()) }
         Ok(())
@@ -345,6 +358,7 @@ impl Backend for Emulator {
         let device = self.0.device();
         device.inside(address, data.len())?;
         device.not_recording("a copy to or from the device")?;
+        device.settle();
         // SAFETY: the bytes lie in a buffer of the device, which is locked.
         unsafe { native::llmpress_emulator_read(address, data.as_mut_ptr(), data.len()) }
         Ok(())
@@ -362,8 +376,9 @@ impl Backend for Emulator {
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let mut device = self.0.device();
         if let Some(recorded) = &mut device.recorded {
-            let Launch { file, kernel, grid, block, shared, arguments, overlaps: _ } = *launch;
-            recorded.push(Step::Launch { file, kernel, grid, block, shared, arguments: arguments.to_vec() });
+            let Launch { file, kernel, grid, block, shared, arguments, overlaps } = *launch;
+            let arguments = arguments.to_vec();
+            recorded.push(Step::Launch { file, kernel, grid, block, shared, arguments, overlaps });
             return Ok(());
         }
         drop(device);
@@ -371,6 +386,7 @@ impl Backend for Emulator {
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.0.device().settle();
         Ok(())
     }
 

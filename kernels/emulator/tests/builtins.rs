@@ -6,7 +6,8 @@ use llmpress_kernels::gpu::{Argument, Gpu, Launch};
 use proptest::prelude::*;
 
 fn launch(gpu: &Gpu, kernel: &'static str, grid: [u32; 3], block: u32, arguments: &[Argument]) {
-    gpu.launch(&Launch { file: "builtins", kernel, grid, block, shared: 128, arguments }).unwrap();
+    gpu.launch(&Launch { file: "builtins", kernel, grid, block, shared: 128, arguments, overlaps: true })
+        .unwrap();
 }
 
 fn byte_perm(a: u32, b: u32, selector: u32) -> u32 {

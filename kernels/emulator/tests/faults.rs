@@ -231,10 +231,58 @@ fn what_other_blocks_wrote_is_read_afresh_after_an_atomic() {
                 out.view().pointer(),
                 Argument::U32(counts),
             ],
+            overlaps: true,
         };
         run.gpu.launch(&launch)
     };
     start(1).unwrap();
     assert_eq!(out.view().read::<f32>(1).unwrap(), [30.0]);
     caught(start(0), "reads afresh");
+}
+
+#[test]
+fn what_earlier_launches_write_is_touched_after_waiting_only() {
+    let run = Run { shared: 0, ..Run::new() };
+    let buffers: Vec<_> = (0..3).map(|i| run.gpu.upload(&[i; THREADS as usize]).unwrap()).collect();
+    let launch = |kernel, from: usize, to: usize, early: &[Argument], overlaps| {
+        let mut arguments = vec![buffers[from].view().pointer(), buffers[to].view().pointer()];
+        arguments.extend(early);
+        let (grid, shared) = ([1; 3], 0);
+        run.gpu.launch(&Launch {
+            file: "faults",
+            kernel,
+            grid,
+            block: THREADS,
+            shared,
+            arguments: &arguments,
+            overlaps,
+        })
+    };
+    let copy =
+        |from, to, early, overlaps| launch("copies_early", from, to, &[Argument::U32(early)], overlaps);
+    // Reading early what no launch writes, and late what one does.
+    copy(0, 1, 1, true).unwrap();
+    copy(1, 2, 0, true).unwrap();
+    // Not only what the launch just before it writes.
+    caught(copy(1, 2, 1, true), "before it waits for earlier launches, which write it");
+    caught(copy(0, 2, 3, true), "writes byte 0 of buffer 2 before it waits");
+    // They have ended: the launch does not overlap, or somebody waited.
+    copy(1, 2, 3, false).unwrap();
+    caught(copy(2, 0, 1, true), "which write it");
+    run.gpu.synchronize().unwrap();
+    copy(2, 0, 1, true).unwrap();
+    buffers[2].view().copy_to(buffers[1].view()).unwrap();
+    copy(0, 2, 1, true).unwrap();
+    launch("copies", 2, 1, &[], true).unwrap();
+    // A recording keeps who overlaps.
+    for (overlaps, holds) in [(true, false), (false, true)] {
+        let mut graph = run
+            .gpu
+            .capture(|| {
+                copy(0, 1, 0, true)?;
+                copy(1, 2, 1, overlaps)
+            })
+            .unwrap();
+        assert_eq!(graph.replay().is_ok(), holds);
+    }
 }

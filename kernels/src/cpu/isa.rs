@@ -1,6 +1,29 @@
-//! Which instructions this processor has.
+//! Which instructions this processor has, and which of them are to be used.
 
-/// The sets that kernels are written for.
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The most that [`limit_instruction_set`] left, as a number of [`Isa`].
+static MOST: AtomicU8 = AtomicU8::new(u8::MAX);
+
+/// Keeps all kernels to a set of instructions, `portable`, `avx2` or `avx512`, whatever else this processor has. They give
+/// the same bits with each: for tests, and to find out whether one of them is at fault.
+///
+/// # Errors
+/// Another name, or a set that this processor lacks.
+pub fn limit_instruction_set(name: &str) -> Result<(), String> {
+    let sets = Isa::all();
+    let chosen = sets.iter().find(|isa| isa.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = sets.iter().map(|isa| isa.name()).collect();
+        format!("{name:?} is no set of instructions that the kernels know: {}", names.join(", "))
+    })?;
+    if *chosen as u8 > Isa::of_processor() as u8 {
+        return Err(format!("this processor has no {name}: its kernels are {}", Isa::of_processor().name()));
+    }
+    MOST.store(*chosen as u8, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The sets that kernels are written for, each with those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Isa {
     /// What every processor of the target has.
@@ -14,9 +37,41 @@ pub(super) enum Isa {
 }
 
 impl Isa {
-    /// The best one; the standard library remembers what it found.
+    fn all() -> &'static [Self] {
+        &[
+            Self::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512,
+        ]
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// The best one that is to be used.
     #[inline]
     pub(super) fn detect() -> Self {
+        let best = Self::of_processor();
+        match MOST.load(Ordering::Relaxed) {
+            most if most >= best as u8 => best,
+            #[cfg(target_arch = "x86_64")]
+            1 => Self::Avx2,
+            _ => Self::Portable,
+        }
+    }
+
+    /// The best one that this processor has; the standard library remembers what it found.
+    #[inline]
+    fn of_processor() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f")

@@ -19,18 +19,28 @@ use super::weights::{GpuLinear, Source};
 use super::{GpuAttention, GpuLayer, GpuMlp, GpuModel, device};
 use crate::config::Activation;
 use crate::rope::cos_sin;
-use crate::{Panels, Sampling, Session, Skips, SubLayer};
+use crate::{ModelConfig, Panels, Sampling, Session, Skips, SubLayer};
 
 /// Most tokens that are read at a time.
 const CHUNK_TOKENS: usize = 2048;
 /// Bytes for the tiles of attention of some tokens at a time, besides those of one token.
-const WORKSPACE_BYTES: usize = 16 << 20;
+pub(super) const WORKSPACE_BYTES: usize = 16 << 20;
 /// Positions whose angles are made at a time.
 const ANGLES: usize = 1024;
 
 /// A row of the input of a product: whole tiles.
-fn padded(features: usize) -> usize {
+pub(super) fn padded(features: usize) -> usize {
     features.next_multiple_of(64)
+}
+
+/// Tokens that a sequence of so many is read by.
+pub(super) fn chunk(capacity: usize) -> usize {
+    CHUNK_TOKENS.min(capacity.max(1))
+}
+
+/// The heads of a model.
+pub(super) fn heads(c: &ModelConfig) -> Heads {
+    Heads { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
 }
 
 /// Angles of one rotary embedding on the device.
@@ -91,7 +101,7 @@ impl<'a> GpuSession<'a> {
         let heads = model.heads();
         heads.check().map_err(device)?;
         let capacity = capacity.max(1);
-        let chunk = CHUNK_TOKENS.min(capacity);
+        let chunk = chunk(capacity);
         // A token is spread over the whole GPU; more of them are where there is room.
         let workspace = workspace_bytes(heads, chunk, capacity).min(WORKSPACE_BYTES);
         let workspace = workspace.max(workspace_bytes(heads, 1, capacity));
@@ -505,7 +515,6 @@ impl Session for GpuSession<'_> {
 
 impl GpuModel {
     fn heads(&self) -> Heads {
-        let c = &self.config;
-        Heads { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
+        heads(&self.config)
     }
 }

@@ -22,7 +22,7 @@ impl Decoded {
 
 impl Source for Decoded {
     fn elements<'a>(
-        &self,
+        &'a self,
         checkpoint: &'a Checkpoint,
         rows: Range<usize>,
         words: &'a mut Vec<u64>,

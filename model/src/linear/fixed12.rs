@@ -36,7 +36,7 @@ impl Fixed12 {
 
 impl Source for Fixed12 {
     fn elements<'a>(
-        &self,
+        &'a self,
         checkpoint: &'a Checkpoint,
         rows: Range<usize>,
         words: &'a mut Vec<u64>,

@@ -33,7 +33,7 @@ impl Raw {
 
 impl Source for Raw {
     fn elements<'a>(
-        &self,
+        &'a self,
         checkpoint: &'a Checkpoint,
         rows: Range<usize>,
         _words: &'a mut Vec<u64>,

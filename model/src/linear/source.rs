@@ -29,7 +29,7 @@ pub(super) type Open = fn(&Stored<'_>) -> Result<Option<Box<dyn Source>>>;
 pub(super) trait Source: Debug + Send + Sync {
     /// The weights of some rows: where they lie, or decoded into `words`.
     fn elements<'a>(
-        &self,
+        &'a self,
         checkpoint: &'a Checkpoint,
         rows: Range<usize>,
         words: &'a mut Vec<u64>,

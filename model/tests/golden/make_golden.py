@@ -3,6 +3,7 @@
 
     python make_golden.py cases [--case NAME ...]      # <case>/ beside this script
     python make_golden.py check [--case NAME ...]      # reload what is on disk, recompute, compare
+    python make_golden.py forms                        # rope_forms.json beside this script, from the cases there are
     python make_golden.py real NAME=MODEL_DIR:TEXT ... # real.json beside this script
 
 Run with Python 3.11, on a CPU, and:
@@ -31,6 +32,11 @@ cases
     Each case states changes of its configuration or weights which must show in the logits; they are tried when it is
     made, so that a reader who forgets one of these features fails the case: each moves a logit by more than 5e-4 (most
     by more than 0.1), while rounding moves them by about 1e-5. Changes which must not show are tried too.
+
+forms
+    The ways in which configurations say what the rotary embedding is, each on the weights of a case: `changes` of its
+    config.json (null takes a key out; those of a multimodal one are of its text_config) and the `logits` of the last
+    token, or `refused` where transformers fails.
 
 real
     One entry of real.json a model (the other entries are kept), computed with the weights upcast to F32 and SDPA,
@@ -474,6 +480,93 @@ def check_case(name):
     print(f"{name}: {size} bytes; {'; '.join(line)}; {metadata}")
 
 
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+OLD_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+OLD_LONGROPE = {"short_factor": SHORT, "long_factor": LONG}
+# (case, changes): all that the model's own code may find in a published config.json.
+FORMS = [
+    ("llama", {"rope_parameters": {"rope_type": "default"}, "rope_theta": 2e4}),
+    ("llama", {"rope_parameters": {}, "rope_theta": 2e4}),
+    ("llama", {"rope_parameters": None, "rope_theta": 2e4}),
+    ("llama", {"rope_parameters": None}),
+    ("llama", {"rope_parameters": {}}),
+    ("llama", {"rope_parameters": rope("default", 2e4), "rope_theta": 3e4}),
+    ("llama", {"rope_parameters": rope("default", 2e4), "rope_scaling": LINEAR}),
+    ("llama", {"rope_parameters": rope("default", 2e4), "rope_scaling": LINEAR, "rope_theta": 3e4}),
+    ("llama", {"rope_parameters": rope("default", 2e4), "rope_scaling": {**LINEAR, "rope_theta": 4e4}}),
+    ("llama", {"rope_parameters": rope("default", 2e4), "rope_scaling": {}}),
+    ("llama", {"rope_parameters": rope("linear", 2e4, factor=2.0), "rope_scaling": LINEAR}),
+    ("llama", {"rope_parameters": {"type": "linear", "factor": 2.0}, "rope_theta": 2e4}),
+    ("llama", {"rope_parameters": {"rope_type": "default", "type": "linear", "factor": 2.0}}),
+    ("llama", {"rope_parameters": {"rope_type": "default"}, "partial_rotary_factor": 0.5}),
+    ("llama", {"rope_parameters": rope("default", partial_rotary_factor=0.5)}),
+    ("llama", {"rope_parameters": rope("linear", factor=2.0), "partial_rotary_factor": 0.5}),
+    ("llama3_rope", {"rope_parameters": OLD_LLAMA3, "rope_theta": 2e4}),
+    ("llama3_rope", {"rope_parameters": {**OLD_LLAMA3, "original_max_position_embeddings": 32},
+                     "original_max_position_embeddings": 64}),
+    ("llama_dynamic", {"rope_parameters": {}, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_theta": 2e4}),
+    ("llama_yarn", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "rope_theta": 2e3}),
+    ("mistral", {"rope_parameters": {}, "rope_theta": 2e4}),
+    ("qwen2", {"rope_parameters": {}, "rope_theta": 2e4}),
+    ("qwen2_sliding", {"rope_parameters": {"rope_type": "default"}, "rope_theta": 2e4}),
+    ("qwen2_sliding", {"rope_parameters": {"full_attention": DEFAULT_ROPE, "sliding_attention": DEFAULT_ROPE}}),
+    ("qwen3", {"rope_parameters": {"rope_type": "default"}, "rope_theta": 2e4}),
+    ("qwen3", {"rope_parameters": {}}),
+    ("qwen3_moe", {"rope_parameters": {}, "rope_scaling": LINEAR, "rope_theta": 2e4}),
+    ("mixtral", {"rope_parameters": {}}),
+    ("mixtral", {"rope_parameters": None, "rope_scaling": LINEAR}),
+    ("phi3", {"rope_parameters": {}, "rope_theta": 2e4}),
+    ("phi3", {"rope_parameters": DEFAULT_ROPE, "partial_rotary_factor": 0.5}),
+    ("phi3", {"rope_parameters": {}, "partial_rotary_factor": 0.5}),
+    ("phi3_longrope", {"rope_parameters": {}, "rope_scaling": {"type": "su", **OLD_LONGROPE},
+                       "partial_rotary_factor": 0.75, "rope_theta": 2e4}),
+    ("phi3_longrope", {"rope_parameters": None, "rope_scaling": {"type": "yarn", **OLD_LONGROPE},
+                       "partial_rotary_factor": 0.75}),
+    ("gemma3_text", {"rope_parameters": None}),
+    ("gemma3_text", {"rope_parameters": {}}),
+    ("gemma3_text", {"rope_parameters": {}, "rope_theta": 2e5, "rope_local_base_freq": 2e4}),
+    ("gemma3_text", {"rope_parameters": LINEAR, "rope_theta": 2e5}),
+    ("gemma3_text", {"rope_parameters": rope("linear", 2e4, factor=4.0)}),
+    ("gemma3_text", {"rope_parameters": {"full_attention": LINEAR}, "rope_theta": 2e5, "rope_local_base_freq": 2e4}),
+    ("gemma3_text", {"rope_parameters": {"sliding_attention": LINEAR}}),
+    ("gemma3_text", {"rope_parameters": {"full_attention": None, "sliding_attention": {}}, "rope_theta": 2e5}),
+    ("gemma3_text", {"rope_parameters": {"full_attention": rope("default", 1e6), "sliding_attention": DEFAULT_ROPE},
+                     "rope_scaling": LINEAR}),
+    ("gemma3_text", {"rope_parameters": {"full_attention": rope("default", 1e6), "sliding_attention": DEFAULT_ROPE},
+                     "rope_scaling": {"type": "linear", "factor": 4.0}}),
+    ("gemma3_text", {"rope_parameters": None, "rope_scaling": LINEAR, "rope_theta": 2e5}),
+    ("gemma3_text", {"rope_parameters": {}, "rope_scaling": LINEAR}),
+    ("gemma3_multimodal", {"rope_parameters": {}, "rope_theta": 2e5, "rope_local_base_freq": 2e4}),
+    ("gemma3_multimodal", {"rope_parameters": None, "rope_scaling": LINEAR, "rope_theta": 2e5}),
+    ("gemma3_multimodal", {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 2e4}}}),
+]
+
+
+def make_form(name, changes):
+    path = HERE / name
+    ids = load_file(path / "golden.safetensors")["input_ids"]
+    settings = json.loads((path / "config.json").read_text())
+    text = settings.get("text_config", settings)
+    for key, value in changes.items():
+        text.pop(key, None) if value is None else text.__setitem__(key, copy.deepcopy(value))
+    form = {"case": name, "changes": changes}
+    try:
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        logits = forward(load(path, config), ids)[-1]
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return {**form, "refused": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return {**form, "logits": [float(f"{v:.7g}") for v in logits]}
+
+
+def make_forms():
+    forms = [make_form(*form) for form in FORMS]
+    about = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, F32, eager"
+    lines = ",\n".join("  " + json.dumps(form) for form in forms)
+    (HERE / "rope_forms.json").write_text(f'{{"about": {json.dumps(about)}, "forms": [\n{lines}\n]}}\n')
+    for form in forms:
+        print(form["case"], form["changes"], form.get("refused", "runs"))
+
+
 def nll(logits, ids):
     """Negative log likelihoods of ids[1:], in F64."""
     chosen = logits[:-1].double().log_softmax(-1).gather(1, ids[1:, None])
@@ -533,6 +626,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("cases", "check"):
         commands.add_parser(command).add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES))
+    commands.add_parser("forms")
     commands.add_parser("real").add_argument("model", nargs="+", metavar="NAME=MODEL_DIR:TEXT")
     arguments = parser.parse_args()
     if arguments.command == "real":
@@ -547,6 +641,9 @@ def main():
         lines = [f' {json.dumps(n)}: ' + (json.dumps(m) if n == "about" else "{\n" + ",\n".join(
             f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in m.items()) + "\n }") for n, m in models.items()]
         file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        return
+    if arguments.command == "forms":
+        make_forms()
         return
     for name in arguments.case:
         (make_case if arguments.command == "cases" else check_case)(name)

@@ -129,7 +129,7 @@ impl Room for Dfloat11 {
 /// The units that a pattern file names, of what the recipe gives to this method.
 fn units_by_patterns(asked: &Asked<'_>, patterns: &PatternDict) -> Result<Vec<UnitPattern>> {
     let tensors = asked.checkpoint.tensors();
-    let (mut units, unused) = patterns.units(tensors.keys().map(String::as_str));
+    let (mut units, unused) = patterns.units(tensors.keys().map(String::as_str))?;
     if let Some(pattern) = unused.first() {
         return Err(Error::Invalid(format!("pattern {pattern:?} matches no module of this checkpoint")));
     }

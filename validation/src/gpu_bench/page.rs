@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::findings::ModelSpeed;
 use super::goals::Measure;
 use super::report::{Outcome, Report, RunState};
 use crate::Rate;
@@ -82,7 +83,7 @@ fn head(page: &mut String, report: &Report) {
                 ),
             ));
             rows.push(("driver", format!("supports CUDA {}", card.driver_cuda)));
-            rows.extend(card.nvidia_smi.iter().map(|line| ("nvidia-smi", line.clone())));
+            rows.extend(card.nvidia_smi.iter().map(|lines| ("nvidia-smi", lines.replace('\n', "; "))));
             rows.extend(
                 card.kernels_loaded_s
                     .iter()
@@ -147,12 +148,18 @@ fn speeds(page: &mut String, report: &Report) {
         return;
     }
     page.push_str("Random weights, one sequence: a prompt of 512 tokens, then 128 one at a time.\n\n");
+    let plain = report.speeds.iter().find(|speed| speed.weights == "bf16");
     let rows = report.speeds.iter().map(|speed| {
+        let against = |of: fn(&ModelSpeed) -> f64| {
+            plain.map_or("-".to_owned(), |plain| format!("{:.2}", of(speed) / of(plain)))
+        };
         vec![
             speed.weights.clone(),
             speed.layers.to_string(),
             rate(&speed.prefill_tokens_per_s, 0),
+            against(|s| s.prefill_tokens_per_s.median),
             rate(&speed.decode_tokens_per_s, 1),
+            against(|s| s.decode_tokens_per_s.median),
             format!("{:.1} ms", speed.time_to_first_token_s * 1e3),
             gigabytes(speed.gpu_bytes),
             gigabytes(speed.gpu_peak_bytes),
@@ -162,7 +169,9 @@ fn speeds(page: &mut String, report: &Report) {
         "weights",
         "layers",
         "prefill, tokens/s",
+        "x bf16",
         "decode, tokens/s",
+        "x bf16",
         "first token",
         "weights on the GPU",
         "peak",

@@ -235,17 +235,19 @@ pub(super) fn steps(options: &Options, scratch: &Path, words: &Path) -> Vec<Step
 }
 
 fn doctor(program: &Program, ordinal: usize) -> Step {
-    let calls = move |program: &Program, _: &Known| {
+    let calls = |program: &Program, _: &Known| {
+        // All GPUs: it numbers them in an order of its own.
         let query = "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit";
         let smi = Call {
             program: "nvidia-smi".into(),
             optional: true,
-            ..program.call("nvidia-smi", 10, &["-i", &ordinal.to_string(), query, "--format=csv,noheader"])
+            ..program.call("nvidia-smi", 10, &[query, "--format=csv,noheader"])
         };
-        Ok(vec![program.call("doctor", 60, &["--json", "doctor"]), smi])
+        // The driver compiles every kernel here, once for all steps.
+        Ok(vec![program.call("doctor", 100, &["--json", "doctor"]), smi])
     };
     let judge = move |calls: &[Done], _: &Known| judge::doctor(calls, ordinal);
-    let step = program.step("doctor", "a GPU is there and every kernel loads", (70, 1), calls, judge);
+    let step = program.step("doctor", "a GPU is there and every kernel loads", (110, 1), calls, judge);
     Step { gpu: false, ..step }
 }
 

@@ -79,7 +79,7 @@ unsafe extern "C" fn cuDeviceGetAttribute(value: *mut i32, attribute: u32, devic
         let settings = &state.settings;
         // CUdevice_attribute.
         let found = match attribute {
-            1 | 2 | 3 => 1024,
+            1..=3 => 1024,
             4 => 64,
             5 => i32::MAX,
             6 | 7 => 65535,

@@ -57,6 +57,8 @@ struct Shape {
     grid: [u32; 3],
     block: [u32; 3],
     shared: u32,
+    /// Programmatic serialisation.
+    overlaps: bool,
 }
 
 fn check(state: &mut State, function: &Function, shape: &Shape) -> Outcome {
@@ -116,12 +118,12 @@ unsafe fn launch(
         block: shape.block[0],
         shared: shape.shared,
         arguments: copied,
+        overlaps: shape.overlaps,
     };
     state.put(stream, Work::Launch(Arc::new(launched)))
 }
 
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "the driver's")]
 unsafe extern "C" fn cuLaunchKernel(
     function: Handle,
     grid_x: u32,
@@ -135,7 +137,8 @@ unsafe extern "C" fn cuLaunchKernel(
     arguments: *const *const c_void,
     extra: *const c_void,
 ) -> i32 {
-    let shape = Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared };
+    let shape =
+        Shape { grid: [grid_x, grid_y, grid_z], block: [block_x, block_y, block_z], shared, overlaps: false };
     // SAFETY: the caller gives what the kernel takes.
     enter("cuLaunchKernel", |state| unsafe { launch(state, function, shape, stream, arguments, extra) })
 }
@@ -175,6 +178,7 @@ unsafe extern "C" fn cuLaunchKernelEx(
             // SAFETY: the configuration has so many attributes.
             count => unsafe { std::slice::from_raw_parts(config.attributes, count) },
         };
+        let mut overlaps = false;
         for attribute in attributes {
             match attribute.id {
                 0 => {}
@@ -183,11 +187,12 @@ unsafe extern "C" fn cuLaunchKernelEx(
                     if attribute.value[0] > 1 {
                         return Err(Code::INVALID_VALUE);
                     }
+                    overlaps = attribute.value[0] == 1;
                 }
                 _ => return Err(Code::NOT_SUPPORTED),
             }
         }
-        let shape = Shape { grid: config.grid, block: config.block, shared: config.shared };
+        let shape = Shape { grid: config.grid, block: config.block, shared: config.shared, overlaps };
         // SAFETY: the caller gives what the kernel takes.
         unsafe { launch(state, function, shape, config.stream, arguments, extra) }
     })

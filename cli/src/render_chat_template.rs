@@ -1,0 +1,24 @@
+//! `llmpress render-chat-template`: the child process in which a chat template is rendered. Not for people.
+
+use std::process::Command;
+
+use llmpress_formats::Error;
+use llmpress_model::serve_chat_template;
+
+use crate::Outcome;
+use crate::report::Failure;
+
+/// The name of the verb.
+pub(crate) const NAME: &str = "render-chat-template";
+
+pub(crate) fn run() -> Outcome {
+    Ok(serve_chat_template()?)
+}
+
+/// This program as that child.
+pub(crate) fn child() -> Result<Command, Failure> {
+    let program = std::env::current_exe().map_err(|e| Error::io("llmpress", "find", e))?;
+    let mut command = Command::new(program);
+    command.arg(NAME);
+    Ok(command)
+}

@@ -1,0 +1,216 @@
+//! What a model takes of a GPU's memory, from headers alone: said before anything is loaded.
+
+use std::collections::BTreeSet;
+
+use llmpress_entropy::fixed12::Grid;
+use llmpress_formats::{Encoding, Error, Result};
+use llmpress_kernels::gpu::attention::{Cache, workspace_bytes};
+use llmpress_kernels::gpu::product::split_bytes;
+use llmpress_kernels::gpu::sampling::DRAW_WORKSPACE_BYTES;
+use serde::Serialize;
+
+use super::session::{WORKSPACE_BYTES, chunk, heads, padded};
+use super::weights::GpuWeights;
+use super::{RUN_LOGITS, layer_groups};
+use crate::Model;
+use crate::linear::Linear;
+
+/// DFloat11's size by that of BF16, with the counts that a GPU keeps: what models' weights come to, within a percent.
+const DFLOAT11_RATIO: f64 = 0.70;
+/// Bytes of a fixed12 tile of 16 x 64 weights, and of where its escapes begin.
+const FIXED12_TILE: u64 = 1536 + 4;
+
+/// Bytes of a GPU's memory that a model takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GpuNeeds {
+    /// Weights, as they lie there: where they are encoded anew, to some percent.
+    pub weights: u64,
+    /// Keys and values of one sequence.
+    pub cache: u64,
+    /// Activations, and what products, attention and logits work in.
+    pub workspace: u64,
+}
+
+impl GpuNeeds {
+    /// What a model takes with its weights in this form, and a sequence of `capacity` tokens.
+    ///
+    /// # Errors
+    /// Experts, heads that no kernel does; a tensor that is missing.
+    pub fn of(model: &Model, weights: GpuWeights, capacity: usize) -> Result<Self> {
+        let mut sizes = Sizes { model, weights, units: BTreeSet::new(), bytes: 0, scratch: 0, decoded: 0 };
+        sizes.matrix(&model.embedding, true)?;
+        if model.head.tensor() != model.embedding.tensor() {
+            sizes.matrix(&model.head, false)?;
+        }
+        let mut splits = split_bytes(model.head.rows(), model.head.rows(), capacity);
+        let (mut attentions, mut inner) = (0u64, 0);
+        let c = model.config();
+        let heads = heads(c);
+        heads.check().map_err(super::device)?;
+        let chunk = chunk(capacity);
+        for index in 0..model.layers.len() {
+            let (groups, _) = layer_groups(model, index)?;
+            attentions += u64::from(model.layers[index].attention.is_some());
+            sizes.layer(&groups)?;
+            for group in &groups {
+                let rows = group.iter().map(|linear| linear.rows()).sum();
+                splits = splits.max(split_bytes(rows, rows, chunk));
+            }
+            if let (Some(_), Some(down)) = (&model.layers[index].mlp, groups.last().and_then(|g| g.first())) {
+                inner = inner.max(down.cols());
+            }
+        }
+        let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+        let widest_input = padded(c.hidden_size.max(heads.heads * heads.head_dim).max(inner));
+        let widest_output = qkv.max(2 * inner).max(c.hidden_size);
+        let vocab = model.vocab_size();
+        let activations = chunk * (4 * c.hidden_size + 2 * widest_input + 4 * widest_output);
+        let attention = workspace_bytes(heads, chunk, capacity)
+            .min(WORKSPACE_BYTES)
+            .max(workspace_bytes(heads, 1, capacity));
+        let angles: usize = c.ropes.iter().map(|rope| 8 * capacity * rope.frequencies(1).0.len()).sum();
+        let logits = 4 * vocab + 4 * RUN_LOGITS.min(chunk * vocab) + DRAW_WORKSPACE_BYTES;
+        let rest = activations + attention + angles + logits + splits;
+        Ok(Self {
+            weights: sizes.bytes,
+            cache: 2 * attentions * Cache::bytes(heads, capacity) as u64,
+            workspace: rest as u64 + sizes.scratch + sizes.decoded,
+        })
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.cache).saturating_add(self.workspace)
+    }
+}
+
+/// Adds up matrices.
+struct Sizes<'a> {
+    model: &'a Model,
+    weights: GpuWeights,
+    /// Units that are counted already.
+    units: BTreeSet<String>,
+    bytes: u64,
+    /// Of the largest unit, decoded.
+    scratch: u64,
+    /// Of the largest group of fixed12 matrices, decoded.
+    decoded: u64,
+}
+
+impl Sizes<'_> {
+    fn layer(&mut self, groups: &[Vec<&Linear>]) -> Result<()> {
+        let plain: u64 = groups.iter().flatten().map(|linear| bf16_bytes(linear)).sum();
+        let mut stored = true;
+        for linear in groups.iter().flatten() {
+            stored &= matches!(self.encoding(linear)?, Encoding::Dfloat11);
+        }
+        if self.weights == GpuWeights::Dfloat11 && !stored {
+            self.bytes += (plain as f64 * DFLOAT11_RATIO) as u64;
+            self.scratch = self.scratch.max(plain);
+            return Ok(());
+        }
+        for group in groups {
+            let before = self.bytes;
+            let mut fixed12 = false;
+            for linear in group {
+                fixed12 |= self.matrix(linear, false)?;
+            }
+            if fixed12 && self.bytes > before {
+                self.decoded = self.decoded.max(group.iter().map(|linear| bf16_bytes(linear)).sum());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it becomes fixed12. `table`: rows are gathered from it.
+    fn matrix(&mut self, linear: &Linear, table: bool) -> Result<bool> {
+        let encoding = self.encoding(linear)?;
+        let bias = 4 * linear.bias().map_or(0, <[f32]>::len) as u64;
+        self.bytes += bias;
+        match (self.weights, encoding) {
+            (GpuWeights::Stored | GpuWeights::Fixed12, Encoding::Fixed12 { .. })
+            | (GpuWeights::Fixed12, _) => {
+                let grid = Grid::new(linear.rows() as u64, linear.cols() as u64);
+                let tiles = grid.map_or(0, |grid| grid.tiles());
+                self.bytes += tiles.saturating_mul(FIXED12_TILE);
+                return Ok(true);
+            }
+            (GpuWeights::Stored | GpuWeights::Dfloat11, Encoding::Dfloat11) if !table => {
+                let checkpoint = &self.model.checkpoint;
+                let info = checkpoint.tensor(linear.tensor())?;
+                let unit = checkpoint.unit_of(info)?;
+                if self.units.insert(info.unit.to_string()) {
+                    let elements: u64 =
+                        unit.parts().iter().map(|part| part.shape.iter().product::<u64>()).sum();
+                    // A count for every 16 bytes of the stream.
+                    self.bytes += unit.stored_bytes() + unit.stored_bytes().saturating_sub(elements) / 16;
+                    self.scratch = self.scratch.max(2 * elements);
+                }
+            }
+            _ => self.bytes += bf16_bytes(linear),
+        }
+        Ok(false)
+    }
+
+    fn encoding(&self, linear: &Linear) -> Result<Encoding> {
+        let checkpoint = &self.model.checkpoint;
+        let info = checkpoint.tensor(linear.tensor())?;
+        Ok(checkpoint.unit_of(info)?.encoding().clone())
+    }
+}
+
+fn bf16_bytes(linear: &Linear) -> u64 {
+    2 * linear.rows() as u64 * linear.cols() as u64
+}
+
+fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        bytes if bytes < 1e9 => format!("{:.1} MB", bytes / 1e6),
+        bytes => format!("{:.2} GB", bytes / 1e9),
+    }
+}
+
+/// Refuses a model that a GPU has no room for, before anything is loaded.
+pub(super) fn check(model: &Model, weights: GpuWeights, free: usize, total: usize) -> Result<()> {
+    // The shortest sequence: longer ones find out when they begin.
+    let needs = GpuNeeds::of(model, weights, 1)?;
+    if needs.weights > free as u64 {
+        return Err(Error::Limit(format!(
+            "the weights of {} take {} of the GPU's memory, of which {} of {} are free: keep them smaller with --gpu-weights \
+             dfloat11 or fixed12, or leave out --device cuda",
+            model.checkpoint.root().display(),
+            size(needs.weights),
+            size(free as u64),
+            size(total as u64),
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::expect_used, clippy::unwrap_used)]
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use llmpress_formats::Checkpoint;
+
+    use super::*;
+
+    #[test]
+    fn a_model_that_does_not_fit_is_refused_with_the_sizes_and_what_helps() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm");
+        let model = Model::open(Arc::new(Checkpoint::open(&dir).unwrap())).unwrap();
+        let needs = GpuNeeds::of(&model, GpuWeights::Bf16, 100).unwrap();
+        check(&model, GpuWeights::Bf16, needs.weights as usize, 1 << 30).unwrap();
+        let error = check(&model, GpuWeights::Bf16, needs.weights as usize - 1, 1 << 30).unwrap_err();
+        assert!(matches!(error, Error::Limit(_)));
+        let text = error.to_string();
+        for part in ["tinylm", &size(needs.weights), "of 1.07 GB", "fixed12"] {
+            assert!(text.contains(part), "{text}");
+        }
+        // What is smaller may fit.
+        check(&model, GpuWeights::Fixed12, needs.weights as usize - 1, 1 << 30).unwrap();
+    }
+}
