@@ -110,13 +110,6 @@ pub(crate) struct RecipeArgs {
     /// Most source bytes in one shard, such as 500M or 5GB.
     #[arg(long, value_name = "SIZE", default_value = "4GB", value_parser = parse_size)]
     pub(crate) max_shard_size: u64,
-    /// A JSON file with the `pattern_dict` to use instead of the derived one.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "DFloat11")]
-    pub(crate) pattern_file: Option<PathBuf>,
-    /// Compress an embedding that is also the output head (the official runtime cannot run such a checkpoint;
-    /// llmpress can).
-    #[arg(long, help_heading = "DFloat11")]
-    pub(crate) tied_embedding: bool,
     /// Take the order of removal from this file, which `llmpress rank` made; once for each pruning of a chain, in
     /// order.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Pruning")]
@@ -125,6 +118,13 @@ pub(crate) struct RecipeArgs {
     /// layers are removed all the same, and the others renumbered).
     #[arg(long, help_heading = "Pruning")]
     pub(crate) portable: bool,
+    /// A JSON file with the `pattern_dict` to use instead of the derived one.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "DFloat11")]
+    pub(crate) pattern_file: Option<PathBuf>,
+    /// Compress an embedding that is also the output head (the official runtime cannot run such a checkpoint;
+    /// llmpress can).
+    #[arg(long, help_heading = "DFloat11")]
+    pub(crate) tied_embedding: bool,
 }
 
 /// How much sub-layers are judged on.
@@ -814,13 +814,10 @@ mod tests {
         );
         let help = convert.render_long_help().to_string();
         let at = |heading: &str| help.find(&format!("\n{heading}:\n")).unwrap_or(usize::MAX);
-        let headings = ["What to make", "DFloat11", "Pruning", "Job", "Output"];
+        let headings = ["What to make", "Pruning", "DFloat11", "Job", "Output"];
         assert!(headings.iter().all(|h| help.matches(&format!("\n{h}:\n")).count() == 1), "{help}");
         // What a person needs first comes first.
-        assert!(
-            at("What to make") < at("Pruning") && at("Pruning") < at("Job") && at("Job") < at("Output"),
-            "{help}"
-        );
+        assert!(headings.map(at).is_sorted(), "{help}");
     }
 
     #[test]

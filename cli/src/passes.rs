@@ -40,13 +40,13 @@ pub(crate) fn forecast(pass: &PlannedPass) -> String {
         (least, most) if least == most => bytes(least),
         (least, most) => format!("{} to {}", bytes(least), bytes(most)),
     };
+    let what = format!("{}: {} of {} {} go, {size}", pass.pass, f.removed, f.of, f.what);
+    if f.windows == 0 {
+        return format!("{what}; which ones, the passes before decide\n");
+    }
     format!(
-        "{}: {} of {} {} go, {size}; which ones, a text decides\n  ranking: {} forward passes over {} windows of {} \
-         tokens, {:.1e} multiplications; memory: about {} beside the mapped weights\n",
-        pass.pass,
-        f.removed,
-        f.of,
-        f.what,
+        "{what}; which ones, a text decides\n  ranking: {} forward passes over {} windows of {} tokens, {:.1e} \
+         multiplications; memory: about {} beside the mapped weights\n",
         f.forward_passes,
         f.windows,
         f.window,

@@ -63,13 +63,16 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
             bytes(budget.peak_bytes),
             budget.jobs,
         ));
-        for pass in plan.recipe.passes.iter().filter(|pass| pass.is_settled()) {
-            text.push_str(&format!("{}\n", describe(pass)));
+        let mut open = plan.passes.iter();
+        for pass in &plan.recipe.passes {
+            text.push_str(&match pass.is_settled() {
+                true => format!("{}\n", describe(pass)),
+                false => open.next().map(forecast).unwrap_or_default(),
+            });
         }
         if !plan.recipe.passes.is_empty() && plan.passes.is_empty() {
             text.push_str(&format!("{} tensors go\n", checkpoint.dropped().len()));
         }
-        plan.passes.iter().for_each(|pass| text.push_str(&forecast(pass)));
         text
     });
     Ok(())

@@ -239,11 +239,6 @@ fn file_name(shard: &ShardFile) -> &str {
     shard.path().file_name().and_then(|n| n.to_str()).unwrap_or_default()
 }
 
-/// Only a name: no way out of the directory.
-pub(crate) fn is_plain_name(file: &str) -> bool {
-    !file.is_empty() && !file.contains(['/', '\\', '\0']) && file != "." && file != ".." && file.len() <= 255
-}
-
 /// Names that are compared at most, and their longest: bounds the work on hostile input.
 const MAX_COMPARED: usize = 20_000;
 const MAX_COMPARED_LEN: usize = 200;

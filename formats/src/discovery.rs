@@ -159,13 +159,8 @@ fn is_second_copy(name: &str) -> bool {
 fn refuse_dangling(root: &Path, listing: &Listing) -> Result<()> {
     match listing.dangling.iter().find(|name| !is_second_copy(name)) {
         None => Ok(()),
-        Some(name) => Err(dangling(&root.join(name))),
+        Some(name) => Err(crate::files::dangling(&root.join(name))),
     }
-}
-
-/// The error for a link to nothing.
-pub(crate) fn dangling(path: &Path) -> Error {
-    Error::corrupt(path, None, "is a link to a file that is not there: download it, or remove the link")
 }
 
 fn nothing(root: &Path, listing: &Listing) -> Error {

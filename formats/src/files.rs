@@ -15,6 +15,16 @@ use crate::{Digest, Error, Result};
 /// How a Git LFS pointer begins: what a clone without LFS leaves in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
+/// Only a name: no way out of the directory.
+pub(crate) fn is_plain_name(file: &str) -> bool {
+    !file.is_empty() && !file.contains(['/', '\\', '\0']) && file != "." && file != ".." && file.len() <= 255
+}
+
+/// The error for a link to nothing.
+pub(crate) fn dangling(path: &Path) -> Error {
+    Error::corrupt(path, None, "is a link to a file that is not there: download it, or remove the link")
+}
+
 /// Opens a regular file for reading. Links are followed; whatever else stands there (a FIFO, which would wait for a
 /// writer, a socket, a directory) is refused.
 pub fn open_file(path: &Path) -> Result<File> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use crate::files::read_small_file;
+use crate::files::{dangling, is_plain_name, read_small_file};
 use crate::{Error, Result};
 
 /// The index's file name.
@@ -71,7 +71,7 @@ impl Index {
         match path.symlink_metadata() {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(path, "examine", e)),
-            Ok(_) if !path.exists() => return Err(crate::discovery::dangling(path)),
+            Ok(_) if !path.exists() => return Err(dangling(path)),
             Ok(_) => {}
         }
         let bytes = read_small_file(path, MAX_INDEX_BYTES)?;
@@ -86,7 +86,7 @@ impl Index {
             ));
         }
         for (name, file) in index.tensors() {
-            if !crate::directory::is_plain_name(file) {
+            if !is_plain_name(file) {
                 return Err(Error::corrupt(
                     path,
                     Some(name),

@@ -259,7 +259,7 @@ impl Manifest {
 
     fn check_links(&self, path: &Path) -> Result<()> {
         // Nothing outside the directory is ever opened, or removed, because a manifest says so.
-        if let Some(name) = self.file_names().find(|name| !crate::directory::is_plain_name(name)) {
+        if let Some(name) = self.file_names().find(|name| !crate::files::is_plain_name(name)) {
             return Err(Error::corrupt(
                 path,
                 None,

@@ -14,7 +14,7 @@ use llmpress_formats::{
 };
 
 use crate::Result;
-use crate::output::RESTORED_FILE;
+use crate::journal::RESTORED_FILE;
 
 /// Weights in other formats: not read and not copied.
 const FOREIGN_WEIGHTS: [&str; 12] =

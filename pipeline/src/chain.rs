@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Texts};
-use llmpress_formats::Checkpoint;
+use llmpress_formats::{Checkpoint, Removal};
 use llmpress_model::{Model, Tokenizer};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
 
@@ -274,20 +274,24 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
     let mut passes = Vec::new();
     let mut rankings = request.rankings.iter();
-    for pass in &request.recipe.passes {
+    for (index, pass) in request.recipe.passes.iter().enumerate() {
         let settled = match pass {
             Pass::Remove(_) => pass.clone(),
             Pass::Prune(pruning) => {
                 let given = if pruning.calibrated() { rankings.next() } else { None };
                 let before = stand_in(&recipe, &passes);
                 let open = || Ok(Model::open(Arc::new(view(Checkpoint::open(dir)?, &before.passes)?))?);
-                match known(given, pruning, &open)? {
+                // What a baseline takes depends on what was chosen before it.
+                let open_before = recipe.passes.iter().any(|pass| !pass.is_settled());
+                match if open_before { None } else { known(given, pruning, &open)? } {
                     Some(ranking) => {
                         Pass::Remove(ranking.removal(pruning.count(&ranking)?, pruning.portable)?)
                     }
                     None => {
+                        // Later passes that name layers must find them.
+                        let named = named_layers(&request.recipe.passes[index + 1..]);
                         let (forecast, removal) =
-                            pruning.forecast(&checkpoint, request.calibration.cut(pruning))?;
+                            pruning.forecast(&checkpoint, request.calibration.cut(pruning), &named)?;
                         let settled = Pass::Remove(removal);
                         checkpoint = apply(checkpoint, &settled)?;
                         recipe.passes.push(pass.clone());
@@ -332,6 +336,18 @@ impl Progress for Unwatched {
     fn start(&self, _total: u64) {}
     fn advance(&self, _amount: u64) {}
     fn shard(&self, _file: &str) {}
+}
+
+/// The sub-layers that passes name.
+fn named_layers(passes: &[Pass]) -> Removal {
+    let mut named = Removal::default();
+    for pass in passes {
+        if let Pass::Remove(removal) = pass {
+            named.attention.extend(&removal.attention);
+            named.mlp.extend(&removal.mlp);
+        }
+    }
+    named
 }
 
 /// The recipe with what stands for passes that are not settled.

@@ -14,7 +14,7 @@ use llmpress_formats::{
 };
 use rayon::prelude::*;
 
-use crate::output::Job;
+use crate::job::Job;
 use crate::{Progress, Result};
 
 /// Bytes that are hashed at a time.

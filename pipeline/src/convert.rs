@@ -14,8 +14,9 @@ use llmpress_formats::{Checkpoint, Kind, MANIFEST_FILE, Producer, ShardEntry, Un
 
 use crate::carried::carried;
 use crate::chain::{Earlier, settle};
+use crate::job::Job;
 use crate::merge::merge;
-use crate::output::{Job, Output, Permissions, Prepared};
+use crate::output::{Output, Permissions, Prepared};
 use crate::progress::{Counted, Task, Watch};
 use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};

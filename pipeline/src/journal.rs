@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// What a restored checkpoint has in place of a manifest, hidden so that it stays a plain one.
+pub(crate) const RESTORED_FILE: &str = ".llmpress-restored.json";
 pub(crate) const JOURNAL_FILE: &str = "files.json";
 const MAX_BYTES: u64 = 64 << 20;
 

@@ -19,6 +19,7 @@ mod convert;
 mod coverage;
 mod error;
 mod fingerprint;
+mod job;
 mod journal;
 mod merge;
 mod method;

@@ -12,7 +12,8 @@ use llmpress_formats::{
 };
 
 use crate::fingerprint::check_unchanged;
-use crate::output::{Job, Output};
+use crate::job::Job;
+use crate::output::Output;
 use crate::receipt::Receipt;
 use crate::{Error, Options, Result};
 

@@ -15,18 +15,16 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use llmpress_formats::{
-    CONFIG_FILE, Checkpoint, Error as FormatError, INDEX_FILE, MANIFEST_FILE, Manifest, STATE_DIR,
-    is_temporary_name, read_small_file, write_atomic,
+    Error as FormatError, MANIFEST_FILE, Manifest, STATE_DIR, is_temporary_name, read_small_file,
+    write_atomic,
 };
 use rustix::fs::{FlockOperation, OFlags, flock, statvfs};
 use serde::Deserialize;
 
-use crate::carried::Carried;
-use crate::journal::{JOURNAL_FILE, Journal};
+use crate::job::Job;
+use crate::journal::{JOURNAL_FILE, Journal, RESTORED_FILE};
 use crate::{Error, Plan, Progress, Result};
 
-/// What a restored checkpoint has in place of a manifest, hidden so that it stays a plain one.
-pub(crate) const RESTORED_FILE: &str = ".llmpress-restored.json";
 /// What passes came to, within the state's folder.
 pub(crate) const PASSES_DIR: &str = "passes";
 const PLAN_FILE: &str = "plan.json";
@@ -49,30 +47,6 @@ pub(crate) struct Output {
 pub(crate) struct Permissions {
     pub(crate) resume: bool,
     pub(crate) force: bool,
-}
-
-/// What is to be made, of what.
-#[derive(Clone, Copy)]
-pub(crate) struct Job<'a> {
-    pub(crate) checkpoint: &'a Checkpoint,
-    pub(crate) plan: &'a Plan,
-    pub(crate) carried: &'a Carried,
-    pub(crate) extra_files: &'a BTreeMap<String, Vec<u8>>,
-}
-
-impl Job<'_> {
-    /// The file that makes the output complete.
-    pub(crate) fn last_file(&self) -> &'static str {
-        if self.plan.plain { RESTORED_FILE } else { MANIFEST_FILE }
-    }
-
-    /// Every file that it writes.
-    fn names(&self) -> BTreeSet<String> {
-        let own = [self.last_file(), INDEX_FILE, CONFIG_FILE].map(str::to_owned);
-        let shards = self.plan.shards.iter().map(|shard| shard.file.clone());
-        let copied = self.carried.files.keys().chain(self.extra_files.keys()).cloned();
-        own.into_iter().chain(shards).chain(copied).collect()
-    }
 }
 
 /// What there is to do.

@@ -14,7 +14,8 @@ use llmpress_prune::Ranking;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::output::{PASSES_DIR, Permissions, RESTORED_FILE, check_state_dir};
+use crate::journal::RESTORED_FILE;
+use crate::output::{PASSES_DIR, Permissions, check_state_dir};
 use crate::{Error, Result};
 
 const MAX_BYTES: u64 = 64 << 20;

@@ -177,6 +177,8 @@ fn every_chain_is_forecast_from_headers_alone() {
         ("finercut:25%", 1, false),
         ("drop:random=3,seed=1+drop:last=2", 0, true),
         ("drop:attn=2,portable", 1, true),
+        // What chance takes depends on what is left.
+        ("drop:mlp=1+drop:random=2", 2, false),
     ] {
         let (length, windows) = (24, 1);
         let asked = request(chain, windows, length);
@@ -206,9 +208,17 @@ fn every_chain_is_forecast_from_headers_alone() {
         let passes: u64 = plan.passes.iter().map(|p| p.forecast.forward_passes).sum();
         assert_eq!(watched.passes.load(Ordering::SeqCst), passes, "{chain}");
         for pass in &plan.passes {
-            assert!(pass.forecast.million_products > 0 && pass.forecast.memory_bytes > 0, "{chain}");
+            let judged = pass.forecast.windows > 0;
+            assert_eq!(pass.forecast.million_products > 0, judged, "{chain}");
+            assert_eq!(pass.forecast.memory_bytes > 0, judged, "{chain}");
         }
     }
+    // A later pass finds the layers that it names, whatever the earlier one will choose.
+    let toml = "passes = [\"drop:attn=2\", { prune = { attention = [7], mlp = [7] } }]\nto = \"raw\"\n";
+    let named = Request::new(Recipe::from_toml(Path::new("r.toml"), toml).unwrap());
+    let (plan, view) = Plan::forecast(&empty, &named, 1 << 30).unwrap();
+    assert_eq!(plan.passes.len(), 1);
+    assert!(!view.tensors().keys().any(|name| name.contains(".layers.7.")));
     for (chain, words) in [
         ("drop:attn=9", "9 attentions cannot be removed: there are 8"),
         ("drop:attn=5+drop:joint=12", "12 sub-layers cannot be removed: there are 11"),

@@ -46,13 +46,20 @@ struct Candidate {
     bytes: u64,
 }
 
+impl Candidate {
+    fn is_of(&self, removal: &Removal) -> bool {
+        self.attention && removal.attention.contains(&self.layer)
+            || self.mlp && removal.mlp.contains(&self.layer)
+    }
+}
+
 impl Pass {
     /// What it will do to a view, judged by windows cut so, and a removal that stands for the one it will choose: as many,
-    /// from the end.
+    /// from the end, and if possible none that is to `stay`.
     ///
     /// # Errors
     /// More than there are; a view whose sub-layers cannot be removed.
-    pub fn forecast(&self, view: &Checkpoint, cut: Cut) -> Result<(Forecast, Removal)> {
+    pub fn forecast(&self, view: &Checkpoint, cut: Cut, stay: &Removal) -> Result<(Forecast, Removal)> {
         let config = view.config().ok_or_else(|| {
             Error::corrupt(
                 view.root().join("config.json"),
@@ -72,7 +79,9 @@ impl Pass {
             false => (sum(&bytes[..count]), sum(&bytes[bytes.len() - count..])),
         };
         let mut removal = Removal { portable: self.portable, ..Removal::default() };
-        for candidate in candidates.iter().rev().take(count) {
+        let (stays, goes): (Vec<&Candidate>, Vec<&Candidate>) =
+            candidates.iter().rev().partition(|c| c.is_of(stay));
+        for candidate in goes.into_iter().chain(stays).take(count) {
             if candidate.attention {
                 removal.attention.insert(candidate.layer);
             }

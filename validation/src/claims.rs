@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use llmpress_formats::{Checkpoint, Digest, INDEX_FILE, MANIFEST_FILE, Manifest, Removal, is_model_file};
 
 use crate::PIECE;
-use crate::digests::Tell;
 use crate::pruned::{Gone, Pruned};
+
+/// Told of a fault: file, tensor, what is wrong.
+pub(crate) type Tell<'a> = &'a (dyn Fn(&str, Option<&str>, String) + Sync);
 
 /// Tells of files that are there, that a model is made from, and that the manifest does not list.
 pub(crate) fn check_unknown_files(unknown: &mut Vec<String>, fault: Tell<'_>) {

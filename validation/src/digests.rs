@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::PIECE;
-use crate::claims::{check_claims, check_unknown_files};
+use crate::claims::{Tell, check_claims, check_unknown_files};
 
 /// What a check of all digests found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -98,9 +98,6 @@ pub fn verify_digests(root: &Path, decode: bool, progress: &(dyn Fn(u64) + Sync)
     report.faults.sort();
     Ok(report)
 }
-
-/// Told of a fault: file, tensor, what is wrong.
-pub(crate) type Tell<'a> = &'a (dyn Fn(&str, Option<&str>, String) + Sync);
 
 /// Checks every component, and every decoded tensor if wanted; returns how many of each.
 fn check_tensors(
