@@ -22,6 +22,8 @@ const FOREIGN_WEIGHTS: [&str; 12] =
 
 /// Files that are copied are small: tokenizers, templates, licences.
 pub(crate) const MAX_COPIED_BYTES: u64 = 64 << 20;
+/// The largest index of a source with a manifest.
+const MAX_INDEX_BYTES: u64 = 1 << 30;
 
 /// The files of a source that are not its shards.
 #[derive(Debug)]
@@ -126,7 +128,7 @@ impl Carried {
         for name in manifest.files.keys().filter(|name| !self.files.contains_key(*name)) {
             let path = checkpoint.root().join(name);
             if name == INDEX_FILE {
-                check(checkpoint, name, &path, &read_small_file(&path, u64::MAX >> 1)?)?;
+                check(checkpoint, name, &path, &read_small_file(&path, MAX_INDEX_BYTES)?)?;
                 continue;
             }
             return Err(FormatError::corrupt(
