@@ -164,7 +164,9 @@ fn a_gpu_that_cannot_be_used_is_said_before_the_model_is_read() {
 fn what_goes_wrong_on_the_way_is_one_error() {
     let machine = Machine::new();
     for (settings, wanted) in [
-        ("memory=4000000", "of 4000000 are free"),
+        ("memory=4000000", "of 4.0 MB are free"),
+        // Room for the weights, but not for a sequence.
+        ("memory=15000000", "of 15000000 are free"),
         ("refuse=rms_norm", "rms_norm"),
         ("lose=cuMemcpyHtoDAsync_v2:5", "CUDA_ERROR_LAUNCH_FAILED"),
         ("lose=cuGraphLaunch:2;lost=46", "CUDA_ERROR_DEVICE_UNAVAILABLE"),

@@ -23,6 +23,7 @@ Index3 emulator_block_size();
 Index3 emulator_grid_size();
 void emulator_barrier();
 void emulator_wait_for_earlier();
+void emulator_let_later_begin();
 void emulator_sync_warp();
 u64 emulator_shuffle(u32 mask, u64 value, u32 source);
 u32 emulator_ballot(u32 mask, bool vote);
@@ -86,7 +87,7 @@ UNCHECKED static float4 load_fresh(const float4* p) {
 }
 // Launches run one after the other; what a thread does before it waits is checked.
 DEVICE void wait_for_earlier() { emulator_wait_for_earlier(); }
-DEVICE void let_later_begin() {}
+DEVICE void let_later_begin() { emulator_let_later_begin(); }
 DEVICE u32 opaque(u32 x) { return x; }
 DEVICE void cp_async16(void* shared, const void* global) { emulator_copy_async(shared, global, 16); }
 DEVICE void cp_async4(void* shared, const void* global) { emulator_copy_async(shared, global, 4); }

@@ -163,6 +163,8 @@ struct Runtime {
     // Whether the launch may begin before earlier ones have ended, and what a thread did before it waited for them. It counts
     // where the kernel waits at all: others are launched with no overlap.
     bool overlaps = false, waits = false;
+    // Whether it lets the next launch begin early: one that does not has ended when the next begins.
+    bool lets = false;
     char early[320];
     Buffer* last = nullptr;
     std::vector<Fiber> fibers;
@@ -567,6 +569,8 @@ void emulator_barrier() {
     }
 }
 
+void emulator_let_later_begin() { runtime().lets = true; }
+
 void emulator_wait_for_earlier() {
     Runtime& r = runtime();
     r.current->waited = r.waits = true;
@@ -768,7 +772,7 @@ int llmpress_emulator_launch(void* p, const char* file, const char* name, const 
     r.failed = false;
     if (!overlaps) device->settle();
     r.overlaps = overlaps;
-    r.waits = false;
+    r.waits = r.lets = false;
     r.early[0] = 0;
     r.accesses = r.accesses_alone = 0;
     r.last = nullptr;
@@ -805,6 +809,7 @@ int llmpress_emulator_launch(void* p, const char* file, const char* name, const 
         buffer->pages[page].reset();
     }
     device->dirty.clear();
+    if (!r.lets) device->settle();
     for (auto& entry : device->buffers) entry.second.written = false;
     r.current = nullptr;
     if (r.failed) {

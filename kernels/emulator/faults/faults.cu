@@ -173,6 +173,7 @@ extern "C" __global__ void changes_after_others_read(u32* out, u32 meets) {
 
 // Copies a word; `early` says what it does before it waits for earlier launches: 1 reads, 2 writes.
 extern "C" __global__ void copies_early(const u32* in, u32* out, u32 early) {
+    let_later_begin();
     u32 value = early & 1 ? in[threadIdx.x] : 0;
     if (early & 2) out[threadIdx.x] = value;
     wait_for_earlier();
@@ -180,5 +181,5 @@ extern "C" __global__ void copies_early(const u32* in, u32* out, u32 early) {
     if (!(early & 2)) out[threadIdx.x] = value;
 }
 
-// The same, but waits for nothing: it is never launched early.
+// The same, but waits for nothing, so that it is never launched early, and lets nothing begin before it has ended.
 extern "C" __global__ void copies(const u32* in, u32* out) { out[threadIdx.x] = in[threadIdx.x]; }

@@ -274,6 +274,8 @@ fn what_earlier_launches_write_is_touched_after_waiting_only() {
     buffers[2].view().copy_to(buffers[1].view()).unwrap();
     copy(0, 2, 1, true).unwrap();
     launch("copies", 2, 1, &[], true).unwrap();
+    // What lets nothing begin early has ended by then, and so has all before it.
+    copy(1, 2, 1, true).unwrap();
     // A recording keeps who overlaps.
     for (overlaps, holds) in [(true, false), (false, true)] {
         let mut graph = run
