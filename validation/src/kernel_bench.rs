@@ -67,7 +67,7 @@ pub struct KernelRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block: Option<String>,
     /// All shapes of block that were tried, with the median microseconds of each.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tried: Vec<(String, f64)>,
     /// Microseconds of a launch.
     pub microseconds: Rate,
