@@ -158,9 +158,9 @@ impl Program {
                 "--new-tokens",
                 "128",
             ];
-            Ok(vec![program.call(weights, 60, &arguments)])
+            Ok(vec![program.call(weights, 90, &arguments)])
         };
-        Step { after: &["model-8b"], ..self.step(name, shows, (60, 10), calls, judge::speeds) }
+        Step { after: &["model-8b"], ..self.step(name, shows, (90, 10), calls, judge::speeds) }
     }
 }
 
