@@ -100,14 +100,14 @@ fn the_small_random_model_runs_and_converts() {
     }
     same_files(&a, &b);
     assert!(fails(&["bench", "random-model", path(&a), "--like", "small"]).contains("exists already"));
-    let text = place("text.txt");
-    std::fs::write(&text, "the river and seven windows ".repeat(40)).unwrap();
-    let protocol = ["--text", path(&text), "--window", "128", "--limit", "4"];
+    let text = a.join("eval.txt");
+    let protocol = ["--text", path(&text), "--window", "256"];
     let report = ok(&[&["--json", "eval", "ppl", path(&a)], &protocol[..]].concat());
     let report: Value = serde_json::from_str(&report).unwrap();
-    // Far from uniform, which would be 256: wrong logits would give another value.
+    // Its own text, far from uniform, which would be 96.
     let perplexity = report["perplexity"].as_f64().unwrap();
-    assert!(perplexity > 500.0, "{perplexity}");
+    assert!(perplexity > 1.5 && perplexity < 20.0, "{perplexity}");
+    assert_eq!(report["windows"], 8);
     for method in ["dfloat11", "fixed12"] {
         let out = place(method);
         let summary: Value =

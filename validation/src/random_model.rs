@@ -7,7 +7,8 @@
 //! The same bytes everywhere, for any number of threads: a weight depends on its place alone.
 
 mod normal;
-mod tokenizer;
+mod own_text;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,8 +19,8 @@ use llmpress_formats::{CONFIG_FILE, Dtype, Error, RenderEntry, Result, render, w
 use rayon::prelude::*;
 use serde_json::json;
 
-use normal::{Quantiles, words};
-pub use tokenizer::random_text;
+use normal::{Quantiles, fill};
+pub use words::random_text;
 
 const SHARD: &str = "model.safetensors";
 /// 1 in BF16.
@@ -30,8 +31,9 @@ const PIECE: usize = 1 << 20;
 /// A model to make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RandomModel {
-    /// Four layers, heads that share keys, and a tokenizer of single bytes: 6 MB. Its weights are scaled so that each part
-    /// moves the logits, which are far from uniform: a wrong part shows in the perplexity.
+    /// Four layers, heads that share keys, a tokenizer of single characters, and a text that it drew itself: 6 MB. Its weights
+    /// are scaled so that each part moves the logits, which are far from uniform, and no other model predicts its text
+    /// as well: a wrong part shows in the perplexity.
     Small,
     /// The matrices of Llama 3 8B, without a tokenizer. N(0, 0.02), as models begin.
     Llama3_8b {
@@ -85,7 +87,7 @@ impl RandomModel {
                 heads: 4,
                 kv_heads: 2,
                 head_dim: 64,
-                vocab: tokenizer::VOCABULARY as u64,
+                vocab: own_text::CHARACTERS as u64,
                 rope_theta: 10_000.0,
                 positions: 2048,
                 deviations: Deviations::Scaled { embedding: 1.0, query_key: 1.5, other: 1.0, head: 2.5 },
@@ -156,16 +158,14 @@ impl RandomModel {
             (0..count.div_ceil(PIECE)).into_par_iter().try_for_each_init(Vec::new, |piece, number| {
                 let first = number * PIECE;
                 piece.resize(PIECE.min(count - first), 0u16);
-                words(table, index as u64, first as u64, piece);
+                fill(table, index as u64, first as u64, piece);
                 write(bytemuck::cast_slice(piece), start + 2 * first as u64)
             })?;
         }
-        if self == Self::Small {
-            tokenizer::write(dir)?;
-        }
-        // Last: a directory without it is no checkpoint.
+        // A directory without it is no checkpoint.
         let config = serde_json::to_vec_pretty(&sizes.config()).map_err(|e| Error::Invalid(e.to_string()))?;
-        write_atomic(&dir.join(CONFIG_FILE), &config)
+        write_atomic(&dir.join(CONFIG_FILE), &config)?;
+        if self == Self::Small { own_text::write(dir) } else { Ok(()) }
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use llmpress_emulator::Emulator;
 use llmpress_formats::Checkpoint;
 use llmpress_kernels::gpu::Gpu;
-use llmpress_model::{GpuModel, GpuWeights, Model, Skips, Tokenizer};
-use llmpress_validation::{Protocol, kl_divergence, logits_exact, perplexity};
+use llmpress_model::{GpuModel, GpuWeights, Model, Skips, SubLayer, Tokenizer};
+use llmpress_validation::{Protocol, RandomModel, kl_divergence, logits_exact, perplexity};
 
 fn tinylm() -> (Model, Vec<u32>, usize) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm");
@@ -55,4 +55,33 @@ fn perplexity_is_the_processors_to_a_thousandth() {
         gpu.scored_tokens, cpu.perplexity, gpu.perplexity
     );
     assert!((gpu.perplexity / cpu.perplexity - 1.0).abs() < 1e-3);
+}
+
+/// What `bench gpu` compares processor and GPU on where it is given no model: near where it is right, and far where any
+/// part is wrong.
+#[test]
+fn the_small_random_model_tells_right_from_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    RandomModel::Small.write(dir.path()).unwrap();
+    let model = Model::open(Arc::new(Checkpoint::open(dir.path()).unwrap())).unwrap();
+    let text = std::fs::read_to_string(dir.path().join("eval.txt")).unwrap();
+    let ids = Tokenizer::open(dir.path()).unwrap().encode(&text).unwrap();
+    assert_eq!(ids.len(), 8 * 256, "a token a character");
+    let of = |engine: &dyn llmpress_model::Engine, skips: &Skips, window, limit| {
+        let protocol = Protocol { window, stride: None, limit: Some(limit), bos: None };
+        perplexity(engine, skips, &ids, text.len(), protocol, &mut |_| ()).unwrap().perplexity
+    };
+    let none = Skips::new();
+    let right = of(&model, &none, 64, 3);
+    let gpu = of(&on_gpu(&model, GpuWeights::Bf16), &none, 64, 3);
+    assert!((gpu / right - 1.0).abs() < 2.5e-3, "{right} {gpu}");
+    assert_eq!(gpu.to_bits(), of(&on_gpu(&model, GpuWeights::Dfloat11), &none, 64, 3).to_bits());
+    // Ten times what is called near, for every part.
+    let right = of(&model, &none, 256, 8);
+    for layer in 0..4 {
+        for part in [SubLayer::Attention(layer), SubLayer::Mlp(layer)] {
+            let wrong = of(&model, &Skips::from([part]), 256, 8);
+            assert!(wrong / right - 1.0 > 5e-2, "{part:?}: {right} {wrong}");
+        }
+    }
 }

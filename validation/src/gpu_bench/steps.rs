@@ -158,9 +158,9 @@ impl Program {
                 "--new-tokens",
                 "128",
             ];
-            Ok(vec![program.call(weights, 60, &arguments)])
+            Ok(vec![program.call(weights, 90, &arguments)])
         };
-        Step { after: &["model-8b"], ..self.step(name, shows, (60, 10), calls, judge::speeds) }
+        Step { after: &["model-8b"], ..self.step(name, shows, (90, 10), calls, judge::speeds) }
     }
 }
 
@@ -174,8 +174,10 @@ pub(super) fn steps(options: &Options, scratch: &Path, words: &Path) -> Vec<Step
     let folder = |name: &str| scratch.join(name).display().to_string();
     let made = folder("small");
     let small = options.model.as_ref().map_or_else(|| made.clone(), |dir| dir.display().to_string());
-    let own_text = options.model.as_ref().map(|dir| dir.join("eval.txt")).filter(|path| path.is_file());
-    let text = options.text.clone().or(own_text).unwrap_or_else(|| words.to_owned()).display().to_string();
+    // The model that is made brings its own text.
+    let own = Path::new(&small).join("eval.txt");
+    let own = (options.model.is_none() || own.is_file()).then_some(own);
+    let text = options.text.clone().or(own).unwrap_or_else(|| words.to_owned()).display().to_string();
     let encoded: Vec<(&'static str, String)> =
         [("fixed12", folder("small-fixed12")), ("dfloat11", folder("small-dfloat11"))].into();
     let big = folder("8b");
@@ -282,7 +284,7 @@ fn small_model(program: &Program, make: bool, dir: &str, encoded: &[(&'static st
 fn perplexity(program: &Program, dir: &str, text: &str) -> Step {
     let (dir, text) = (dir.to_owned(), text.to_owned());
     let calls = move |program: &Program, _: &Known| {
-        let eval = ["--json", "eval", "ppl", &dir, "--text", &text, "--window", "256", "--limit", "16"];
+        let eval = ["--json", "eval", "ppl", &dir, "--text", &text, "--window", "256", "--limit", "8"];
         let of_gpu = WEIGHTS.iter().map(|weights| {
             let device = ["--device", &program.device, "--gpu-weights", weights];
             program.call(weights, 25, &[&eval[..], &device].concat())

@@ -23,7 +23,7 @@ impl Quantiles {
 }
 
 /// Fills `out` with the weights of a tensor from place `first` on.
-pub(super) fn words(quantiles: &Quantiles, tensor: u64, first: u64, out: &mut [u16]) {
+pub(super) fn fill(quantiles: &Quantiles, tensor: u64, first: u64, out: &mut [u16]) {
     let mask = (1u64 << BITS) - 1;
     let seed = mix(tensor.wrapping_add(1));
     let mut draw = first / A_DRAW;
@@ -106,7 +106,7 @@ mod tests {
         }
         let table = Quantiles::new(0.02);
         let mut out = vec![0; 300_000];
-        words(&table, 3, 0, &mut out);
+        fill(&table, 3, 0, &mut out);
         let values: Vec<f64> = out.iter().map(|&w| bf16::from_bits(w).to_f64()).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let deviation = (values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt();
@@ -117,14 +117,14 @@ mod tests {
     fn a_weight_depends_on_its_place_alone() {
         let table = Quantiles::new(1.0);
         let mut whole = vec![0; 1000];
-        words(&table, 5, 0, &mut whole);
+        fill(&table, 5, 0, &mut whole);
         for first in [1, 2, 3, 499, 998] {
             let mut piece = vec![0; 1000 - first];
-            words(&table, 5, first as u64, &mut piece);
+            fill(&table, 5, first as u64, &mut piece);
             assert_eq!(piece, whole[first..], "{first}");
         }
         let mut other = vec![0; 1000];
-        words(&table, 6, 0, &mut other);
+        fill(&table, 6, 0, &mut other);
         assert_ne!(other, whole);
     }
 }
