@@ -91,7 +91,7 @@ impl Gpu {
         // The recording must end, whatever became of the work.
         let graph = self.0.end_capture();
         done?;
-        graph
+        Ok(Box::new(Recording { graph: graph?, _backend: self.0.clone() }))
     }
 
     /// Bytes in buffers now, and the most there were.
@@ -104,6 +104,19 @@ impl Gpu {
     #[must_use]
     pub fn backend(&self) -> &dyn Backend {
         &*self.0
+    }
+}
+
+/// A recording, and the device whose kernels it starts: they stay loaded as long as it may be replayed.
+#[derive(Debug)]
+struct Recording {
+    graph: Box<dyn Graph>,
+    _backend: Arc<dyn Backend>,
+}
+
+impl Graph for Recording {
+    fn replay(&mut self) -> Result<()> {
+        self.graph.replay()
     }
 }
 

@@ -76,7 +76,7 @@ fn a_library_that_lacks_a_function_is_an_error() {
     };
     child("a_library_that_lacks_a_function_is_an_error", prepare, "", |_| {
         let error = Cublas::open(&Cuda::open(0).unwrap()).unwrap_err().to_string();
-        assert!(error.contains(CUBLAS_NAMES[0]) && error.contains("lacks a function"), "{error}");
+        assert!(error.contains(CUBLAS_NAMES[0]) && error.contains("lacks the function cublas"), "{error}");
     });
 }
 

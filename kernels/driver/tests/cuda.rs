@@ -180,6 +180,11 @@ fn waiting_in_a_recording_fails_and_the_gpu_goes_on() {
         let view = buffer.view();
         assert!(gpu.capture(|| view.read::<u32>(1).map(|_| ())).is_err());
         assert!(gpu.capture(|| view.write(&[3u32])).is_err());
+        let given_back = gpu.capture(|| {
+            drop(gpu.allocate(64)?);
+            view.slice(0..4)?.copy_to(view.slice(4..8)?)
+        });
+        assert!(given_back.unwrap_err().to_string().contains("given back"));
         assert!(gpu.capture(|| gpu.synchronize()).is_err());
         // An error that the driver had no part in.
         assert!(gpu.capture(|| Err(Error::Invalid("no".to_owned()))).unwrap_err().to_string() == "no");

@@ -1,7 +1,9 @@
 //! NVIDIA's own matrix product, to be measured beside ours. Loaded when it is asked for, if it is installed.
 
 use std::ffi::{c_int, c_void};
+use std::sync::Arc;
 
+use cudarc::driver::CudaStream;
 use libloading::Library;
 
 use super::cuda::Cuda;
@@ -57,6 +59,8 @@ pub struct Cublas {
     name: &'static str,
     set_workspace: SetWorkspace,
     workspace: Option<Buffer>,
+    /// The handle is of its context.
+    _stream: Arc<CudaStream>,
     _library: Library,
 }
 
@@ -73,6 +77,19 @@ fn done(call: &str, status: c_int) -> Result<()> {
     match status {
         0 => Ok(()),
         status => Err(Error::Driver { call: call.to_owned(), reason: format!("status {status}") }),
+    }
+}
+
+/// A function of the library.
+///
+/// # Safety
+/// It has the type `F`.
+#[allow(unsafe_code)]
+unsafe fn function<F: Copy>(library: &Library, name: &str, symbol: &str) -> Result<F> {
+    // SAFETY: as this function's own.
+    match unsafe { library.get::<F>(symbol) } {
+        Ok(function) => Ok(*function),
+        Err(_) => Err(Error::Unavailable(format!("{name} lacks the function {symbol}"))),
     }
 }
 
@@ -93,20 +110,27 @@ impl Cublas {
                 NAMES.join(", ")
             ))
         })?;
-        let missing = |e: libloading::Error| Error::Unavailable(format!("{name} lacks a function: {e}"));
         // SAFETY: the signatures are those of cublas_api.h; the handle is made before it is used and destroyed in `drop`,
         // before the library and the workspace go; the driver's and the runtime's streams are one type.
         unsafe {
-            let create = *library.get::<Create>(b"cublasCreate_v2\0").map_err(missing)?;
-            let destroy = *library.get::<Destroy>(b"cublasDestroy_v2\0").map_err(missing)?;
-            let set_stream = *library.get::<SetStream>(b"cublasSetStream_v2\0").map_err(missing)?;
-            let set_workspace = *library.get::<SetWorkspace>(b"cublasSetWorkspace_v2\0").map_err(missing)?;
-            let gemm = *library.get::<Gemm>(b"cublasGemmEx\0").map_err(missing)?;
+            let create: Create = function(&library, name, "cublasCreate_v2")?;
+            let destroy: Destroy = function(&library, name, "cublasDestroy_v2")?;
+            let set_stream: SetStream = function(&library, name, "cublasSetStream_v2")?;
+            let set_workspace: SetWorkspace = function(&library, name, "cublasSetWorkspace_v2")?;
+            let gemm: Gemm = function(&library, name, "cublasGemmEx")?;
             cuda.bind()?;
             let mut handle = std::ptr::null_mut();
             done("cublasCreate", create(&mut handle))?;
-            let cublas =
-                Self { handle, gemm, destroy, name, set_workspace, workspace: None, _library: library };
+            let cublas = Self {
+                handle,
+                gemm,
+                destroy,
+                name,
+                set_workspace,
+                workspace: None,
+                _stream: cuda.stream().clone(),
+                _library: library,
+            };
             done("cublasSetStream", set_stream(handle, cuda.stream().cu_stream().cast()))?;
             Ok(cublas)
         }

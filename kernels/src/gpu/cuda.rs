@@ -49,6 +49,8 @@ pub struct Cuda {
     info: DeviceInfo,
     functions: Mutex<Functions>,
     shared_limit: u32,
+    /// While launches are recorded: memory that is to be given back afterwards.
+    recording: Mutex<Option<Vec<u64>>>,
 }
 
 #[derive(Default)]
@@ -185,7 +187,14 @@ impl Cuda {
         let shared_limit = context
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
             .map_err(failed("cuDeviceGetAttribute"))? as u32;
-        Ok(Self { context, stream, info, functions: Mutex::default(), shared_limit })
+        Ok(Self {
+            context,
+            stream,
+            info,
+            functions: Mutex::default(),
+            shared_limit,
+            recording: Mutex::default(),
+        })
     }
 
     /// What is known of it.
@@ -217,6 +226,10 @@ impl Cuda {
     /// Makes its context the calling thread's.
     pub(super) fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Vec<u64>>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn functions(&self) -> MutexGuard<'_, Functions> {
@@ -319,6 +332,11 @@ impl Backend for Cuda {
     }
 
     fn free(&self, address: u64) {
+        // Waiting would break a recording off.
+        if let Some(later) = self.recording().as_mut() {
+            later.push(address);
+            return;
+        }
         // Kernels that still use it run to their end first.
         if self.bind().is_ok() && self.stream.synchronize().is_ok() {
             // SAFETY: `allocate` gave it out, and a buffer gives it back once.
@@ -414,14 +432,28 @@ impl Backend for Cuda {
         self.bind()?;
         self.stream
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
-            .map_err(failed("cuStreamBeginCapture"))
+            .map_err(failed("cuStreamBeginCapture"))?;
+        *self.recording() = Some(Vec::new());
+        Ok(())
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
         self.bind()?;
         let stream = self.stream.cu_stream();
         // SAFETY: the stream is ours and capturing.
-        let graph = unsafe { driver::stream::end_capture(stream) }.map_err(failed("cuStreamEndCapture"))?;
+        let graph = unsafe { driver::stream::end_capture(stream) }.map_err(failed("cuStreamEndCapture"));
+        let freed = self.recording().take().unwrap_or_default();
+        for address in &freed {
+            self.free(*address);
+        }
+        let graph = graph?;
+        if !freed.is_empty() {
+            // SAFETY: the driver gave the graph.
+            let _ = unsafe { driver::graph::destroy(graph) };
+            return Err(Error::Invalid(
+                "memory was given back while launches that may use it were recorded".to_owned(),
+            ));
+        }
         let mut executable = std::ptr::null_mut();
         // SAFETY: the driver gave the graph; the executable is destroyed in `drop`.
         let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) }.result();

@@ -91,6 +91,8 @@ impl Unit {
             luts: gpu.upload(c.luts)?,
         };
         unit.count(gpu)?;
+        // Decoding may begin before what was started earlier has ended, and counts as weights what this makes.
+        gpu.synchronize()?;
         Ok(unit)
     }
 
