@@ -40,7 +40,7 @@ struct ModelNeeds {
 
 #[derive(Serialize)]
 struct Needs {
-    gpu_weights: &'static str,
+    weights_form: &'static str,
     #[serde(flatten)]
     bytes: GpuNeeds,
     total: u64,
@@ -56,9 +56,9 @@ fn model_needs(args: &DoctorArgs) -> Result<Option<ModelNeeds>, Failure> {
         ("dfloat11", GpuWeights::Dfloat11),
         ("fixed12", GpuWeights::Fixed12),
     ];
-    let forms = forms.map(|(gpu_weights, weights)| {
+    let forms = forms.map(|(form, weights)| {
         let bytes = GpuNeeds::of(&model, weights, args.context)?;
-        Ok::<_, Failure>(Needs { gpu_weights, bytes, total: bytes.total() })
+        Ok::<_, Failure>(Needs { weights_form: form, bytes, total: bytes.total() })
     });
     let forms = forms.into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok(Some(ModelNeeds { path: dir.display().to_string(), context: args.context, forms }))
@@ -177,12 +177,12 @@ fn text(report: &Report) -> String {
 }
 
 fn needs_text(model: &ModelNeeds, gpus: &[Gpu]) -> String {
-    let mut head = ["--gpu-weights", "weights", "cache", "workspace", "together"].map(str::to_owned).to_vec();
+    let mut head = ["--weights", "weights", "cache", "workspace", "together"].map(str::to_owned).to_vec();
     head.extend(gpus.iter().map(|gpu| format!("GPU {}", gpu.ordinal)));
     let mut lines = vec![head];
     lines.extend(model.forms.iter().map(|form| {
         let GpuNeeds { weights, cache, workspace, .. } = form.bytes;
-        let mut line = vec![form.gpu_weights.to_owned()];
+        let mut line = vec![form.weights_form.to_owned()];
         line.extend([weights, cache, workspace, form.total].map(bytes));
         let fits = |gpu: &Gpu| if form.total <= gpu.memory_bytes as u64 { "fits" } else { "too large" };
         line.extend(gpus.iter().map(|gpu| fits(gpu).to_owned()));

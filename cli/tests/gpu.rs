@@ -64,7 +64,7 @@ fn generate<'a>(model: &'a Path, weights: &'a str) -> Vec<&'a str> {
         model,
         "--device",
         "cuda",
-        "--gpu-weights",
+        "--weights",
         weights,
         "-p",
         "Once",

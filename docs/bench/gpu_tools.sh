@@ -54,7 +54,7 @@ if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck; do
         check=(compute-sanitizer --tool "$tool" --error-exitcode 9)
         for weights in fixed12 dfloat11; do
-            run "$tool-generate-$weights" "${check[@]}" "$llmpress" --quiet "${text[@]}" --gpu-weights "$weights"
+            run "$tool-generate-$weights" "${check[@]}" "$llmpress" --quiet "${text[@]}" --weights "$weights"
         done
         run "$tool-kernels" "${check[@]}" "$llmpress" --quiet "${kernels[@]}"
     done

@@ -88,7 +88,7 @@ fn a_run_where_everything_holds() {
     assert_eq!(std::fs::read_dir(&options.scratch).unwrap().count(), 0);
     assert!(options.out.join("calls/doctor-0.out").is_file());
     let commands = std::fs::read_to_string(dir.path().join("commands")).unwrap();
-    assert!(commands.contains("speed") && commands.contains("--gpu-weights dfloat11"), "{commands}");
+    assert!(commands.contains("speed") && commands.contains("--weights dfloat11"), "{commands}");
     // A report is not overwritten unasked.
     let again = run(&options, &AtomicBool::new(false), &mut |_| ()).unwrap_err().to_string();
     assert!(again.contains("report.json is there already") && again.contains("--force"), "{again}");

@@ -177,7 +177,7 @@ pub(super) fn check(model: &Model, weights: GpuWeights, free: usize, total: usiz
     let needs = GpuNeeds::of(model, weights, 1)?;
     if needs.weights > free as u64 {
         return Err(Error::Limit(format!(
-            "the weights of {} take {} of the GPU's memory, of which {} of {} are free: keep them smaller with --gpu-weights \
+            "the weights of {} take {} of the GPU's memory, of which {} of {} are free: keep them smaller with --weights \
              dfloat11 or fixed12, or leave out --device cuda",
             model.checkpoint.root().display(),
             size(needs.weights),

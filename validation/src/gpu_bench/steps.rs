@@ -151,7 +151,7 @@ impl Program {
                 &dir,
                 "--device",
                 &program.device,
-                "--gpu-weights",
+                "--weights",
                 weights,
                 "--prompt-tokens",
                 "512",
@@ -286,7 +286,7 @@ fn perplexity(program: &Program, dir: &str, text: &str) -> Step {
     let calls = move |program: &Program, _: &Known| {
         let eval = ["--json", "eval", "ppl", &dir, "--text", &text, "--window", "256", "--limit", "8"];
         let of_gpu = WEIGHTS.iter().map(|weights| {
-            let device = ["--device", &program.device, "--gpu-weights", weights];
+            let device = ["--device", &program.device, "--weights", weights];
             program.call(weights, 25, &[&eval[..], &device].concat())
         });
         Ok(of_gpu.chain([program.call("cpu", 25, &eval)]).collect())
@@ -341,7 +341,7 @@ fn generate(program: &Program, dir: &str) -> Step {
         let mut calls = Vec::new();
         for (way, draws) in [("greedy", &greedy[..]), ("drawn", &drawn)] {
             for weights in WEIGHTS {
-                let device = ["--device", &program.device, "--gpu-weights", weights];
+                let device = ["--device", &program.device, "--weights", weights];
                 let arguments = [&text[..], draws, &device].concat();
                 calls.push(program.call(&format!("{weights} {way}"), 20, &arguments));
             }
