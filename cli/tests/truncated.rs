@@ -50,7 +50,9 @@ fn a_model_cut_short_while_it_runs_is_named() {
         assert_eq!(output.status.code(), Some(1), "{:?} {error}", output.status);
         assert!(error.contains("cut short"), "{error}");
         if json {
-            let value: serde_json::Value = serde_json::from_str(error.trim()).unwrap();
+            // Warnings come before it, a line each.
+            let last = error.lines().last().unwrap();
+            let value: serde_json::Value = serde_json::from_str(last).unwrap();
             assert!(value["error"]["message"].as_str().unwrap().contains(path(&shard)), "{error}");
         } else {
             assert!(error.contains(&format!("error: {}", path(&shard))), "{error}");
