@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether errors are wanted as JSON.
 static JSON: AtomicBool = AtomicBool::new(false);
+/// Whether a thread says it already: several may read the file.
+static SAID: AtomicBool = AtomicBool::new(false);
 /// The longest path of Linux.
 const PATH_BYTES: usize = 4096;
 
@@ -36,6 +38,16 @@ extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) 
     let mut path = [0; PATH_BYTES];
     match mapped_file(address, &mut path) {
         Some(length) => {
+            if SAID.swap(true, Ordering::AcqRel) {
+                // The thread that says it ends the process.
+                loop {
+                    #[allow(unsafe_code)]
+                    // SAFETY: async-signal-safe by POSIX.
+                    unsafe {
+                        libc::pause();
+                    }
+                }
+            }
             say(&path[..length]);
             #[allow(unsafe_code)]
             // SAFETY: ends the process at once.
