@@ -5,7 +5,7 @@ use super::{Court, Result};
 use crate::gpu::dense;
 use crate::gpu::fixed12::Matrix;
 use crate::gpu::product::{Product, Variant, Weights, Workspace, product_in, variants};
-use crate::gpu::reference::{self, widen};
+use crate::gpu::reference;
 
 /// What the sums of a tensor core may be off by, as a share of the sum of the terms' sizes.
 const PRECISION: f32 = 1e-5;
@@ -101,8 +101,6 @@ pub(super) fn prove(court: &mut Court<'_>) -> Result<()> {
             }
             Ok(())
         })?;
-        // A part of a sum would show: no reference may be all zeros.
-        debug_assert!(words.iter().any(|word| widen(*word) != 0.0));
     }
     Ok(())
 }
