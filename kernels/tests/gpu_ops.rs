@@ -7,7 +7,8 @@ use llmpress_kernels::cpu;
 use llmpress_kernels::gpu::attention::{
     Attend, Cache, Form, Heads, TILE, attend, attend_in, workspace_bytes,
 };
-use llmpress_kernels::gpu::embedding::{Gather, embed_bf16, embed_fixed12};
+use llmpress_kernels::gpu::dense::{Element, padded};
+use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::gate::{Activation, gate};
 use llmpress_kernels::gpu::reference::{self, Past, inverse_root, round, widen as wide};
@@ -119,7 +120,7 @@ proptest! {
             escape_exponents: &strips.escape_exponents,
         };
         let gpu = Gpu::new(Emulator::new());
-        let table = gpu.upload(words).unwrap();
+        let table = gpu.upload(&padded(hidden, words)).unwrap();
         let matrix = Matrix::upload(&gpu, vocab, hidden, base, &strips).unwrap();
         let (id_buffer, h) = (gpu.upload(&ids).unwrap(), gpu.allocate(4 * ids.len() * hidden).unwrap());
         let gather = Gather { ids: id_buffer.view(), tokens: ids.len(), scale: 3.3, h: h.view() };
@@ -128,8 +129,20 @@ proptest! {
             .flat_map(|id| &words[(*id as usize).min(vocab - 1) * hidden..][..hidden])
             .map(|word| wide(*word) * 3.3)
             .collect();
-        embed_bf16(&gpu, table.view(), vocab, hidden, &gather).unwrap();
+        embed(&gpu, table.view(), Element::Bf16, vocab, hidden, &gather).unwrap();
         prop_assert!(same(&h.view().read::<f32>(expected.len()).unwrap(), &expected));
+        // The same words as numbers of half precision, and in single precision.
+        let of = |widen: fn(u16) -> f32| -> Vec<f32> {
+            let rows = ids.iter().flat_map(|id| &words[(*id as usize).min(vocab - 1) * hidden..][..hidden]);
+            rows.map(|word| widen(*word) * 3.3).collect()
+        };
+        let half = |word: u16| half::f16::from_bits(word).to_f32();
+        embed(&gpu, table.view(), Element::F16, vocab, hidden, &gather).unwrap();
+        prop_assert!(same(&h.view().read::<f32>(expected.len()).unwrap(), &of(half)));
+        let halves: Vec<f32> = words.iter().map(|word| half(*word)).collect();
+        let table = gpu.upload(&padded(hidden, &halves)).unwrap();
+        embed(&gpu, table.view(), Element::F32, vocab, hidden, &gather).unwrap();
+        prop_assert!(same(&h.view().read::<f32>(expected.len()).unwrap(), &of(half)));
         let h = gpu.allocate(h.bytes()).unwrap();
         embed_fixed12(&gpu, &matrix, &Gather { h: h.view(), ..gather }).unwrap();
         prop_assert!(same(&h.view().read::<f32>(expected.len()).unwrap(), &expected));

@@ -123,7 +123,7 @@ impl GpuModel {
     /// never changes a bit.
     ///
     /// # Errors
-    /// Weights other than BF16; experts, which do not run on a GPU; not so much memory; weights that cannot be read.
+    /// Experts, which do not run on a GPU; not so much memory; weights that cannot be read.
     pub fn open(gpu: Gpu, model: &Model, weights: GpuWeights, trying: bool) -> Result<Self> {
         let (free, total) = gpu.backend().memory().map_err(device)?;
         needs::check(model, weights, free, total)?;

@@ -187,33 +187,102 @@ fn wrong_requests_are_refused_and_nothing_is_lost() {
     assert!(gpu.allocated().0 < before);
 }
 
-#[test]
-fn weights_other_than_bf16_are_refused_by_name() {
-    let source = Checkpoint::open(&golden("llama")).unwrap();
+/// A copy of a golden checkpoint whose BF16 tensors are changed to another dtype.
+fn in_dtype(
+    name: &str,
+    dtype: safetensors::Dtype,
+    change: impl Fn(&str, u16) -> Vec<u8>,
+) -> tempfile::TempDir {
+    let source = Checkpoint::open(&golden(name)).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let widened: Vec<(String, Vec<usize>, Vec<u8>)> = source
+    let changed: Vec<(String, Vec<usize>, Vec<u8>)> = source
         .tensors()
         .iter()
         .filter(|(_, tensor)| tensor.dtype.name() == "BF16")
         .map(|(name, tensor)| {
             let words: Vec<u16> = bytemuck::pod_collect_to_vec(&source.read_tensor(name).unwrap());
-            let bytes = words.iter().flat_map(|w| (u32::from(*w) << 16).to_le_bytes()).collect();
+            let bytes = words.iter().flat_map(|word| change(name, *word)).collect();
             (name.clone(), tensor.shape.iter().map(|&n| n as usize).collect(), bytes)
         })
         .collect();
-    let views = widened.iter().map(|(name, shape, bytes)| {
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+    let views = changed.iter().map(|(name, shape, bytes)| {
+        (name, safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap())
     });
     safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
-    std::fs::copy(golden("llama").join("config.json"), dir.path().join("config.json")).unwrap();
-    let model = open(dir.path());
-    for weights in [GpuWeights::Stored, GpuWeights::Dfloat11, GpuWeights::Fixed12] {
-        let error = on_gpu(&model, weights).unwrap_err();
-        assert!(
-            error.to_string().contains("F32") && error.to_string().contains("proj.weight")
-                || error.to_string().contains("embed_tokens"),
-            "{error}"
-        );
+    std::fs::copy(golden(name).join("config.json"), dir.path().join("config.json")).unwrap();
+    dir
+}
+
+fn widened(word: u16) -> f32 {
+    f32::from_bits(u32::from(word) << 16)
+}
+
+#[test]
+fn f32_weights_that_are_bf16_give_the_bits_of_bf16() {
+    // With biases, norms of heads and a head of its own between them.
+    for name in ["llama_bias", "qwen3"] {
+        let wide = in_dtype(name, safetensors::Dtype::F32, |_, w| widened(w).to_le_bytes().to_vec());
+        let [plain, wide] = [golden(name), wide.path().to_owned()].map(|dir| {
+            let gpu = on_gpu(&open(&dir), GpuWeights::Stored).unwrap();
+            (bits(&logits(&gpu, &[&IDS], &Skips::new())), greedy(&gpu, &IDS[..4], 4).unwrap())
+        });
+        assert!(plain == wide, "{name}");
+    }
+}
+
+#[test]
+fn f16_and_f32_weights_run_near_the_processors_logits() {
+    // Every weight has bits that BF16 has no room for.
+    let single = |_: &str, w: u16| (widened(w) * 1.003_906_2).to_le_bytes().to_vec();
+    let half = |_: &str, w: u16| half::f16::from_f32(widened(w) * 1.003_906_2).to_le_bytes().to_vec();
+    let wide = in_dtype("llama_bias", safetensors::Dtype::F32, single);
+    let short = in_dtype("llama_bias", safetensors::Dtype::F16, half);
+    for dir in [&wide, &short] {
+        let model = open(dir.path());
+        let expected = logits(&model, &[&IDS], &Skips::new());
+        let found = bits(&{
+            let gpu = on_gpu(&model, GpuWeights::Stored).unwrap();
+            let rows = logits(&gpu, &[&IDS], &Skips::new());
+            assert!(worst(&rows, &expected) < TOLERANCE, "{}", worst(&rows, &expected));
+            let pieces: Vec<&[u32]> = IDS.chunks(1).collect();
+            assert!(bits(&logits(&gpu, &pieces, &Skips::new())) == bits(&rows), "step by step");
+            rows
+        });
+        // What the encodings do not hold stays as it is.
+        for weights in [GpuWeights::Bf16, GpuWeights::Dfloat11, GpuWeights::Fixed12] {
+            let gpu = on_gpu(&model, weights).unwrap();
+            assert!(bits(&logits(&gpu, &[&IDS], &Skips::new())) == found, "{weights:?}");
+            let (needs, loaded) =
+                (GpuNeeds::of(&model, weights, 1).unwrap().weights, gpu.allocated().0 as f64);
+            assert!((0.95..1.05).contains(&(needs as f64 / loaded)), "{needs} {loaded}");
+        }
+    }
+}
+
+#[test]
+fn matrices_of_several_dtypes_run_side_by_side() {
+    // Of q, k and v, which share their input, one is F32: they give the bits that they give as one matrix.
+    let name = "llama_bias";
+    let source = golden(name);
+    let wide = in_dtype(name, safetensors::Dtype::F32, |_, w| widened(w).to_le_bytes().to_vec());
+    let dir = tempfile::tempdir().unwrap();
+    let [narrow, wide] =
+        [&source, wide.path()].map(|dir| std::fs::read(dir.join("model.safetensors")).unwrap());
+    let (narrow, wide) = (
+        safetensors::SafeTensors::deserialize(&narrow).unwrap(),
+        safetensors::SafeTensors::deserialize(&wide).unwrap(),
+    );
+    let mixed = narrow.names().into_iter().map(|name| {
+        let odd = name.contains("k_proj.weight") || name.contains("up_proj.weight");
+        (name, if odd { &wide } else { &narrow }.tensor(name).unwrap())
+    });
+    safetensors::serialize_to_file(mixed, None, &dir.path().join("model.safetensors")).unwrap();
+    std::fs::copy(source.join("config.json"), dir.path().join("config.json")).unwrap();
+    let plain = on_gpu(&open(&source), GpuWeights::Stored).unwrap();
+    let expected = bits(&logits(&plain, &[&IDS], &Skips::new()));
+    for weights in [GpuWeights::Stored, GpuWeights::Fixed12, GpuWeights::Dfloat11] {
+        let mixed = on_gpu(&open(dir.path()), weights).unwrap();
+        assert!(bits(&logits(&mixed, &[&IDS], &Skips::new())) == expected, "{weights:?}");
     }
 }
 

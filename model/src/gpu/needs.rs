@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use llmpress_entropy::fixed12::Grid;
-use llmpress_formats::{Encoding, Error, Result};
+use llmpress_formats::{Dtype, Encoding, Error, Result};
 use llmpress_kernels::gpu::attention::{Cache, workspace_bytes};
 use llmpress_kernels::gpu::product::split_bytes;
 use llmpress_kernels::gpu::sampling::DRAW_WORKSPACE_BYTES;
 use serde::Serialize;
 
 use super::session::{WORKSPACE_BYTES, chunk, heads, padded};
-use super::weights::GpuWeights;
+use super::weights::{GpuWeights, decodes_in_place, plain_bytes, stored};
 use super::{RUN_LOGITS, layer_groups};
 use crate::Model;
 use crate::linear::Linear;
@@ -100,12 +100,13 @@ struct Sizes<'a> {
 
 impl Sizes<'_> {
     fn layer(&mut self, groups: &[Vec<&Linear>]) -> Result<()> {
-        let plain: u64 = groups.iter().flatten().map(|linear| bf16_bytes(linear)).sum();
-        let mut stored = true;
+        let plain: u64 = groups.iter().flatten().map(|linear| plain_bytes(linear)).sum();
+        let (mut stored, mut fit) = (true, true);
         for linear in groups.iter().flatten() {
             stored &= matches!(self.encoding(linear)?, Encoding::Dfloat11);
+            fit &= decodes_in_place(linear);
         }
-        if self.weights == GpuWeights::Dfloat11 && !stored {
+        if self.weights == GpuWeights::Dfloat11 && !stored && fit {
             self.bytes += (plain as f64 * DFLOAT11_RATIO) as u64;
             self.scratch = self.scratch.max(plain);
             return Ok(());
@@ -117,7 +118,7 @@ impl Sizes<'_> {
                 fixed12 |= self.matrix(linear, false)?;
             }
             if fixed12 && self.bytes > before {
-                self.decoded = self.decoded.max(group.iter().map(|linear| bf16_bytes(linear)).sum());
+                self.decoded = self.decoded.max(group.iter().map(|linear| plain_bytes(linear)).sum());
             }
         }
         Ok(())
@@ -130,13 +131,17 @@ impl Sizes<'_> {
         self.bytes += bias;
         match (self.weights, encoding) {
             (GpuWeights::Stored | GpuWeights::Fixed12, Encoding::Fixed12 { .. })
-            | (GpuWeights::Fixed12, _) => {
+            | (GpuWeights::Fixed12, _)
+                if linear.dtype() == Dtype::BF16 =>
+            {
                 let grid = Grid::new(linear.rows() as u64, linear.cols() as u64);
                 let tiles = grid.map_or(0, |grid| grid.tiles());
                 self.bytes += tiles.saturating_mul(FIXED12_TILE);
                 return Ok(true);
             }
-            (GpuWeights::Stored | GpuWeights::Dfloat11, Encoding::Dfloat11) if !table => {
+            (GpuWeights::Stored | GpuWeights::Dfloat11, Encoding::Dfloat11)
+                if !table && decodes_in_place(linear) =>
+            {
                 let checkpoint = &self.model.checkpoint;
                 let info = checkpoint.tensor(linear.tensor())?;
                 let unit = checkpoint.unit_of(info)?;
@@ -148,20 +153,14 @@ impl Sizes<'_> {
                     self.scratch = self.scratch.max(2 * elements);
                 }
             }
-            _ => self.bytes += bf16_bytes(linear),
+            _ => self.bytes += plain_bytes(linear),
         }
         Ok(false)
     }
 
     fn encoding(&self, linear: &Linear) -> Result<Encoding> {
-        let checkpoint = &self.model.checkpoint;
-        let info = checkpoint.tensor(linear.tensor())?;
-        Ok(checkpoint.unit_of(info)?.encoding().clone())
+        stored(&self.model.checkpoint, linear)
     }
-}
-
-fn bf16_bytes(linear: &Linear) -> u64 {
-    2 * linear.rows() as u64 * linear.cols() as u64
 }
 
 fn size(bytes: u64) -> String {
