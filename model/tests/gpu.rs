@@ -286,6 +286,76 @@ fn matrices_of_several_dtypes_run_side_by_side() {
     }
 }
 
+/// A llama of two layers with random weights, whose heads have so many features, and of whose sizes none is a multiple of 8.
+fn with_heads_of(head_dim: usize) -> tempfile::TempDir {
+    let (hidden, heads, kv_heads, inner, vocab) = (20, 4, 2, 36, 68);
+    let dir = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim, "intermediate_size": inner,
+        "num_hidden_layers": 2, "vocab_size": vocab, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": true
+    });
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let mut shapes =
+        vec![("model.embed_tokens".to_owned(), vec![vocab, hidden]), ("model.norm".to_owned(), vec![hidden])];
+    for layer in 0..2 {
+        for (name, shape) in [
+            ("self_attn.q_proj", vec![heads * head_dim, hidden]),
+            ("self_attn.k_proj", vec![kv_heads * head_dim, hidden]),
+            ("self_attn.v_proj", vec![kv_heads * head_dim, hidden]),
+            ("self_attn.o_proj", vec![hidden, heads * head_dim]),
+            ("mlp.gate_proj", vec![inner, hidden]),
+            ("mlp.up_proj", vec![inner, hidden]),
+            ("mlp.down_proj", vec![hidden, inner]),
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+        ] {
+            shapes.push((format!("model.layers.{layer}.{name}"), shape));
+        }
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(head_dim as u64);
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let count: usize = shape.iter().product();
+            let one = |random: &mut ChaCha8Rng| (random.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            let norm = name.ends_with("norm");
+            let words =
+                (0..count).map(|_| half::bf16::from_f32(if norm { 1.0 } else { one(&mut random) * 0.4 }));
+            (format!("{name}.weight"), shape, words.flat_map(|w| w.to_bits().to_le_bytes()).collect())
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), bytes);
+        (name, view.unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
+    dir
+}
+
+#[test]
+fn heads_and_sizes_need_not_be_multiples_of_eight() {
+    for head_dim in [2, 10, 78] {
+        let dir = with_heads_of(head_dim);
+        let model = open(dir.path());
+        let skips = Skips::new();
+        let expected = logits(&model, &[&IDS], &skips);
+        let plain = on_gpu(&model, GpuWeights::Bf16).unwrap();
+        let found = logits(&plain, &[&IDS], &skips);
+        assert!(worst(&found, &expected) < TOLERANCE, "{head_dim}: {}", worst(&found, &expected));
+        let pieces: Vec<&[u32]> = IDS.chunks(1).collect();
+        assert!(bits(&logits(&plain, &pieces, &skips)) == bits(&found), "{head_dim}: step by step");
+        for weights in [GpuWeights::Fixed12, GpuWeights::Dfloat11] {
+            let encoded = on_gpu(&model, weights).unwrap();
+            assert!(bits(&logits(&encoded, &[&IDS], &skips)) == bits(&found), "{head_dim}: {weights:?}");
+            let (needs, loaded) =
+                (GpuNeeds::of(&model, weights, 1).unwrap().weights, encoded.allocated().0 as f64);
+            assert!((0.9..1.1).contains(&(needs as f64 / loaded)), "{needs} {loaded}");
+        }
+    }
+}
+
 #[test]
 fn tinylm_runs_from_every_encoding() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm");

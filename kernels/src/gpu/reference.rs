@@ -128,16 +128,17 @@ pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Where the element of a head's feature at a position lies among keys (kernels/cuda/cache.cuh).
+/// Where the element of a head's feature at a position lies among keys (kernels/cuda/cache.cuh). Features beyond the head, up to
+/// a multiple of 8, are zeros.
 #[must_use]
 pub fn key_place(capacity: usize, head_dim: usize, head: usize, at: usize, feature: usize) -> usize {
-    (head * capacity.next_multiple_of(8) + at) * head_dim + feature
+    (head * capacity.next_multiple_of(8) + at) * head_dim.next_multiple_of(8) + feature
 }
 
 /// The same of values.
 #[must_use]
 pub fn value_place(capacity: usize, head_dim: usize, head: usize, at: usize, feature: usize) -> usize {
-    ((head * capacity.next_multiple_of(8) + at / 8 * 8) * head_dim + 8 * feature) + at % 8
+    ((head * capacity.next_multiple_of(8) + at / 8 * 8) * head_dim.next_multiple_of(8) + 8 * feature) + at % 8
 }
 
 /// A sum of products in the order of the `mma` of kernels/cuda/attention.cu.
