@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use llmpress_formats::{
-    CONFIG_FILE, Checkpoint, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest, Source, TensorEntry,
-    UnitPattern, block_counts, dfloat11_config, pattern_dict, write_atomic,
+    CONFIG_FILE, Checkpoint, Config, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest, Source,
+    TensorEntry, UnitPattern, WEIGHTS_KEY, block_counts, dfloat11_config, pattern_dict, write_atomic,
 };
 
 use crate::fingerprint::check_unchanged;
@@ -69,6 +69,7 @@ pub(crate) fn merge(
     }
     let manifest = Manifest {
         format_version: format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1),
+        requires: Vec::new(),
         producer: options.producer.clone(),
         source,
         recipe: serde_json::to_value(&plan.recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?,
@@ -100,9 +101,11 @@ fn index(receipts: &[(String, Receipt)]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The source's configuration, with or without the key of the published format.
+/// The source's configuration, with or without the key of the published format, and without names of weights.
 fn config(checkpoint: &Checkpoint, receipts: &[(String, Receipt)]) -> Result<Option<String>> {
     let Some(config) = checkpoint.config() else { return Ok(None) };
+    // The weights have the usual names now.
+    let config = &Config::parse(config.path(), config.without_member(WEIGHTS_KEY)?)?;
     let mut units = Vec::new();
     for (name, entry) in receipts.iter().flat_map(|(_, r)| &r.units) {
         if entry.encoding.get("name").and_then(|n| n.as_str()) != Some("dfloat11") {
