@@ -222,7 +222,10 @@ impl Checkpoint {
         let directory = match (&manifest, official) {
             (Some(manifest), _) => Directory::open_files(root, manifest.shards.keys())?,
             (None, Some(_)) => Directory::open_unindexed(root)?,
-            (None, None) => Directory::open(root)?,
+            (None, None) => match config.as_ref().map_or(Ok(None), Config::weights_file)? {
+                Some(name) => Directory::open_named(root, name)?,
+                None => Directory::open(root)?,
+            },
         };
         let components =
             || directory.tensors().map(|(shard, info)| (info.name.clone(), shard.component(info)));
