@@ -14,7 +14,7 @@ use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::{Component, Config, Directory, Dtype, Error, Result, official};
+use crate::{Component, Config, Directory, Dtype, Error, Result, ShardFile, official};
 
 /// What a directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct Tensor {
     /// The unit that stores it.
     pub unit: String,
     /// Where it starts in the decoded unit.
-    unit_offset: u64,
+    pub(crate) unit_offset: u64,
     /// Whether an edit made its bytes zero.
     pub(crate) zero: bool,
 }
@@ -105,7 +105,7 @@ impl Encoded {
 }
 
 impl Unit {
-    fn new(encoding: Encoding, parts: Vec<Part>, components: BTreeMap<String, Component>) -> Self {
+    pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: BTreeMap<String, Component>) -> Self {
         Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts, components })))
     }
 
@@ -172,7 +172,7 @@ impl Unit {
         }
     }
 
-    fn reader(&self, name: &str) -> Result<&UnitReader> {
+    pub(crate) fn reader(&self, name: &str) -> Result<&UnitReader> {
         if let Some(reader) = self.made().reader.get() {
             return Ok(reader);
         }
@@ -193,7 +193,9 @@ pub struct Checkpoint {
     pub(crate) config: Option<Config>,
     pub(crate) manifest: Option<Manifest>,
     pub(crate) tensors: BTreeMap<String, Tensor>,
-    units: BTreeMap<String, Unit>,
+    pub(crate) units: BTreeMap<String, Unit>,
+    /// Shards outside of the directory that hold finished units.
+    pub(crate) added: Vec<ShardFile>,
     pub(crate) tied: BTreeMap<String, String>,
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
@@ -263,7 +265,19 @@ impl Checkpoint {
         };
         let dropped = manifest.as_ref().map(|m| m.dropped.clone()).unwrap_or_default();
         let origins = BTreeMap::new();
-        Ok(Self { kind, directory, config, manifest, tensors, units, tied, dropped, edited: false, origins })
+        Ok(Self {
+            kind,
+            directory,
+            config,
+            manifest,
+            tensors,
+            units,
+            added: Vec::new(),
+            tied,
+            dropped,
+            edited: false,
+            origins,
+        })
     }
 
     /// What the directory is.
@@ -336,12 +350,23 @@ impl Checkpoint {
         if let Some(found) = found {
             found.reader(unit)?;
         }
-        let stored =
-            found.and_then(|u| u.components().get(component)).and_then(|c| self.directory.find(c.name()));
-        match stored {
-            Some((shard, info)) => shard.view(info),
+        let stored = found.and_then(|u| u.components().get(component));
+        match stored.and_then(|c| Some((self.shard_of(c)?, c))) {
+            Some((shard, stored)) => shard.view(&stored.info),
             None => Err(Error::Invalid(format!("there is no component {component} of a unit {unit}"))),
         }
+    }
+
+    /// The shard that holds a component.
+    fn shard_of(&self, component: &Component) -> Option<&ShardFile> {
+        let named = self.directory.find(component.name()).map(|(shard, _)| shard);
+        named.into_iter().chain(&self.added).find(|shard| shard.holds(component))
+    }
+
+    /// Refuses a checkpoint of which a shard changed since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.directory.check_unchanged()?;
+        self.added.iter().try_for_each(ShardFile::check_unchanged)
     }
 
     /// Checks that the components of every unit have the sizes and dtypes that its encoding and the shapes of its

@@ -58,6 +58,17 @@ impl Encoding {
         }
     }
 
+    /// The last parts of the names of its components, whether a unit has all of them or not.
+    pub fn component_names(&self) -> &'static [&'static str] {
+        match self {
+            Self::Raw => &[raw::DATA],
+            Self::Planes { .. } => &[planes::PLANES, planes::LENGTHS],
+            Self::Dfloat11 => &dfloat11::COMPONENTS,
+            Self::Fixed12 { .. } => &fixed12::COMPONENTS,
+            Self::Abq(_) => &abq::COMPONENTS,
+        }
+    }
+
     /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on.
     pub fn is_lossy(&self) -> bool {
         matches!(self, Self::Abq(_))
