@@ -58,8 +58,8 @@ pub use header::{Header, MAX_HEADER_BYTES, METADATA_KEY, RenderEntry, TensorInfo
 pub use index::INDEX_FILE;
 pub use known_files::{is_known_file, is_model_file};
 pub use manifest::{
-    ComponentEntry, Digest, FORMAT_VERSION, FileEntry, MANIFEST_FILE, Manifest, Producer, ShardEntry, Source,
-    TensorEntry, UnitEntry,
+    ComponentEntry, Digest, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE, Manifest, Producer,
+    ShardEntry, Source, TensorEntry, UnitEntry,
 };
 pub use official::{PACKAGE_VERSION, dfloat11_config};
 pub use printable::printable;

@@ -20,7 +20,9 @@ use crate::{Dtype, Encoding, Error, Result};
 /// The manifest's file name. A directory is complete when it is there.
 pub const MANIFEST_FILE: &str = "llmpress.json";
 /// The version this crate writes.
-pub const FORMAT_VERSION: (u32, u32) = (1, 1);
+pub const FORMAT_VERSION: (u32, u32) = (1, 2);
+/// What a manifest may require of a reader, as far as this version knows.
+pub const KNOWN_REQUIREMENTS: [&str; 0] = [];
 /// The largest manifest that is read.
 const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
@@ -78,6 +80,10 @@ impl<'de> Deserialize<'de> for Digest {
 pub struct Manifest {
     /// `major.minor`; readers refuse a newer major.
     pub format_version: String,
+    /// What a reader must know beyond the encodings to understand the tensors: a subset of
+    /// [`KNOWN_REQUIREMENTS`]; readers refuse any other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<String>,
     /// The program that wrote the directory.
     pub producer: Producer,
     /// The checkpoint it was made from.
@@ -220,10 +226,13 @@ impl Manifest {
         #[derive(Deserialize)]
         struct Version {
             format_version: String,
+            #[serde(default)]
+            requires: Vec<String>,
         }
         let version: Version = serde_json::from_slice(bytes)
             .map_err(|e| corrupt(format!("is not a manifest: {e}; convert the source again")))?;
         check_version(path, &version.format_version)?;
+        check_requirements(path, &version.requires)?;
         let manifest: Self =
             serde_json::from_slice(bytes).map_err(|e| corrupt(format!("is not a valid manifest: {e}")))?;
         let at =
@@ -329,6 +338,18 @@ fn check_version(path: &Path, version: &str) -> Result<()> {
         )),
         Some((major, _)) if major >= 1 => Ok(()),
         _ => Err(Error::corrupt(path, None, format!("format_version {version:?} is not major.minor"))),
+    }
+}
+
+/// A minor version may not hide what changes the meaning of tensors: it is required by name.
+fn check_requirements(path: &Path, requires: &[String]) -> Result<()> {
+    match requires.iter().find(|required| !KNOWN_REQUIREMENTS.contains(&required.as_str())) {
+        None => Ok(()),
+        Some(unknown) => Err(Error::unsupported(
+            path,
+            None,
+            format!("requires {unknown:?}, which this version does not know: a newer llmpress is needed"),
+        )),
     }
 }
 

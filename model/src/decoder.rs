@@ -18,7 +18,7 @@ use crate::linear::{Linear, Product, multiply_all, vector};
 use crate::mlp::{self, GateUp, Gated, Mlp};
 use crate::rope::Rotation;
 use crate::unused::Used;
-use crate::{Cache, GpuWeights, ModelConfig, Observer, Panels, Skips, SubLayer};
+use crate::{Cache, ModelConfig, Observer, Panels, Skips, SubLayer, Weights};
 
 /// A model that runs from an open checkpoint, compressed or not.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl Model {
     ///
     /// # Errors
     /// Weights that cannot be read.
-    pub fn load(&mut self, weights: GpuWeights) -> Result<()> {
+    pub fn load(&mut self, weights: Weights) -> Result<()> {
         let checkpoint = self.checkpoint.clone();
         let tied = self.head.tensor() == self.embedding.tensor();
         // One after the other: each is read on all threads, and only one is in memory twice.

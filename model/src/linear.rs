@@ -25,7 +25,7 @@ use llmpress_formats::{Checkpoint, Dtype, Error, Result};
 use llmpress_kernels::cpu::{Elements, multiply};
 use rayon::prelude::*;
 
-use crate::{GpuWeights, Panels};
+use crate::{Panels, Weights};
 use decoded::Decoded;
 use loaded::Plain;
 use source::{Source, Stored, typed};
@@ -50,7 +50,7 @@ pub struct Linear {
     cols: usize,
     dtype: Dtype,
     /// Whether its stored form is this one already.
-    stored_as: GpuWeights,
+    stored_as: Weights,
     source: Arc<dyn Source>,
     /// What `source` was before other weights took its place.
     replaced: Option<Arc<dyn Source>>,
@@ -82,11 +82,11 @@ impl Linear {
             };
         }
         let stored_as = match (source.is_some(), stored.encoding()?.name()) {
-            (true, "fixed12") => GpuWeights::Fixed12,
-            (true, _) => GpuWeights::Bf16,
-            (false, _) if info.is_zero() => GpuWeights::Stored,
-            (false, "dfloat11") => GpuWeights::Dfloat11,
-            _ => GpuWeights::Stored,
+            (true, "fixed12") => Weights::Fixed12,
+            (true, _) => Weights::Bf16,
+            (false, _) if info.is_zero() => Weights::Stored,
+            (false, "dfloat11") => Weights::Dfloat11,
+            _ => Weights::Stored,
         };
         let source = source.map_or_else(|| Arc::new(Decoded::new(&stored)) as Arc<dyn Source>, Arc::from);
         let bias = bias.map(|name| vector(checkpoint, name, rows)).transpose()?;
@@ -94,20 +94,20 @@ impl Linear {
     }
 
     /// Brings the weights into memory in another form. What a form does not hold becomes plain.
-    pub(crate) fn load(&mut self, checkpoint: &Checkpoint, weights: GpuWeights) -> Result<()> {
-        if weights == GpuWeights::Stored || weights == self.stored_as {
+    pub(crate) fn load(&mut self, checkpoint: &Checkpoint, weights: Weights) -> Result<()> {
+        if weights == Weights::Stored || weights == self.stored_as {
             return Ok(());
         }
-        if self.dtype != Dtype::BF16 && self.stored_as == GpuWeights::Bf16 {
+        if self.dtype != Dtype::BF16 && self.stored_as == Weights::Bf16 {
             // Plain, and what the encodings do not hold.
             return Ok(());
         }
         let plain = Plain::read(checkpoint, &self.tensor, self.dtype, self.rows, self.cols)?;
         let encoded = plain.bf16(self.rows).and_then(|words| -> Option<Arc<dyn Source>> {
             match weights {
-                GpuWeights::Fixed12 => Some(Arc::new(loaded::Fixed12::encode(words, self.cols)?)),
-                GpuWeights::Dfloat11 => Some(Arc::new(loaded::Dfloat11::encode(words, self.cols)?)),
-                GpuWeights::Stored | GpuWeights::Bf16 => None,
+                Weights::Fixed12 => Some(Arc::new(loaded::Fixed12::encode(words, self.cols)?)),
+                Weights::Dfloat11 => Some(Arc::new(loaded::Dfloat11::encode(words, self.cols)?)),
+                Weights::Stored | Weights::Bf16 => None,
             }
         });
         self.source = encoded.unwrap_or_else(|| Arc::new(plain));

@@ -69,6 +69,7 @@ pub(crate) fn merge(
     }
     let manifest = Manifest {
         format_version: format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1),
+        requires: Vec::new(),
         producer: options.producer.clone(),
         source,
         recipe: serde_json::to_value(&plan.recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?,
