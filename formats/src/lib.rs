@@ -30,6 +30,7 @@ mod edit;
 pub mod encoding;
 mod error;
 mod files;
+pub mod foreign;
 mod header;
 mod index;
 mod known_files;
