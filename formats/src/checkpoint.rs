@@ -14,7 +14,16 @@ use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::{Component, Config, Directory, Dtype, Error, Result, ShardFile, official};
+use crate::{Component, Config, Directory, Dtype, Error, Result, ShardFile, foreign, official};
+
+/// What a matrix that another tool quantised appears as.
+#[derive(Clone, Copy)]
+enum Numbers {
+    /// The tensors that it is stored as.
+    Stored,
+    /// The matrix.
+    Dequantised,
+}
 
 /// What a directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,6 +216,19 @@ impl Checkpoint {
     /// Opens a directory: reads headers, configuration and manifest, and checks that they fit
     /// together. Errors name the file and the tensor.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_as(root, Numbers::Stored)
+    }
+
+    /// Opens a directory like [`Self::open`]; matrices that another tool quantised ([`crate::foreign`]) appear as the numbers
+    /// that they stand for, under the names that they had before.
+    ///
+    /// # Errors
+    /// As for [`Self::open`]; a tool or a layout that is not read.
+    pub fn open_dequantised(root: &Path) -> Result<Self> {
+        Self::open_as(root, Numbers::Dequantised)
+    }
+
+    fn open_as(root: &Path, numbers: Numbers) -> Result<Self> {
         crate::directory::check_directory(root)?;
         let manifest_path = root.join(MANIFEST_FILE);
         let manifest = Manifest::read(root)?;
@@ -251,6 +273,21 @@ impl Checkpoint {
             for (name, component) in stored {
                 if units.insert(name.clone(), Unit::of(Stored::Plain(component))).is_some() {
                     return Err(Error::corrupt(root, Some(&name), "is both a unit and a tensor"));
+                }
+            }
+        } else if let (Numbers::Dequantised, Some(config)) = (numbers, &config) {
+            let mut stored = components().collect();
+            for unit in foreign::take_units(config, &mut stored)? {
+                let encoding = Encoding::Foreign(unit.foreign);
+                units.insert(unit.name, Unit::new(encoding, vec![unit.part], unit.components));
+            }
+            for (name, component) in stored {
+                if units.insert(name.clone(), Unit::of(Stored::Plain(component))).is_some() {
+                    return Err(Error::corrupt(
+                        root,
+                        Some(&name),
+                        "is stored both quantised and as a tensor",
+                    ));
                 }
             }
         } else {
@@ -376,6 +413,15 @@ impl Checkpoint {
     /// The first component that does not fit, by name.
     pub fn check_units(&self) -> Result<()> {
         self.units.iter().try_for_each(|(name, unit)| unit.reader(name).map(|_| ()))
+    }
+
+    /// The codes of a matrix that another tool quantised; `None` for other tensors.
+    ///
+    /// # Errors
+    /// No such tensor; components that do not fit.
+    pub fn codes(&self, name: &str) -> Result<Option<&foreign::Codes>> {
+        let tensor = self.tensor(name)?;
+        Ok(self.unit_of(tensor)?.reader(&tensor.unit)?.codes())
     }
 
     /// Decodes bytes `offset .. offset + out.len()` of a tensor into the caller's buffer. The range

@@ -31,6 +31,7 @@ pub mod encoding;
 mod error;
 mod files;
 mod finished;
+pub mod foreign;
 mod header;
 mod index;
 mod known_files;
