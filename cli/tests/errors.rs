@@ -224,8 +224,8 @@ fn manifests_that_do_not_fit() {
         std::fs::write(&file, changed).unwrap();
         fails(&["inspect", path(&out)])
     };
-    wants(&refused(text.replace("\"1.1\"", "\"2.0\"")), &["format version 2.0", "newer llmpress"]);
-    wants(&refused(text.replace("\"1.1\"", "\"one\"")), &["not major.minor"]);
+    wants(&refused(text.replace("\"1.2\"", "\"2.0\"")), &["format version 2.0", "newer llmpress"]);
+    wants(&refused(text.replace("\"1.2\"", "\"one\"")), &["not major.minor"]);
     wants(&refused(text.replace("\"planes\"", "\"planks\"")), &["was changed after it was written"]);
     wants(&refused("{}".to_owned()), &["is not a manifest"]);
     wants(&refused(text[..text.len() / 2].to_owned()), &["is not a manifest"]);

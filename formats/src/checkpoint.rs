@@ -14,7 +14,7 @@ use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::{Component, Config, Directory, Dtype, Error, Result, official};
+use crate::{Component, Config, Directory, Dtype, Error, Result, Transform, official};
 
 /// What a directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +197,7 @@ pub struct Checkpoint {
     pub(crate) tied: BTreeMap<String, String>,
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
+    pub(crate) transforms: Vec<Transform>,
     /// Names in the source of tensors that an edit renamed.
     pub(crate) origins: BTreeMap<String, String>,
 }
@@ -259,8 +260,23 @@ impl Checkpoint {
             None => tied_head(config.as_ref(), &tensors),
         };
         let dropped = manifest.as_ref().map(|m| m.dropped.clone()).unwrap_or_default();
-        let origins = BTreeMap::new();
-        Ok(Self { kind, directory, config, manifest, tensors, units, tied, dropped, edited: false, origins })
+        let transforms = match &manifest {
+            Some(manifest) => manifest.transforms(&manifest_path)?,
+            None => Vec::new(),
+        };
+        Ok(Self {
+            kind,
+            directory,
+            config,
+            manifest,
+            tensors,
+            units,
+            tied,
+            dropped,
+            edited: false,
+            transforms,
+            origins: BTreeMap::new(),
+        })
     }
 
     /// What the directory is.
@@ -301,6 +317,11 @@ impl Checkpoint {
     /// Tensors that share another one's weights: name -> stored tensor.
     pub fn tied(&self) -> &BTreeMap<String, String> {
         &self.tied
+    }
+
+    /// What was done to its weights beside storing them, in order: what the decoded tensors are not without.
+    pub fn transforms(&self) -> &[Transform] {
+        &self.transforms
     }
 
     /// The ties that configuration and tensors tell by themselves; those of a good manifest are the same.

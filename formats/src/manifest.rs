@@ -15,12 +15,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::files::read_small_file;
+use crate::transform::{REQUIREMENTS, TRANSFORMS, Transform};
 use crate::{Dtype, Encoding, Error, Result};
 
 /// The manifest's file name. A directory is complete when it is there.
 pub const MANIFEST_FILE: &str = "llmpress.json";
 /// The version this crate writes.
-pub const FORMAT_VERSION: (u32, u32) = (1, 1);
+pub const FORMAT_VERSION: (u32, u32) = (1, 2);
 /// The largest manifest that is read.
 const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
@@ -96,6 +97,12 @@ pub struct Manifest {
     pub shards: BTreeMap<String, ShardEntry>,
     /// Every other file of the directory (but this one) by name.
     pub files: BTreeMap<String, FileEntry>,
+    /// What was done to the weights beside storing them, in order: see [`Transform`].
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub transforms: Vec<serde_json::Value>,
+    /// What a reader must know; one that does not refuses the directory.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub requires: Vec<String>,
     /// BLAKE3 of this file with these 64 digits as zeros.
     pub manifest_blake3: Digest,
 }
@@ -220,10 +227,13 @@ impl Manifest {
         #[derive(Deserialize)]
         struct Version {
             format_version: String,
+            #[serde(default)]
+            requires: Vec<String>,
         }
         let version: Version = serde_json::from_slice(bytes)
             .map_err(|e| corrupt(format!("is not a manifest: {e}; convert the source again")))?;
         check_version(path, &version.format_version)?;
+        check_requirements(path, &version.requires)?;
         let manifest: Self =
             serde_json::from_slice(bytes).map_err(|e| corrupt(format!("is not a valid manifest: {e}")))?;
         let at =
@@ -236,7 +246,21 @@ impl Manifest {
             )));
         }
         manifest.check_links(path)?;
+        let online = manifest.transforms(path)?.iter().any(Transform::online);
+        if online && !manifest.requires.iter().any(|name| name == TRANSFORMS) {
+            return Err(corrupt(format!(
+                "has online transforms, which requires must name as {TRANSFORMS:?}"
+            )));
+        }
         Ok(manifest)
+    }
+
+    /// What was done to the weights beside storing them, in order. `path` is that of the manifest.
+    ///
+    /// # Errors
+    /// A kind that this version does not know, by name; values that fit nothing.
+    pub fn transforms(&self, path: &Path) -> Result<Vec<Transform>> {
+        Transform::parse_all(path, &self.transforms)
     }
 
     /// The file's bytes, with `manifest_blake3` filled in.
@@ -329,6 +353,21 @@ fn check_version(path: &Path, version: &str) -> Result<()> {
         )),
         Some((major, _)) if major >= 1 => Ok(()),
         _ => Err(Error::corrupt(path, None, format!("format_version {version:?} is not major.minor"))),
+    }
+}
+
+/// Refuses what this version does not know.
+fn check_requirements(path: &Path, requires: &[String]) -> Result<()> {
+    match requires.iter().find(|name| !REQUIREMENTS.contains(&name.as_str())) {
+        Some(name) => Err(Error::unsupported(
+            path,
+            None,
+            format!(
+                "requires {name:?} of its readers, which this version does not know (it knows {}): a newer llmpress is needed",
+                REQUIREMENTS.join(", ")
+            ),
+        )),
+        None => Ok(()),
     }
 }
 

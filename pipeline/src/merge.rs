@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use llmpress_formats::{
     CONFIG_FILE, Checkpoint, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest, Source, TensorEntry,
-    UnitPattern, block_counts, dfloat11_config, pattern_dict, write_atomic,
+    Transform, UnitPattern, block_counts, dfloat11_config, pattern_dict, write_atomic,
 };
 
 use crate::fingerprint::check_unchanged;
@@ -78,11 +78,20 @@ pub(crate) fn merge(
         dropped: checkpoint.dropped().clone(),
         shards,
         files,
+        transforms: transforms(checkpoint)?,
+        requires: Transform::requirements(checkpoint.transforms()),
         manifest_blake3: Digest([0; 32]),
     };
     check_unchanged(checkpoint, plan)?;
     write_atomic(&output.root.join(job.last_file()), &manifest.to_bytes()?)?;
     Ok(())
+}
+
+/// Those of the checkpoint: what is stored anew is still turned and scaled.
+fn transforms(checkpoint: &Checkpoint) -> Result<Vec<serde_json::Value>> {
+    let value =
+        |transform| serde_json::to_value(transform).map_err(|e| Error::Invalid(format!("transforms: {e}")));
+    checkpoint.transforms().iter().map(value).collect()
 }
 
 fn index(receipts: &[(String, Receipt)]) -> Result<Vec<u8>> {
