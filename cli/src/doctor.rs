@@ -8,7 +8,7 @@ use llmpress_kernels::cpu::instruction_set;
 use llmpress_kernels::gpu::cuda::{Cuda, DeviceInfo, devices};
 use llmpress_kernels::gpu::modules;
 use llmpress_kernels::gpu::proof::{self, Proof};
-use llmpress_model::{GpuNeeds, GpuWeights, Model};
+use llmpress_model::{GpuNeeds, Model, Weights};
 use serde::Serialize;
 
 use crate::Outcome;
@@ -51,10 +51,10 @@ fn model_needs(args: &DoctorArgs) -> Result<Option<ModelNeeds>, Failure> {
     let Some(dir) = &args.model else { return Ok(None) };
     let model = Model::open(Arc::new(Checkpoint::open(dir)?))?;
     let forms = [
-        ("stored", GpuWeights::Stored),
-        ("bf16", GpuWeights::Bf16),
-        ("dfloat11", GpuWeights::Dfloat11),
-        ("fixed12", GpuWeights::Fixed12),
+        ("stored", Weights::Stored),
+        ("bf16", Weights::Bf16),
+        ("dfloat11", Weights::Dfloat11),
+        ("fixed12", Weights::Fixed12),
     ];
     let forms = forms.map(|(form, weights)| {
         let bytes = GpuNeeds::of(&model, weights, args.context)?;

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use llmpress_formats::{Checkpoint, Error};
 use llmpress_kernels::gpu::Gpu;
 use llmpress_kernels::gpu::cuda::Cuda;
-use llmpress_model::{Engine, GpuModel, GpuWeights, Model, Tokenizer};
+use llmpress_model::{Engine, GpuModel, Model, Tokenizer, Weights};
 use llmpress_pipeline::{Pass, view};
 
 use crate::Outcome;
@@ -69,10 +69,10 @@ fn open_after(
     let mut model = Model::open(Arc::new(view(Checkpoint::open(dir)?, passes)?))?;
     tell(&model, output);
     let weights = match device.weights {
-        WeightsChoice::Stored => GpuWeights::Stored,
-        WeightsChoice::Bf16 => GpuWeights::Bf16,
-        WeightsChoice::Dfloat11 => GpuWeights::Dfloat11,
-        WeightsChoice::Fixed12 => GpuWeights::Fixed12,
+        WeightsChoice::Stored => Weights::Stored,
+        WeightsChoice::Bf16 => Weights::Bf16,
+        WeightsChoice::Dfloat11 => Weights::Dfloat11,
+        WeightsChoice::Fixed12 => Weights::Fixed12,
     };
     match gpu {
         None => {

@@ -233,11 +233,16 @@ fn manifests_that_do_not_fit() {
     let mut manifest: llmpress_formats::Manifest = serde_json::from_str(&text).unwrap();
     for unit in manifest.units.values_mut() {
         if unit.encoding["name"] == "planes" {
-            unit.encoding = serde_json::json!({"name": "abq", "bits": 2});
+            unit.encoding = serde_json::json!({"name": "sparse24", "bits": 2});
         }
     }
     let again = String::from_utf8(manifest.to_bytes().unwrap()).unwrap();
-    wants(&refused(again), &["encoding \"abq\" is not known", "newer llmpress"]);
+    wants(&refused(again), &["encoding \"sparse24\" is not known", "newer llmpress"]);
+    // So is what a manifest requires, before anything else of it is read.
+    let mut manifest: llmpress_formats::Manifest = serde_json::from_str(&text).unwrap();
+    manifest.requires.push("turned_twice".to_owned());
+    let again = String::from_utf8(manifest.to_bytes().unwrap()).unwrap();
+    wants(&refused(again), &["requires \"turned_twice\"", "newer llmpress"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! One file per encoding below this one: the components it stores and the reader that decodes any
 //! element range of it.
 
+pub mod abq;
 pub mod dfloat11;
 pub mod fixed12;
 pub mod planes;
@@ -38,11 +39,13 @@ pub enum Encoding {
         /// What is added to a code and the sign to give the exponent.
         base: i16,
     },
+    /// Codes of 1 to 8 bits as bit planes ([`abq`]).
+    Abq(abq::Abq),
 }
 
 impl Encoding {
     /// Every encoding this version reads, by its name in the manifest.
-    pub const NAMES: [&'static str; 4] = ["raw", "planes", "dfloat11", "fixed12"];
+    pub const NAMES: [&'static str; 5] = ["raw", "planes", "dfloat11", "fixed12", "abq"];
 
     /// The name in the manifest.
     pub fn name(&self) -> &'static str {
@@ -51,7 +54,13 @@ impl Encoding {
             Self::Planes { .. } => "planes",
             Self::Dfloat11 => "dfloat11",
             Self::Fixed12 { .. } => "fixed12",
+            Self::Abq(_) => "abq",
         }
+    }
+
+    /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on.
+    pub fn is_lossy(&self) -> bool {
+        matches!(self, Self::Abq(_))
     }
 }
 
@@ -98,6 +107,7 @@ enum Kind {
     Planes(planes::Reader),
     Dfloat11(dfloat11::Reader),
     Fixed12(fixed12::Reader),
+    Abq(abq::Reader),
 }
 
 impl UnitReader {
@@ -115,6 +125,7 @@ impl UnitReader {
             Encoding::Planes { rotate } => Kind::Planes(planes::Reader::open(set, parts, *rotate)?),
             Encoding::Dfloat11 => Kind::Dfloat11(dfloat11::Reader::open(set, parts)?),
             Encoding::Fixed12 { base } => Kind::Fixed12(fixed12::Reader::open(set, parts, *base)?),
+            Encoding::Abq(abq) => Kind::Abq(abq::Reader::open(set, parts, *abq)?),
         }))
     }
 
@@ -127,6 +138,7 @@ impl UnitReader {
         match &self.0 {
             Kind::Raw(r) => r.read(offset, out),
             Kind::Planes(r) => r.read(offset, out),
+            Kind::Abq(r) => r.read(offset, out),
             Kind::Dfloat11(r) => with_words(offset, out, |first, words| r.read(first, words)),
             Kind::Fixed12(r) => with_words(offset, out, |first, words| r.read(first, words)),
         }

@@ -59,8 +59,8 @@ pub use header::{Header, MAX_HEADER_BYTES, METADATA_KEY, RenderEntry, TensorInfo
 pub use index::INDEX_FILE;
 pub use known_files::{is_known_file, is_model_file};
 pub use manifest::{
-    ComponentEntry, Digest, FORMAT_VERSION, FileEntry, MANIFEST_FILE, Manifest, Producer, ShardEntry, Source,
-    TensorEntry, UnitEntry,
+    ComponentEntry, Digest, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE, Manifest, Producer,
+    ShardEntry, Source, TensorEntry, UnitEntry,
 };
 pub use official::{PACKAGE_VERSION, dfloat11_config};
 pub use printable::printable;
@@ -68,7 +68,7 @@ pub use python_json::python_json;
 pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal, Size};
 pub use shard::ShardFile;
 pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};
-pub use transform::{QuantizeSite, REQUIREMENTS, Rotation, RotationSite, ScaleSite, Scales, Transform};
+pub use transform::{QuantizeSite, Rotation, RotationSite, ScaleSite, Scales, Transform};
 
 /// Most bytes of all tensors, or of all shards, together. Far beyond any disk: sums and small multiples of sizes stay
 /// below 2^64.

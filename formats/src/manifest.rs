@@ -15,13 +15,15 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::files::read_small_file;
-use crate::transform::{REQUIREMENTS, TRANSFORMS, Transform};
+use crate::transform::{TRANSFORMS, Transform};
 use crate::{Dtype, Encoding, Error, Result};
 
 /// The manifest's file name. A directory is complete when it is there.
 pub const MANIFEST_FILE: &str = "llmpress.json";
 /// The version this crate writes.
 pub const FORMAT_VERSION: (u32, u32) = (1, 2);
+/// What a manifest may require of a reader, as far as this version knows.
+pub const KNOWN_REQUIREMENTS: [&str; 1] = [TRANSFORMS];
 /// The largest manifest that is read.
 const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
@@ -79,6 +81,10 @@ impl<'de> Deserialize<'de> for Digest {
 pub struct Manifest {
     /// `major.minor`; readers refuse a newer major.
     pub format_version: String,
+    /// What a reader must know beyond the encodings to understand the tensors: a subset of
+    /// [`KNOWN_REQUIREMENTS`]; readers refuse any other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<String>,
     /// The program that wrote the directory.
     pub producer: Producer,
     /// The checkpoint it was made from.
@@ -100,9 +106,6 @@ pub struct Manifest {
     /// What was done to the weights beside storing them, in order: see [`Transform`].
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub transforms: Vec<serde_json::Value>,
-    /// What a reader must know; one that does not refuses the directory.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub requires: Vec<String>,
     /// BLAKE3 of this file with these 64 digits as zeros.
     pub manifest_blake3: Digest,
 }
@@ -356,18 +359,15 @@ fn check_version(path: &Path, version: &str) -> Result<()> {
     }
 }
 
-/// Refuses what this version does not know.
+/// A minor version may not hide what changes the meaning of tensors: it is required by name.
 fn check_requirements(path: &Path, requires: &[String]) -> Result<()> {
-    match requires.iter().find(|name| !REQUIREMENTS.contains(&name.as_str())) {
-        Some(name) => Err(Error::unsupported(
+    match requires.iter().find(|required| !KNOWN_REQUIREMENTS.contains(&required.as_str())) {
+        None => Ok(()),
+        Some(unknown) => Err(Error::unsupported(
             path,
             None,
-            format!(
-                "requires {name:?} of its readers, which this version does not know (it knows {}): a newer llmpress is needed",
-                REQUIREMENTS.join(", ")
-            ),
+            format!("requires {unknown:?}, which this version does not know: a newer llmpress is needed"),
         )),
-        None => Ok(()),
     }
 }
 

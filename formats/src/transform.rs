@@ -16,8 +16,6 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// What a manifest may require of a reader, as far as this version knows.
-pub const REQUIREMENTS: [&str; 1] = [TRANSFORMS];
 /// Required where there is an online transformation.
 pub(crate) const TRANSFORMS: &str = "transforms";
 

@@ -18,7 +18,7 @@ use crate::linear::{Linear, Product, multiply_all, vector};
 use crate::mlp::{self, GateUp, Gated, Mlp};
 use crate::rope::Rotation;
 use crate::unused::Used;
-use crate::{Cache, GpuWeights, ModelConfig, Observer, Panels, Skips, SubLayer};
+use crate::{Cache, ModelConfig, Observer, Panels, Skips, SubLayer, Weights};
 
 /// A model that runs from an open checkpoint, compressed or not.
 #[derive(Debug)]
@@ -42,12 +42,12 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    fn linears(&self) -> impl Iterator<Item = &Linear> {
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let attention = self.attention.iter().flat_map(|a| a.body.linears());
         attention.chain(self.mlp.iter().flat_map(|mlp| mlp.body.linears()))
     }
 
-    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let attention = self.attention.iter_mut().flat_map(|a| a.body.linears_mut());
         attention.chain(self.mlp.iter_mut().flat_map(|mlp| mlp.body.linears_mut()))
     }
@@ -119,7 +119,7 @@ impl Model {
     ///
     /// # Errors
     /// Weights that cannot be read.
-    pub fn load(&mut self, weights: GpuWeights) -> Result<()> {
+    pub fn load(&mut self, weights: Weights) -> Result<()> {
         let checkpoint = self.checkpoint.clone();
         let tied = self.head.tensor() == self.embedding.tensor();
         // One after the other: each is read on all threads, and only one is in memory twice.
@@ -319,7 +319,7 @@ fn soft_cap(x: f32, cap: f32) -> f32 {
 }
 
 /// `out = norm(x)`.
-fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
+pub(crate) fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
     out.resize(x.features(), x.tokens());
     let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
     let one = |(panel, out): (usize, &mut [f32])| rms_norm(x.panel(panel), weight, eps, widths[panel], out);

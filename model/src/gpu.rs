@@ -19,14 +19,13 @@ use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::{self, Buffer, Gpu};
 
 pub use needs::GpuNeeds;
-pub use weights::GpuWeights;
 use weights::{GpuLinear, Loader};
 
 use crate::attention::Projections;
 use crate::config::Activation;
 use crate::linear::Linear;
 use crate::mlp::{GateUp, Mlp};
-use crate::{Engine, Model, ModelConfig, Session};
+use crate::{Engine, Model, ModelConfig, Session, Weights};
 
 /// Logits that are copied from the device at a time.
 const RUN_LOGITS: usize = 16 << 20;
@@ -124,7 +123,7 @@ impl GpuModel {
     ///
     /// # Errors
     /// Weights other than BF16; experts, which do not run on a GPU; not so much memory; weights that cannot be read.
-    pub fn open(gpu: Gpu, model: &Model, weights: GpuWeights, trying: bool) -> Result<Self> {
+    pub fn open(gpu: Gpu, model: &Model, weights: Weights, trying: bool) -> Result<Self> {
         let (free, total) = gpu.backend().memory().map_err(device)?;
         needs::check(model, weights, free, total)?;
         let checkpoint = model.checkpoint.clone();

@@ -9,6 +9,7 @@
 //! its checkpoint, some MiB a thread, and its activations.
 
 mod attention;
+mod block;
 mod cache;
 mod chat;
 mod config;
@@ -26,17 +27,20 @@ mod rope;
 mod special_tokens;
 mod tokenizer;
 mod unused;
+mod weights;
 
+pub use block::{Reads, SharedInput};
 pub use cache::Cache;
 pub use chat::{ChatTemplate, Message, serve_chat_template};
 pub use config::{Activation, Family, LayerConfig, MlpConfig, ModelConfig};
 pub use decoder::Model;
 pub use engine::{Engine, Session};
 pub use generate::{Generation, Sampling, greedy};
-pub use gpu::{GpuModel, GpuNeeds, GpuWeights};
+pub use gpu::{GpuModel, GpuNeeds};
 pub use linear::Linear;
 pub use llmpress_formats::{Error, Result};
 pub use observe::{Observer, Skips, SubLayer, Unobserved};
 pub use panels::Panels;
 pub use rope::RopeConfig;
 pub use tokenizer::{DecodeStream, Tokenizer};
+pub use weights::Weights;

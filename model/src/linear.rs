@@ -25,7 +25,7 @@ use llmpress_formats::{Checkpoint, Dtype, Error, Result};
 use llmpress_kernels::cpu::{Elements, multiply};
 use rayon::prelude::*;
 
-use crate::{GpuWeights, Panels};
+use crate::{Panels, Weights};
 use decoded::Decoded;
 use loaded::Plain;
 use source::{Source, Stored, typed};
@@ -50,8 +50,10 @@ pub struct Linear {
     cols: usize,
     dtype: Dtype,
     /// Whether its stored form is this one already.
-    stored_as: GpuWeights,
+    stored_as: Weights,
     source: Arc<dyn Source>,
+    /// What `source` was before other weights took its place.
+    replaced: Option<Arc<dyn Source>>,
     bias: Option<Vec<f32>>,
 }
 
@@ -80,36 +82,75 @@ impl Linear {
             };
         }
         let stored_as = match (source.is_some(), stored.encoding()?.name()) {
-            (true, "fixed12") => GpuWeights::Fixed12,
-            (true, _) => GpuWeights::Bf16,
-            (false, _) if info.is_zero() => GpuWeights::Stored,
-            (false, "dfloat11") => GpuWeights::Dfloat11,
-            _ => GpuWeights::Stored,
+            (true, "fixed12") => Weights::Fixed12,
+            (true, _) => Weights::Bf16,
+            (false, _) if info.is_zero() => Weights::Stored,
+            (false, "dfloat11") => Weights::Dfloat11,
+            _ => Weights::Stored,
         };
         let source = source.map_or_else(|| Arc::new(Decoded::new(&stored)) as Arc<dyn Source>, Arc::from);
         let bias = bias.map(|name| vector(checkpoint, name, rows)).transpose()?;
-        Ok(Self { tensor: tensor.to_owned(), rows, cols, dtype, stored_as, source, bias })
+        Ok(Self { tensor: tensor.to_owned(), rows, cols, dtype, stored_as, source, replaced: None, bias })
     }
 
     /// Brings the weights into memory in another form. What a form does not hold becomes plain.
-    pub(crate) fn load(&mut self, checkpoint: &Checkpoint, weights: GpuWeights) -> Result<()> {
-        if weights == GpuWeights::Stored || weights == self.stored_as {
+    pub(crate) fn load(&mut self, checkpoint: &Checkpoint, weights: Weights) -> Result<()> {
+        if weights == Weights::Stored || weights == self.stored_as {
             return Ok(());
         }
-        if self.dtype != Dtype::BF16 && self.stored_as == GpuWeights::Bf16 {
+        if self.dtype != Dtype::BF16 && self.stored_as == Weights::Bf16 {
             // Plain, and what the encodings do not hold.
             return Ok(());
         }
         let plain = Plain::read(checkpoint, &self.tensor, self.dtype, self.rows, self.cols)?;
         let encoded = plain.bf16(self.rows).and_then(|words| -> Option<Arc<dyn Source>> {
             match weights {
-                GpuWeights::Fixed12 => Some(Arc::new(loaded::Fixed12::encode(words, self.cols)?)),
-                GpuWeights::Dfloat11 => Some(Arc::new(loaded::Dfloat11::encode(words, self.cols)?)),
-                GpuWeights::Stored | GpuWeights::Bf16 => None,
+                Weights::Fixed12 => Some(Arc::new(loaded::Fixed12::encode(words, self.cols)?)),
+                Weights::Dfloat11 => Some(Arc::new(loaded::Dfloat11::encode(words, self.cols)?)),
+                Weights::Stored | Weights::Bf16 => None,
             }
         });
         self.source = encoded.unwrap_or_else(|| Arc::new(plain));
         Ok(())
+    }
+
+    /// All weights in single precision.
+    pub(crate) fn weights(&self, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        let step = self.task_rows(self.rows, 2);
+        let parts = out.par_chunks_mut((step * self.cols).max(1)).enumerate();
+        parts.try_for_each(|(i, out)| {
+            let rows = i * step..(i * step + step).min(self.rows);
+            BUFFERS.with_borrow_mut(|buffers| {
+                self.source.elements(checkpoint, rows, &mut buffers.words)?.widen(0, out);
+                Ok::<_, Error>(())
+            })
+        })?;
+        Ok(out)
+    }
+
+    /// Takes other weights until [`Self::restore`].
+    pub(crate) fn replace(&mut self, weights: Vec<f32>) -> Result<()> {
+        if weights.len() != self.rows * self.cols {
+            return Err(Error::Invalid(format!(
+                "{}: {} weights do not take the place of {} x {}",
+                self.tensor,
+                weights.len(),
+                self.rows,
+                self.cols
+            )));
+        }
+        let other: Arc<dyn Source> = Arc::new(loaded::Single::new(weights, self.cols));
+        let former = std::mem::replace(&mut self.source, other);
+        self.replaced.get_or_insert(former);
+        Ok(())
+    }
+
+    /// Takes its own weights again.
+    pub(crate) fn restore(&mut self) {
+        if let Some(source) = self.replaced.take() {
+            self.source = source;
+        }
     }
 
     /// Takes the weights of another one of the same tensor, so that they are in memory once.

@@ -9,7 +9,7 @@ use llmpress_formats::{Checkpoint, Error};
 use llmpress_kernels::cpu::{self, Limits};
 use llmpress_kernels::gpu::Gpu;
 use llmpress_model::{
-    Engine, Generation, GpuModel, GpuNeeds, GpuWeights, Model, Panels, Sampling, Skips, SubLayer, greedy,
+    Engine, Generation, GpuModel, GpuNeeds, Model, Panels, Sampling, Skips, SubLayer, Weights, greedy,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -25,7 +25,7 @@ fn open(dir: &Path) -> Model {
     Model::open(Arc::new(Checkpoint::open(dir).unwrap())).unwrap()
 }
 
-fn on_gpu(model: &Model, weights: GpuWeights) -> Result<GpuModel, Error> {
+fn on_gpu(model: &Model, weights: Weights) -> Result<GpuModel, Error> {
     GpuModel::open(Gpu::new(Emulator::new()), model, weights, false)
 }
 
@@ -72,7 +72,7 @@ fn every_dense_architecture_runs_near_the_processors_logits() {
         }
         let name = dir.file_name().unwrap().to_string_lossy().into_owned();
         let model = open(&dir);
-        match on_gpu(&model, GpuWeights::Stored) {
+        match on_gpu(&model, Weights::Stored) {
             Ok(gpu) => {
                 ran += 1;
                 let skips = Skips::new();
@@ -97,9 +97,9 @@ fn encodings_and_pieces_change_no_bit() {
     for name in ["llama_tied", "gemma3_text", "qwen3", "phi3"] {
         let model = open(&golden(name));
         let skips = Skips::new();
-        let plain = on_gpu(&model, GpuWeights::Bf16).unwrap();
+        let plain = on_gpu(&model, Weights::Bf16).unwrap();
         let expected = bits(&logits(&plain, &[&IDS], &skips));
-        for weights in [GpuWeights::Fixed12, GpuWeights::Dfloat11] {
+        for weights in [Weights::Fixed12, Weights::Dfloat11] {
             let encoded = on_gpu(&model, weights).unwrap();
             assert!(bits(&logits(&encoded, &[&IDS], &skips)) == expected, "{name}: {weights:?}");
             assert_eq!(greedy(&encoded, &IDS, 6).unwrap(), greedy(&plain, &IDS, 6).unwrap());
@@ -118,7 +118,7 @@ fn encodings_and_pieces_change_no_bit() {
 #[test]
 fn sub_layers_can_be_left_out() {
     let model = open(&golden("llama"));
-    let gpu = on_gpu(&model, GpuWeights::Bf16).unwrap();
+    let gpu = on_gpu(&model, Weights::Bf16).unwrap();
     for skips in [vec![SubLayer::Attention(0)], vec![SubLayer::Mlp(1), SubLayer::Attention(1)]] {
         let skips: Skips = skips.into_iter().collect();
         let (found, expected) = (logits(&gpu, &[&IDS], &skips), logits(&model, &[&IDS], &skips));
@@ -131,7 +131,7 @@ fn sub_layers_can_be_left_out() {
 fn a_switch_of_frequencies_is_followed() {
     // LongRoPE reads the sequence again when it grows beyond the original length.
     let model = open(&golden("phi3_longrope_switch"));
-    let gpu = on_gpu(&model, GpuWeights::Bf16).unwrap();
+    let gpu = on_gpu(&model, Weights::Bf16).unwrap();
     let switch = model.config().ropes[0].switches_after().unwrap();
     let prompt: Vec<u32> = IDS.iter().cycle().take(switch - 2).copied().collect();
     let mut generation = Generation::start(&gpu, &prompt, 6, Sampling::GREEDY).unwrap();
@@ -149,7 +149,7 @@ fn a_switch_of_frequencies_is_followed() {
 #[test]
 fn draws_are_the_processors_for_the_same_logits() {
     let model = open(&golden("llama"));
-    let gpu = on_gpu(&model, GpuWeights::Fixed12).unwrap();
+    let gpu = on_gpu(&model, Weights::Fixed12).unwrap();
     for limits in [
         Limits { temperature: 0.8, top_k: 20, top_p: 0.9 },
         Limits { temperature: 2.0, top_k: 0, top_p: 1.0 },
@@ -172,7 +172,7 @@ fn draws_are_the_processors_for_the_same_logits() {
 #[test]
 fn wrong_requests_are_refused_and_nothing_is_lost() {
     let model = open(&golden("llama"));
-    let gpu = on_gpu(&model, GpuWeights::Bf16).unwrap();
+    let gpu = on_gpu(&model, Weights::Bf16).unwrap();
     let mut session = gpu.session(4).unwrap();
     assert!(matches!(session.read(&IDS, &Skips::new(), 0..1), Err(Error::Limit(_))));
     assert!(matches!(session.read(&[u32::MAX], &Skips::new(), 0..1), Err(Error::Invalid(_))));
@@ -207,7 +207,7 @@ fn weights_other_than_bf16_are_refused_by_name() {
     safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
     std::fs::copy(golden("llama").join("config.json"), dir.path().join("config.json")).unwrap();
     let model = open(dir.path());
-    for weights in [GpuWeights::Stored, GpuWeights::Dfloat11, GpuWeights::Fixed12] {
+    for weights in [Weights::Stored, Weights::Dfloat11, Weights::Fixed12] {
         let error = on_gpu(&model, weights).unwrap_err();
         assert!(
             error.to_string().contains("F32") && error.to_string().contains("proj.weight")
@@ -224,10 +224,10 @@ fn tinylm_runs_from_every_encoding() {
     let ids: Vec<u32> = (0..24).map(|i| (i * 151 + 7) % 4000).collect();
     let skips = Skips::new();
     let expected = logits(&model, &[&ids], &skips);
-    let plain = on_gpu(&model, GpuWeights::Bf16).unwrap();
+    let plain = on_gpu(&model, Weights::Bf16).unwrap();
     let found = logits(&plain, &[&ids], &skips);
     assert!(worst(&found, &expected) < 0.01, "{}", worst(&found, &expected));
-    for weights in [GpuWeights::Fixed12, GpuWeights::Dfloat11] {
+    for weights in [Weights::Fixed12, Weights::Dfloat11] {
         let encoded = on_gpu(&model, weights).unwrap();
         assert!(bits(&logits(&encoded, &[&ids], &skips)) == bits(&found), "{weights:?}");
         assert!(encoded.allocated().0 < plain.allocated().0 * 9 / 10);
@@ -237,7 +237,7 @@ fn tinylm_runs_from_every_encoding() {
 #[test]
 fn what_a_model_takes_is_known_before_it_is_loaded() {
     let model = open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm"));
-    for weights in [GpuWeights::Bf16, GpuWeights::Fixed12, GpuWeights::Dfloat11] {
+    for weights in [Weights::Bf16, Weights::Fixed12, Weights::Dfloat11] {
         for capacity in [1, 700] {
             let needs = GpuNeeds::of(&model, weights, capacity).unwrap();
             let gpu = on_gpu(&model, weights).unwrap();

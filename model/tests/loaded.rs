@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use llmpress_formats::Checkpoint;
-use llmpress_model::{GpuWeights, Model, Skips, Unobserved};
+use llmpress_model::{Model, Skips, Unobserved, Weights};
 
 fn bits(model: &Model, ids: &[u32]) -> Vec<u32> {
     let mut cache = model.cache(ids.len());
@@ -30,11 +30,11 @@ fn every_form_of_weights_gives_the_same_bits() {
         let stored = open();
         let ids: Vec<u32> = (0..20).map(|i| (i * 37 + 5) % stored.vocab_size() as u32).collect();
         let expected = bits(&stored, &ids);
-        for weights in [GpuWeights::Stored, GpuWeights::Bf16, GpuWeights::Fixed12, GpuWeights::Dfloat11] {
+        for weights in [Weights::Stored, Weights::Bf16, Weights::Fixed12, Weights::Dfloat11] {
             let mut model = open();
             model.load(weights).unwrap();
             assert!(bits(&model, &ids) == expected, "{}: {weights:?}", case.display());
-            let decoded = weights == GpuWeights::Dfloat11;
+            let decoded = weights == Weights::Dfloat11;
             assert_eq!(model.decoded_bytes() > 0, decoded, "{}: {weights:?}", case.display());
         }
         seen += 1;

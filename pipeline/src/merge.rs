@@ -69,6 +69,7 @@ pub(crate) fn merge(
     }
     let manifest = Manifest {
         format_version: format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1),
+        requires: Transform::requirements(checkpoint.transforms()),
         producer: options.producer.clone(),
         source,
         recipe: serde_json::to_value(&plan.recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?,
@@ -79,7 +80,6 @@ pub(crate) fn merge(
         shards,
         files,
         transforms: transforms(checkpoint)?,
-        requires: Transform::requirements(checkpoint.transforms()),
         manifest_blake3: Digest([0; 32]),
     };
     check_unchanged(checkpoint, plan)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use llmpress_emulator::Emulator;
 use llmpress_formats::Checkpoint;
 use llmpress_kernels::gpu::Gpu;
-use llmpress_model::{GpuModel, GpuWeights, Model, Skips, SubLayer, Tokenizer};
+use llmpress_model::{GpuModel, Model, Skips, SubLayer, Tokenizer, Weights};
 use llmpress_validation::{Protocol, RandomModel, kl_divergence, logits_exact, perplexity};
 
 fn tinylm() -> (Model, Vec<u32>, usize) {
@@ -17,7 +17,7 @@ fn tinylm() -> (Model, Vec<u32>, usize) {
     (model, Tokenizer::open(&dir).unwrap().encode(&text).unwrap(), text.len())
 }
 
-fn on_gpu(model: &Model, weights: GpuWeights) -> GpuModel {
+fn on_gpu(model: &Model, weights: Weights) -> GpuModel {
     GpuModel::open(Gpu::new(Emulator::new()), model, weights, false).unwrap()
 }
 
@@ -25,8 +25,8 @@ fn on_gpu(model: &Model, weights: GpuWeights) -> GpuModel {
 fn encodings_are_proven_exact_and_bf16_activations_near() {
     let (model, ids, bytes) = tinylm();
     let protocol = Protocol { window: 24, stride: None, limit: Some(2), bos: None };
-    let plain = on_gpu(&model, GpuWeights::Bf16);
-    let encoded = on_gpu(&model, GpuWeights::Fixed12);
+    let plain = on_gpu(&model, Weights::Bf16);
+    let encoded = on_gpu(&model, Weights::Fixed12);
     let comparison = logits_exact(&plain, &encoded, &ids, protocol, 3, &mut |_| ()).unwrap();
     assert!(comparison.is_exact(), "{comparison:?}");
     assert_eq!(comparison.logits, 2 * 23 * 4096);
@@ -49,7 +49,7 @@ fn perplexity_is_the_processors_to_a_thousandth() {
     let of = |engine: &dyn llmpress_model::Engine| {
         perplexity(engine, &Skips::new(), &ids, bytes, protocol, &mut |_| ()).unwrap()
     };
-    let (cpu, gpu) = (of(&model), of(&on_gpu(&model, GpuWeights::Fixed12)));
+    let (cpu, gpu) = (of(&model), of(&on_gpu(&model, Weights::Fixed12)));
     println!(
         "{} tokens: {:.5} on the processor, {:.5} emulated",
         gpu.scored_tokens, cpu.perplexity, gpu.perplexity
@@ -73,9 +73,9 @@ fn the_small_random_model_tells_right_from_wrong() {
     };
     let none = Skips::new();
     let right = of(&model, &none, 64, 3);
-    let gpu = of(&on_gpu(&model, GpuWeights::Bf16), &none, 64, 3);
+    let gpu = of(&on_gpu(&model, Weights::Bf16), &none, 64, 3);
     assert!((gpu / right - 1.0).abs() < 2.5e-3, "{right} {gpu}");
-    assert_eq!(gpu.to_bits(), of(&on_gpu(&model, GpuWeights::Dfloat11), &none, 64, 3).to_bits());
+    assert_eq!(gpu.to_bits(), of(&on_gpu(&model, Weights::Dfloat11), &none, 64, 3).to_bits());
     // Ten times what is called near, for every part.
     let right = of(&model, &none, 256, 8);
     for layer in 0..4 {

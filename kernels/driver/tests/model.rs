@@ -11,7 +11,7 @@ use llmpress_emulator::Emulator;
 use llmpress_formats::{Checkpoint, Error, Result};
 use llmpress_kernels::gpu::Gpu;
 use llmpress_kernels::gpu::cuda::Cuda;
-use llmpress_model::{Engine, Generation, GpuModel, GpuWeights, Model, Panels, Sampling, Skips, greedy};
+use llmpress_model::{Engine, Generation, GpuModel, Model, Panels, Sampling, Skips, Weights, greedy};
 use support::{calls, child, clean, configure, lines};
 
 const IDS: [u32; 11] = [3, 17, 5, 60, 2, 9, 33, 41, 8, 8, 1];
@@ -61,10 +61,10 @@ fn run(model: &GpuModel) -> Result<(Vec<u32>, Vec<u32>, Vec<u32>)> {
 fn a_model_gives_the_emulators_bits_through_the_driver() {
     with_driver("a_model_gives_the_emulators_bits_through_the_driver", |dir| {
         for (name, weights) in [
-            ("llama", GpuWeights::Bf16),
-            ("llama", GpuWeights::Dfloat11),
-            ("qwen3", GpuWeights::Fixed12),
-            ("gemma3_softcap", GpuWeights::Stored),
+            ("llama", Weights::Bf16),
+            ("llama", Weights::Dfloat11),
+            ("qwen3", Weights::Fixed12),
+            ("gemma3_softcap", Weights::Stored),
         ] {
             configure(dir, "");
             let model = open(&golden(name));
@@ -87,8 +87,8 @@ fn a_model_gives_the_emulators_bits_through_the_driver() {
 fn a_model_that_picks_its_shapes_gives_the_same_bits() {
     with_driver("a_model_that_picks_its_shapes_gives_the_same_bits", |dir| {
         let model = open(&golden("llama"));
-        let picking = GpuModel::open(cuda().unwrap(), &model, GpuWeights::Fixed12, true).unwrap();
-        let first = GpuModel::open(cuda().unwrap(), &model, GpuWeights::Fixed12, false).unwrap();
+        let picking = GpuModel::open(cuda().unwrap(), &model, Weights::Fixed12, true).unwrap();
+        let first = GpuModel::open(cuda().unwrap(), &model, Weights::Fixed12, false).unwrap();
         // One token, so that shapes are picked for one number of tokens only.
         let prompt = &IDS[..1];
         assert_eq!(greedy(&picking, prompt, COUNT).unwrap(), greedy(&first, prompt, COUNT).unwrap());
@@ -103,10 +103,10 @@ fn a_model_that_does_not_fit_is_refused_with_sizes() {
     with_driver("a_model_that_does_not_fit_is_refused_with_sizes", |dir| {
         let model = open(&golden("llama"));
         // From no room at all to room for weights, but not for a session.
-        let weights = GpuModel::open(cuda().unwrap(), &model, GpuWeights::Bf16, false).unwrap().allocated().0;
+        let weights = GpuModel::open(cuda().unwrap(), &model, Weights::Bf16, false).unwrap().allocated().0;
         let open = |memory: usize| {
             configure(dir, &format!("memory={memory}"));
-            let error = GpuModel::open(cuda().unwrap(), &model, GpuWeights::Bf16, false)
+            let error = GpuModel::open(cuda().unwrap(), &model, Weights::Bf16, false)
                 .and_then(|model| model.session(64).map(|_| ()))
                 .unwrap_err();
             assert!(matches!(error, Error::Limit(_)), "{error:?}");
@@ -130,7 +130,7 @@ fn a_gpu_that_is_lost_ends_in_an_error_wherever_it_happens() {
     with_driver("a_gpu_that_is_lost_ends_in_an_error_wherever_it_happens", |dir| {
         let model = open(&golden("llama"));
         let all = || {
-            let gpu = GpuModel::open(cuda()?, &model, GpuWeights::Fixed12, false)?;
+            let gpu = GpuModel::open(cuda()?, &model, Weights::Fixed12, false)?;
             greedy(&gpu, &IDS, COUNT)
         };
         all().unwrap();

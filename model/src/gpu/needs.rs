@@ -10,10 +10,9 @@ use llmpress_kernels::gpu::sampling::DRAW_WORKSPACE_BYTES;
 use serde::Serialize;
 
 use super::session::{WORKSPACE_BYTES, chunk, heads, padded};
-use super::weights::GpuWeights;
 use super::{RUN_LOGITS, layer_groups};
-use crate::Model;
 use crate::linear::Linear;
+use crate::{Model, Weights};
 
 /// DFloat11's size by that of BF16, with the counts that a GPU keeps: what models' weights come to, within a percent.
 const DFLOAT11_RATIO: f64 = 0.70;
@@ -36,7 +35,7 @@ impl GpuNeeds {
     ///
     /// # Errors
     /// Experts, heads that no kernel does; a tensor that is missing.
-    pub fn of(model: &Model, weights: GpuWeights, capacity: usize) -> Result<Self> {
+    pub fn of(model: &Model, weights: Weights, capacity: usize) -> Result<Self> {
         let mut sizes = Sizes { model, weights, units: BTreeSet::new(), bytes: 0, scratch: 0, decoded: 0 };
         sizes.matrix(&model.embedding, true)?;
         if model.head.tensor() != model.embedding.tensor() {
@@ -88,7 +87,7 @@ impl GpuNeeds {
 /// Adds up matrices.
 struct Sizes<'a> {
     model: &'a Model,
-    weights: GpuWeights,
+    weights: Weights,
     /// Units that are counted already.
     units: BTreeSet<String>,
     bytes: u64,
@@ -105,7 +104,7 @@ impl Sizes<'_> {
         for linear in groups.iter().flatten() {
             stored &= matches!(self.encoding(linear)?, Encoding::Dfloat11);
         }
-        if self.weights == GpuWeights::Dfloat11 && !stored {
+        if self.weights == Weights::Dfloat11 && !stored {
             self.bytes += (plain as f64 * DFLOAT11_RATIO) as u64;
             self.scratch = self.scratch.max(plain);
             return Ok(());
@@ -129,14 +128,13 @@ impl Sizes<'_> {
         let bias = 4 * linear.bias().map_or(0, <[f32]>::len) as u64;
         self.bytes += bias;
         match (self.weights, encoding) {
-            (GpuWeights::Stored | GpuWeights::Fixed12, Encoding::Fixed12 { .. })
-            | (GpuWeights::Fixed12, _) => {
+            (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) | (Weights::Fixed12, _) => {
                 let grid = Grid::new(linear.rows() as u64, linear.cols() as u64);
                 let tiles = grid.map_or(0, |grid| grid.tiles());
                 self.bytes += tiles.saturating_mul(FIXED12_TILE);
                 return Ok(true);
             }
-            (GpuWeights::Stored | GpuWeights::Dfloat11, Encoding::Dfloat11) if !table => {
+            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) if !table => {
                 let checkpoint = &self.model.checkpoint;
                 let info = checkpoint.tensor(linear.tensor())?;
                 let unit = checkpoint.unit_of(info)?;
@@ -172,7 +170,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// Refuses a model that a GPU has no room for, before anything is loaded.
-pub(super) fn check(model: &Model, weights: GpuWeights, free: usize, total: usize) -> Result<()> {
+pub(super) fn check(model: &Model, weights: Weights, free: usize, total: usize) -> Result<()> {
     // The shortest sequence: longer ones find out when they begin.
     let needs = GpuNeeds::of(model, weights, 1)?;
     if needs.weights > free as u64 {
@@ -202,15 +200,15 @@ mod tests {
     fn a_model_that_does_not_fit_is_refused_with_the_sizes_and_what_helps() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm");
         let model = Model::open(Arc::new(Checkpoint::open(&dir).unwrap())).unwrap();
-        let needs = GpuNeeds::of(&model, GpuWeights::Bf16, 100).unwrap();
-        check(&model, GpuWeights::Bf16, needs.weights as usize, 1 << 30).unwrap();
-        let error = check(&model, GpuWeights::Bf16, needs.weights as usize - 1, 1 << 30).unwrap_err();
+        let needs = GpuNeeds::of(&model, Weights::Bf16, 100).unwrap();
+        check(&model, Weights::Bf16, needs.weights as usize, 1 << 30).unwrap();
+        let error = check(&model, Weights::Bf16, needs.weights as usize - 1, 1 << 30).unwrap_err();
         assert!(matches!(error, Error::Limit(_)));
         let text = error.to_string();
         for part in ["tinylm", &size(needs.weights), "of 1.07 GB", "fixed12"] {
             assert!(text.contains(part), "{text}");
         }
         // What is smaller may fit.
-        check(&model, GpuWeights::Fixed12, needs.weights as usize - 1, 1 << 30).unwrap();
+        check(&model, Weights::Fixed12, needs.weights as usize - 1, 1 << 30).unwrap();
     }
 }

@@ -15,21 +15,8 @@ use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
 use llmpress_kernels::gpu::{Buffer, Gpu};
 
 use super::device;
+use crate::Weights;
 use crate::linear::Linear;
-
-/// How weights lie in a GPU's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum GpuWeights {
-    /// DFloat11 and fixed12 as they are stored, every other encoding as plain BF16.
-    #[default]
-    Stored,
-    /// Plain BF16.
-    Bf16,
-    /// DFloat11, a unit a layer, decoded when tokens are read.
-    Dfloat11,
-    /// fixed12, multiplied as it is.
-    Fixed12,
-}
 
 /// A matrix of `rows` x `cols` weights, or several with the same input one below the other.
 #[derive(Debug)]
@@ -59,13 +46,13 @@ pub(super) enum Source {
 pub(super) struct Loader<'a> {
     gpu: &'a Gpu,
     checkpoint: &'a Checkpoint,
-    weights: GpuWeights,
+    weights: Weights,
     units: Vec<Unit>,
     by_name: HashMap<String, usize>,
 }
 
 impl<'a> Loader<'a> {
-    pub(super) fn new(gpu: &'a Gpu, checkpoint: &'a Checkpoint, weights: GpuWeights) -> Self {
+    pub(super) fn new(gpu: &'a Gpu, checkpoint: &'a Checkpoint, weights: Weights) -> Self {
         Self { gpu, checkpoint, weights, units: Vec::new(), by_name: HashMap::new() }
     }
 
@@ -81,7 +68,7 @@ impl<'a> Loader<'a> {
         for linear in groups.iter().flatten() {
             stored &= matches!(self.stored(linear)?, Encoding::Dfloat11);
         }
-        if self.weights != GpuWeights::Dfloat11 || stored {
+        if self.weights != Weights::Dfloat11 || stored {
             return groups.iter().map(|group| self.group(group)).collect();
         }
         let (mut words, mut firsts) = (Vec::new(), Vec::new());
@@ -120,11 +107,9 @@ impl<'a> Loader<'a> {
     /// What a matrix becomes.
     fn target(&self, linear: &Linear) -> Result<Target> {
         Ok(match (self.weights, self.stored(linear)?) {
-            (GpuWeights::Stored | GpuWeights::Fixed12, Encoding::Fixed12 { base }) => {
-                Target::StoredFixed12(base)
-            }
-            (GpuWeights::Stored | GpuWeights::Dfloat11, Encoding::Dfloat11) => Target::Unit,
-            (GpuWeights::Fixed12, _) => Target::Fixed12,
+            (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { base }) => Target::StoredFixed12(base),
+            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) => Target::Unit,
+            (Weights::Fixed12, _) => Target::Fixed12,
             _ => Target::Plain,
         })
     }
@@ -204,7 +189,7 @@ impl<'a> Loader<'a> {
     /// A matrix that rows are gathered from: never a part of a unit, which would have to be decoded for a row.
     pub(super) fn table(&mut self, linear: &Linear) -> Result<GpuLinear> {
         match (self.weights, self.stored(linear)?) {
-            (GpuWeights::Dfloat11, _) | (_, Encoding::Dfloat11) => self.plain_stack(&[linear]),
+            (Weights::Dfloat11, _) | (_, Encoding::Dfloat11) => self.plain_stack(&[linear]),
             _ => self.matrix(linear),
         }
     }

@@ -1,0 +1,322 @@
+//! `abq` against a plain formula, whatever the widths and the range that is read, and what its reader refuses.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+use llmpress_formats::encoding::abq::{Abq, Floats, Packed, Zero, pack, unpack_row};
+use llmpress_formats::encoding::{Part, UnitReader};
+use llmpress_formats::{Component, Dtype, Encoding, Error, ShardWriter, SlotPlan};
+use proptest::prelude::*;
+
+/// A component by hand: dtype, shape, bytes.
+type Raw = (Dtype, Vec<u64>, Vec<u8>);
+
+/// Stores components of a unit and opens a reader of it.
+fn open(abq: Abq, dtype: Dtype, shape: &[u64], stored: &BTreeMap<String, Raw>) -> Result<UnitReader, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut order: Vec<_> = stored.iter().collect();
+    order.sort_by_key(|(_, (dtype, ..))| std::cmp::Reverse(*dtype));
+    let plan: Vec<SlotPlan> = order
+        .iter()
+        .map(|(name, (dtype, shape, _))| SlotPlan {
+            name: format!("u.{name}"),
+            dtype: *dtype,
+            shape: shape.clone(),
+            exact: true,
+        })
+        .collect();
+    let mut writer = ShardWriter::create(&dir.path().join("s"), &plan, BTreeMap::new()).unwrap();
+    let mut components: BTreeMap<String, Component> = BTreeMap::new();
+    for (slot, (name, (dtype, shape, bytes))) in plan.iter().zip(&order) {
+        let slot = writer.place(&slot.name, *dtype, shape).unwrap();
+        slot.write_at(0, bytes).unwrap();
+        components.insert((*name).clone(), slot.component().clone());
+    }
+    let bytes = dtype.byte_len(shape).unwrap_or(0);
+    let part = Part { name: "u".to_owned(), dtype, shape: shape.to_vec(), bytes };
+    UnitReader::open("u", &Encoding::Abq(abq), &[part], &components)
+}
+
+fn raw(packed: &Packed<'_>) -> BTreeMap<String, Raw> {
+    let parts = packed.components();
+    parts.into_iter().map(|(c, bytes)| (c.name.to_owned(), (c.dtype, c.shape, bytes.to_vec()))).collect()
+}
+
+fn noise(seed: u64) -> impl Iterator<Item = u64> {
+    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
+    std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state >> 8
+    })
+}
+
+/// A matrix and its codes.
+fn matrix(abq: Abq, rows: usize, cols: usize, zero: u8, seed: u64) -> (Packed<'static>, Vec<u8>) {
+    let codes: Vec<u8> = noise(seed).take(rows * cols).map(|x| (x % u64::from(abq.levels())) as u8).collect();
+    let groups = rows * abq.groups(cols);
+    let float = |x: u64| (x % 2001) as f32 / 1000.0 - 1.0;
+    let dtypes = [Dtype::F16, Dtype::BF16, Dtype::F32];
+    let floats = |seed: u64| {
+        let values: Vec<f32> = noise(seed).take(groups).map(float).collect();
+        Floats::round(dtypes[(seed % 3) as usize], &values).unwrap()
+    };
+    let zero = match zero {
+        0 => Zero::Symmetric,
+        1 => Zero::Integer(noise(seed + 1).take(groups).map(|x| x as u8).collect()),
+        _ => Zero::Real(floats(seed + 2)),
+    };
+    (Packed::from_codes(abq, cols, &codes, floats(seed + 3), zero).unwrap(), codes)
+}
+
+/// The formula of the specification, one element at a time.
+fn formula(packed: &Packed<'_>, codes: &[u8], dtype: Dtype) -> Vec<u8> {
+    let (abq, cols) = (packed.abq(), packed.cols());
+    let group_size = abq.group_size.map_or(cols, |g| g as usize);
+    let value = |i: usize| {
+        let group = i / cols * cols.div_ceil(group_size) + i % cols / group_size;
+        let (code, scale) = (f32::from(codes[i]), packed.scale().get(group));
+        match packed.zero() {
+            Zero::Symmetric => scale * (code - (1 << (abq.bits - 1)) as f32),
+            Zero::Integer(zeros) => scale * (code - f32::from(zeros[group])),
+            Zero::Real(offsets) => scale * code + offsets.get(group),
+        }
+    };
+    let bytes = |x: f32| match dtype {
+        Dtype::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
+        Dtype::BF16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+        _ => x.to_le_bytes().to_vec(),
+    };
+    (0..codes.len()).flat_map(|i| bytes(value(i))).collect()
+}
+
+fn parameters() -> impl Strategy<Value = Abq> {
+    let group = prop::option::of((1u32..5).prop_map(|n| n * 32));
+    (1u8..=8, any::<bool>(), group, prop::option::of(1u8..=8)).prop_map(
+        |(bits, balanced, group, activations)| Abq {
+            bits,
+            balanced: balanced && bits <= 2,
+            group_size: group,
+            activation_bits: activations,
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn any_range_decodes_as_the_formula_says(
+        abq in parameters(),
+        rows in 1usize..20,
+        cols in 1usize..200,
+        zero in 0u8..3,
+        seed in any::<u32>(),
+        dtype in prop::sample::select(vec![Dtype::F16, Dtype::BF16, Dtype::F32]),
+        ends in (0usize..4001, 0usize..4001),
+    ) {
+        let (packed, codes) = matrix(abq, rows, cols, zero, u64::from(seed));
+        let expected = formula(&packed, &codes, dtype);
+        let reader = open(abq, dtype, &[rows as u64, cols as u64], &raw(&packed)).unwrap();
+        let (a, b) = (ends.0 % (codes.len() + 1), ends.1 % (codes.len() + 1));
+        let width = expected.len() / codes.len();
+        for (from, to) in [(0, codes.len()), (a.min(b), a.max(b))] {
+            let mut out = vec![0xaa; (to - from) * width];
+            reader.read((from * width) as u64, &mut out).unwrap();
+            prop_assert!(out == expected[from * width..to * width]);
+        }
+        let mut row = vec![0.0; cols];
+        for (i, expected) in formula(&packed, &codes, Dtype::F32).chunks(4 * cols).enumerate() {
+            packed.decode_row(i, &mut row).unwrap();
+            prop_assert!(bytemuck::cast_slice::<f32, u8>(&row) == expected);
+        }
+    }
+
+    #[test]
+    fn planes_are_the_bits_of_the_codes(
+        planes in 1u32..=8, rows in 0usize..5, cols in 1usize..100, seed in any::<u32>(),
+    ) {
+        let mask = (1u64 << planes) - 1;
+        let codes: Vec<u8> = noise(u64::from(seed)).take(rows * cols).map(|x| (x & mask) as u8).collect();
+        let packed = pack(&codes, cols, planes);
+        let words = cols.div_ceil(32);
+        prop_assert_eq!(packed.len(), planes as usize * rows * words);
+        for (plane, of_plane) in packed.chunks(words * rows.max(1)).enumerate() {
+            for (i, word) in of_plane.iter().enumerate() {
+                let (row, first) = (i / words, i % words * 32);
+                let bit = |k: usize| {
+                    let code = if first + k < cols { codes[row * cols + first + k] } else { 0 };
+                    u32::from(code >> plane & 1) << k
+                };
+                prop_assert_eq!(*word, (0..32).map(bit).sum::<u32>());
+            }
+        }
+        let mut row = vec![0xee; cols];
+        for (i, expected) in codes.chunks(cols).enumerate() {
+            unpack_row(&packed, rows, words, i, &mut row);
+            prop_assert!(row == expected);
+        }
+    }
+}
+
+#[test]
+fn rows_of_any_length_are_read_in_parts() {
+    // Longer than what is decoded at a time: parts end between groups, or inside of a long one.
+    let cols = (1 << 16) * 2 + 77;
+    for group_size in [None, Some(96), Some(128), Some(1 << 16), Some(3 << 15), Some(1 << 31)] {
+        let abq = Abq { group_size, ..Abq::new(3) };
+        let (packed, codes) = matrix(abq, 2, cols, 2, 7);
+        let expected = formula(&packed, &codes, Dtype::BF16);
+        let reader = open(abq, Dtype::BF16, &[2, cols as u64], &raw(&packed)).unwrap();
+        for (from, to) in
+            [(0, 2 * cols), (1, 3), (65_500, 65_600), (cols - 40, cols + 70_000), (100_001, 100_002)]
+        {
+            let mut out = vec![0; (to - from) * 2];
+            reader.read(from as u64 * 2, &mut out).unwrap();
+            assert!(out == expected[from * 2..to * 2], "{group_size:?} {from}..{to}");
+        }
+    }
+}
+
+#[test]
+fn parameters_outside_of_the_encoding_are_refused() {
+    let (packed, _) = matrix(Abq::new(2), 2, 64, 0, 1);
+    let stored = raw(&packed);
+    let good = Abq::new(2);
+    for (abq, says) in [
+        (Abq { bits: 0, ..good }, "codes of 0 bits"),
+        (Abq { bits: 9, ..good }, "codes of 9 bits"),
+        (Abq { bits: 255, ..good }, "codes of 255 bits"),
+        (Abq { bits: 3, balanced: true, ..good }, "balanced codes of 3 bits"),
+        (Abq { group_size: Some(0), ..good }, "groups of 0"),
+        (Abq { group_size: Some(33), ..good }, "groups of 33"),
+        (Abq { group_size: Some(u32::MAX), ..good }, "groups of 4294967295"),
+        (Abq { activation_bits: Some(0), ..good }, "activations of 0 bits"),
+        (Abq { activation_bits: Some(16), ..good }, "activations of 16 bits"),
+    ] {
+        let error = open(abq, Dtype::BF16, &[2, 64], &stored).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("abq"), "{error}");
+        assert!(Packed::new(abq, 2, 64, packed.planes(), packed.scale().clone(), Zero::Symmetric).is_err());
+    }
+    // One group longer than a row is one group.
+    let abq = Abq { group_size: Some(u32::MAX / 32 * 32), ..good };
+    open(abq, Dtype::BF16, &[2, 64], &stored).unwrap();
+}
+
+#[test]
+fn components_that_do_not_fit_are_refused() {
+    let abq = Abq { group_size: Some(32), ..Abq::new(2) };
+    let (packed, _) = matrix(abq, 3, 70, 2, 5);
+    let refused = |dtype: Dtype, shape: &[u64], change: &dyn Fn(&mut BTreeMap<String, Raw>), says: &str| {
+        let mut stored = raw(&packed);
+        change(&mut stored);
+        let error = open(abq, dtype, shape, &stored).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    let none = |_: &mut BTreeMap<String, Raw>| {};
+    for shape in [&[3, 97][..], &[4, 70], &[3, 103], &[3, 38]] {
+        refused(Dtype::BF16, shape, &none, "its encoding needs");
+    }
+    for shape in [&[210][..], &[], &[0, 70], &[3, 0], &[u64::MAX, 70], &[1 << 40, 1 << 40]] {
+        refused(Dtype::BF16, shape, &none, "is not a matrix that abq holds");
+    }
+    refused(Dtype::U8, &[3, 70], &none, "abq holds F16, BF16 and F32");
+    refused(Dtype::F64, &[3, 70], &none, "abq holds F16, BF16 and F32");
+    for name in ["planes", "scale"] {
+        refused(
+            Dtype::BF16,
+            &[3, 70],
+            &|stored| drop(stored.remove(name)),
+            &format!("component {name} is missing"),
+        );
+    }
+    let swap = |name: &'static str, raw: Raw| {
+        move |stored: &mut BTreeMap<String, Raw>| drop(stored.insert(name.to_owned(), raw.clone()))
+    };
+    let shape = &[3, 70][..];
+    refused(
+        Dtype::BF16,
+        shape,
+        &swap("planes", (Dtype::U32, vec![17], vec![0; 68])),
+        "needs U32 of 72 bytes",
+    );
+    refused(Dtype::BF16, shape, &swap("planes", (Dtype::U8, vec![72], vec![0; 72])), "needs U32");
+    refused(Dtype::BF16, shape, &swap("scale", (Dtype::F32, vec![3, 1], vec![0; 12])), "of 36 bytes");
+    refused(Dtype::BF16, shape, &swap("scale", (Dtype::F64, vec![3, 3], vec![0; 72])), "F16, BF16 or F32");
+    refused(Dtype::BF16, shape, &swap("offset", (Dtype::U8, vec![3, 3], vec![0; 9])), "F16, BF16 or F32");
+    refused(Dtype::BF16, shape, &swap("zero", (Dtype::U8, vec![3, 3], vec![0; 9])), "both offset and zero");
+    refused(Dtype::BF16, shape, &swap("g_idx", (Dtype::U8, vec![3], vec![0; 3])), "component g_idx");
+}
+
+#[test]
+fn contents_that_break_the_format_are_found_when_they_are_read() {
+    let abq = Abq { balanced: true, group_size: Some(64), ..Abq::new(2) };
+    let (packed, _) = matrix(abq, 4, 70, 2, 9);
+    let words = packed.planes().len() / 3;
+    let faulty = |name: &str, edits: &[(usize, &[u8])], says: &str| {
+        let mut stored = raw(&packed);
+        let bytes = &mut stored.get_mut(name).unwrap().2;
+        edits.iter().for_each(|&(at, value)| bytes[at..at + value.len()].copy_from_slice(value));
+        let reader = open(abq, Dtype::BF16, &[4, 70], &stored).unwrap();
+        reader.read(0, &mut [0; 140]).expect("row 0 is sound");
+        let error = reader.read(138, &mut [0; 4]).unwrap_err();
+        assert_eq!(error.kind(), "corrupt");
+        assert!(error.to_string().contains(&format!("u.{name}: row 1: ")), "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+        let bytes = |name: &str| stored[name].2.clone();
+        let floats = |name: &str| Floats::new(stored[name].0, bytes(name)).unwrap();
+        let planes: Vec<u32> = bytemuck::allocation::pod_collect_to_vec(&bytes("planes"));
+        let zero = Zero::Real(floats("offset"));
+        let packed = Packed::new(abq, 4, 70, planes, floats("scale"), zero).unwrap();
+        let error = packed.check().unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains(&format!("{name}: row 1: ")), "{error}");
+    };
+    let ones = [0xff; 4];
+    let at = |plane: usize, word: usize| (plane * words + 3 + word) * 4;
+    faulty(
+        "planes",
+        &[(at(1, 0), &ones), (at(2, 0), &[8, 0, 0, 0])],
+        "column 3: its code is past the 5 levels",
+    );
+    faulty(
+        "planes",
+        &[(at(0, 1), &ones), (at(2, 1), &[0, 1, 0, 0])],
+        "column 40: its code is past the 5 levels",
+    );
+    for plane in 0..3 {
+        faulty("planes", &[(at(plane, 2), &[0x40, 0, 0, 0])], "bits are set past its 70 columns");
+        faulty("planes", &[(at(plane, 2) + 3, &[0x80])], "bits are set past its 70 columns");
+    }
+    assert_eq!((packed.scale().dtype(), packed.components()[2].0.dtype), (Dtype::F16, Dtype::F32));
+    faulty("scale", &[(4, &[0x00, 0x7e])], "group 0: NaN is not finite");
+    faulty("scale", &[(6, &[0x00, 0xfc])], "group 1: -inf is not finite");
+    faulty("offset", &[(8, &[0, 0, 0xc0, 0x7f])], "group 0: NaN is not finite");
+    faulty("offset", &[(12, &[0, 0, 0x80, 0x7f])], "group 1: inf is not finite");
+}
+
+#[test]
+fn what_is_not_finite_or_past_the_levels_is_never_packed() {
+    assert!(Floats::round(Dtype::F16, &[1.0, 70_000.0]).unwrap_err().to_string().contains("value 1, 70000"));
+    assert!(Floats::round(Dtype::BF16, &[f32::NAN]).is_err());
+    assert!(Floats::round(Dtype::U8, &[1.0]).is_err());
+    assert!(Floats::new(Dtype::F16, vec![0; 3]).is_err());
+    let one = || Floats::round(Dtype::F32, &[1.0]).unwrap();
+    let pack = |abq, codes: &[u8]| Packed::from_codes(abq, 4, codes, one(), Zero::Symmetric);
+    assert!(pack(Abq::new(2), &[0, 1, 2, 4]).unwrap_err().to_string().contains("code 4 of 4 levels"));
+    let balanced = Abq { balanced: true, ..Abq::new(2) };
+    pack(balanced, &[0, 1, 2, 4]).unwrap();
+    assert!(pack(balanced, &[0, 1, 2, 5]).is_err());
+    assert!(pack(Abq::new(2), &[0, 1, 2]).is_err());
+}
+
+#[test]
+fn bits_a_weight_count_scales_and_zero_points() {
+    let bits = |abq, zero| matrix(abq, 8, 256, zero, 3).0.bits_per_weight();
+    let grouped = Abq { group_size: Some(128), ..Abq::new(2) };
+    // Scales of 16 bits, offsets of 32.
+    assert_eq!(matrix(grouped, 8, 256, 2, 3).0.scale().dtype(), Dtype::F16);
+    assert_eq!(bits(grouped, 0), 2.125);
+    assert_eq!(bits(grouped, 1), 2.1875);
+    assert_eq!(bits(grouped, 2), 2.375);
+    assert_eq!(bits(Abq { balanced: true, ..Abq::new(2) }, 0), 3.0625);
+}
