@@ -14,7 +14,7 @@ use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::{Component, Config, Directory, Dtype, Error, Result, ShardFile, foreign, official};
+use crate::{Component, Config, Directory, Dtype, Error, Result, ShardFile, Transform, foreign, official};
 
 /// What a matrix that another tool quantised appears as.
 #[derive(Clone, Copy)]
@@ -208,6 +208,7 @@ pub struct Checkpoint {
     pub(crate) tied: BTreeMap<String, String>,
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
+    pub(crate) transforms: Vec<Transform>,
     /// Names in the source of tensors that an edit renamed.
     pub(crate) origins: BTreeMap<String, String>,
 }
@@ -301,7 +302,10 @@ impl Checkpoint {
             None => tied_head(config.as_ref(), &tensors),
         };
         let dropped = manifest.as_ref().map(|m| m.dropped.clone()).unwrap_or_default();
-        let origins = BTreeMap::new();
+        let transforms = match &manifest {
+            Some(manifest) => manifest.transforms(&manifest_path)?,
+            None => Vec::new(),
+        };
         Ok(Self {
             kind,
             directory,
@@ -313,7 +317,8 @@ impl Checkpoint {
             tied,
             dropped,
             edited: false,
-            origins,
+            transforms,
+            origins: BTreeMap::new(),
         })
     }
 
@@ -355,6 +360,11 @@ impl Checkpoint {
     /// Tensors that share another one's weights: name -> stored tensor.
     pub fn tied(&self) -> &BTreeMap<String, String> {
         &self.tied
+    }
+
+    /// What was done to its weights beside storing them, in order: what the decoded tensors are not without.
+    pub fn transforms(&self) -> &[Transform] {
+        &self.transforms
     }
 
     /// The ties that configuration and tensors tell by themselves; those of a good manifest are the same.

@@ -71,6 +71,7 @@ impl Encoding {
             Self::Dfloat11 => &dfloat11::COMPONENTS,
             Self::Fixed12 { .. } => &fixed12::COMPONENTS,
             Self::Abq(_) => &abq::COMPONENTS,
+            Self::Foreign(_) => &crate::foreign::COMPONENTS,
         }
     }
 

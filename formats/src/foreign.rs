@@ -33,6 +33,8 @@ pub(crate) const CODES: &str = "codes";
 pub(crate) const SCALES: &str = "scales";
 pub(crate) const ZEROS: &str = "zeros";
 pub(crate) const GROUP_INDEX: &str = "g_idx";
+/// All of them; the last two are not always there.
+pub(crate) const COMPONENTS: [&str; 4] = [CODES, SCALES, ZEROS, GROUP_INDEX];
 
 /// Where the bits of a quantised matrix lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
