@@ -30,6 +30,8 @@ mod edit;
 pub mod encoding;
 mod error;
 mod files;
+mod finished;
+pub mod foreign;
 mod header;
 mod index;
 mod known_files;
@@ -40,6 +42,7 @@ mod python_json;
 mod removal;
 mod shard;
 mod shard_writer;
+mod transform;
 
 pub use architecture::{
     KNOWN_MODEL_TYPES, PatternDict, Traits, UnitPattern, block_counts, derive_units, pattern_dict,
@@ -67,6 +70,7 @@ pub use python_json::{finite_json, python_json};
 pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal, Size};
 pub use shard::ShardFile;
 pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};
+pub use transform::{QuantizeSite, Rotation, RotationSite, ScaleSite, Scales, Transform};
 
 /// Most bytes of all tensors, or of all shards, together. Far beyond any disk: sums and small multiples of sizes stay
 /// below 2^64.

@@ -1,7 +1,7 @@
 //! The manifest, `llmpress.json`: what every tensor was and how it is stored.
 //!
 //! ```text
-//! tensors: name -> dtype, shape, unit, digest of the original bytes
+//! tensors: name -> dtype, shape, unit, digest of its bytes
 //! units:   name -> encoding, tensors in order, components -> stored tensor, digest
 //! files:   every other file of the directory -> size, digest
 //! ```
@@ -15,6 +15,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::files::read_small_file;
+use crate::transform::{TRANSFORMS, Transform};
 use crate::{Dtype, Encoding, Error, Result};
 
 /// The manifest's file name. A directory is complete when it is there.
@@ -22,7 +23,7 @@ pub const MANIFEST_FILE: &str = "llmpress.json";
 /// The version this crate writes.
 pub const FORMAT_VERSION: (u32, u32) = (1, 2);
 /// What a manifest may require of a reader, as far as this version knows.
-pub const KNOWN_REQUIREMENTS: [&str; 0] = [];
+pub const KNOWN_REQUIREMENTS: [&str; 1] = [TRANSFORMS];
 /// The largest manifest that is read.
 const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
@@ -102,6 +103,9 @@ pub struct Manifest {
     pub shards: BTreeMap<String, ShardEntry>,
     /// Every other file of the directory (but this one) by name.
     pub files: BTreeMap<String, FileEntry>,
+    /// What was done to the weights beside storing them, in order: see [`Transform`].
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub transforms: Vec<serde_json::Value>,
     /// BLAKE3 of this file with these 64 digits as zeros.
     pub manifest_blake3: Digest,
 }
@@ -159,7 +163,7 @@ pub struct TensorEntry {
     pub shape: Vec<u64>,
     /// The unit that stores it.
     pub unit: String,
-    /// BLAKE3 of its original bytes.
+    /// BLAKE3 of its original bytes; of what it decodes to where its encoding is lossy.
     pub blake3: Digest,
 }
 
@@ -245,7 +249,21 @@ impl Manifest {
             )));
         }
         manifest.check_links(path)?;
+        let online = manifest.transforms(path)?.iter().any(Transform::online);
+        if online && !manifest.requires.iter().any(|name| name == TRANSFORMS) {
+            return Err(corrupt(format!(
+                "has online transforms, which requires must name as {TRANSFORMS:?}"
+            )));
+        }
         Ok(manifest)
+    }
+
+    /// What was done to the weights beside storing them, in order. `path` is that of the manifest.
+    ///
+    /// # Errors
+    /// A kind that this version does not know, by name; values that fit nothing.
+    pub fn transforms(&self, path: &Path) -> Result<Vec<Transform>> {
+        Transform::parse_all(path, &self.transforms)
     }
 
     /// The file's bytes, with `manifest_blake3` filled in.

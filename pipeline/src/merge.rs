@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use llmpress_formats::{
     CONFIG_FILE, Checkpoint, Config, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest, Source,
-    TensorEntry, UnitPattern, WEIGHTS_KEY, block_counts, dfloat11_config, pattern_dict, write_atomic,
+    TensorEntry, Transform, UnitPattern, WEIGHTS_KEY, block_counts, dfloat11_config, pattern_dict,
+    write_atomic,
 };
 
 use crate::fingerprint::check_unchanged;
@@ -69,7 +70,7 @@ pub(crate) fn merge(
     }
     let manifest = Manifest {
         format_version: format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1),
-        requires: Vec::new(),
+        requires: Transform::requirements(checkpoint.transforms()),
         producer: options.producer.clone(),
         source,
         recipe: serde_json::to_value(&plan.recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?,
@@ -79,11 +80,19 @@ pub(crate) fn merge(
         dropped: checkpoint.dropped().clone(),
         shards,
         files,
+        transforms: transforms(checkpoint)?,
         manifest_blake3: Digest([0; 32]),
     };
     check_unchanged(checkpoint, plan)?;
     write_atomic(&output.root.join(job.last_file()), &manifest.to_bytes()?)?;
     Ok(())
+}
+
+/// Those of the checkpoint: what is stored anew is still turned and scaled.
+fn transforms(checkpoint: &Checkpoint) -> Result<Vec<serde_json::Value>> {
+    let value =
+        |transform| serde_json::to_value(transform).map_err(|e| Error::Invalid(format!("transforms: {e}")));
+    checkpoint.transforms().iter().map(value).collect()
 }
 
 fn index(receipts: &[(String, Receipt)]) -> Result<Vec<u8>> {
