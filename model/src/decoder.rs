@@ -42,12 +42,12 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    fn linears(&self) -> impl Iterator<Item = &Linear> {
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let attention = self.attention.iter().flat_map(|a| a.body.linears());
         attention.chain(self.mlp.iter().flat_map(|mlp| mlp.body.linears()))
     }
 
-    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let attention = self.attention.iter_mut().flat_map(|a| a.body.linears_mut());
         attention.chain(self.mlp.iter_mut().flat_map(|mlp| mlp.body.linears_mut()))
     }
@@ -319,7 +319,7 @@ fn soft_cap(x: f32, cap: f32) -> f32 {
 }
 
 /// `out = norm(x)`.
-fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
+pub(crate) fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
     out.resize(x.features(), x.tokens());
     let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
     let one = |(panel, out): (usize, &mut [f32])| rms_norm(x.panel(panel), weight, eps, widths[panel], out);

@@ -9,6 +9,7 @@
 //! its checkpoint, some MiB a thread, and its activations.
 
 mod attention;
+mod block;
 mod cache;
 mod chat;
 mod config;
@@ -28,6 +29,7 @@ mod tokenizer;
 mod unused;
 mod weights;
 
+pub use block::{Reads, SharedInput};
 pub use cache::Cache;
 pub use chat::{ChatTemplate, Message, serve_chat_template};
 pub use config::{Activation, Family, LayerConfig, MlpConfig, ModelConfig};

@@ -56,6 +56,8 @@ pub struct Linear {
     /// Whether its stored form is this one already.
     stored_as: Weights,
     source: Arc<dyn Source>,
+    /// What `source` was before other weights took its place.
+    replaced: Option<Arc<dyn Source>>,
     bias: Option<Vec<f32>>,
     /// Bits to which what it multiplies is quantised, whatever form the weights have.
     activation_bits: Option<u8>,
@@ -96,7 +98,17 @@ impl Linear {
         let source = source.map_or_else(|| Arc::new(Decoded::new(&stored)) as Arc<dyn Source>, Arc::from);
         let bias = bias.map(|name| vector(checkpoint, name, rows)).transpose()?;
         let activation_bits = source.quantised().and_then(abq::Quantised::activation_bits);
-        Ok(Self { tensor: tensor.to_owned(), rows, cols, dtype, stored_as, source, bias, activation_bits })
+        Ok(Self {
+            tensor: tensor.to_owned(),
+            rows,
+            cols,
+            dtype,
+            stored_as,
+            source,
+            replaced: None,
+            bias,
+            activation_bits,
+        })
     }
 
     /// Brings the weights into memory in another form. What a form does not hold becomes plain.
@@ -118,6 +130,45 @@ impl Linear {
         });
         self.source = encoded.unwrap_or_else(|| Arc::new(plain));
         Ok(())
+    }
+
+    /// All weights in single precision.
+    pub(crate) fn weights(&self, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        let step = self.task_rows(self.rows, 2);
+        let parts = out.par_chunks_mut((step * self.cols).max(1)).enumerate();
+        parts.try_for_each(|(i, out)| {
+            let rows = i * step..(i * step + step).min(self.rows);
+            BUFFERS.with_borrow_mut(|buffers| {
+                self.source.elements(checkpoint, rows, &mut buffers.words)?.widen(0, out);
+                Ok::<_, Error>(())
+            })
+        })?;
+        Ok(out)
+    }
+
+    /// Takes other weights until [`Self::restore`].
+    pub(crate) fn replace(&mut self, weights: Vec<f32>) -> Result<()> {
+        if weights.len() != self.rows * self.cols {
+            return Err(Error::Invalid(format!(
+                "{}: {} weights do not take the place of {} x {}",
+                self.tensor,
+                weights.len(),
+                self.rows,
+                self.cols
+            )));
+        }
+        let other: Arc<dyn Source> = Arc::new(loaded::Single::new(weights, self.cols));
+        let former = std::mem::replace(&mut self.source, other);
+        self.replaced.get_or_insert(former);
+        Ok(())
+    }
+
+    /// Takes its own weights again.
+    pub(crate) fn restore(&mut self) {
+        if let Some(source) = self.replaced.take() {
+            self.source = source;
+        }
     }
 
     /// Takes the weights of another one of the same tensor, so that they are in memory once.

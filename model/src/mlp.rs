@@ -38,7 +38,7 @@ pub(crate) enum GateUp {
 }
 
 impl GateUp {
-    fn linears(&self) -> &[Linear] {
+    pub(crate) fn linears(&self) -> &[Linear] {
         match self {
             Self::Separate(both) => both,
             Self::Fused(one) => std::slice::from_ref(one),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! plain       the tensor's own words        read where they lie
+//! single      other weights, from a pass    read where they lie
 //! fixed12     tiles                         one token is multiplied from the twelve bits, more from decoded rows
 //! DFloat11    a unit of its own             decoded some rows at a time
 //! ```
@@ -73,6 +74,30 @@ impl Source for Plain {
             Some(Elements::F16(x)) => Elements::F16(&x[range]),
             None => Elements::F32(&[]),
         })
+    }
+}
+
+/// A matrix in single precision that was made in memory.
+#[derive(Debug)]
+pub(super) struct Single {
+    weights: Vec<f32>,
+    cols: usize,
+}
+
+impl Single {
+    pub(super) fn new(weights: Vec<f32>, cols: usize) -> Self {
+        Self { weights, cols }
+    }
+}
+
+impl Source for Single {
+    fn elements<'a>(
+        &'a self,
+        _checkpoint: &'a Checkpoint,
+        rows: Range<usize>,
+        _words: &'a mut Vec<u64>,
+    ) -> Result<Elements<'a>> {
+        Ok(Elements::F32(&self.weights[rows.start * self.cols..rows.end * self.cols]))
     }
 }
 

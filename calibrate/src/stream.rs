@@ -1,0 +1,315 @@
+//! The residual streams of all windows, layer by layer.
+//!
+//! ```text
+//! ids -> embed -> [ window 0: features x tokens | window 1 | ... ]     in memory where they fit, else in a file
+//!                       advance: one sub-layer over every window, in place
+//!                       moments: what its linears multiply, added up window by window
+//! ```
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use llmpress_formats::{Error, Result};
+use llmpress_model::{Cache, Model, Observer, Panels, Reads, SharedInput, Skips, SubLayer, Unobserved};
+
+use crate::{Calibration, Extent, Moments};
+
+/// Where streams may lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes of memory that they may take.
+    pub memory: u64,
+    /// The file that holds them where they take more. It is removed at the end.
+    pub file: PathBuf,
+}
+
+/// The residual streams of all windows before some layer.
+#[derive(Debug)]
+pub struct Streams {
+    windows: usize,
+    features: usize,
+    tokens: usize,
+    store: Store,
+}
+
+#[derive(Debug)]
+enum Store {
+    Memory(Vec<Panels>),
+    File { path: PathBuf, file: File },
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        if let Store::File { path, .. } = &self.store {
+            // What is left behind does no harm: the next run writes it anew.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Streams {
+    /// The embeddings of all windows.
+    ///
+    /// # Errors
+    /// An id beyond the vocabulary; a file that cannot be written.
+    pub fn embed(model: &Model, calibration: &Calibration, room: &Room) -> Result<Self> {
+        let (windows, tokens) = (calibration.windows().len(), calibration.length());
+        let mut streams = Self::empty(windows, model.config().hidden_size, tokens, room)?;
+        for (window, ids) in calibration.windows().iter().enumerate() {
+            streams.put(window, &model.embed(ids)?)?;
+        }
+        Ok(streams)
+    }
+
+    fn empty(windows: usize, features: usize, tokens: usize, room: &Room) -> Result<Self> {
+        let store = if Self::bytes(windows, features, tokens) <= room.memory {
+            Store::Memory(vec![Panels::default(); windows])
+        } else {
+            let path = room.file.clone();
+            let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+            Store::File { file: file.map_err(|e| Error::io(&path, "create", e))?, path }
+        };
+        Ok(Self { windows, features, tokens, store })
+    }
+
+    /// Bytes of so many windows.
+    pub fn bytes(windows: usize, features: usize, tokens: usize) -> u64 {
+        [windows, features, tokens].iter().fold(4, |bytes: u64, &n| bytes.saturating_mul(n as u64))
+    }
+
+    /// Windows.
+    pub fn windows(&self) -> usize {
+        self.windows
+    }
+
+    /// Tokens of each.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Features of each token.
+    pub fn features(&self) -> usize {
+        self.features
+    }
+
+    /// Bytes of memory that they take.
+    pub fn memory(&self) -> u64 {
+        match self.store {
+            Store::Memory(_) => Self::bytes(self.windows, self.features, self.tokens),
+            Store::File { .. } => 0,
+        }
+    }
+
+    /// The stream of a window: features x tokens.
+    ///
+    /// # Errors
+    /// No such window; a file that cannot be read.
+    pub fn get(&mut self, window: usize, out: &mut Panels) -> Result<()> {
+        if window >= self.windows {
+            return Err(Error::Invalid(format!("window {window} of {}", self.windows)));
+        }
+        match &mut self.store {
+            Store::Memory(all) => out.clone_from(&all[window]),
+            Store::File { path, file } => {
+                out.resize(self.features, self.tokens);
+                seek(file, path, window, self.features * self.tokens)?;
+                read_floats(file, path, out.data_mut())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes another stream for a window.
+    ///
+    /// # Errors
+    /// Another size; a file that cannot be written.
+    pub fn put(&mut self, window: usize, stream: &Panels) -> Result<()> {
+        if window >= self.windows || (stream.features(), stream.tokens()) != (self.features, self.tokens) {
+            return Err(Error::Invalid(format!(
+                "a stream of {} x {} is none of {} windows of {} x {}",
+                stream.features(),
+                stream.tokens(),
+                self.windows,
+                self.features,
+                self.tokens
+            )));
+        }
+        match &mut self.store {
+            Store::Memory(all) => all[window].clone_from(stream),
+            Store::File { path, file } => {
+                seek(file, path, window, self.features * self.tokens)?;
+                write_floats(file, path, stream.data())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all windows in order, as little-endian F32: what [`Self::load`] reads. `path` is for errors.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written.
+    pub fn save(&mut self, to: &mut dyn Write, path: &Path) -> Result<()> {
+        let mut window = Panels::default();
+        for index in 0..self.windows {
+            self.get(index, &mut window)?;
+            write_floats(to, path, window.data())?;
+        }
+        Ok(())
+    }
+
+    /// Reads what [`Self::save`] wrote for the same calibration and model. `path` is for errors.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is too short.
+    pub fn load(
+        model: &Model,
+        calibration: &Calibration,
+        room: &Room,
+        from: &mut dyn Read,
+        path: &Path,
+    ) -> Result<Self> {
+        let (windows, tokens) = (calibration.windows().len(), calibration.length());
+        let mut streams = Self::empty(windows, model.config().hidden_size, tokens, room)?;
+        let mut window = Panels::zeros(streams.features, tokens);
+        for index in 0..windows {
+            read_floats(from, path, window.data_mut())?;
+            streams.put(index, &window)?;
+        }
+        Ok(streams)
+    }
+
+    /// Runs a sub-layer over every window. `progress` is told each.
+    ///
+    /// # Errors
+    /// Weights or a file that cannot be read.
+    pub fn advance(&mut self, model: &Model, site: SubLayer, progress: &mut dyn FnMut()) -> Result<()> {
+        let mut cache = model.cache(self.tokens);
+        let mut stream = Panels::default();
+        for window in 0..self.windows {
+            self.get(window, &mut stream)?;
+            run(model, site, &mut stream, &mut cache, &mut Unobserved)?;
+            self.put(window, &stream)?;
+            progress();
+        }
+        Ok(())
+    }
+
+    /// The second moments of some inputs of one sub-layer, over all windows; those of an expert over the tokens that it
+    /// sees. `progress` is told each window.
+    ///
+    /// # Errors
+    /// NaN or infinite activations: by tensor and window; weights or a file that cannot be read; more than fits into
+    /// memory.
+    pub fn moments(
+        &mut self,
+        model: &Model,
+        inputs: &[(&SharedInput, Extent)],
+        progress: &mut dyn FnMut(),
+    ) -> Result<Vec<Moments>> {
+        let moments = inputs
+            .iter()
+            .map(|(input, extent)| Moments::new(input.features, *extent))
+            .collect::<Result<Vec<_>>>()?;
+        let mut taps = Taps { inputs, moments, window: 0, error: None };
+        let Some(site) = inputs.first().map(|(input, _)| input.sub_layer) else { return Ok(vec![]) };
+        if inputs.iter().any(|(input, _)| input.sub_layer != site) {
+            return Err(Error::Invalid("moments are gathered of one sub-layer at a time".to_owned()));
+        }
+        let normed_only = inputs.iter().all(|(input, _)| input.reads == Reads::Normed);
+        let mut cache = model.cache(self.tokens);
+        let (mut stream, mut normed) = (Panels::default(), Panels::default());
+        for window in 0..self.windows {
+            taps.window = window;
+            self.get(window, &mut stream)?;
+            if normed_only {
+                if model.normed(site, &stream, &mut normed) {
+                    for (input, _) in inputs {
+                        if let Some(first) = input.tensors.first() {
+                            taps.linear_input(first, &normed);
+                        }
+                    }
+                }
+            } else {
+                run(model, site, &mut stream, &mut cache, &mut taps)?;
+            }
+            if let Some(error) = taps.error {
+                return Err(error);
+            }
+            progress();
+        }
+        Ok(taps.moments.into_iter().map(Moments::close).collect())
+    }
+}
+
+/// One sub-layer over one window.
+fn run(
+    model: &Model,
+    site: SubLayer,
+    stream: &mut Panels,
+    cache: &mut Cache,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let (layer, other) = match site {
+        SubLayer::Attention(layer) => (layer, SubLayer::Mlp(layer)),
+        SubLayer::Mlp(layer) => (layer, SubLayer::Attention(layer)),
+    };
+    cache.clear();
+    cache.announce(stream.tokens());
+    model.run_layers(layer..layer + 1, stream, cache, &Skips::from([other]), observer)
+}
+
+/// Adds up what passes the first tensor of each input.
+struct Taps<'a> {
+    inputs: &'a [(&'a SharedInput, Extent)],
+    moments: Vec<Moments>,
+    window: usize,
+    error: Option<Error>,
+}
+
+impl Observer for Taps<'_> {
+    fn linear_input(&mut self, weight: &str, input: &Panels) {
+        let wanted = |(of, _): &(&SharedInput, Extent)| of.tensors.first().is_some_and(|t| t == weight);
+        let Some(index) = self.inputs.iter().position(wanted).filter(|_| self.error.is_none()) else {
+            return;
+        };
+        if let Err(e) = self.moments[index].add(input) {
+            self.error = Some(Error::Invalid(format!(
+                "the activations that {weight} multiplies go wrong in calibration window {}: {e}: the model overflows on \
+                 this text, or its weights are damaged",
+                self.window
+            )));
+        }
+    }
+}
+
+fn seek(file: &mut File, path: &Path, window: usize, floats: usize) -> Result<()> {
+    let at = (window as u64).saturating_mul(floats as u64 * 4);
+    file.seek(SeekFrom::Start(at)).map_err(|e| Error::io(path, "seek in", e))?;
+    Ok(())
+}
+
+/// Floats that go through a buffer at a time.
+const PIECE: usize = 1 << 16;
+
+fn write_floats(to: &mut dyn Write, path: &Path, floats: &[f32]) -> Result<()> {
+    let mut bytes = Vec::with_capacity(4 * PIECE.min(floats.len()));
+    for piece in floats.chunks(PIECE) {
+        bytes.clear();
+        piece.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+        to.write_all(&bytes).map_err(|e| Error::io(path, "write", e))?;
+    }
+    Ok(())
+}
+
+fn read_floats(from: &mut dyn Read, path: &Path, floats: &mut [f32]) -> Result<()> {
+    let mut bytes = vec![0; 4 * PIECE.min(floats.len())];
+    for piece in floats.chunks_mut(PIECE) {
+        let bytes = &mut bytes[..4 * piece.len()];
+        from.read_exact(bytes).map_err(|e| Error::io(path, "read", e))?;
+        for (x, bytes) in piece.iter_mut().zip(bytes.chunks_exact(4)) {
+            *x = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+    }
+    Ok(())
+}
