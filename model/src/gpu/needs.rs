@@ -167,7 +167,21 @@ impl Sizes<'_> {
     }
 
     fn encoding(&self, linear: &Linear) -> Result<Encoding> {
-        stored(&self.model.checkpoint, linear)
+        let checkpoint = &self.model.checkpoint;
+        let encoding = stored(checkpoint, linear)?;
+        let Encoding::Abq(abq) = &encoding else { return Ok(encoding) };
+        let refuse = |what: String| Err(Error::unsupported(checkpoint.root(), Some(linear.tensor()), what));
+        match (abq.activation_bits, self.weights) {
+            (Some(bits), _) => refuse(format!(
+                "has what it multiplies quantised to {bits} bits, which is not done on a GPU yet: leave out --device cuda"
+            )),
+            (None, Weights::Stored) => refuse(
+                "is stored as abq, which is not multiplied on a GPU yet: --weights bf16 decodes it once, or leave out \
+                 --device cuda"
+                    .to_owned(),
+            ),
+            _ => Ok(encoding),
+        }
     }
 }
 
