@@ -224,7 +224,7 @@ impl Checkpoint {
     /// that they stand for, under the names that they had before.
     ///
     /// # Errors
-    /// As for [`Self::open`]; a tool or a layout that is not read.
+    /// As for [`Self::open`]; a layout or settings of these tools that are not read.
     pub fn open_dequantised(root: &Path) -> Result<Self> {
         Self::open_as(root, Numbers::Dequantised)
     }
@@ -423,6 +423,11 @@ impl Checkpoint {
     /// The first component that does not fit, by name.
     pub fn check_units(&self) -> Result<()> {
         self.units.iter().try_for_each(|(name, unit)| unit.reader(name).map(|_| ()))
+    }
+
+    /// Whether matrices that another tool quantised appear as numbers.
+    pub fn is_dequantised(&self) -> bool {
+        self.units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_)))
     }
 
     /// The codes of a matrix that another tool quantised; `None` for other tensors.
