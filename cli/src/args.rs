@@ -585,13 +585,13 @@ fn parse_device(text: &str) -> Result<Device, String> {
 /// How weights lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WeightsChoice {
-    /// As they are stored; on a GPU dfloat11 and fixed12 only, everything else as plain BF16.
+    /// As they are stored; on a GPU dfloat11 and fixed12 only, everything else plain.
     Stored,
     /// Plain.
     Bf16,
-    /// DFloat11, decoded when a token is read.
+    /// DFloat11, decoded when a token is read; of BF16 weights only.
     Dfloat11,
-    /// fixed12, multiplied as it is.
+    /// fixed12, multiplied as it is; of BF16 weights only.
     Fixed12,
 }
 

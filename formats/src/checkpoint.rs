@@ -14,7 +14,18 @@ use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::{Component, Config, Directory, Dtype, Error, Remake, Result, Transform, official};
+use crate::{
+    Component, Config, Directory, Dtype, Error, Remake, Result, ShardFile, Transform, foreign, official,
+};
+
+/// What a matrix that another tool quantised appears as.
+#[derive(Clone, Copy)]
+enum Numbers {
+    /// The tensors that it is stored as.
+    Stored,
+    /// The matrix.
+    Dequantised,
+}
 
 /// What a directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +61,7 @@ pub struct Tensor {
     /// The unit that stores it.
     pub unit: String,
     /// Where it starts in the decoded unit.
-    unit_offset: u64,
+    pub(crate) unit_offset: u64,
     /// Whether an edit made its bytes zero.
     pub(crate) zero: bool,
     /// Whether its bytes are made when they are read.
@@ -112,7 +123,7 @@ impl Encoded {
 }
 
 impl Unit {
-    fn new(encoding: Encoding, parts: Vec<Part>, components: BTreeMap<String, Component>) -> Self {
+    pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: BTreeMap<String, Component>) -> Self {
         Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts, components })))
     }
 
@@ -179,7 +190,7 @@ impl Unit {
         }
     }
 
-    fn reader(&self, name: &str) -> Result<&UnitReader> {
+    pub(crate) fn reader(&self, name: &str) -> Result<&UnitReader> {
         if let Some(reader) = self.made().reader.get() {
             return Ok(reader);
         }
@@ -200,7 +211,9 @@ pub struct Checkpoint {
     pub(crate) config: Option<Config>,
     pub(crate) manifest: Option<Manifest>,
     pub(crate) tensors: BTreeMap<String, Tensor>,
-    units: BTreeMap<String, Unit>,
+    pub(crate) units: BTreeMap<String, Unit>,
+    /// Shards outside of the directory that hold finished units.
+    pub(crate) added: Vec<ShardFile>,
     pub(crate) tied: BTreeMap<String, String>,
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
@@ -215,6 +228,19 @@ impl Checkpoint {
     /// Opens a directory: reads headers, configuration and manifest, and checks that they fit
     /// together. Errors name the file and the tensor.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_as(root, Numbers::Stored)
+    }
+
+    /// Opens a directory like [`Self::open`]; matrices that another tool quantised ([`crate::foreign`]) appear as the numbers
+    /// that they stand for, under the names that they had before.
+    ///
+    /// # Errors
+    /// As for [`Self::open`]; a tool or a layout that is not read.
+    pub fn open_dequantised(root: &Path) -> Result<Self> {
+        Self::open_as(root, Numbers::Dequantised)
+    }
+
+    fn open_as(root: &Path, numbers: Numbers) -> Result<Self> {
         crate::directory::check_directory(root)?;
         let manifest_path = root.join(MANIFEST_FILE);
         let manifest = Manifest::read(root)?;
@@ -230,7 +256,10 @@ impl Checkpoint {
         let directory = match (&manifest, official) {
             (Some(manifest), _) => Directory::open_files(root, manifest.shards.keys())?,
             (None, Some(_)) => Directory::open_unindexed(root)?,
-            (None, None) => Directory::open(root)?,
+            (None, None) => match config.as_ref().map_or(Ok(None), Config::weights_file)? {
+                Some(name) => Directory::open_named(root, name)?,
+                None => Directory::open(root)?,
+            },
         };
         let components =
             || directory.tensors().map(|(shard, info)| (info.name.clone(), shard.component(info)));
@@ -258,6 +287,21 @@ impl Checkpoint {
                     return Err(Error::corrupt(root, Some(&name), "is both a unit and a tensor"));
                 }
             }
+        } else if let (Numbers::Dequantised, Some(config)) = (numbers, &config) {
+            let mut stored = components().collect();
+            for unit in foreign::take_units(config, &mut stored)? {
+                let encoding = Encoding::Foreign(unit.foreign);
+                units.insert(unit.name, Unit::new(encoding, vec![unit.part], unit.components));
+            }
+            for (name, component) in stored {
+                if units.insert(name.clone(), Unit::of(Stored::Plain(component))).is_some() {
+                    return Err(Error::corrupt(
+                        root,
+                        Some(&name),
+                        "is stored both quantised and as a tensor",
+                    ));
+                }
+            }
         } else {
             // Sorted already: the tree is built in one go.
             units =
@@ -280,6 +324,7 @@ impl Checkpoint {
             manifest,
             tensors,
             units,
+            added: Vec::new(),
             tied,
             dropped,
             edited: false,
@@ -364,12 +409,23 @@ impl Checkpoint {
         if let Some(found) = found {
             found.reader(unit)?;
         }
-        let stored =
-            found.and_then(|u| u.components().get(component)).and_then(|c| self.directory.find(c.name()));
-        match stored {
-            Some((shard, info)) => shard.view(info),
+        let stored = found.and_then(|u| u.components().get(component));
+        match stored.and_then(|c| Some((self.shard_of(c)?, c))) {
+            Some((shard, stored)) => shard.view(&stored.info),
             None => Err(Error::Invalid(format!("there is no component {component} of a unit {unit}"))),
         }
+    }
+
+    /// The shard that holds a component.
+    fn shard_of(&self, component: &Component) -> Option<&ShardFile> {
+        let named = self.directory.find(component.name()).map(|(shard, _)| shard);
+        named.into_iter().chain(&self.added).find(|shard| shard.holds(component))
+    }
+
+    /// Refuses a checkpoint of which a shard changed since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.directory.check_unchanged()?;
+        self.added.iter().try_for_each(ShardFile::check_unchanged)
     }
 
     /// Checks that the components of every unit have the sizes and dtypes that its encoding and the shapes of its
@@ -379,6 +435,15 @@ impl Checkpoint {
     /// The first component that does not fit, by name.
     pub fn check_units(&self) -> Result<()> {
         self.units.iter().try_for_each(|(name, unit)| unit.reader(name).map(|_| ()))
+    }
+
+    /// The codes of a matrix that another tool quantised; `None` for other tensors.
+    ///
+    /// # Errors
+    /// No such tensor; components that do not fit.
+    pub fn codes(&self, name: &str) -> Result<Option<&foreign::Codes>> {
+        let tensor = self.tensor(name)?;
+        Ok(self.unit_of(tensor)?.reader(&tensor.unit)?.codes())
     }
 
     /// Decodes bytes `offset .. offset + out.len()` of a tensor into the caller's buffer. The range

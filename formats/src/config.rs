@@ -15,6 +15,8 @@ use crate::{Error, Result};
 pub const CONFIG_FILE: &str = "config.json";
 /// The key of the official DFloat11 configuration.
 pub const DFLOAT11_KEY: &str = "dfloat11_config";
+/// The key that names the file of weights, or the index, where these are not the usual ones.
+pub const WEIGHTS_KEY: &str = "transformers_weights";
 
 /// Where a multimodal configuration describes its decoder.
 const TEXT_CONFIG: &str = "text_config";
@@ -70,6 +72,21 @@ impl Config {
     /// A member of the top level.
     pub fn own(&self, key: &str) -> Option<&Value> {
         self.value.get(key)
+    }
+
+    /// The file of weights or the index that counts, whatever else there is: `transformers_weights`.
+    ///
+    /// # Errors
+    /// It is no name.
+    pub fn weights_file(&self) -> Result<Option<&str>> {
+        match self.own(WEIGHTS_KEY) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(name)) => Ok(Some(name)),
+            Some(other) => {
+                let what = format!("{WEIGHTS_KEY} must be the name of a file, not {other}");
+                Err(Error::corrupt(&self.path, None, what))
+            }
+        }
     }
 
     /// `architectures[0]`, such as `LlamaForCausalLM`.

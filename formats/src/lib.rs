@@ -30,6 +30,8 @@ mod edit;
 pub mod encoding;
 mod error;
 mod files;
+mod finished;
+pub mod foreign;
 mod header;
 mod index;
 mod known_files;
@@ -48,7 +50,7 @@ pub use architecture::{
 };
 pub use checkpoint::{Checkpoint, Kind, Tensor, Unit};
 pub use component::Component;
-pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY};
+pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY, WEIGHTS_KEY};
 pub use directory::Directory;
 pub use discovery::STATE_DIR;
 pub use dtype::Dtype;
@@ -65,7 +67,7 @@ pub use manifest::{
 };
 pub use official::{PACKAGE_VERSION, dfloat11_config};
 pub use printable::printable;
-pub use python_json::python_json;
+pub use python_json::{finite_json, python_json};
 pub use remade::Remake;
 pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal, Size};
 pub use shard::ShardFile;

@@ -1,7 +1,7 @@
 //! The manifest, `llmpress.json`: what every tensor was and how it is stored.
 //!
 //! ```text
-//! tensors: name -> dtype, shape, unit, digest of the original bytes
+//! tensors: name -> dtype, shape, unit, digest of its bytes
 //! units:   name -> encoding, tensors in order, components -> stored tensor, digest
 //! files:   every other file of the directory -> size, digest
 //! ```
@@ -163,7 +163,7 @@ pub struct TensorEntry {
     pub shape: Vec<u64>,
     /// The unit that stores it.
     pub unit: String,
-    /// BLAKE3 of its original bytes.
+    /// BLAKE3 of its original bytes; of what it decodes to where its encoding is lossy.
     pub blake3: Digest,
 }
 

@@ -47,6 +47,7 @@ DEVICE void one_row(Fragment& f, u32 first, u32 second, u32 codes, u32 base) {
 // has words[h][p] at weights ((2 h + p) 32 + L) 8 + 0..7), and from bit 23 its exponent; in a tile they ascend by place.
 struct Fixed12 {
     static constexpr u32 VECTORS = 3;
+    static constexpr u32 PIECES = 1;
     static constexpr bool ESCAPES = true;
     const u8* sign_mantissa;
     const u8* codes;
@@ -75,14 +76,13 @@ struct Fixed12 {
     }
     DEVICE_METHOD void copy(uint4* to, const Strip& strip, u32 i) const { cp_async16(to, vector(strip, i)); }
     DEVICE_METHOD static void advance(Strip& strip) { strip.halves += 64, strip.codes += 32; }
-    DEVICE_METHOD static Fragment decode(const uint4 (&raw)[3], const Strip& strip) {
-        Fragment f;
+    DEVICE_METHOD static void decode(Fragment (&to)[1], const uint4 (&raw)[3], const Strip& strip) {
+        Fragment& f = to[0];
         u32 base = strip.base;
         one_row<0, 0>(f, raw[0].x, raw[0].y, raw[2].x, base);
         one_row<0, 1>(f, raw[0].z, raw[0].w, raw[2].y, base);
         one_row<1, 0>(f, raw[1].x, raw[1].y, raw[2].z, base);
         one_row<1, 1>(f, raw[1].z, raw[1].w, raw[2].w, base);
-        return f;
     }
     DEVICE_METHOD const u32* offsets(u32 number) const { return escape_offsets + number * across; }
 };
@@ -131,7 +131,9 @@ decode_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offse
     for (u32 i = 0; i < 3; i++) raw[i] = load_once(Fixed12::vector(from, i));
     const u32* offsets = weights.offsets((u32)strip) + tile;
     u32 first = load_once(offsets), end = load_once(offsets + 1);
-    Fragment f = Fixed12::decode(raw, from);
+    Fragment pieces[1];
+    Fixed12::decode(pieces, raw, from);
+    Fragment& f = pieces[0];
     if (first < end) {
         patch(f, areas + warp * PATCH_VECTORS, lane, [&](u16* words, u32 half) {
             for (u32 i = first + lane; i < end; i += WARP) put_escape(words, half, load_once(escapes + i));

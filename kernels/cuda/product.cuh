@@ -7,13 +7,17 @@
 // tile is four `mma` in turn, of which number 2 h + p (half h, part p) takes k = 32 h + 8 q + 4 p + {0, 1} for q = 0..3 and then
 // the same with {2, 3}. The slices are added one after the other, the first one first, then the bias, then what y held.
 //
+// Weights of more than eight bits of mantissa come as the sum of several pieces in BF16, the largest first (dense.cuh): each of
+// the four `mma` is made for one piece after the other.
+//
 // An encoding is a type with
 //   VECTORS, ESCAPES                     16-byte vectors that a lane holds of a tile; whether tiles may need a patch
+//   PIECES                               of a weight
 //   across                               tiles of a strip
 //   strip(number, tile, lane)            where a lane is in a strip
 //   copy(to, strip, i)                   starts to copy vector i of that tile to shared memory
 //   advance(strip)                       to the next tile
-//   decode(vectors, strip)               the lane's weights of a tile, escapes apart
+//   decode(to, vectors, strip)           the lane's weights of a tile, a fragment a piece, escapes apart
 //   offsets(number), escapes             escapes before each tile of a strip, and all of them
 //
 // Whatever a loop needs moves on with it: what can be computed anew from the launch's arguments the compiler computes anew in
@@ -223,18 +227,18 @@ struct Lane {
         }
     }
     // The tile that lies in a stage. The stage is used up.
-    DEVICE_METHOD void decode(Fragment (&w)[strips], uint4* shared, u32 stage) const {
+    DEVICE_METHOD void decode(Fragment (&w)[strips][Weights::PIECES], uint4* shared, u32 stage) const {
 #pragma unroll
         for (u32 s = 0; s < strips; s++) {
             uint4 raw[Weights::VECTORS];
 #pragma unroll
             for (u32 i = 0; i < Weights::VECTORS; i++) raw[i] = shared[stage + (s * Weights::VECTORS + i) * WARP];
-            w[s] = weights.decode(raw, strip[s]);
+            weights.decode(w[s], raw, strip[s]);
             if (list[s].has(0)) {
                 // The first tiles' escapes came after the weights.
                 if (list[s].past(begin) < stages - 1) cp_async_wait<0>();
                 uint4* area = shared + (stage - lane) + s * Weights::VECTORS * WARP;
-                list[s].correct(w[s], area, escapes_of(shared, stage, s), weights.escapes, lane);
+                list[s].correct(w[s][0], area, escapes_of(shared, stage, s), weights.escapes, lane);
             }
         }
     }
@@ -251,16 +255,20 @@ struct Lane {
 
 // sums[s][first + c] += half a tile of strip s times column first + c's tokens: part by part, so that neighbouring `mma` have
 // other sums.
-template <u32 taken, u32 columns, u32 strips>
-DEVICE void multiply_half(float (&sums)[strips][columns][4], const Fragment (&w)[strips], u32 half, u32 first,
+template <u32 taken, u32 columns, u32 strips, u32 pieces>
+DEVICE void multiply_half(float (&sums)[strips][columns][4], const Fragment (&w)[strips][pieces], u32 half, u32 first,
                           const uint4 (&x)[taken]) {
 #pragma unroll
     for (u32 part = 0; part < 2; part++) {
 #pragma unroll
-        for (u32 c = 0; c < taken; c++) {
+        for (u32 piece = 0; piece < pieces; piece++) {
 #pragma unroll
-            for (u32 s = 0; s < strips; s++) {
-                mma_bf16(sums[s][first + c], w[s].words[half][part], part ? x[c].z : x[c].x, part ? x[c].w : x[c].y);
+            for (u32 c = 0; c < taken; c++) {
+#pragma unroll
+                for (u32 s = 0; s < strips; s++) {
+                    mma_bf16(sums[s][first + c], w[s][piece].words[half][part], part ? x[c].z : x[c].x,
+                             part ? x[c].w : x[c].y);
+                }
             }
         }
     }
@@ -326,7 +334,7 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
         own.ask_ahead(rings, free);
         // Empty groups keep the count.
         cp_async_commit();
-        Fragment w[strips];
+        Fragment w[strips][Weights::PIECES];
         own.decode(w, rings, stage);
         multiply_half(sums, w, 0, 0, now[0]);
         if (halves == 1) {
@@ -505,7 +513,7 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
             // Empty groups keep the count.
             cp_async_commit();
             const uint4 *lower = ring + stage + x_lower, *upper = ring + stage + (x_lower ^ 4);
-            Fragment w[strips];
+            Fragment w[strips][Weights::PIECES];
             own.decode(w, ring, stage + to_weights);
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
@@ -590,3 +598,6 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
 #define PANEL_VARIANTS(KERNEL)                                                                                      \
     KERNEL(2, 1, 4) KERNEL(4, 1, 4) KERNEL(4, 2, 3) KERNEL(8, 1, 4) KERNEL(8, 2, 3) KERNEL(16, 1, 3) KERNEL(16, 2, 3) \
     KERNEL(16, 2, 2)
+// Of weights in several pieces, which take more room and registers.
+#define STREAM_VARIANTS_OF_PIECES(KERNEL) KERNEL(1, 1, 3) KERNEL(2, 1, 3) KERNEL(4, 1, 3)
+#define PANEL_VARIANTS_OF_PIECES(KERNEL) KERNEL(4, 1, 2) KERNEL(8, 1, 2)

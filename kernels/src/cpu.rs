@@ -5,6 +5,7 @@
 //! Every kernel states the order in which it adds, so its result is the same bits on every processor: a
 //! fast path is compared with the scalar reference bit for bit.
 
+pub mod abq;
 mod dot;
 mod draw;
 mod elementwise;

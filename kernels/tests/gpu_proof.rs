@@ -22,6 +22,8 @@ fn every_kernel_is_proven_and_every_result_is_told() {
         "silu_gate",
         "gelu_tanh_gate",
         "embed_bf16",
+        "embed_f16",
+        "embed_f32",
         "embed_fixed12",
         "argmax",
         "advance",

@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 
 use llmpress_formats::{Checkpoint, Dtype, Error, Result, RotationSite, Transform};
 
-use crate::{Model, SubLayer};
 use crate::decoder::Layer;
 use crate::linear::{check, vector};
 use crate::online::Online;
+use crate::{Model, SubLayer};
 use steps::{Step, Way};
 pub use view::{folded, undone};
 

@@ -122,7 +122,7 @@ impl GpuModel {
     /// never changes a bit.
     ///
     /// # Errors
-    /// Weights other than BF16; experts, which do not run on a GPU; not so much memory; weights that cannot be read.
+    /// Experts, which do not run on a GPU; not so much memory; weights that cannot be read.
     pub fn open(gpu: Gpu, model: &Model, weights: Weights, trying: bool) -> Result<Self> {
         Transform::refuse_online(
             model.transforms(),

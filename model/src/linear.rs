@@ -194,6 +194,11 @@ impl Linear {
         self.bias = Some(bias);
     }
 
+    /// Of the weights.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     /// What is added to the output.
     pub(crate) fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()

@@ -22,7 +22,7 @@ use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};
 use crate::stage::Stage;
 use crate::work::{Threads, Work};
-use crate::{Budget, Error, Method, Plan, Progress, Recipe, Request, Result, Uncovered};
+use crate::{Budget, Error, Method, Plan, Progress, Request, Result, Uncovered};
 
 /// How a conversion is to run. None of it changes the output.
 #[derive(Debug, Clone)]
@@ -112,7 +112,8 @@ pub fn convert(
     run(checkpoint, out, plan, options, progress)
 }
 
-/// Turns a compressed checkpoint back into a plain one, byte for byte.
+/// Turns a compressed checkpoint back into a plain one: byte for byte where nothing was lost; what was quantised has the
+/// values that it decodes to, in the dtype of the original.
 pub fn restore(
     checkpoint: &Checkpoint,
     out: &Path,
@@ -126,8 +127,7 @@ pub fn restore(
             checkpoint.root().display()
         )));
     }
-    let mut plan = Plan::new(checkpoint, &Recipe::new(Method::Raw), max_shard_bytes)?;
-    plan.plain = true;
+    let mut plan = Plan::plain(checkpoint, max_shard_bytes)?;
     if let [only] = plan.shards.as_mut_slice() {
         only.file = "model.safetensors".to_owned();
     }

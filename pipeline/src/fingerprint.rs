@@ -42,7 +42,7 @@ pub(crate) fn fingerprint(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_by
 
 /// Refuses a source that is no longer the one that was planned for: what was made of it would be a mixture.
 pub(crate) fn check_unchanged(checkpoint: &Checkpoint, plan: &Plan) -> Result<()> {
-    checkpoint.directory().check_unchanged()?;
+    checkpoint.check_unchanged()?;
     if fingerprint(checkpoint, &plan.recipe, plan.max_shard_bytes)? == plan.fingerprint {
         return Ok(());
     }

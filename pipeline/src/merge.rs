@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 
 use llmpress_formats::{
-    CONFIG_FILE, Checkpoint, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest, Source, TensorEntry,
-    Transform, UnitPattern, block_counts, dfloat11_config, pattern_dict, write_atomic,
+    CONFIG_FILE, Checkpoint, Config, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest, Source,
+    TensorEntry, Transform, UnitPattern, WEIGHTS_KEY, block_counts, dfloat11_config, pattern_dict,
+    write_atomic,
 };
 
 use crate::fingerprint::check_unchanged;
@@ -109,9 +110,11 @@ fn index(receipts: &[(String, Receipt)]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The source's configuration, with or without the key of the published format.
+/// The source's configuration, with or without the key of the published format, and without names of weights.
 fn config(checkpoint: &Checkpoint, receipts: &[(String, Receipt)]) -> Result<Option<String>> {
     let Some(config) = checkpoint.config() else { return Ok(None) };
+    // The weights have the usual names now.
+    let config = &Config::parse(config.path(), config.without_member(WEIGHTS_KEY)?)?;
     let mut units = Vec::new();
     for (name, entry) in receipts.iter().flat_map(|(_, r)| &r.units) {
         if entry.encoding.get("name").and_then(|n| n.as_str()) != Some("dfloat11") {

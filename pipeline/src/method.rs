@@ -2,6 +2,7 @@
 
 mod dfloat11;
 mod fixed12;
+mod kept;
 mod planes;
 mod raw;
 pub(crate) mod room;
@@ -11,26 +12,29 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
+pub(crate) use kept::kept_unit;
 pub(crate) use raw::coding as raw_coding;
 use room::Room;
 
-/// The list of methods: name, room.
+/// The list of methods: name, room. Those that nobody asks for come last.
 macro_rules! methods {
-    ($($(#[$doc:meta])* $name:ident => $room:expr,)*) => {
+    ($($(#[$doc:meta])* $name:ident => $room:expr,)*; $($(#[$more:meta])* $other:ident => $its:expr,)*) => {
         /// What to do with a tensor.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(rename_all = "lowercase")]
         pub enum Method {
             $($(#[$doc])* $name,)*
+            $($(#[$more])* $other,)*
         }
 
         impl Method {
-            /// All methods.
+            /// All methods that can be asked for.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             pub(crate) fn room(self) -> &'static dyn Room {
                 match self {
                     $(Self::$name => &$room,)*
+                    $(Self::$other => &$its,)*
                 }
             }
         }
@@ -46,6 +50,9 @@ methods! {
     Dfloat11 => dfloat11::Dfloat11,
     /// Fixed 12 bits a weight; BF16 matrices.
     Fixed12 => fixed12::Fixed12,
+    ;
+    /// What a pass or the source stores under a lossy encoding stays as it is.
+    Kept => kept::Kept,
 }
 
 impl Method {

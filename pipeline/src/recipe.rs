@@ -120,6 +120,11 @@ impl Recipe {
 
     /// The recipe, checked and ready to be asked.
     pub(crate) fn compile(&self) -> Result<Compiled> {
+        if self.to == Method::Kept || self.rules.iter().any(|rule| rule.to == Method::Kept) {
+            return Err(Error::Invalid(
+                "`kept` is not for recipes: what is quantised is kept as it is unless a rule names it".into(),
+            ));
+        }
         let rules = self.rules.iter().map(|rule| {
             let regex = regex::RegexBuilder::new(&format!("^(?:{})$", rule.tensors))
                 .size_limit(1 << 20)

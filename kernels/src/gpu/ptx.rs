@@ -23,6 +23,8 @@ const SOURCES: &[Source] = &sources! {
     "attention" step!("attention");
     "ceiling" None;
     "dense" step!("dense");
+    "dense_f16" step!("dense_f16");
+    "dense_f32" step!("dense_f32");
     "dfloat11" step!("dfloat11");
     "embedding" step!("embedding");
     "fixed12" step!("fixed12");

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use llmpress_entropy::fixed12::Grid;
-use llmpress_formats::{Encoding, Error, Result};
+use llmpress_formats::{Dtype, Encoding, Error, Result};
 use llmpress_kernels::gpu::attention::{Cache, workspace_bytes};
 use llmpress_kernels::gpu::product::split_bytes;
 use llmpress_kernels::gpu::sampling::DRAW_WORKSPACE_BYTES;
 use serde::Serialize;
 
 use super::session::{WORKSPACE_BYTES, chunk, heads, padded};
+use super::weights::{decodes_in_place, plain_bytes, stored};
 use super::{RUN_LOGITS, layer_groups};
 use crate::linear::Linear;
 use crate::{Model, Weights};
@@ -99,12 +100,13 @@ struct Sizes<'a> {
 
 impl Sizes<'_> {
     fn layer(&mut self, groups: &[Vec<&Linear>]) -> Result<()> {
-        let plain: u64 = groups.iter().flatten().map(|linear| bf16_bytes(linear)).sum();
-        let mut stored = true;
+        let plain: u64 = groups.iter().flatten().map(|linear| plain_bytes(linear)).sum();
+        let (mut stored, mut fit) = (true, true);
         for linear in groups.iter().flatten() {
             stored &= matches!(self.encoding(linear)?, Encoding::Dfloat11);
+            fit &= decodes_in_place(linear);
         }
-        if self.weights == Weights::Dfloat11 && !stored {
+        if self.weights == Weights::Dfloat11 && !stored && fit {
             self.bytes += (plain as f64 * DFLOAT11_RATIO) as u64;
             self.scratch = self.scratch.max(plain);
             return Ok(());
@@ -116,7 +118,7 @@ impl Sizes<'_> {
                 fixed12 |= self.matrix(linear, false)?;
             }
             if fixed12 && self.bytes > before {
-                self.decoded = self.decoded.max(group.iter().map(|linear| bf16_bytes(linear)).sum());
+                self.decoded = self.decoded.max(group.iter().map(|linear| plain_bytes(linear)).sum());
             }
         }
         Ok(())
@@ -128,13 +130,17 @@ impl Sizes<'_> {
         let bias = 4 * linear.bias().map_or(0, <[f32]>::len) as u64;
         self.bytes += bias;
         match (self.weights, encoding) {
-            (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) | (Weights::Fixed12, _) => {
+            (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) | (Weights::Fixed12, _)
+                if linear.dtype() == Dtype::BF16 =>
+            {
                 let grid = Grid::new(linear.rows() as u64, linear.cols() as u64);
                 let tiles = grid.map_or(0, |grid| grid.tiles());
                 self.bytes += tiles.saturating_mul(FIXED12_TILE);
                 return Ok(true);
             }
-            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) if !table => {
+            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11)
+                if !table && decodes_in_place(linear) =>
+            {
                 let checkpoint = &self.model.checkpoint;
                 let info = checkpoint.tensor(linear.tensor())?;
                 let unit = checkpoint.unit_of(info)?;
@@ -146,20 +152,14 @@ impl Sizes<'_> {
                     self.scratch = self.scratch.max(2 * elements);
                 }
             }
-            _ => self.bytes += bf16_bytes(linear),
+            _ => self.bytes += plain_bytes(linear),
         }
         Ok(false)
     }
 
     fn encoding(&self, linear: &Linear) -> Result<Encoding> {
-        let checkpoint = &self.model.checkpoint;
-        let info = checkpoint.tensor(linear.tensor())?;
-        Ok(checkpoint.unit_of(info)?.encoding().clone())
+        stored(&self.model.checkpoint, linear)
     }
-}
-
-fn bf16_bytes(linear: &Linear) -> u64 {
-    2 * linear.rows() as u64 * linear.cols() as u64
 }
 
 fn size(bytes: u64) -> String {

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use llmpress_formats::{Error, Result};
 use llmpress_kernels::gpu::attention::{Attend, Cache, Heads, attend, workspace_bytes};
-use llmpress_kernels::gpu::embedding::{Gather, embed_bf16, embed_fixed12};
+use llmpress_kernels::gpu::dense::{Element, row_stride};
+use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
 use llmpress_kernels::gpu::gate::{Activation as Gate, gate};
 use llmpress_kernels::gpu::product::{Product, Weights, Workspace, product, split_bytes};
 use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
@@ -202,11 +203,13 @@ impl<'a> GpuSession<'a> {
         let scale = m.config.embedding_scale();
         let gather = Gather { ids: self.ids.view(), tokens, scale, h: self.h.view() };
         match &m.embedding.source {
-            Source::Dense(words) => embed_bf16(&m.gpu, words.view(), m.embedding.rows, hidden, &gather)?,
+            Source::Dense { words, element } => {
+                embed(&m.gpu, words.view(), *element, m.embedding.rows, hidden, &gather)?;
+            }
             Source::Fixed12(matrix) => embed_fixed12(&m.gpu, matrix, &gather)?,
             Source::Dfloat11 { unit, first } => {
                 let words = self.unit(*unit, *first, m.embedding.rows * hidden)?;
-                embed_bf16(&m.gpu, words, m.embedding.rows, hidden, &gather)?;
+                embed(&m.gpu, words, Element::Bf16, m.embedding.rows, hidden, &gather)?;
             }
         }
         let norm = |weight| {
@@ -323,14 +326,24 @@ impl<'a> GpuSession<'a> {
         adds: bool,
     ) -> gpu::Result<()> {
         let (cols, count) = (linear.cols, rows.len());
-        let dense = |words, fresh| Weights::Dense { words, rows: count, cols, whole: linear.whole, fresh };
+        let dense = |words, element, fresh| Weights::Dense {
+            words,
+            element,
+            rows: count,
+            cols,
+            whole: linear.whole,
+            fresh,
+        };
         let weights = match &linear.source {
-            Source::Dense(words) => dense(words.slice(2 * rows.start * cols..2 * rows.end * cols)?, false),
+            Source::Dense { words, element } => {
+                let row = element.bytes() * row_stride(cols);
+                dense(words.slice(row * rows.start..row * rows.end)?, *element, false)
+            }
             Source::Fixed12(matrix) => {
                 Weights::Fixed12 { matrix, first: rows.start, rows: count, whole: linear.whole }
             }
             Source::Dfloat11 { unit, first } => {
-                dense(self.unit(*unit, first + rows.start * cols, count * cols)?, true)
+                dense(self.unit(*unit, first + rows.start * cols, count * cols)?, Element::Bf16, true)
             }
         };
         let bias = match &linear.bias {

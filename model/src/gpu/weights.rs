@@ -1,15 +1,17 @@
 //! Weights in a GPU's memory: as they are stored, or encoded anew when they are loaded.
 //!
 //! ```text
-//! plain BF16   [rows, cols]           multiplied as it is
+//! plain        [rows, cols]           BF16, F16 or F32, multiplied as it is
 //! fixed12      tiles                  multiplied as it is
 //! DFloat11     units of some tensors  decoded into one scratch buffer when a layer begins
 //! ```
 
 use std::collections::HashMap;
 
+use bytemuck::Pod;
 use llmpress_entropy::{dfloat11, fixed12};
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, encoding};
+use llmpress_kernels::gpu::dense::{Element, padded, row_stride};
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
 use llmpress_kernels::gpu::{Buffer, Gpu};
@@ -33,7 +35,11 @@ pub(super) struct GpuLinear {
 /// Where the weights are.
 #[derive(Debug)]
 pub(super) enum Source {
-    Dense(Buffer),
+    /// Rows of [`llmpress_kernels::gpu::dense::row_stride`] elements.
+    Dense {
+        words: Buffer,
+        element: Element,
+    },
     Fixed12(Matrix),
     /// Elements from `first` on of a decoded unit.
     Dfloat11 {
@@ -64,17 +70,18 @@ impl<'a> Loader<'a> {
     /// The matrices of a layer, in groups with the same input: those of a group become one where their encoding lets them, which
     /// saves launches. Those that become DFloat11 share a unit.
     pub(super) fn layer(&mut self, groups: &[Vec<&Linear>]) -> Result<Vec<Vec<GpuLinear>>> {
-        let mut stored = true;
+        let (mut stored, mut fit) = (true, true);
         for linear in groups.iter().flatten() {
             stored &= matches!(self.stored(linear)?, Encoding::Dfloat11);
+            fit &= decodes_in_place(linear);
         }
-        if self.weights != Weights::Dfloat11 || stored {
+        if self.weights != Weights::Dfloat11 || stored || !fit {
             return groups.iter().map(|group| self.group(group)).collect();
         }
         let (mut words, mut firsts) = (Vec::new(), Vec::new());
         for linear in groups.iter().flatten() {
             firsts.push(words.len());
-            words.extend(self.words(linear)?);
+            words.extend(self.elements::<u16>(linear)?);
         }
         // What the format cannot hold stays plain, as it does on disk.
         let Ok(encoded) = dfloat11::encode(&words) else {
@@ -108,8 +115,10 @@ impl<'a> Loader<'a> {
     fn target(&self, linear: &Linear) -> Result<Target> {
         Ok(match (self.weights, self.stored(linear)?) {
             (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { base }) => Target::StoredFixed12(base),
-            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) => Target::Unit,
-            (Weights::Fixed12, _) => Target::Fixed12,
+            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) if decodes_in_place(linear) => {
+                Target::Unit
+            }
+            (Weights::Fixed12, _) if linear.dtype() == Dtype::BF16 => Target::Fixed12,
             _ => Target::Plain,
         })
     }
@@ -149,23 +158,29 @@ impl<'a> Loader<'a> {
 
     fn plain_group(&self, group: &[&Linear]) -> Result<Vec<GpuLinear>> {
         let whole = group.iter().map(|linear| linear.rows()).sum();
-        if stacks(group) {
+        if stacks(group) && group.windows(2).all(|pair| pair[0].dtype() == pair[1].dtype()) {
             return Ok(vec![self.plain_stack(group)?]);
         }
         group.iter().map(|linear| Ok(GpuLinear { whole, ..self.plain_stack(&[linear])? })).collect()
     }
 
+    /// Plain matrices of one dtype, one below the other.
     fn plain_stack(&self, group: &[&Linear]) -> Result<GpuLinear> {
-        let bytes = 2 * group.iter().map(|linear| linear.rows() * linear.cols()).sum::<usize>();
-        let buffer = self.gpu.allocate(bytes).map_err(device)?;
+        let element = group.first().map_or(Element::Bf16, |linear| element(linear));
+        let bytes: u64 = group.iter().map(|linear| plain_bytes(linear)).sum();
+        let words = self.gpu.allocate(bytes as usize).map_err(device)?;
         let mut first = 0;
         for linear in group {
-            let words = self.words(linear)?;
-            let last = first + 2 * words.len();
-            buffer.slice(first..last).and_then(|view| view.write(&words)).map_err(device)?;
+            let last = first + plain_bytes(linear) as usize;
+            let view = words.slice(first..last).map_err(device)?;
+            match element {
+                Element::F32 => view.write(&padded(linear.cols(), &self.elements::<u32>(linear)?)),
+                _ => view.write(&padded(linear.cols(), &self.elements::<u16>(linear)?)),
+            }
+            .map_err(device)?;
             first = last;
         }
-        self.with(group, Source::Dense(buffer))
+        self.with(group, Source::Dense { words, element })
     }
 
     /// Matrices that lie in units: one, if each begins where the one before it ends.
@@ -195,8 +210,7 @@ impl<'a> Loader<'a> {
     }
 
     fn stored(&self, linear: &Linear) -> Result<Encoding> {
-        let info = self.checkpoint.tensor(linear.tensor())?;
-        Ok(self.checkpoint.unit_of(info)?.encoding().clone())
+        stored(self.checkpoint, linear)
     }
 
     fn with(&self, group: &[&Linear], source: Source) -> Result<GpuLinear> {
@@ -204,15 +218,6 @@ impl<'a> Loader<'a> {
         let (mut rows, mut cols) = (0, 0);
         for linear in group {
             cols = linear.cols();
-            if !cols.is_multiple_of(8) {
-                return Err(Error::unsupported(
-                    self.checkpoint.root(),
-                    Some(linear.tensor()),
-                    format!(
-                        "has {cols} columns; products on a GPU take multiples of 8: leave out --device cuda"
-                    ),
-                ));
-            }
             rows += linear.rows();
             bias.extend_from_slice(linear.bias().unwrap_or_default());
         }
@@ -220,20 +225,9 @@ impl<'a> Loader<'a> {
         Ok(GpuLinear { rows, whole: rows, cols, source, bias })
     }
 
-    /// A matrix's words. Products on a GPU take BF16 only.
-    fn words(&self, linear: &Linear) -> Result<Vec<u16>> {
-        let info = self.checkpoint.tensor(linear.tensor())?;
-        if info.dtype != Dtype::BF16 {
-            return Err(Error::unsupported(
-                self.checkpoint.root(),
-                Some(linear.tensor()),
-                format!(
-                    "is {}; models run on a GPU from BF16 weights only: leave out --device cuda",
-                    info.dtype.name()
-                ),
-            ));
-        }
-        let mut words = vec![0u16; linear.rows() * linear.cols()];
+    /// A matrix's elements, which take as many bytes as `T`.
+    fn elements<T: Pod>(&self, linear: &Linear) -> Result<Vec<T>> {
+        let mut words = vec![T::zeroed(); linear.rows() * linear.cols()];
         self.checkpoint.read(linear.tensor(), 0, bytemuck::cast_slice_mut(&mut words))?;
         Ok(words)
     }
@@ -275,7 +269,7 @@ impl<'a> Loader<'a> {
             .map(|(linear, target)| match target {
                 Target::StoredFixed12(base) => self.stored_fixed12(linear, *base),
                 _ => {
-                    let words = self.words(linear)?;
+                    let words = self.elements::<u16>(linear)?;
                     Ok(Fixed12::Made(Encoded::new(linear.rows(), cols, &words).map_err(device)?))
                 }
             })
@@ -309,6 +303,32 @@ enum Target {
     Unit,
     StoredFixed12(i16),
     Fixed12,
+}
+
+/// How a matrix is stored. What an edit made zero is not what its unit stores: its elements are read.
+pub(super) fn stored(checkpoint: &Checkpoint, linear: &Linear) -> Result<Encoding> {
+    let info = checkpoint.tensor(linear.tensor())?;
+    Ok(if info.is_zero() { Encoding::Raw } else { checkpoint.unit_of(info)?.encoding().clone() })
+}
+
+/// What a matrix is made of, plain.
+pub(super) fn element(linear: &Linear) -> Element {
+    match linear.dtype() {
+        Dtype::F32 => Element::F32,
+        Dtype::F16 => Element::F16,
+        // A model opens from no other.
+        _ => Element::Bf16,
+    }
+}
+
+/// Bytes of a plain matrix in a GPU's memory.
+pub(super) fn plain_bytes(linear: &Linear) -> u64 {
+    element(linear).bytes() as u64 * linear.rows() as u64 * row_stride(linear.cols()) as u64
+}
+
+/// Whether products read a matrix where a unit is decoded to: its rows begin at multiples of 16 bytes there.
+pub(super) fn decodes_in_place(linear: &Linear) -> bool {
+    linear.dtype() == Dtype::BF16 && row_stride(linear.cols()) == linear.cols()
 }
 
 /// Whether matrices can lie one below the other: whole strips of 16 rows, and all or none have a bias.
