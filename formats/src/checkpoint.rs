@@ -8,13 +8,15 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::{Component, Config, Directory, Dtype, Error, Result, ShardFile, Transform, foreign, official};
+use crate::{
+    Component, Config, Directory, Dtype, Error, Remake, Result, ShardFile, Transform, foreign, official,
+};
 
 /// What a matrix that another tool quantised appears as.
 #[derive(Clone, Copy)]
@@ -62,12 +64,19 @@ pub struct Tensor {
     pub(crate) unit_offset: u64,
     /// Whether an edit made its bytes zero.
     pub(crate) zero: bool,
+    /// Whether its bytes are made when they are read.
+    pub(crate) made: bool,
 }
 
 impl Tensor {
     /// Whether an edit made its bytes zero: what its unit stores is not it.
     pub fn is_zero(&self) -> bool {
         self.zero
+    }
+
+    /// Whether its bytes are what its unit stores: no edit made them zero, no view makes them of it.
+    pub fn is_stored(&self) -> bool {
+        !self.zero && !self.made
     }
 }
 
@@ -209,6 +218,8 @@ pub struct Checkpoint {
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
     pub(crate) transforms: Vec<Transform>,
+    /// Makes the tensors that are not what is stored.
+    pub(crate) remake: Option<Arc<dyn Remake>>,
     /// Names in the source of tensors that an edit renamed.
     pub(crate) origins: BTreeMap<String, String>,
 }
@@ -318,6 +329,7 @@ impl Checkpoint {
             dropped,
             edited: false,
             transforms,
+            remake: None,
             origins: BTreeMap::new(),
         })
     }
@@ -454,6 +466,27 @@ impl Checkpoint {
             out.fill(0);
             return Ok(());
         }
+        match &self.remake {
+            Some(by) if tensor.made => {
+                let stored = self.tied.get(name).map_or(name, String::as_str);
+                by.remake(self, stored, offset, out)
+            }
+            _ => self.read_stored(name, offset, out),
+        }
+    }
+
+    /// Decodes bytes of a tensor as its unit stores it, whatever an edit or a view makes of it.
+    ///
+    /// # Errors
+    /// Those of [`Self::read`].
+    pub fn read_stored(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let tensor = self.tensor(name)?;
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > tensor.bytes) {
+            return Err(Error::Invalid(format!(
+                "tensor {name}: more than its {} bytes were asked for",
+                tensor.bytes
+            )));
+        }
         self.unit_of(tensor)?.reader(&tensor.unit)?.read(tensor.unit_offset + offset, out)
     }
 
@@ -528,6 +561,7 @@ fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeM
                 unit: name.clone(),
                 unit_offset: 0,
                 zero: false,
+                made: false,
             };
             Ok((name.clone(), tensor))
         });
@@ -545,6 +579,7 @@ fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeM
                 unit: unit_name.clone(),
                 unit_offset: offset,
                 zero: false,
+                made: false,
             };
             total = total.checked_add(part.bytes).filter(|total| *total <= crate::MAX_TOTAL_BYTES).ok_or_else(|| {
                 let what = format!(

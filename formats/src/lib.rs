@@ -39,6 +39,7 @@ mod manifest;
 mod official;
 mod printable;
 mod python_json;
+mod remade;
 mod removal;
 mod shard;
 mod shard_writer;
@@ -67,6 +68,7 @@ pub use manifest::{
 pub use official::{PACKAGE_VERSION, dfloat11_config};
 pub use printable::printable;
 pub use python_json::{finite_json, python_json};
+pub use remade::Remake;
 pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal, Size};
 pub use shard::ShardFile;
 pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};

@@ -15,7 +15,7 @@ mod weights;
 use std::ops::Range;
 use std::sync::Arc;
 
-use llmpress_formats::{Checkpoint, Error, Result};
+use llmpress_formats::{Checkpoint, Error, Result, Transform};
 use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::{self, Buffer, Gpu};
 
@@ -166,6 +166,11 @@ impl GpuModel {
     /// # Errors
     /// Experts that do not run on a GPU; not so much memory; weights that cannot be read.
     pub fn open(gpu: Gpu, model: &Model, weights: Weights, trying: bool) -> Result<Self> {
+        Transform::refuse_online(
+            model.transforms(),
+            model.checkpoint.root(),
+            "which does not run on a GPU: leave out --device cuda",
+        )?;
         let (free, total) = gpu.backend().memory().map_err(device)?;
         needs::check(model, weights, free, total)?;
         let checkpoint = model.checkpoint.clone();

@@ -80,8 +80,8 @@ impl Linear {
         let info = checkpoint.tensor(tensor)?;
         let stored = Stored { checkpoint, tensor, info, dtype, rows, cols };
         let mut source = None;
-        // What is zero is not what its unit stores.
-        for open in IN_PLACE.iter().filter(|_| !info.is_zero()) {
+        // What is zero or made anew is not what its unit stores.
+        for open in IN_PLACE.iter().filter(|_| info.is_stored()) {
             source = match source {
                 None => open(&stored)?,
                 found => found,
@@ -91,7 +91,7 @@ impl Linear {
             (true, "fixed12") => Weights::Fixed12,
             (true, "abq") => Weights::Stored,
             (true, _) => Weights::Bf16,
-            (false, _) if info.is_zero() => Weights::Stored,
+            (false, _) if !info.is_stored() => Weights::Stored,
             (false, "dfloat11") => Weights::Dfloat11,
             _ => Weights::Stored,
         };
@@ -200,6 +200,16 @@ impl Linear {
     /// Input features.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// The tensor that is added to the output, where there is one.
+    pub(crate) fn bias_tensor(&self) -> String {
+        format!("{}bias", self.tensor.strip_suffix("weight").unwrap_or(&self.tensor))
+    }
+
+    /// Adds other values to the output.
+    pub(crate) fn set_bias(&mut self, bias: Vec<f32>) {
+        self.bias = Some(bias);
     }
 
     /// Of the weights.
