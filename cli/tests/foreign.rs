@@ -81,3 +81,63 @@ fn abq_without_widths_is_for_what_is_quantised_already() {
     assert!(error.contains("abq:w4"), "{error}");
     assert!(!dir.path().join("o").exists());
 }
+
+#[test]
+fn what_was_taken_over_is_exported_as_it_came_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, source, expected) in sources(dir.path()) {
+        let format = if name.starts_with("gptq") { "gptq" } else { "compressed-tensors" };
+        let (ours, out) = (dir.path().join(format!("{name}-abq")), dir.path().join(format!("{name}-out")));
+        ok(&["convert", path(&source), path(&ours), "--to", "abq"]);
+        if name == "gptq-act-order" {
+            assert!(
+                fails(&["export", path(&ours), path(&out), "--as", format])
+                    .contains("nothing that is quantised")
+            );
+            continue;
+        }
+        ok(&["export", path(&ours), path(&out), "--as", format]);
+        ok(&["verify", path(&out), "--against", path(&ours)]);
+        ok(&["verify", path(&out), "--against", path(&source)]);
+        let exported = Checkpoint::open_dequantised(&out).unwrap();
+        assert!(exported.read_tensor(WEIGHT).unwrap() == expected, "{name}");
+        let again = ok(&["export", path(&ours), path(&out), "--as", format, "--resume", "--json"]);
+        assert!(again.contains("\"resumed_shards\": 1"), "{again}");
+        if name == "awq-g32" {
+            continue;
+        }
+        let [a, b] = [&source, &out].map(|dir| Checkpoint::open(dir).unwrap());
+        assert!(a.tensors().keys().eq(b.tensors().keys()), "{name}");
+        for tensor in a.tensors().keys() {
+            assert_eq!(a.tensors()[tensor].shape, b.tensors()[tensor].shape, "{name} {tensor}");
+            assert!(a.read_tensor(tensor).unwrap() == b.read_tensor(tensor).unwrap(), "{name} {tensor}");
+        }
+    }
+}
+
+#[test]
+fn what_a_format_cannot_say_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, source, _) in sources(dir.path()) {
+        let (ours, out) = (dir.path().join(format!("{name}-abq")), dir.path().join(format!("{name}-out")));
+        ok(&["convert", path(&source), path(&ours), "--to", "abq"]);
+        let wanted = match name.as_str() {
+            "pack-w3-sym" => None,
+            "pack-w5-a8" | "int-w8-a8" => Some("quantises what it multiplies to 8 bits"),
+            "gptq-act-order" => Some("nothing that is quantised"),
+            _ => continue,
+        };
+        let arguments = ["export", path(&ours), path(&out), "--as", "gptq"];
+        match wanted {
+            None => drop(ok(&arguments)),
+            Some(wanted) => {
+                let error = fails(&arguments);
+                assert!(error.contains(wanted) && !out.exists(), "{name}: {error}");
+            }
+        }
+    }
+    let plain = dir.path().join("s");
+    checkpoint(&plain, LLAMA, &tiny_llama());
+    let error = fails(&["export", path(&plain), path(&dir.path().join("o")), "--as", "gptq"]);
+    assert!(error.contains("nothing that is quantised"), "{error}");
+}

@@ -442,6 +442,16 @@ impl Checkpoint {
         self.units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_)))
     }
 
+    /// Some rows of a matrix that is stored as `abq`, as they are stored.
+    ///
+    /// # Errors
+    /// A tensor that is not, or is not there; rows past the end; components that break their format.
+    pub fn packed_rows(&self, name: &str, rows: Range<u64>) -> Result<encoding::abq::Packed<'static>> {
+        let tensor = self.tensor(name)?;
+        let packed = self.unit_of(tensor)?.reader(&tensor.unit)?.packed_rows(rows);
+        packed.unwrap_or_else(|| Err(Error::Invalid(format!("tensor {name}: is not stored as abq"))))
+    }
+
     /// The codes of a matrix that another tool quantised; `None` for other tensors.
     ///
     /// # Errors

@@ -43,6 +43,9 @@ pub struct Plan {
     /// Whether a plain checkpoint is made, without a manifest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain: bool,
+    /// What `config.json` says of matrices in the layout of another tool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization_config: Option<serde_json::Value>,
     /// The shards.
     pub shards: Vec<PlannedShard>,
 }
@@ -157,6 +160,7 @@ impl Plan {
             expected_bytes: total(|u| u.expected_bytes),
             passes: Vec::new(),
             plain: false,
+            quantization_config: None,
             shards,
         })
     }

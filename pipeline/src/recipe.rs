@@ -131,10 +131,12 @@ impl Recipe {
 
     /// The recipe, checked and ready to be asked.
     pub(crate) fn compile(&self) -> Result<Compiled> {
-        if self.to == Method::Kept || self.rules.iter().any(|rule| rule.to == Method::Kept) {
-            return Err(Error::Invalid(
-                "`kept` is not for recipes: what is quantised is kept as it is unless a rule names it".into(),
-            ));
+        let methods = || self.rules.iter().map(|rule| rule.to).chain([self.to]);
+        if let Some(method) = methods().find(|method| !Method::ALL.contains(method)) {
+            return Err(Error::Invalid(format!(
+                "`{}` is not for recipes: what is quantised is kept as it is unless a rule names it",
+                method.name()
+            )));
         }
         let rules = self.rules.iter().map(|rule| {
             let regex = regex::RegexBuilder::new(&format!("^(?:{})$", rule.tensors))

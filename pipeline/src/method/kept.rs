@@ -136,7 +136,7 @@ impl SizedEncoder for TakeOver {
 }
 
 /// The digest of a lossy tensor is that of what it decodes to.
-fn decoded_digests(unit: &UnitSource<'_>, work: Work<'_>) -> Result<Vec<(String, Digest)>> {
+pub(super) fn decoded_digests(unit: &UnitSource<'_>, work: Work<'_>) -> Result<Vec<(String, Digest)>> {
     let mut buffer = Vec::new();
     let mut digests = SourceDigests::new(unit, work.threads);
     for (offset, len) in pieces(unit.bytes(), (work.piece_bytes / STEP).max(1) * STEP) {
