@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use llmpress_formats::encoding::abq::{Abq, Floats, Packed, Zero, pack, unpack_row};
 use llmpress_formats::encoding::{Part, UnitReader};
-use llmpress_formats::{Component, Dtype, Encoding, Error, ShardWriter, SlotPlan};
+use llmpress_formats::{Component, Dtype, Encoding, Error, Named, ShardWriter, SlotPlan};
 use proptest::prelude::*;
 
 /// A component by hand: dtype, shape, bytes.
@@ -26,12 +26,13 @@ fn open(abq: Abq, dtype: Dtype, shape: &[u64], stored: &BTreeMap<String, Raw>) -
             exact: true,
         })
         .collect();
-    let mut writer = ShardWriter::create(&dir.path().join("s"), &plan, BTreeMap::new()).unwrap();
-    let mut components: BTreeMap<String, Component> = BTreeMap::new();
+    let mut writer =
+        ShardWriter::create(&dir.path().join("s"), plan.iter().cloned(), BTreeMap::new()).unwrap();
+    let mut components: Named<Component> = Named::new();
     for (slot, (name, (dtype, shape, bytes))) in plan.iter().zip(&order) {
         let slot = writer.place(&slot.name, *dtype, shape).unwrap();
         slot.write_at(0, bytes).unwrap();
-        components.insert((*name).clone(), slot.component().clone());
+        components.insert(name, slot.component().clone());
     }
     let bytes = dtype.byte_len(shape).unwrap_or(0);
     let part = Part { name: "u".to_owned(), dtype, shape: shape.to_vec(), bytes };
