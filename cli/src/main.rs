@@ -14,6 +14,7 @@ mod documents;
 mod environment;
 mod eval;
 mod generate;
+mod gpu_memory;
 mod inspect;
 mod memory;
 mod models;
