@@ -29,7 +29,7 @@ struct Needs {
 impl ModelNeeds {
     /// Of a checkpoint, with a sequence of so many tokens.
     pub(crate) fn of(dir: &Path, context: usize) -> Result<Self, Failure> {
-        let model = Model::open(Arc::new(Checkpoint::open(dir)?))?;
+        let model = Model::open(Arc::new(Checkpoint::open_dequantised(dir)?))?;
         let forms = [
             ("stored", Weights::Stored),
             ("bf16", Weights::Bf16),

@@ -8,14 +8,15 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
 use crate::{
-    Component, Config, Directory, Dtype, Error, Named, Result, ShardFile, Transform, foreign, official,
+    Component, Config, Directory, Dtype, Error, Named, Remake, Result, ShardFile, Transform, foreign,
+    official,
 };
 
 /// What a matrix that another tool quantised appears as.
@@ -64,12 +65,19 @@ pub struct Tensor {
     pub(crate) unit_offset: u64,
     /// Whether an edit made its bytes zero.
     pub(crate) zero: bool,
+    /// Whether its bytes are made when they are read.
+    pub(crate) made: bool,
 }
 
 impl Tensor {
     /// Whether an edit made its bytes zero: what its unit stores is not it.
     pub fn is_zero(&self) -> bool {
         self.zero
+    }
+
+    /// Whether its bytes are what its unit stores: no edit made them zero, no view makes them of it.
+    pub fn is_stored(&self) -> bool {
+        !self.zero && !self.made
     }
 }
 
@@ -240,6 +248,8 @@ pub struct Checkpoint {
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
     pub(crate) transforms: Vec<Transform>,
+    /// Makes the tensors that are not what is stored.
+    pub(crate) remake: Option<Arc<dyn Remake>>,
     /// Names in the source of tensors that an edit renamed.
     pub(crate) origins: BTreeMap<String, String>,
 }
@@ -255,7 +265,7 @@ impl Checkpoint {
     /// that they stand for, under the names that they had before.
     ///
     /// # Errors
-    /// As for [`Self::open`]; a tool or a layout that is not read.
+    /// As for [`Self::open`]; a layout or settings of these tools that are not read.
     pub fn open_dequantised(root: &Path) -> Result<Self> {
         Self::open_as(root, Numbers::Dequantised)
     }
@@ -351,6 +361,7 @@ impl Checkpoint {
             dropped,
             edited: false,
             transforms,
+            remake: None,
             origins: BTreeMap::new(),
         })
     }
@@ -497,6 +508,13 @@ impl Checkpoint {
         self.units().iter().try_for_each(|(name, unit)| unit.check(name))
     }
 
+    /// Whether matrices that another tool quantised appear as numbers.
+    pub fn is_dequantised(&self) -> bool {
+        self.units
+            .get()
+            .is_some_and(|units| units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_))))
+    }
+
     /// The codes of a matrix that another tool quantised; `None` for other tensors.
     ///
     /// # Errors
@@ -520,6 +538,27 @@ impl Checkpoint {
         if tensor.zero {
             out.fill(0);
             return Ok(());
+        }
+        match &self.remake {
+            Some(by) if tensor.made => {
+                let stored = self.tied.get(name).map_or(name, String::as_str);
+                by.remake(self, stored, offset, out)
+            }
+            _ => self.read_stored(name, offset, out),
+        }
+    }
+
+    /// Decodes bytes of a tensor as its unit stores it, whatever an edit or a view makes of it.
+    ///
+    /// # Errors
+    /// Those of [`Self::read`].
+    pub fn read_stored(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let tensor = self.tensor(name)?;
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > tensor.bytes) {
+            return Err(Error::Invalid(format!(
+                "tensor {name}: more than its {} bytes were asked for",
+                tensor.bytes
+            )));
         }
         let unit = self.unit_of(tensor)?;
         match &unit.stored {
@@ -599,6 +638,7 @@ fn plain_tensors(directory: &Directory) -> BTreeMap<String, Tensor> {
             unit: info.name.clone(),
             unit_offset: 0,
             zero: false,
+            made: false,
         };
         (info.name.clone(), tensor)
     });
@@ -618,6 +658,7 @@ fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeM
                 unit: unit_name.clone(),
                 unit_offset: offset,
                 zero: false,
+                made: false,
             };
             total = total.checked_add(part.bytes).filter(|total| *total <= crate::MAX_TOTAL_BYTES).ok_or_else(|| {
                 let what = format!(

@@ -65,7 +65,7 @@ impl Checkpoint {
             })?;
             found.unit = name.to_owned();
             found.unit_offset = offset;
-            found.zero = false;
+            (found.zero, found.made) = (false, false);
             offset = offset.saturating_add(found.bytes);
             if let Some(manifest) = &mut self.manifest {
                 // What it was no longer holds.

@@ -50,6 +50,11 @@ impl<T> Named<T> {
         self.place(name).ok().and_then(|at| self.0.get(at)).map(|(_, thing)| thing)
     }
 
+    /// Whether there is a thing of this name.
+    pub fn contains_key(&self, name: &str) -> bool {
+        self.place(name).is_ok()
+    }
+
     /// All, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &T)> {
         self.0.iter().map(|(name, thing)| (name.as_ref(), thing))

@@ -176,6 +176,20 @@ impl Transform {
         format!("{} of {}", text("kind"), text("site"))
     }
 
+    /// Refuses online transformations where what is written cannot say them: a foreign format, a GPU.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] that names the first one; `what` says who cannot have it.
+    pub fn refuse_online(all: &[Self], path: &Path, what: &str) -> Result<()> {
+        match all.iter().find(|transform| transform.online()) {
+            Some(transform) => {
+                let what = format!("has the online transformation {}, {what}", transform.name());
+                Err(Error::unsupported(path, None, what))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// What a manifest with these transformations requires of its readers.
     pub fn requirements(all: &[Self]) -> Vec<String> {
         if all.iter().any(Self::online) { vec![TRANSFORMS.to_owned()] } else { Vec::new() }

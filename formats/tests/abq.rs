@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use llmpress_formats::encoding::abq::{Abq, Floats, Packed, Zero, pack, unpack_row};
 use llmpress_formats::encoding::{Part, UnitReader};
 use llmpress_formats::{Component, Dtype, Encoding, Error, Named, ShardWriter, SlotPlan};
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
 /// A component by hand: dtype, shape, bytes.
@@ -45,13 +46,8 @@ fn raw(packed: &Packed<'_>) -> BTreeMap<String, Raw> {
 }
 
 fn noise(seed: u64) -> impl Iterator<Item = u64> {
-    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
-    std::iter::repeat_with(move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state >> 8
-    })
+    let mut numbers = Numbers::new(seed);
+    std::iter::repeat_with(move || numbers.bits() >> 8)
 }
 
 /// A matrix and its codes.

@@ -16,6 +16,7 @@ mod jensen_shannon;
 mod log_sum_exp;
 mod multiply;
 mod norm;
+mod quantize_columns;
 #[cfg(test)]
 mod test_values;
 mod widen;
@@ -30,6 +31,7 @@ pub use jensen_shannon::jensen_shannon;
 pub use log_sum_exp::{divergence, log_sum_exp};
 pub use multiply::multiply;
 pub use norm::rms_norm;
+pub use quantize_columns::quantize_columns;
 
 /// The instructions that the kernels use on this processor.
 #[must_use]

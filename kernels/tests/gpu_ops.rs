@@ -16,6 +16,7 @@ use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
 use llmpress_kernels::gpu::sampling::{advance, argmax, argmax_workspace_bytes, soft_cap};
 use llmpress_kernels::gpu::{Error, Gpu};
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
 fn emulators() -> [Gpu; 2] {
@@ -192,15 +193,8 @@ struct Case {
 }
 
 fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut numbers = Numbers::new(seed);
+    (0..count).map(|_| numbers.float()).collect()
 }
 
 /// Runs a step of attention on the device and by the stated orders, and compares cache, queries and outputs.

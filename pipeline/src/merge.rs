@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use llmpress_formats::{
-    CONFIG_FILE, Checkpoint, Config, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest, Source,
-    TensorEntry, Transform, UnitPattern, WEIGHTS_KEY, block_counts, dfloat11_config, pattern_dict,
-    write_atomic, write_atomic_with, write_json,
+    CONFIG_FILE, Checkpoint, Config, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest,
+    QUANTISATION_KEYS, Source, TensorEntry, Transform, UnitPattern, WEIGHTS_KEY, block_counts,
+    dfloat11_config, pattern_dict, write_atomic, write_atomic_with, write_json,
 };
 use serde::{Serialize, Serializer};
 
@@ -141,7 +141,14 @@ impl Serialize for WeightMap<'_> {
 fn config(checkpoint: &Checkpoint, receipts: &[(String, Receipt)]) -> Result<Option<String>> {
     let Some(config) = checkpoint.config() else { return Ok(None) };
     // The weights have the usual names now.
-    let config = &Config::parse(config.path(), config.without_member(WEIGHTS_KEY)?)?;
+    let mut config = Config::parse(config.path(), config.without_member(WEIGHTS_KEY)?)?;
+    if checkpoint.is_dequantised() {
+        // What another tool would look for is no longer there.
+        for key in QUANTISATION_KEYS {
+            config = Config::parse(config.path(), config.without_member(key)?)?;
+        }
+    }
+    let config = &config;
     let mut units = Vec::new();
     for (name, entry) in receipts.iter().flat_map(|(_, r)| &r.units) {
         if entry.encoding.value().get("name").and_then(|n| n.as_str()) != Some("dfloat11") {

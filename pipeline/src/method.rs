@@ -1,5 +1,6 @@
 //! The methods by which tensors are stored: one room each.
 
+mod abq;
 mod dfloat11;
 mod fixed12;
 mod kept;
@@ -51,6 +52,8 @@ methods! {
     Dfloat11 => dfloat11::Dfloat11,
     /// Fixed 12 bits a weight; BF16 matrices.
     Fixed12 => fixed12::Fixed12,
+    /// The codes of a checkpoint that another tool quantised; the rest as it is.
+    Abq => abq::Abq,
     ;
     /// What a pass or the source stores under a lossy encoding stays as it is.
     Kept => kept::Kept,

@@ -118,6 +118,7 @@ impl Plan {
         if let Some(rule) = compiled.unused_rule(names) {
             return Err(Error::Invalid(format!("rule {rule:?} matches no tensor of this checkpoint")));
         }
+        compiled.methods().try_for_each(|method| method.room().check_source(checkpoint))?;
         let mut units = planned_units(checkpoint, recipe, &compiled, kept)?;
         check_bf16(checkpoint, recipe.to, &units)?;
         check_stored_names(checkpoint, &units)?;

@@ -271,7 +271,7 @@ fn contents(model: &Model) -> Result<Vec<Digest>> {
 fn content(checkpoint: &Checkpoint, name: &str) -> Result<Digest> {
     let tensor = checkpoint.tensor(name)?;
     let known = checkpoint.manifest().and_then(|m| m.tensors.get(name));
-    if let Some(entry) = known.filter(|_| !tensor.is_zero()) {
+    if let Some(entry) = known.filter(|_| tensor.is_stored()) {
         return Ok(entry.blake3);
     }
     let mut hasher = blake3::Hasher::new();
