@@ -14,8 +14,9 @@ use llmpress_kernels::gpu::gate::{Activation, gate};
 use llmpress_kernels::gpu::reference::{self, Past, inverse_root, round, widen as wide};
 use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
-use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
+use llmpress_kernels::gpu::sampling::{advance, argmax, argmax_workspace_bytes, soft_cap};
 use llmpress_kernels::gpu::{Error, Gpu};
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
 fn emulators() -> [Gpu; 2] {
@@ -149,11 +150,12 @@ proptest! {
     }
 
     #[test]
-    fn the_largest_logit_wins(logits in proptest::collection::vec(prop_oneof![float(), (-3i8..3).prop_map(f32::from)], 1..3000),
+    fn the_largest_logit_wins(logits in proptest::collection::vec(prop_oneof![float(), (-3i8..3).prop_map(f32::from)], 1..6000),
                               cap in 1f32..50.0) {
         let gpu = Gpu::new(Emulator::new());
         let (buffer, id) = (gpu.upload(&logits).unwrap(), gpu.upload(&[u32::MAX]).unwrap());
-        argmax(&gpu, buffer.view(), logits.len(), id.view()).unwrap();
+        let parts = gpu.allocate(argmax_workspace_bytes(logits.len())).unwrap();
+        argmax(&gpu, buffer.view(), logits.len(), parts.view(), id.view()).unwrap();
         let best_of = |logits: &[f32]| {
             (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a }).unwrap()
         };
@@ -162,7 +164,7 @@ proptest! {
         if logits.len() > 1 {
             // From an address that is no multiple of 16.
             let unaligned = buffer.slice(4..buffer.bytes()).unwrap();
-            argmax(&gpu, unaligned, logits.len() - 1, id.view()).unwrap();
+            argmax(&gpu, unaligned, logits.len() - 1, parts.view(), id.view()).unwrap();
             prop_assert_eq!(id.view().read::<u32>(1).unwrap()[0] as usize, best_of(&logits[1..]));
             id.view().write(&[best as u32]).unwrap();
         }
@@ -191,15 +193,8 @@ struct Case {
 }
 
 fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut numbers = Numbers::new(seed);
+    (0..count).map(|_| numbers.float()).collect()
 }
 
 /// Runs a step of attention on the device and by the stated orders, and compares cache, queries and outputs.

@@ -14,7 +14,9 @@ use llmpress_kernels::gpu::gate::{Activation as Gate, gate};
 use llmpress_kernels::gpu::product::{Product, Weights, Workspace, product, split_bytes};
 use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
-use llmpress_kernels::gpu::sampling::{DRAW_WORKSPACE_BYTES, Draw, advance, argmax, draw, soft_cap};
+use llmpress_kernels::gpu::sampling::{
+    DRAW_WORKSPACE_BYTES, Draw, advance, argmax, argmax_workspace_bytes, draw, soft_cap,
+};
 use llmpress_kernels::gpu::{self, Buffer, Graph, View};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
@@ -112,6 +114,8 @@ pub(super) struct GpuSession<'a> {
     state: Buffer,
     logits: Buffer,
     next: Buffer,
+    /// Where the likeliest token is looked for.
+    best: Buffer,
     /// A random number, what a draw works in, and what it draws.
     random: Buffer,
     drawing: Buffer,
@@ -188,6 +192,7 @@ impl<'a> GpuSession<'a> {
             state: allocate(2 * padded(c.hidden_size))?,
             logits: allocate(4 * model.head().rows)?,
             next: allocate(4)?,
+            best: allocate(argmax_workspace_bytes(model.head().rows))?,
             random: allocate(8)?,
             drawing: allocate(DRAW_WORKSPACE_BYTES)?,
             drawn: allocate(4)?,
@@ -414,7 +419,7 @@ impl<'a> GpuSession<'a> {
         if let Some(cap) = m.config.final_softcap {
             soft_cap(&m.gpu, self.logits.view(), vocab, cap)?;
         }
-        argmax(&m.gpu, self.logits.view(), vocab, self.next.view())
+        argmax(&m.gpu, self.logits.view(), vocab, self.best.view(), self.next.view())
     }
 
     /// One token, whose id is on the device.
