@@ -9,10 +9,11 @@ DEVICE void keep_larger(float& value, u32& id, float other, u32 other_id) {
     }
 }
 
-// ids[0] = the id of the largest logit, of equals the lowest; 0 where the first logit is a NaN. One block.
+// ids[i] = the id of the largest logit of row i, of equals the lowest; 0 where the first logit is a NaN. One block a row.
 extern "C" __global__ void __launch_bounds__(1024) argmax(const float* logits, u32 vocab, u32* ids) {
     let_later_begin();
     wait_for_earlier();
+    logits += (u64)blockIdx.x * vocab, ids += blockIdx.x;
     Shared shared;
     float* values = shared.take<float>(WARP);
     u32* places = shared.take<u32>(WARP);
@@ -45,11 +46,12 @@ extern "C" __global__ void __launch_bounds__(1024) argmax(const float* logits, u
     }
 }
 
-// *position += tokens.
-extern "C" __global__ void advance(u32* position, u32 tokens) {
+// positions[i] += tokens for `count` sequences.
+extern "C" __global__ void __launch_bounds__(128) advance(u32* positions, u32 count, u32 tokens) {
     let_later_begin();
     wait_for_earlier();
-    *position += tokens;
+    u32 i = blockIdx.x * 128 + threadIdx.x;
+    if (i < count) positions[i] += tokens;
 }
 
 // c tanh(l / c) of every logit, by the operations of the processor's decoder: the same bits.

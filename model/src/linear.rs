@@ -14,6 +14,7 @@ mod decoded;
 mod fixed12;
 mod loaded;
 mod raw;
+mod side_by_side;
 mod source;
 
 use std::cell::RefCell;
@@ -28,6 +29,7 @@ use rayon::prelude::*;
 use crate::{Panels, Weights};
 use decoded::Decoded;
 use loaded::Plain;
+pub(crate) use side_by_side::multiply_side_by_side;
 use source::{Source, Stored, typed};
 
 /// Weights that a thread decodes at a time: enough that the ends of entropy-coded runs cost little.

@@ -4,18 +4,21 @@ use crate::cpu::Limits;
 
 use super::{Argument, Error, Gpu, Launch, Result, View, size32};
 
-/// `ids[0]` becomes the id of the largest logit (`F32 [vocab]`), of equals the lowest; 0 where the first logit is a NaN. Other
-/// NaNs are never the largest.
+/// `ids[i]` becomes the id of the largest of row i of `rows` x `vocab` logits (F32), of equals the lowest; 0 where the first logit is
+/// a NaN. Other NaNs are never the largest.
 ///
 /// # Errors
 /// A buffer is too small; there are no logits; the launch fails.
-pub fn argmax(gpu: &Gpu, logits: View<'_>, vocab: usize, ids: View<'_>) -> Result<()> {
-    logits.require("logits", 4 * vocab.max(1))?;
-    ids.require("ids", 4)?;
+pub fn argmax(gpu: &Gpu, logits: View<'_>, rows: usize, vocab: usize, ids: View<'_>) -> Result<()> {
+    logits.require("logits", 4 * rows.max(1) * vocab.max(1))?;
+    ids.require("ids", 4 * rows)?;
+    if rows == 0 {
+        return Ok(());
+    }
     gpu.launch(&Launch {
         file: "sampling",
         kernel: "argmax",
-        grid: [1, 1, 1],
+        grid: [size32("rows", rows)?, 1, 1],
         block: 1024,
         shared: 256,
         arguments: &[logits.pointer(), Argument::U32(size32("vocabulary", vocab)?), ids.pointer()],
@@ -23,19 +26,26 @@ pub fn argmax(gpu: &Gpu, logits: View<'_>, vocab: usize, ids: View<'_>) -> Resul
     })
 }
 
-/// `*position += tokens` (U32).
+/// `positions[i] += tokens` for `count` sequences (U32).
 ///
 /// # Errors
-/// The launch fails.
-pub fn advance(gpu: &Gpu, position: View<'_>, tokens: usize) -> Result<()> {
-    position.require("position", 4)?;
+/// A buffer is too small; the launch fails.
+pub fn advance(gpu: &Gpu, positions: View<'_>, count: usize, tokens: usize) -> Result<()> {
+    positions.require("positions", 4 * count)?;
+    if count == 0 {
+        return Ok(());
+    }
     gpu.launch(&Launch {
         file: "sampling",
         kernel: "advance",
-        grid: [1, 1, 1],
-        block: 1,
+        grid: [size32("sequences", count.div_ceil(128))?, 1, 1],
+        block: 128,
         shared: 0,
-        arguments: &[position.pointer(), Argument::U32(size32("tokens", tokens)?)],
+        arguments: &[
+            positions.pointer(),
+            Argument::U32(size32("sequences", count)?),
+            Argument::U32(size32("tokens", tokens)?),
+        ],
         overlaps: true,
     })
 }
