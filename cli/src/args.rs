@@ -591,6 +591,9 @@ pub(crate) struct ProtocolArgs {
     /// Put a BOS before every window where the tokenizer adds one by default, or never.
     #[arg(long, value_enum, default_value_t = BosChoice::Auto, help_heading = "Text")]
     pub(crate) bos: BosChoice,
+    /// Windows that a GPU reads at once; the figures are the same to the bit [default: as many as keep it busy and fit].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=2048).map(usize::from), help_heading = "Where it runs")]
+    pub(crate) batch: Option<usize>,
     /// Threads [default: one per processor].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Where it runs")]
     pub(crate) jobs: Option<u16>,
@@ -682,14 +685,22 @@ pub(crate) struct KldArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   llmpress generate examples/tinylm --prompt 'It is a truth universally acknowledged'
-  llmpress generate MODEL --chat --prompt 'What is entropy coding?' --temperature 0.7 --seed 1")]
+  llmpress generate MODEL --chat --prompt 'What is entropy coding?' --temperature 0.7 --seed 1
+  llmpress generate MODEL --prompts PROMPTS.txt --batch 8 --device cuda")]
 pub(crate) struct GenerateArgs {
     /// The checkpoint, compressed or not.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) model: PathBuf,
-    /// The text to go on from.
-    #[arg(long, short, value_name = "TEXT", help_heading = "Prompt")]
-    pub(crate) prompt: String,
+    /// The text to go on from; several times for several texts.
+    #[arg(long, short, value_name = "TEXT", required_unless_present = "prompts", help_heading = "Prompt")]
+    pub(crate) prompt: Vec<String>,
+    /// A file with a text to go on from in each line; empty lines are left out. They come after those of --prompt.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Prompt")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Texts that are gone on from at once; each gets the tokens that it gets by itself [default: all, at most 16, as far as they
+    /// fit].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=2048).map(usize::from), help_heading = "Prompt")]
+    pub(crate) batch: Option<usize>,
     /// Wrap the prompt as the user's message in the model's chat template.
     #[arg(long, help_heading = "Prompt")]
     pub(crate) chat: bool,

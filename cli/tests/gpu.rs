@@ -112,6 +112,11 @@ fn text_is_generated_alike_from_encoded_weights() {
     let plain = machine.ok("", &generate(&tinylm(), "bf16"));
     assert!(plain.len() > 4, "{plain}");
     assert_eq!(machine.ok("", &generate(&tinylm(), "fixed12")), plain);
+    // The same text beside another one.
+    let model = tinylm();
+    let two = [&generate(&model, "fixed12")[..], &["-p", "It is a"]].concat();
+    let two = machine.json("", &two);
+    assert_eq!(two["prompts"][0]["text"].as_str().unwrap().trim_end(), plain.trim_end());
 }
 
 #[test]
@@ -134,13 +139,15 @@ fn perplexity_is_near_the_processors() {
         ]
         .map(str::to_owned)
     };
-    let of = |device| {
+    let of = |device, more: &[&'static str]| {
         let args = args(device);
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
         machine.json("", &args)["perplexity"].as_f64().unwrap()
     };
-    let (gpu, cpu) = (of("cuda"), of("cpu"));
+    let (gpu, cpu) = (of("cuda", &[]), of("cpu", &[]));
     assert!(gpu != cpu && (gpu / cpu - 1.0).abs() < 5e-3, "{gpu} {cpu}");
+    // All three windows at once, and one after the other.
+    assert_eq!(of("cuda", &["--batch", "1"]).to_bits(), gpu.to_bits());
 }
 
 #[test]

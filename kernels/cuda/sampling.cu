@@ -28,10 +28,11 @@ DEVICE u64 largest(u64 best, u64* of_warps) {
     return best;
 }
 
-// parts[block] = the best of the block's logits.
+// parts[row][block] = the best of the block's logits in that row: blockIdx.y is the row.
 extern "C" __global__ void __launch_bounds__(BEST_THREADS) argmax_parts(const float* logits, u32 vocab, u64* parts) {
     let_later_begin();
     wait_for_earlier();
+    logits += (u64)blockIdx.y * vocab, parts += (u64)blockIdx.y * gridDim.x;
     Shared shared;
     u64* of_warps = shared.take<u64>(BEST_THREADS / WARP);
     u32 first = blockIdx.x * BEST_LOGITS, end = min(vocab, first + BEST_LOGITS);
@@ -50,11 +51,12 @@ extern "C" __global__ void __launch_bounds__(BEST_THREADS) argmax_parts(const fl
     if (threadIdx.x == 0) parts[blockIdx.x] = best;
 }
 
-// ids[0] = the id of the largest logit, of equals the lowest; 0 where the first logit is a NaN. One block.
+// ids[i] = the id of the largest logit of row i, of equals the lowest; 0 where its first logit is a NaN. One block a row.
 extern "C" __global__ void __launch_bounds__(BEST_THREADS)
-argmax(const float* logits, const u64* parts, u32 count, u32* ids) {
+argmax(const float* logits, u32 vocab, const u64* parts, u32 count, u32* ids) {
     let_later_begin();
     wait_for_earlier();
+    logits += (u64)blockIdx.x * vocab, parts += (u64)blockIdx.x * count, ids += blockIdx.x;
     Shared shared;
     u64* of_warps = shared.take<u64>(BEST_THREADS / WARP);
     u64 best = 0;
@@ -66,11 +68,12 @@ argmax(const float* logits, const u64* parts, u32 count, u32* ids) {
     }
 }
 
-// *position += tokens.
-extern "C" __global__ void advance(u32* position, u32 tokens) {
+// positions[i] += tokens for `count` sequences.
+extern "C" __global__ void __launch_bounds__(128) advance(u32* positions, u32 count, u32 tokens) {
     let_later_begin();
     wait_for_earlier();
-    *position += tokens;
+    u32 i = blockIdx.x * 128 + threadIdx.x;
+    if (i < count) positions[i] += tokens;
 }
 
 // c tanh(l / c) of every logit, by the operations of the processor's decoder: the same bits.

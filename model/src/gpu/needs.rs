@@ -97,7 +97,7 @@ impl GpuNeeds {
         let logits = 4 * vocab
             + 4 * RUN_LOGITS.min(chunk * vocab)
             + DRAW_WORKSPACE_BYTES
-            + argmax_workspace_bytes(vocab);
+            + argmax_workspace_bytes(1, vocab);
         let rest = activations + attention + angles + logits + splits;
         Ok(Self {
             weights: sizes.bytes,
