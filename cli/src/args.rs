@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
-use llmpress_pipeline::{CalibrationText, Recipe};
+use llmpress_pipeline::{CalibrationText, ExportFormat, Recipe};
 use llmpress_prune::Pass;
 use llmpress_validation::gpu_bench::STEPS;
 
@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Rank(RankArgs),
     /// Turn a compressed checkpoint back into a plain one.
     Restore(RestoreArgs),
+    /// Write a quantised checkpoint in the format of other runtimes, number for number.
+    Export(ExportArgs),
     /// Check every digest of a converted checkpoint, or compare it with its source bit for bit.
     Verify(VerifyArgs),
     /// Show how far the tensors of two checkpoints are from each other.
@@ -302,6 +304,28 @@ pub(crate) struct RestoreArgs {
     /// The directory to make.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) out: PathBuf,
+    /// Most bytes in one shard, such as 500M or 5GB.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    pub(crate) max_shard_size: u64,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress export OUT FOR_VLLM --as compressed-tensors
+  llmpress export OUT FOR_EXLLAMA --as gptq
+  llmpress verify FOR_VLLM --against OUT")]
+pub(crate) struct ExportArgs {
+    /// The quantised checkpoint: llmpress.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
+    /// The directory to make.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) out: PathBuf,
+    /// The format: compressed-tensors or gptq.
+    #[arg(long = "as", value_name = "FORMAT")]
+    pub(crate) format: ExportFormat,
     /// Most bytes in one shard, such as 500M or 5GB.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub(crate) max_shard_size: u64,

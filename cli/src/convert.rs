@@ -1,6 +1,6 @@
 //! `llmpress convert`: carry out a plan.
 
-use llmpress_formats::{Checkpoint, printable};
+use llmpress_formats::printable;
 use llmpress_pipeline::{Options, Plan, Summary, convert, convert_request, view};
 
 use crate::Outcome;
@@ -16,7 +16,7 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
         Some(path) => {
             let saved = llmpress_formats::read_input(path, 1 << 30)?;
             let recipe = Plan::recipe_of_json(&saved)?;
-            let checkpoint = view(Checkpoint::open(&args.dir)?, &recipe.passes)?;
+            let checkpoint = view(recipe.open(&args.dir)?, &recipe.passes)?;
             let plan = Plan::from_json(&checkpoint, &saved)?;
             let bar = Bar::new("convert", plan.source_bytes, output);
             convert(&checkpoint, &args.out, &plan, &options, &bar)?

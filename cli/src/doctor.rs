@@ -49,7 +49,7 @@ struct Needs {
 /// What a model takes in each form of its weights.
 fn model_needs(args: &DoctorArgs) -> Result<Option<ModelNeeds>, Failure> {
     let Some(dir) = &args.model else { return Ok(None) };
-    let model = Model::open(Arc::new(Checkpoint::open(dir)?))?;
+    let model = Model::open(Arc::new(Checkpoint::open_dequantised(dir)?))?;
     let forms = [
         ("stored", Weights::Stored),
         ("bf16", Weights::Bf16),

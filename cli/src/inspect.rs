@@ -110,7 +110,7 @@ struct Exponents {
 }
 
 pub(crate) fn run(args: &InspectArgs, output: Output) -> Outcome {
-    let checkpoint = Arc::new(Checkpoint::open(&args.dir)?);
+    let checkpoint = Arc::new(Checkpoint::open_dequantised(&args.dir)?);
     // Only where its architecture runs here.
     let model = Model::open(checkpoint.clone()).ok();
     let mut entropies = BTreeMap::new();

@@ -13,6 +13,7 @@ mod doctor;
 mod documents;
 mod environment;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod memory;
@@ -64,6 +65,7 @@ fn run(command: Command, output: Output) -> Outcome {
         Command::Plan(args) => plan::run(&args, output),
         Command::Convert(args) => convert::run(&args, output),
         Command::Rank(args) => rank::run(&args, output),
+        Command::Export(args) => export::run(&args, output),
         Command::Restore(args) => restore::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Diff(args) => diff::run(&args, output),

@@ -58,12 +58,12 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     }
     // A damaged directory need not open: its faults are reported all the same.
     if let Some(against) = args.against.as_ref().filter(|_| faults == 0) {
-        let checkpoint = Checkpoint::open(&args.dir)?;
+        let checkpoint = Checkpoint::open_dequantised(&args.dir)?;
         let passes = match &manifest {
             Some(manifest) => recorded_passes(&manifest.recipe)?,
             None => Vec::new(),
         };
-        let source = view(Checkpoint::open(against)?, &passes)?;
+        let source = view(source(&checkpoint, against)?, &passes)?;
         if !passes.is_empty() {
             let done: Vec<String> = passes.iter().map(describe).collect();
             let dropped = source.dropped().len();
@@ -179,6 +179,14 @@ fn digests_text(args: &VerifyArgs, report: &DigestReport, seconds: f64) -> Strin
         bytes(report.bytes),
     ));
     text
+}
+
+/// A source as the directory under test took it: matrices of other tools as they are stored, where it holds them so.
+fn source(checkpoint: &Checkpoint, against: &Path) -> Result<Checkpoint, llmpress_formats::Error> {
+    let (plain, numbers) = (Checkpoint::open(against)?, Checkpoint::open_dequantised(against)?);
+    let packed =
+        |name: &String| !numbers.tensors().contains_key(name) && checkpoint.tensors().contains_key(name);
+    Ok(if plain.tensors().keys().any(packed) { plain } else { numbers })
 }
 
 fn comparison_text(args: &VerifyArgs, against: &Path, comparison: &Comparison, seconds: f64) -> String {

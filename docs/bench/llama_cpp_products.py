@@ -14,7 +14,7 @@ bytes}: the time of one product, and the bytes of its weights. With a terminal o
 
 llama.cpp chooses the library for this processor itself. Weights lie once as a file has them ("plain") and once as it regroups
 them at load where it can ("repacked"): the better one is its product. Each is multiplied by F32 activations, which it quantises to 8 bits
-within the time. As many copies of the matrix as fill the working set take turns, so each is found in memory, not in a cache.
+within the time, which is what its thread had on its core. As many copies of the matrix as fill the working set take turns, so each is found in memory, not in a cache.
 Before timing, one product of each kind is compared with the same product by plain arithmetic. Python 3.11 or newer, nothing else.
 """
 
@@ -108,10 +108,10 @@ class Product:
             self.graphs[tokens] = (graph, outputs)
 
     def seconds(self, tokens):
-        start = time.perf_counter()
+        start = time.thread_time()
         if self.ggml.backend_graph_compute(self.backend, self.graphs[tokens][0]) != 0:
             raise SystemExit(f"{self.name}: the product failed")
-        return (time.perf_counter() - start) / self.copies
+        return (time.thread_time() - start) / self.copies
 
     def check(self, rows, x):
         """Whether the first and the last row of the first and last token are what they should be, nearly."""

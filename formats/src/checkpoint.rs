@@ -240,7 +240,7 @@ impl Checkpoint {
     /// that they stand for, under the names that they had before.
     ///
     /// # Errors
-    /// As for [`Self::open`]; a tool or a layout that is not read.
+    /// As for [`Self::open`]; a layout or settings of these tools that are not read.
     pub fn open_dequantised(root: &Path) -> Result<Self> {
         Self::open_as(root, Numbers::Dequantised)
     }
@@ -440,6 +440,21 @@ impl Checkpoint {
     /// The first component that does not fit, by name.
     pub fn check_units(&self) -> Result<()> {
         self.units.iter().try_for_each(|(name, unit)| unit.reader(name).map(|_| ()))
+    }
+
+    /// Whether matrices that another tool quantised appear as numbers.
+    pub fn is_dequantised(&self) -> bool {
+        self.units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_)))
+    }
+
+    /// Some rows of a matrix that is stored as `abq`, as they are stored.
+    ///
+    /// # Errors
+    /// A tensor that is not, or is not there; rows past the end; components that break their format.
+    pub fn packed_rows(&self, name: &str, rows: Range<u64>) -> Result<encoding::abq::Packed<'static>> {
+        let tensor = self.tensor(name)?;
+        let packed = self.unit_of(tensor)?.reader(&tensor.unit)?.packed_rows(rows);
+        packed.unwrap_or_else(|| Err(Error::Invalid(format!("tensor {name}: is not stored as abq"))))
     }
 
     /// The codes of a matrix that another tool quantised; `None` for other tensors.

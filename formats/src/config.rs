@@ -18,6 +18,9 @@ pub const DFLOAT11_KEY: &str = "dfloat11_config";
 /// The key that names the file of weights, or the index, where these are not the usual ones.
 pub const WEIGHTS_KEY: &str = "transformers_weights";
 
+/// Where tools say how they quantised a checkpoint.
+pub const QUANTISATION_KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+
 /// Where a multimodal configuration describes its decoder.
 const TEXT_CONFIG: &str = "text_config";
 
@@ -115,10 +118,14 @@ impl Config {
         self.get("tie_word_embeddings")?.as_bool()
     }
 
+    /// The settings of the tool that quantised the checkpoint.
+    pub(crate) fn quantisation(&self) -> Option<&Value> {
+        QUANTISATION_KEYS.iter().find_map(|key| self.get(key))
+    }
+
     /// The tool whose packed weights the checkpoint holds: `quantization_config.quant_method`.
     pub fn quantised_by(&self) -> Option<&str> {
-        let settings =
-            self.get("quantization_config").or_else(|| self.get("compression_config"))?.as_object()?;
+        let settings = self.quantisation()?.as_object()?;
         Some(settings.get("quant_method").and_then(Value::as_str).unwrap_or("a method without a name"))
     }
 

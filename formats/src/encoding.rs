@@ -97,6 +97,9 @@ pub struct ComponentSpec {
 pub fn stored_name(unit: &str, encoding: &Encoding, component: &str) -> String {
     match encoding {
         Encoding::Raw => unit.to_owned(),
+        Encoding::Foreign(foreign) => {
+            foreign.layout.stored_name(unit.strip_suffix(".weight").unwrap_or(unit), component)
+        }
         _ => format!("{unit}.{component}"),
     }
 }
@@ -152,6 +155,14 @@ impl UnitReader {
     pub fn codes(&self) -> Option<&Codes> {
         match &self.0 {
             Kind::Foreign(codes) => Some(codes),
+            _ => None,
+        }
+    }
+
+    /// Some rows of an `abq` matrix as they are stored; `None` for other encodings.
+    pub fn packed_rows(&self, rows: std::ops::Range<u64>) -> Option<Result<abq::Packed<'static>>> {
+        match &self.0 {
+            Kind::Abq(reader) => Some(reader.packed_rows(rows)),
             _ => None,
         }
     }

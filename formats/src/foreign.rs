@@ -11,7 +11,7 @@
 //! `<m>.weight` [N, K] in the dtype of its scales.
 
 mod awq;
-mod bit_stream;
+pub mod bit_stream;
 mod compressed_tensors;
 mod gptq;
 mod reader;
@@ -28,13 +28,18 @@ use crate::{Component, Config, Dtype, Error, Result};
 pub use reader::Codes;
 use settings::Settings;
 
-/// Names of what a unit stores, whatever it is called in its file.
-pub(crate) const CODES: &str = "codes";
-pub(crate) const SCALES: &str = "scales";
-pub(crate) const ZEROS: &str = "zeros";
-pub(crate) const GROUP_INDEX: &str = "g_idx";
-/// All of them; the last two are not always there.
-pub(crate) const COMPONENTS: [&str; 4] = [CODES, SCALES, ZEROS, GROUP_INDEX];
+/// The codes, whatever they are called in a file.
+pub const CODES: &str = "codes";
+/// The scales.
+pub const SCALES: &str = "scales";
+/// The zero points, where they are stored.
+pub const ZEROS: &str = "zeros";
+/// The group of each column, where the layout has it.
+pub const GROUP_INDEX: &str = "group_index";
+/// The sides of the matrix, where the layout has them.
+pub const SHAPE: &str = "shape";
+/// All of them.
+pub(crate) const COMPONENTS: [&str; 5] = [CODES, SCALES, ZEROS, GROUP_INDEX, SHAPE];
 
 /// Where the bits of a quantised matrix lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -52,6 +57,25 @@ pub enum Layout {
     },
     /// AWQ's `gemm`.
     Awq,
+}
+
+impl Layout {
+    /// What a component of `module` is called in a file.
+    pub fn stored_name(self, module: &str, component: &str) -> String {
+        let last = match (self, component) {
+            (Self::Gptq { .. } | Self::Awq, CODES) => "qweight",
+            (Self::Gptq { .. } | Self::Awq, SCALES) => "scales",
+            (Self::Gptq { .. } | Self::Awq, ZEROS) => "qzeros",
+            (Self::Gptq { .. } | Self::Awq, GROUP_INDEX) => "g_idx",
+            (Self::IntQuantized, CODES) => "weight",
+            (_, CODES) => "weight_packed",
+            (_, SCALES) => "weight_scale",
+            (_, ZEROS) => "weight_zero_point",
+            (_, SHAPE) => "weight_shape",
+            (_, other) => other,
+        };
+        format!("{module}.{last}")
+    }
 }
 
 /// How a matrix was quantised by another tool.

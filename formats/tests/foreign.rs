@@ -1,4 +1,5 @@
 //! Checkpoints that other tools quantised, written by those tools (`foreign/make_foreign.py`).
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 

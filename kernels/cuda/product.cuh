@@ -53,6 +53,10 @@ struct Operands {
     u32 log_slices;
 
     DEVICE_METHOD u32 slices() const { return 1u << log_slices; }
+    // Where a token's activations are, and where its output goes: one token after the other.
+    static constexpr bool IN_A_ROW = true;
+    DEVICE_METHOD const u16* x_of(u32 token) const { return x + token * (u64)stride; }
+    DEVICE_METHOD float* y_of(u32 token) const { return y + token * y_stride; }
     // The first tile of a slice, of `across`.
     DEVICE_METHOD u32 tile_of(u32 across, u32 slice) const { return (u32)((u64)across * slice >> log_slices); }
 };
@@ -275,10 +279,11 @@ DEVICE void multiply_half(float (&sums)[strips][columns][4], const Fragment (&w)
 }
 
 // Writes a sum to y.
-DEVICE void finish(const Operands& o, u64 rows, u64 n, u32 token, float sum) {
+template <typename O>
+DEVICE void finish(const O& o, u64 rows, u64 n, u32 token, float sum) {
     if (n >= rows || token >= o.tokens) return;
     if (o.bias) sum = __fadd_rn(sum, o.bias[n]);
-    float* to = o.y + token * o.y_stride + n;
+    float* to = o.y_of(token) + n;
     *to = o.adds ? __fadd_rn(*to, sum) : sum;
 }
 
@@ -286,8 +291,8 @@ DEVICE void finish(const Operands& o, u64 rows, u64 n, u32 token, float sum) {
 
 // A block's eight warps: `slices` slices of 8 / slices groups of `strips` strips; blockIdx.y counts 8 `columns` tokens. Tiles are
 // asked for stages - 1 tiles early.
-template <u32 columns, u32 strips, u32 stages, typename Weights>
-DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) {
+template <u32 columns, u32 strips, u32 stages, typename Weights, typename O>
+DEVICE void stream_product(const Weights& weights, u64 rows, const O& o) {
     let_later_begin();
     using Own = Lane<strips, stages, Weights>;
     constexpr u32 elements = strips * columns * 4 * WARP, vectors = Own::VECTORS;
@@ -318,7 +323,7 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
     for (u32 c = 0; c < columns; c++) {
         // Tokens beyond the last one repeat it: the same addresses cost nothing.
         u32 token = min(first_token + 8 * c + g, o.tokens - 1);
-        x[c] = o.x + token * (u64)o.stride + 8 * q + tile * TILE_K;
+        x[c] = o.x_of(token) + 8 * q + tile * TILE_K;
     }
     while (own.left) {
         // Of few columns both halves are asked for at once; more would take too many registers.
@@ -425,8 +430,8 @@ constexpr u32 GROUPED = 16;
 //
 // x (rows of 128 bytes, halves swapped in odd ones, so that a warp's reads meet no bank twice) and weights (each lane's own
 // vectors) come in `stages` stages, asked for stages - 1 tiles early.
-template <u32 columns, u32 strips, u32 stages, typename Weights>
-DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, Partials partials) {
+template <u32 columns, u32 strips, u32 stages, typename Weights, typename O>
+DEVICE void panel_product(const Weights& weights, u64 rows, const O& o, Partials partials) {
     using Own = Lane<strips, stages, Weights>;
     constexpr u32 width = 8 * columns, x_vectors = width * 8;
     constexpr u32 stage_vectors = x_vectors + Own::VECTORS * WARPS;
@@ -469,6 +474,15 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
     u32 x_room = first_token + x_token < o.tokens ? o.tokens - first_token - x_token : 0;
     const u16* x_from = o.x + (first_token + x_token) * (u64)o.stride + thread % 8 * 8 + tile * TILE_K;
     u64 x_apart = 32 * (u64)o.stride;
+    // Tokens from all over: each from where it lies.
+    const u16* x_each[x_copies];
+    if constexpr (!O::IN_A_ROW) {
+#pragma unroll
+        for (u32 i = 0; i < x_copies; i++) {
+            u32 token = min(first_token + x_token + 32 * i, o.tokens - 1);
+            x_each[i] = o.x_of(token) + thread % 8 * 8 + tile * TILE_K;
+        }
+    }
 #pragma unroll
     for (u32 i = 0; i < x_copies; i++) {
         if (x_token + 32 * i < width && 32 * i >= x_room) {
@@ -481,10 +495,14 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
         const u16* from = x_from;
 #pragma unroll
         for (u32 i = 0; i < x_copies; i++) {
+            if constexpr (!O::IN_A_ROW) {
+                from = x_each[i];
+                x_each[i] += TILE_K;
+            }
             if (x_token + 32 * i < width && 32 * i < x_room) cp_async16(stage + 256 * i + x_place, from);
-            from += x_apart;
+            if constexpr (O::IN_A_ROW) from += x_apart;
         }
-        x_from += TILE_K;
+        if constexpr (O::IN_A_ROW) x_from += TILE_K;
     };
     // The stage that is read and the one that all have left; from a stage's start to the lane's weights.
     u32 stage = 0, free = (stages - 1) * stage_vectors;

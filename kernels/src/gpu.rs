@@ -15,6 +15,7 @@ pub mod dense;
 pub mod dfloat11;
 pub mod embedding;
 mod error;
+pub mod experts;
 pub mod fixed12;
 pub mod gate;
 pub mod picker;

@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 
 use llmpress_formats::{
-    CONFIG_FILE, Checkpoint, Config, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest, Source,
-    TensorEntry, Transform, UnitPattern, WEIGHTS_KEY, block_counts, dfloat11_config, pattern_dict,
-    write_atomic,
+    CONFIG_FILE, Checkpoint, Config, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest,
+    QUANTISATION_KEYS, Source, TensorEntry, Transform, UnitPattern, WEIGHTS_KEY, block_counts,
+    dfloat11_config, pattern_dict, write_atomic,
 };
 
 use crate::fingerprint::check_unchanged;
 use crate::job::Job;
 use crate::output::Output;
 use crate::receipt::Receipt;
-use crate::{Error, Options, Result};
+use crate::{Error, Options, Plan, Result};
 
 /// Writes everything but the shards. A plain checkpoint (a restored one) gets no manifest, but a hidden file of the same
 /// content, so that a later run knows what this one made.
@@ -45,7 +45,7 @@ pub(crate) fn merge(
     for (name, bytes) in &options.extra_files {
         publish(name, bytes)?;
     }
-    if let Some(text) = config(checkpoint, &receipts)? {
+    if let Some(text) = config(checkpoint, plan, &receipts)? {
         publish(CONFIG_FILE, text.as_bytes())?;
     }
     let (mut shards, mut units, mut tensors) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -111,10 +111,21 @@ fn index(receipts: &[(String, Receipt)]) -> Result<Vec<u8>> {
 }
 
 /// The source's configuration, with or without the key of the published format, and without names of weights.
-fn config(checkpoint: &Checkpoint, receipts: &[(String, Receipt)]) -> Result<Option<String>> {
+fn config(checkpoint: &Checkpoint, plan: &Plan, receipts: &[(String, Receipt)]) -> Result<Option<String>> {
     let Some(config) = checkpoint.config() else { return Ok(None) };
     // The weights have the usual names now.
-    let config = &Config::parse(config.path(), config.without_member(WEIGHTS_KEY)?)?;
+    let mut config = Config::parse(config.path(), config.without_member(WEIGHTS_KEY)?)?;
+    if checkpoint.is_dequantised() {
+        // What another tool would look for is no longer there.
+        for key in QUANTISATION_KEYS {
+            config = Config::parse(config.path(), config.without_member(key)?)?;
+        }
+    }
+    if let Some(settings) = &plan.quantization_config {
+        let key = QUANTISATION_KEYS[0];
+        config = Config::parse(config.path(), config.with_member(key, settings)?)?;
+    }
+    let config = &config;
     let mut units = Vec::new();
     for (name, entry) in receipts.iter().flat_map(|(_, r)| &r.units) {
         if entry.encoding.get("name").and_then(|n| n.as_str()) != Some("dfloat11") {

@@ -1,6 +1,8 @@
 //! The methods by which tensors are stored: one room each.
 
+mod abq;
 mod dfloat11;
+mod exported;
 mod fixed12;
 mod kept;
 mod planes;
@@ -9,9 +11,11 @@ pub(crate) mod room;
 
 use std::str::FromStr;
 
+use llmpress_formats::foreign::Layout;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
+pub(crate) use exported::Target;
 pub(crate) use kept::kept_unit;
 pub(crate) use raw::coding as raw_coding;
 use room::Room;
@@ -50,9 +54,17 @@ methods! {
     Dfloat11 => dfloat11::Dfloat11,
     /// Fixed 12 bits a weight; BF16 matrices.
     Fixed12 => fixed12::Fixed12,
+    /// The codes of a checkpoint that another tool quantised; the rest as it is.
+    Abq => abq::Abq,
     ;
     /// What a pass or the source stores under a lossy encoding stays as it is.
     Kept => kept::Kept,
+    /// What is quantised, as compressed-tensors packs it.
+    PackQuantized => exported::Exported(Layout::PackQuantized),
+    /// The same in signed bytes.
+    IntQuantized => exported::Exported(Layout::IntQuantized),
+    /// As GPTQ lays it out.
+    Gptq => exported::Exported(Layout::Gptq { plain_zeros: false }),
 }
 
 impl Method {

@@ -43,6 +43,9 @@ pub struct Plan {
     /// Whether a plain checkpoint is made, without a manifest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain: bool,
+    /// What `config.json` says of matrices in the layout of another tool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization_config: Option<serde_json::Value>,
     /// The shards.
     pub shards: Vec<PlannedShard>,
 }
@@ -116,6 +119,7 @@ impl Plan {
         if let Some(rule) = compiled.unused_rule(names) {
             return Err(Error::Invalid(format!("rule {rule:?} matches no tensor of this checkpoint")));
         }
+        compiled.methods().try_for_each(|method| method.room().check_source(checkpoint))?;
         let mut units = planned_units(checkpoint, recipe, &compiled, kept)?;
         check_bf16(checkpoint, recipe.to, &units)?;
         check_stored_names(checkpoint, &units)?;
@@ -156,6 +160,7 @@ impl Plan {
             expected_bytes: total(|u| u.expected_bytes),
             passes: Vec::new(),
             plain: false,
+            quantization_config: None,
             shards,
         })
     }

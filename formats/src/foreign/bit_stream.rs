@@ -1,7 +1,7 @@
 //! Codes of a few bits, one after the other in little-endian words: a code may begin in one word and end in the next.
 
 /// Words that `count` codes take.
-pub(super) fn words(count: u64, bits: u8) -> Option<u64> {
+pub fn words(count: u64, bits: u8) -> Option<u64> {
     Some(count.checked_mul(u64::from(bits))?.div_ceil(32))
 }
 
@@ -22,8 +22,7 @@ pub(super) fn unpack(row: &[u32], bits: u8, out: &mut [u8]) {
 }
 
 /// Packs a row of codes.
-#[cfg(test)]
-pub(super) fn pack(codes: &[u8], bits: u8, out: &mut [u32]) {
+pub fn pack(codes: &[u8], bits: u8, out: &mut [u32]) {
     out.fill(0);
     for (index, &value) in codes.iter().enumerate() {
         let bit = index * usize::from(bits);

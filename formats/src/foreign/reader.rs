@@ -92,7 +92,7 @@ impl Codes {
         match self.foreign.layout {
             Layout::IntQuantized => {
                 self.codes.read_at(rows.start * self.cols as u64, out)?;
-                self.from_signed(&self.codes, out)
+                self.count_from_zero(&self.codes, out)
             }
             Layout::PackQuantized => {
                 let width = bit_stream::words(self.cols as u64, bits).unwrap_or(0);
@@ -179,7 +179,7 @@ impl Codes {
         match self.foreign.layout {
             Layout::IntQuantized => {
                 zeros.read_at(rows.start * groups as u64, out)?;
-                self.from_signed(zeros, out)
+                self.count_from_zero(zeros, out)
             }
             Layout::PackQuantized => {
                 // A stream down each column.
@@ -307,7 +307,7 @@ impl Codes {
     }
 
     /// Signed bytes as codes from 0.
-    fn from_signed(&self, component: &Component, values: &mut [u8]) -> Result<()> {
+    fn count_from_zero(&self, component: &Component, values: &mut [u8]) -> Result<()> {
         let middle = 1i16 << (self.foreign.bits - 1);
         for value in values {
             let code = i16::from(*value as i8) + middle;

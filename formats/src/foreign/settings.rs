@@ -19,8 +19,7 @@ impl Settings {
     /// Those of a checkpoint; `None` where none is quantised.
     pub(super) fn of(config: &Config) -> Result<Option<Self>> {
         let Some(method) = config.quantised_by() else { return Ok(None) };
-        let value = config.get("quantization_config").or_else(|| config.get("compression_config"));
-        let Some(value) = value else { return Ok(None) };
+        let Some(value) = config.quantisation() else { return Ok(None) };
         let wrong = |e| Error::corrupt(config.path(), None, format!("quantization_config: {e}"));
         Ok(Some(match method {
             "compressed-tensors" => {
@@ -28,16 +27,8 @@ impl Settings {
             }
             "gptq" | "gptqmodel" => Self::Gptq(Gptq::deserialize(value).map_err(wrong)?),
             "awq" => Self::Awq(Awq::deserialize(value).map_err(wrong)?),
-            other => {
-                return Err(Error::unsupported(
-                    config.path(),
-                    None,
-                    format!(
-                        "was quantised by {other} (quantization_config.quant_method); weights of compressed-tensors, \
-                         gptq and awq can be read: convert the original checkpoint, or have {other} dequantise this one"
-                    ),
-                ));
-            }
+            // Others are as they are stored.
+            _ => return Ok(None),
         }))
     }
 }

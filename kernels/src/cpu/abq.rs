@@ -1,8 +1,8 @@
 //! Products with weights of any width from 1 to 8 bits, and activations of any width or in single precision.
 //!
 //! ```text
-//! bit planes, a row after the other  --at load-->  tiles of 16 rows x 32 columns, a line of 64 bytes a bit
-//! a line's 16 words are the 16 rows: a vector of codes is a shift and a mask, and no sum crosses lanes
+//! bit planes, a row after the other  --at load-->  tiles of 16 rows x 32 columns, a line of 64 bytes a bit; four tiles a
+//! strip, block after block. A line's words are its rows: a vector of codes is a shift and a mask, and no sum crosses lanes
 //! activations: 8-bit codes (or planes) of up to 16 tokens side by side, made once a product
 //! ```
 //!
@@ -36,8 +36,10 @@ pub const TILE_ROWS: usize = 16;
 pub const BLOCK_COLS: usize = 32;
 /// Most columns whose products of 8-bit codes a 32-bit sum surely holds: longer groups are added in pieces.
 const MOST_COLS: usize = 1 << 15;
-/// Tiles that a thread works on at once.
-const MOST_TILES: usize = 4;
+/// Tiles of a strip, which lie block by block together: the last one may have fewer.
+const STRIP: usize = 4;
+/// Rows of a strip: threads that begin with one read memory in order.
+pub const STRIP_ROWS: usize = STRIP * TILE_ROWS;
 
 /// A matrix as the encoding stores it. The codes are unsigned, of `planes` bits.
 #[derive(Clone, Copy, Debug)]
@@ -105,12 +107,12 @@ pub struct Matrix {
     /// Whether every plane has lines of its own, for products by counting bits.
     apart: bool,
     activation_bits: Option<u8>,
-    /// `[tile][block][planes]`.
+    /// `[strip][block][tile][planes]`.
     lines: Vec<Line>,
-    /// `[tile][group][16]`.
+    /// `[strip][group][tile][16]`.
     scale: Lanes,
     zero: Zeros,
-    /// Sums of codes, `[tile][group][16]`, where the activations' form asks for them.
+    /// Sums of codes, `[strip][group][tile][16]`, where the activations' form asks for them.
     sums: Sums,
 }
 
@@ -154,7 +156,7 @@ impl Matrix {
         assert!(row < self.rows && out.len() == self.cols);
         for (k, out) in out.iter_mut().enumerate() {
             let code = self.code(row, k);
-            let at = self.lane(row, k / self.group);
+            let at = self.lanes(row / TILE_ROWS, k / self.group) + row % TILE_ROWS;
             let scale = self.scale.get(at);
             *out = match &self.zero {
                 Zeros::Symmetric => scale * (f32::from(code) - self.centre()),
@@ -218,10 +220,12 @@ impl Matrix {
         assert!(inputs.fits(self.cols, self.group, self.activation_bits));
         let width = inputs.tokens();
         assert!(out.len() == rows.len() * width);
-        let mut totals = [[0.0f32; TILE_ROWS]; MOST_TILES * MOST_TOKENS];
+        let mut totals = [[0.0f32; TILE_ROWS]; STRIP * MOST_TOKENS];
         let end = rows.end.div_ceil(TILE_ROWS);
-        for first in (rows.start / TILE_ROWS..end).step_by(MOST_TILES) {
-            let tiles = first..(first + MOST_TILES).min(end);
+        let mut next = rows.start / TILE_ROWS;
+        while next < end {
+            let tiles = next..(next / STRIP * STRIP + STRIP).min(end);
+            next = tiles.end;
             for chunk in inputs.chunks() {
                 let totals = &mut totals[..tiles.len() * chunk.padded];
                 match isa {
@@ -268,13 +272,29 @@ impl Matrix {
         group * per..((group + 1) * per).min(self.blocks())
     }
 
-    /// The lines of a block.
-    fn block(&self, tile: usize, block: usize) -> &[Line] {
-        &self.lines[(tile * self.blocks() + block) * self.planes..][..self.planes]
+    /// Tiles of the strip of a tile.
+    fn strip_tiles(&self, tile: usize) -> usize {
+        strip_tiles(self.rows, tile)
     }
 
-    /// Where a row's scale of a group lies.
-    fn lane(&self, row: usize, group: usize) -> usize {
-        (row / TILE_ROWS * self.groups + group) * TILE_ROWS + row % TILE_ROWS
+    /// Where the lines of a block begin.
+    fn block(&self, tile: usize, block: usize) -> usize {
+        place(self.rows, self.blocks(), tile, block) * self.planes
     }
+
+    /// Where the scales of a group begin.
+    fn lanes(&self, tile: usize, group: usize) -> usize {
+        place(self.rows, self.groups, tile, group) * TILE_ROWS
+    }
+}
+
+/// Tiles of the strip of a tile, of a matrix of `rows`.
+fn strip_tiles(rows: usize, tile: usize) -> usize {
+    (rows.div_ceil(TILE_ROWS) - tile / STRIP * STRIP).min(STRIP)
+}
+
+/// Where part `part` of `parts` of a tile stands, in strips.
+fn place(rows: usize, parts: usize, tile: usize, part: usize) -> usize {
+    let first = tile / STRIP * STRIP;
+    first * parts + part * strip_tiles(rows, tile) + tile - first
 }

@@ -213,17 +213,41 @@ impl Variant {
             Weights::Dense { element, .. } => 2 * element.bytes(),
             Weights::Fixed12 { .. } => 4,
         };
-        let escapes = if fixed12 { WARPS * ESCAPE_VECTORS } else { 0 };
-        let weights_of_stage = strips * (lane_vectors * THREADS + escapes);
-        match kind {
-            Loop::Stream => VECTOR * depth * weights_of_stage,
-            Loop::Panel => {
-                let stage = 64 * columns + weights_of_stage;
-                let totals = if self.outside || self.split { 0 } else { self.totals(weights) };
-                VECTOR * (depth * stage + 1 + totals)
-            }
-        }
+        let totals = if self.outside || self.split { 0 } else { self.totals(weights) };
+        shared_bytes(kind, columns, strips * depth, depth, lane_vectors, fixed12, totals)
     }
+}
+
+/// Bytes of shared memory of a block whose lanes hold so many vectors of a tile: `tiles` of a warp at a time, in `depth` stages.
+fn shared_bytes(
+    kind: Loop,
+    columns: usize,
+    tiles: usize,
+    depth: usize,
+    lane_vectors: usize,
+    escapes: bool,
+    totals: usize,
+) -> usize {
+    let escapes = if escapes { WARPS * ESCAPE_VECTORS } else { 0 };
+    let weights = tiles * (lane_vectors * THREADS + escapes);
+    match kind {
+        Loop::Stream => VECTOR * weights,
+        Loop::Panel => VECTOR * (64 * columns * depth + weights + 1 + totals),
+    }
+}
+
+/// The same of the products of experts (kernels/cuda/experts.cuh), a strip a warp. `several`: whether there is more than one slice.
+pub(super) fn expert_shared_bytes(
+    panel: bool,
+    columns: usize,
+    depth: usize,
+    lane_vectors: usize,
+    escapes: bool,
+    several: bool,
+) -> usize {
+    let (kind, totals) =
+        if panel { (Loop::Panel, if several { columns * THREADS } else { 0 }) } else { (Loop::Stream, 0) };
+    shared_bytes(kind, columns, depth, depth, lane_vectors, escapes, totals)
 }
 
 impl fmt::Display for Variant {

@@ -85,6 +85,22 @@ pub fn pieces<const N: usize>(x: f32) -> [f32; N] {
     })
 }
 
+/// What a token's logits make of experts, by the order of kernels/cuda/experts.cu: the chosen ones by their numbers, with their
+/// weights.
+#[must_use]
+pub fn route(logits: &[f32], top_k: usize, normalise: bool) -> Vec<(usize, f32)> {
+    let top = logits.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let p: Vec<f32> = logits.iter().map(|l| cpu::exp(l - top)).collect();
+    let scale = 1.0 / p.iter().fold(0.0, |sum, p| sum + p);
+    let mut order: Vec<(usize, f32)> = p.iter().map(|p| p * scale).enumerate().collect();
+    order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    order.truncate(top_k);
+    let total = order.iter().skip(1).fold(order.first().map_or(0.0, |p| p.1), |sum, p| sum + p.1);
+    order.iter_mut().for_each(|(_, p)| *p /= if normalise { total } else { 1.0 });
+    order.sort_by_key(|(expert, _)| *expert);
+    order
+}
+
 /// The sum over 32 lanes as kernels/cuda/warp.cuh says.
 #[must_use]
 pub fn warp_sum(mut lanes: [f32; 32]) -> f32 {

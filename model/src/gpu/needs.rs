@@ -9,9 +9,9 @@ use llmpress_kernels::gpu::product::split_bytes;
 use llmpress_kernels::gpu::sampling::DRAW_WORKSPACE_BYTES;
 use serde::Serialize;
 
-use super::session::{WORKSPACE_BYTES, chunk, heads, padded};
-use super::weights::{decodes_in_place, plain_bytes, stored};
-use super::{RUN_LOGITS, layer_groups};
+use super::session::{WORKSPACE_BYTES, chunk, heads, mlp_elements, padded, plan_bytes};
+use super::weights::{LayerLinears, decodes_in_place, plain_bytes, stored};
+use super::{RUN_LOGITS, layer_linears, routing};
 use crate::linear::Linear;
 use crate::{Model, Weights};
 
@@ -43,28 +43,35 @@ impl GpuNeeds {
             sizes.matrix(&model.head, false)?;
         }
         let mut splits = split_bytes(model.head.rows(), model.head.rows(), capacity);
-        let (mut attentions, mut inner) = (0u64, 0);
+        let mut attentions = 0u64;
         let c = model.config();
         let heads = heads(c);
         heads.check().map_err(super::device)?;
         let chunk = chunk(capacity);
+        let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+        let mut inputs = chunk * padded(c.hidden_size.max(heads.heads * heads.head_dim));
+        let mut outputs = chunk * qkv.max(c.hidden_size);
+        let mut routings = Vec::new();
         for index in 0..model.layers.len() {
-            let (groups, _) = layer_groups(model, index)?;
+            let linears = layer_linears(model, index)?;
             attentions += u64::from(model.layers[index].attention.is_some());
-            sizes.layer(&groups)?;
-            for group in &groups {
+            sizes.layer(&linears)?;
+            for group in &linears.groups {
                 let rows = group.iter().map(|linear| linear.rows()).sum();
                 splits = splits.max(split_bytes(rows, rows, chunk));
             }
-            if let (Some(_), Some(down)) = (&model.layers[index].mlp, groups.last().and_then(|g| g.first())) {
-                inner = inner.max(down.cols());
+            let of_experts = routing(model, index)?;
+            routings.extend(of_experts);
+            let down =
+                linears.down.first().or(linears.groups.last().filter(|_| model.layers[index].mlp.is_some()));
+            if let Some(down) = down.and_then(|group| group.first()) {
+                let (input, output) = mlp_elements(c.hidden_size, down.cols(), of_experts, chunk);
+                (inputs, outputs) = (inputs.max(input), outputs.max(output));
             }
         }
-        let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
-        let widest_input = padded(c.hidden_size.max(heads.heads * heads.head_dim).max(inner));
-        let widest_output = qkv.max(2 * inner).max(c.hidden_size);
         let vocab = model.vocab_size();
-        let activations = chunk * (4 * c.hidden_size + 2 * widest_input + 4 * widest_output);
+        let plan: usize = plan_bytes(routings.into_iter(), chunk).iter().sum();
+        let activations = 4 * chunk * c.hidden_size + 2 * inputs + 4 * outputs + plan;
         let attention = workspace_bytes(heads, chunk, capacity)
             .min(WORKSPACE_BYTES)
             .max(workspace_bytes(heads, 1, capacity));
@@ -99,19 +106,21 @@ struct Sizes<'a> {
 }
 
 impl Sizes<'_> {
-    fn layer(&mut self, groups: &[Vec<&Linear>]) -> Result<()> {
-        let plain: u64 = groups.iter().flatten().map(|linear| plain_bytes(linear)).sum();
-        let (mut stored, mut fit) = (true, true);
-        for linear in groups.iter().flatten() {
-            stored &= matches!(self.encoding(linear)?, Encoding::Dfloat11);
-            fit &= decodes_in_place(linear);
-        }
-        if self.weights == Weights::Dfloat11 && !stored && fit {
+    fn layer(&mut self, layer: &LayerLinears<'_>) -> Result<()> {
+        let mut groups = layer.groups.clone();
+        if layer.becomes_unit(&self.model.checkpoint, self.weights)? {
+            let plain: u64 = layer.members().map(plain_bytes).sum();
             self.bytes += (plain as f64 * DFLOAT11_RATIO) as u64;
             self.scratch = self.scratch.max(plain);
-            return Ok(());
+            // A router is no part of it.
+            groups =
+                groups.split_off(if layer.gate_up.is_empty() { groups.len() } else { layer.of_attention });
+        } else {
+            for linear in layer.gate_up.iter().chain(&layer.down).flatten() {
+                self.matrix(linear, false)?;
+            }
         }
-        for group in groups {
+        for group in &groups {
             let before = self.bytes;
             let mut fixed12 = false;
             for linear in group {
@@ -158,7 +167,21 @@ impl Sizes<'_> {
     }
 
     fn encoding(&self, linear: &Linear) -> Result<Encoding> {
-        stored(&self.model.checkpoint, linear)
+        let checkpoint = &self.model.checkpoint;
+        let encoding = stored(checkpoint, linear)?;
+        let Encoding::Abq(abq) = &encoding else { return Ok(encoding) };
+        let refuse = |what: String| Err(Error::unsupported(checkpoint.root(), Some(linear.tensor()), what));
+        match (abq.activation_bits, self.weights) {
+            (Some(bits), _) => refuse(format!(
+                "has what it multiplies quantised to {bits} bits, which is not done on a GPU yet: leave out --device cuda"
+            )),
+            (None, Weights::Stored) => refuse(
+                "is stored as abq, which is not multiplied on a GPU yet: --weights bf16 decodes it once, or leave out \
+                 --device cuda"
+                    .to_owned(),
+            ),
+            _ => Ok(encoding),
+        }
     }
 }
 

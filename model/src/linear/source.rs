@@ -6,6 +6,8 @@ use std::ops::Range;
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Result, Tensor};
 use llmpress_kernels::cpu::{Elements, dot_rows};
 
+use super::abq::Quantised;
+
 /// A matrix that is to be opened: its tensor by the name that it is stored under, of a dtype that products take.
 pub(super) struct Stored<'a> {
     pub(super) checkpoint: &'a Checkpoint,
@@ -47,6 +49,11 @@ pub(super) trait Source: Debug + Send + Sync {
         let elements = self.elements(checkpoint, rows, words)?;
         dot_rows(elements, x.len(), x, out);
         Ok(())
+    }
+
+    /// What it is where products run from codes and not from weights: their inputs are prepared first.
+    fn quantised(&self) -> Option<&Quantised> {
+        None
     }
 
     /// Whether a product with one token reads the weights where they lie.

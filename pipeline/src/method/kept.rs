@@ -1,10 +1,12 @@
 //! `kept`: the components of a unit whose encoding is lossy, byte for byte. What was quantised stays as it is, whatever
-//! the rest is stored as.
+//! the rest is stored as. Codes of other tools become those of `abq`.
 
 use std::collections::BTreeMap;
 
-use llmpress_formats::encoding::ComponentSpec;
-use llmpress_formats::{Checkpoint, Component, Error as FormatError, Tensor, Unit};
+use llmpress_formats::encoding::abq::{self, Abq, ZeroKind};
+use llmpress_formats::encoding::{ComponentSpec, Encoding};
+use llmpress_formats::foreign::Codes;
+use llmpress_formats::{Checkpoint, Component, Digest, Error as FormatError, Tensor, Unit};
 
 use super::room::{Coding, Encoder, Fit, Room, SizedEncoder, Survey};
 use crate::sink::{Encoded, Sink, Slots, SourceDigests};
@@ -45,6 +47,9 @@ impl Room for Kept {
         let Some(stored) = kept_unit(checkpoint, first) else {
             return Err(Error::Invalid(format!("unit {}: is stored without loss", first.unit)));
         };
+        if let Some(codes) = checkpoint.codes(&first.unit)? {
+            return taken_over(codes);
+        }
         let mut spec = Vec::new();
         let mut parts = Vec::new();
         for &name in stored.encoding().component_names() {
@@ -60,6 +65,87 @@ impl Room for Kept {
             encoder: Encoder::Sized(Box::new(encoder)),
         }))
     }
+}
+
+/// How a matrix that another tool quantised is stored with the same codes, scales and zero points, if `abq` holds them.
+fn taken_over(codes: &Codes) -> Result<Survey> {
+    let abq = match codes.foreign().abq() {
+        Ok(abq) => abq,
+        Err(reason) => return Ok(Err(format!("the codes cannot be kept: {reason}"))),
+    };
+    let zero = if codes.foreign().zeros { ZeroKind::Integer } else { ZeroKind::Symmetric };
+    let spec = abq::components(&abq, codes.rows(), codes.cols() as u64, codes.dtype(), zero);
+    Ok(Ok(Coding {
+        encoding: Encoding::Abq(abq),
+        spec,
+        step: STEP,
+        encoder: Encoder::Sized(Box::new(TakeOver { abq })),
+    }))
+}
+
+/// Writes the codes of another tool as bit planes.
+struct TakeOver {
+    abq: Abq,
+}
+
+impl SizedEncoder for TakeOver {
+    fn encode(&self, unit: &UnitSource<'_>, mut slots: Slots, work: Work<'_>) -> Result<Encoded> {
+        let name = unit.tensors().first().map(|tensor| tensor.name.as_str()).unwrap_or_default();
+        let codes = unit.checkpoint().codes(name)?;
+        let codes = codes.ok_or_else(|| Error::Invalid(format!("tensor {name}: has no codes")))?;
+        let (cols, groups) = (codes.cols(), codes.groups());
+        let width = codes.dtype().bits() as usize / 8;
+        let step = (work.piece_bytes / cols.max(1)).max(1) as u64;
+        let strips = || (0..codes.rows()).step_by(step as usize).map(|r| r..(r + step).min(codes.rows()));
+        let mut components = BTreeMap::new();
+        let (mut buffer, mut words) = (Vec::new(), Vec::new());
+        // A plane lies as a whole before the next: the codes are read once for each.
+        let mut planes = Sink::take(&mut slots, abq::PLANES, work)?;
+        for plane in 0..self.abq.planes() {
+            for rows in strips() {
+                let count = (rows.end - rows.start) as usize;
+                buffer.resize(count * cols, 0);
+                codes.read_codes(rows, &mut buffer)?;
+                let of_row = cols.div_ceil(abq::WORD_COLUMNS);
+                words.resize(count * of_row, 0u32);
+                for (codes, words) in buffer.chunks_exact(cols).zip(words.chunks_exact_mut(of_row)) {
+                    abq::pack_row(codes, plane, words);
+                }
+                planes.append(bytemuck::cast_slice(&words))?;
+            }
+        }
+        planes.finish(&mut components)?;
+        let mut scale = Sink::take(&mut slots, abq::SCALE, work)?;
+        for rows in strips() {
+            buffer.resize((rows.end - rows.start) as usize * groups * width, 0);
+            codes.read_scales(rows, &mut buffer)?;
+            scale.append(&buffer)?;
+        }
+        scale.finish(&mut components)?;
+        if codes.foreign().zeros {
+            let mut zero = Sink::take(&mut slots, abq::ZERO, work)?;
+            for rows in strips() {
+                buffer.resize((rows.end - rows.start) as usize * groups, 0);
+                codes.read_zeros(rows, &mut buffer)?;
+                zero.append(&buffer)?;
+            }
+            zero.finish(&mut components)?;
+        }
+        Ok(Encoded { tensors: decoded_digests(unit, work)?, components })
+    }
+}
+
+/// The digest of a lossy tensor is that of what it decodes to.
+pub(super) fn decoded_digests(unit: &UnitSource<'_>, work: Work<'_>) -> Result<Vec<(String, Digest)>> {
+    let mut buffer = Vec::new();
+    let mut digests = SourceDigests::new(unit, work.threads);
+    for (offset, len) in pieces(unit.bytes(), (work.piece_bytes / STEP).max(1) * STEP) {
+        buffer.resize(len, 0);
+        unit.read(offset, &mut buffer)?;
+        digests.update(&buffer);
+        work.progress.advance(len as u64);
+    }
+    Ok(digests.finish())
 }
 
 /// Components to copy.
@@ -82,15 +168,7 @@ impl SizedEncoder for Copy {
             sink.finish(&mut components)?;
             self.check(unit.checkpoint(), name, component, &components)?;
         }
-        // The digest of a lossy tensor is that of what it decodes to.
-        let mut digests = SourceDigests::new(unit, work.threads);
-        for (offset, len) in pieces(unit.bytes(), (work.piece_bytes / STEP).max(1) * STEP) {
-            buffer.resize(len, 0);
-            unit.read(offset, &mut buffer)?;
-            digests.update(&buffer);
-            work.progress.advance(len as u64);
-        }
-        Ok(Encoded { tensors: digests.finish(), components })
+        Ok(Encoded { tensors: decoded_digests(unit, work)?, components })
     }
 }
 

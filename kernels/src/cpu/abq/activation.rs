@@ -136,7 +136,8 @@ mod tests {
                     let expected = ((x / step).round_ties_even() + f32::from(grid.zero)).clamp(0.0, most);
                     prop_assert_eq!(f32::from(*code), expected, "{:?} {}", isa, x);
                     // Half a step, and what the rounding of zero moves at the ends.
-                    prop_assert!((step * (f32::from(*code) - f32::from(grid.zero)) - x).abs() <= step * 1.001);
+                    let near = f64::from(step) * (f64::from(*code) - f64::from(grid.zero));
+                    prop_assert!((near - f64::from(*x)).abs() <= f64::from(step) * 1.001);
                 }
             }
         }

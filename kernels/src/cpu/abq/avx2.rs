@@ -106,7 +106,7 @@ unsafe fn integers<const P: usize, const APART: bool, const T: usize>(
     let (fields, count): ([Field; 8], usize) = const { fields(P, APART) };
     let mut totals = [_mm256_setzero_ps(); T];
     for group in 0..matrix.groups {
-        let at = (tile * matrix.groups + group) * TILE_ROWS + half * ROWS;
+        let at = matrix.lanes(tile, group) + half * ROWS;
         let mut sums = [_mm256_setzero_si256(); T];
         // SAFETY: the sums of this tile and group.
         let of_codes = unsafe { code_sums(&matrix.sums, at) };
@@ -114,7 +114,7 @@ unsafe fn integers<const P: usize, const APART: bool, const T: usize>(
             *sum = _mm256_mullo_epi32(of_codes, _mm256_set1_epi32(x.corrections[token + t]));
         }
         for block in matrix.group_blocks(group) {
-            let lines = matrix.block(tile, block).as_ptr();
+            let lines = matrix.lines[matrix.block(tile, block)..][..P].as_ptr();
             // SAFETY: the inputs have a block of each token for it.
             let x = unsafe { x.codes.as_ptr().add((block * padded + token) * BLOCK_COLS).cast::<i32>() };
             let mut i = 0;
@@ -192,10 +192,10 @@ unsafe fn floats<const P: usize, const T: usize>(
     let less = _mm256_set1_ps(f32::from_bits(INTEGER as u32) + centre);
     let mut totals = [_mm256_setzero_ps(); T];
     for group in 0..matrix.groups {
-        let at = (tile * matrix.groups + group) * TILE_ROWS + half * ROWS;
+        let at = matrix.lanes(tile, group) + half * ROWS;
         let mut sums = [_mm256_setzero_ps(); T];
         for block in matrix.group_blocks(group) {
-            let lines = matrix.block(tile, block).as_ptr();
+            let lines = matrix.lines[matrix.block(tile, block)..][..P].as_ptr();
             // SAFETY: the inputs have `padded` tokens for each of its columns.
             let x = unsafe { x.x.as_ptr().add(block * BLOCK_COLS * padded + token) };
             for column in 0..BLOCK_COLS {

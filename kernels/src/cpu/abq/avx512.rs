@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::inputs::{Chunk, Form, MOST_TOKENS};
 use super::layout::{Field, Lanes, Line, Sums, Zeros};
-use super::{MOST_TILES, Matrix, TILE_ROWS};
+use super::{Matrix, STRIP, TILE_ROWS};
 
 /// Whether vectors of counted bits are to be had.
 pub(super) fn counts_bits() -> bool {
@@ -24,7 +24,8 @@ pub(super) fn multiply(
     totals: &mut [[f32; TILE_ROWS]],
 ) {
     assert!(tiles.end * TILE_ROWS < matrix.rows + TILE_ROWS && totals.len() == tiles.len() * chunk.padded);
-    assert!(chunk.padded.is_power_of_two() && chunk.padded <= MOST_TOKENS && tiles.len() <= MOST_TILES);
+    assert!(chunk.padded.is_power_of_two() && chunk.padded <= MOST_TOKENS);
+    assert!(tiles.is_empty() || tiles.start / STRIP == (tiles.end - 1) / STRIP);
     match chunk.form {
         Form::Floats(x) => floats::multiply(matrix, tiles, &x, totals),
         Form::Integers(x) if !x.planes.is_empty() => count::multiply(matrix, tiles, &x, totals),
@@ -122,45 +123,46 @@ unsafe fn zeros(zeros: &[u8], at: usize) -> __m512i {
     unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.as_ptr().add(at).cast())) }
 }
 
-/// Adds the exact sums of a group, `sums[tile][token]`, to the totals.
+/// Bytes from a strip's block to what is asked of memory meanwhile.
+const AHEAD: usize = 8 << 10;
+
+/// Adds the exact sums of a group, `sums[token]`, to the totals.
 ///
 /// # Safety
-/// The tiles exist, and `of_inputs` holds the sum of each token, `groups` apart.
+/// The tile exists, and `of_inputs` holds the sum of each token, `groups` apart.
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,f16c")]
 #[inline]
-unsafe fn add_group<const R: usize, const T: usize>(
+unsafe fn add_group<const T: usize>(
     matrix: &Matrix,
     tile: usize,
     group: usize,
     of_inputs: *const i32,
-    sums: &[[__m512i; T]; R],
-    totals: &mut [[__m512; T]; R],
+    sums: &[__m512i; T],
+    totals: &mut [__m512; T],
 ) {
-    for (r, (sums, totals)) in sums.iter().zip(totals).enumerate() {
-        let at = ((tile + r) * matrix.groups + group) * TILE_ROWS;
-        // SAFETY: the lanes of this tile and group; the caller's promise.
-        unsafe {
-            let scale = lanes(&matrix.scale, at);
-            match &matrix.zero {
-                Zeros::Real(offset) => {
-                    let offset = lanes(offset, at);
-                    for (t, (sum, total)) in sums.iter().zip(totals).enumerate() {
-                        let of_inputs = _mm512_set1_ps(*of_inputs.add(t * matrix.groups) as f32);
-                        *total = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(*sum), *total);
-                        *total = _mm512_fmadd_ps(offset, of_inputs, *total);
-                    }
+    let at = matrix.lanes(tile, group);
+    // SAFETY: the lanes of this tile and group; the caller's promise.
+    unsafe {
+        let scale = lanes(&matrix.scale, at);
+        match &matrix.zero {
+            Zeros::Real(offset) => {
+                let offset = lanes(offset, at);
+                for (t, (sum, total)) in sums.iter().zip(totals).enumerate() {
+                    let of_inputs = _mm512_set1_ps(*of_inputs.add(t * matrix.groups) as f32);
+                    *total = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(*sum), *total);
+                    *total = _mm512_fmadd_ps(offset, of_inputs, *total);
                 }
-                symmetric_or_integer => {
-                    let zero = match symmetric_or_integer {
-                        Zeros::Integer(values) => zeros(values, at),
-                        _ => _mm512_set1_epi32(1 << (matrix.bits - 1)),
-                    };
-                    for (t, (sum, total)) in sums.iter().zip(totals).enumerate() {
-                        let of_inputs = _mm512_set1_epi32(*of_inputs.add(t * matrix.groups));
-                        let sum = _mm512_sub_epi32(*sum, _mm512_mullo_epi32(of_inputs, zero));
-                        *total = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), *total);
-                    }
+            }
+            symmetric_or_integer => {
+                let zero = match symmetric_or_integer {
+                    Zeros::Integer(values) => zeros(values, at),
+                    _ => _mm512_set1_epi32(1 << (matrix.bits - 1)),
+                };
+                for (t, (sum, total)) in sums.iter().zip(totals).enumerate() {
+                    let of_inputs = _mm512_set1_epi32(*of_inputs.add(t * matrix.groups));
+                    let sum = _mm512_sub_epi32(*sum, _mm512_mullo_epi32(of_inputs, zero));
+                    *total = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), *total);
                 }
             }
         }

@@ -7,7 +7,7 @@
 //!
 //! So shifting a line by f i and masking its bytes gives, for each row, the fields of four neighbouring columns in a word.
 
-use super::{BLOCK_COLS, Fault, MOST_COLS, Matrix, Stored, TILE_ROWS, Zero};
+use super::{BLOCK_COLS, Fault, MOST_COLS, Matrix, STRIP, Stored, TILE_ROWS, Zero, place, strip_tiles};
 use crate::cpu::Elements;
 
 /// What a processor reads at once: a word a row.
@@ -71,7 +71,7 @@ impl Lanes {
     }
 }
 
-/// What stands for zero, `[tile][group][16]`.
+/// What stands for zero, `[strip][group][tile][16]`.
 #[derive(Debug)]
 pub(super) enum Zeros {
     Symmetric,
@@ -178,7 +178,7 @@ pub(super) fn regroup(stored: &Stored<'_>) -> Result<Matrix, Fault> {
     })
 }
 
-/// From `[rows, groups as stored]` to `[tile][group][16]`.
+/// From `[rows, groups as stored]` to `[strip][group][tile][16]`.
 struct Order {
     rows: usize,
     groups: usize,
@@ -190,10 +190,11 @@ struct Order {
 impl Order {
     fn tiled<T: Copy + Default>(&self, get: impl Fn(usize) -> T) -> Vec<T> {
         let mut out = Vec::with_capacity(self.rows.next_multiple_of(TILE_ROWS) * self.groups);
-        for tile in 0..self.rows.div_ceil(TILE_ROWS) {
+        for first in (0..self.rows.div_ceil(TILE_ROWS)).step_by(STRIP) {
+            let rows = first * TILE_ROWS..(first + strip_tiles(self.rows, first)) * TILE_ROWS;
             for group in 0..self.groups {
                 let stored = (group / self.ratio).min(self.asked_groups - 1);
-                out.extend((tile * TILE_ROWS..(tile + 1) * TILE_ROWS).map(|row| {
+                out.extend(rows.clone().map(|row| {
                     if row < self.rows { get(row * self.asked_groups + stored) } else { T::default() }
                 }));
             }
@@ -219,7 +220,8 @@ fn code_sums(stored: &Stored<'_>, groups: usize, group_blocks: usize) -> Sums {
             let row_words = &stored.words[(plane * rows + row) * words..][..words];
             for (group, words) in row_words.chunks(group_blocks).enumerate() {
                 let count: u32 = words.iter().map(|word| word.count_ones()).sum();
-                sums[(row / TILE_ROWS * groups + group) * TILE_ROWS + row % TILE_ROWS] += count << plane;
+                let at = place(rows, groups, row / TILE_ROWS, group) * TILE_ROWS;
+                sums[at + row % TILE_ROWS] += count << plane;
             }
         }
     }
@@ -266,7 +268,7 @@ fn lines(stored: &Stored<'_>, apart: bool) -> Vec<Line> {
     let mut lines = vec![Line([0; 64]); rows.div_ceil(TILE_ROWS) * words * planes];
     for row in 0..rows {
         for word in 0..words {
-            let at = (row / TILE_ROWS * words + word) * planes;
+            let at = place(rows, words, row / TILE_ROWS, word) * planes;
             let lines = &mut lines[at..at + planes];
             for field in &fields[..count] {
                 let mut bits = [0; 4];
@@ -300,7 +302,7 @@ fn lines(stored: &Stored<'_>, apart: bool) -> Vec<Line> {
 impl Matrix {
     /// One code.
     pub(super) fn code(&self, row: usize, col: usize) -> u8 {
-        let lines = self.block(row / TILE_ROWS, col / BLOCK_COLS);
+        let lines = &self.lines[self.block(row / TILE_ROWS, col / BLOCK_COLS)..];
         let (quad, byte) = (col % BLOCK_COLS / 4, row % TILE_ROWS * 4 + col % 4);
         let (fields, count) = fields(self.planes, self.apart);
         fields[..count].iter().fold(0, |code, field| {

@@ -50,7 +50,7 @@ pub(super) fn codes(lines: &[Line], apart: bool) -> [[u8; TILE_ROWS]; BLOCK_COLS
 
 fn integers(matrix: &Matrix, tile: usize, group: usize, x: &Integers<'_>, totals: &mut [[f32; TILE_ROWS]]) {
     let padded = totals.len();
-    let at = (tile * matrix.groups + group) * TILE_ROWS;
+    let at = matrix.lanes(tile, group);
     let code_sums = matrix.sums.get(at);
     let mut sums = [[0i32; TILE_ROWS]; MOST_TOKENS];
     for (sums, correction) in sums.iter_mut().zip(x.corrections) {
@@ -59,7 +59,7 @@ fn integers(matrix: &Matrix, tile: usize, group: usize, x: &Integers<'_>, totals
         }
     }
     for block in matrix.group_blocks(group) {
-        let codes = codes(matrix.block(tile, block), matrix.apart);
+        let codes = codes(&matrix.lines[matrix.block(tile, block)..][..matrix.planes], matrix.apart);
         let x = x.codes[block * padded * BLOCK_COLS..].chunks_exact(BLOCK_COLS);
         for (sums, x) in sums[..padded].iter_mut().zip(x) {
             for (codes, x) in codes.iter().zip(x) {
@@ -87,11 +87,11 @@ fn integers(matrix: &Matrix, tile: usize, group: usize, x: &Integers<'_>, totals
 
 fn floats(matrix: &Matrix, tile: usize, group: usize, x: &Floats<'_>, totals: &mut [[f32; TILE_ROWS]]) {
     let padded = totals.len();
-    let at = (tile * matrix.groups + group) * TILE_ROWS;
+    let at = matrix.lanes(tile, group);
     let centre = matrix.centre();
     let mut sums = [[0.0f32; TILE_ROWS]; MOST_TOKENS];
     for block in matrix.group_blocks(group) {
-        let codes = codes(matrix.block(tile, block), matrix.apart);
+        let codes = codes(&matrix.lines[matrix.block(tile, block)..][..matrix.planes], matrix.apart);
         let x = x.x[block * padded * BLOCK_COLS..].chunks_exact(padded);
         for (codes, x) in codes.iter().zip(x) {
             for (sums, x) in sums.iter_mut().zip(x) {

@@ -8,8 +8,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::inputs::Integers;
-use super::super::{Matrix, TILE_ROWS};
-use super::{add_group, code_sums};
+use super::super::{Matrix, STRIP, TILE_ROWS};
+use super::{AHEAD, add_group, code_sums};
 
 pub(super) fn multiply(
     matrix: &Matrix,
@@ -34,6 +34,7 @@ pub(super) fn multiply(
     }
 }
 
+/// Tiles of a strip, all at once if it is whole, token after token.
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq,f16c")]
 unsafe fn run<const P: usize, const Q: usize>(
@@ -43,24 +44,21 @@ unsafe fn run<const P: usize, const Q: usize>(
     totals: &mut [[f32; TILE_ROWS]],
 ) {
     let tokens = x.steps.len();
-    let mut tile = tiles.start;
-    while tile < tiles.end {
-        let count = if tiles.end - tile >= 4 { 4 } else { 1 };
-        for token in 0..tokens {
-            let out = &mut totals[(tile - tiles.start) * tokens + token..];
-            // SAFETY: the tiles and the token exist.
-            unsafe {
-                match count {
-                    4 => some::<P, Q, 4>(matrix, tile, x, token, out),
-                    _ => some::<P, Q, 1>(matrix, tile, x, token, out),
-                }
+    for token in 0..tokens {
+        // SAFETY: the tiles and the token exist.
+        unsafe {
+            if tiles.len() == STRIP {
+                some::<P, Q, STRIP>(matrix, tiles.start, x, token, &mut totals[token..]);
+                continue;
+            }
+            for (tile, totals) in tiles.clone().zip(totals.chunks_exact_mut(tokens)) {
+                some::<P, Q, 1>(matrix, tile, x, token, &mut totals[token..]);
             }
         }
-        tile += count;
     }
 }
 
-/// `R` tiles by a token.
+/// `R` tiles of a strip by a token.
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq,f16c")]
 #[inline]
@@ -73,21 +71,24 @@ unsafe fn some<const P: usize, const Q: usize, const R: usize>(
 ) {
     let tokens = x.steps.len();
     let mut totals = [[_mm512_setzero_ps(); 1]; R];
-    let stride = matrix.blocks() * P;
+    let stride = matrix.strip_tiles(tile) * P;
+    let strip = matrix.lines.as_ptr().wrapping_add(matrix.block(tile, 0));
     for group in 0..matrix.groups {
-        let mut sums = [[_mm512_setzero_si512(); 1]; R];
         // Of i + j.
         let mut counts = [[_mm512_setzero_si512(); 4]; R];
         for block in matrix.group_blocks(group) {
             // SAFETY: the block exists in each of the tiles, and its planes of the token.
             unsafe {
-                let lines = matrix.lines.as_ptr().add(tile * stride + block * P);
+                let lines = strip.add(block * stride);
                 let x = x.planes.as_ptr().add((block * tokens + token) * Q).cast::<i32>();
+                for line in 0..R * P {
+                    _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(line).cast::<i8>().wrapping_add(AHEAD));
+                }
                 for j in 0..Q {
                     let x = _mm512_set1_epi32(*x.add(j));
                     for (r, counts) in counts.iter_mut().enumerate() {
                         for i in 0..P {
-                            let line = _mm512_load_si512(lines.add(r * stride + i).cast());
+                            let line = _mm512_load_si512(lines.add(r * P + i).cast());
                             let both = _mm512_popcnt_epi32(_mm512_and_si512(line, x));
                             counts[i + j] = _mm512_add_epi32(counts[i + j], both);
                         }
@@ -95,19 +96,17 @@ unsafe fn some<const P: usize, const Q: usize, const R: usize>(
                 }
             }
         }
-        for (r, (sums, counts)) in sums.iter_mut().zip(counts).enumerate() {
-            let at = ((tile + r) * matrix.groups + group) * TILE_ROWS;
-            // SAFETY: the sums of this tile and group.
-            let of_codes = unsafe { code_sums(&matrix.sums, at) };
-            sums[0] = _mm512_mullo_epi32(of_codes, _mm512_set1_epi32(x.corrections[token]));
-            for (i, count) in counts.into_iter().enumerate().take(P + Q - 1) {
-                sums[0] = _mm512_add_epi32(sums[0], _mm512_sll_epi32(count, _mm_cvtsi32_si128(i as i32)));
+        for (r, (total, counts)) in totals.iter_mut().zip(counts).enumerate() {
+            // SAFETY: the sums of this tile and group; a sum a token and group.
+            unsafe {
+                let of_codes = code_sums(&matrix.sums, matrix.lanes(tile + r, group));
+                let mut sum = _mm512_mullo_epi32(of_codes, _mm512_set1_epi32(x.corrections[token]));
+                for (i, count) in counts.into_iter().enumerate().take(P + Q - 1) {
+                    sum = _mm512_add_epi32(sum, _mm512_sll_epi32(count, _mm_cvtsi32_si128(i as i32)));
+                }
+                let of_inputs = x.sums.as_ptr().add(token * matrix.groups + group);
+                add_group(matrix, tile + r, group, of_inputs, &[sum], total);
             }
-        }
-        // SAFETY: a sum a token and group.
-        unsafe {
-            let of_inputs = x.sums.as_ptr().add(token * matrix.groups + group);
-            add_group(matrix, tile, group, of_inputs, &sums, &mut totals);
         }
     }
     let step = _mm512_set1_ps(x.steps[token]);
