@@ -77,7 +77,8 @@ fn what_is_smooth_needs_no_scales() {
         };
         let before = scales(&model);
         assert!(before.iter().any(|s| (s - 1.0).abs() > 0.2), "{}", golden.display());
-        fold(&mut model, smoothing(&model, &calibration(&ids), Smooth::ALL).unwrap());
+        let list = smoothing(&model, &calibration(&ids), Smooth::ALL).unwrap();
+        fold(&mut model, list);
         let after = scales(&model);
         assert_eq!(before.len(), after.len());
         let off = after.iter().map(|s| (s - 1.0).abs()).fold(0.0, f32::max);
