@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use llmpress_formats::{Checkpoint, Dtype};
 use llmpress_pipeline::Progress;
-use llmpress_validation::{CheckpointDifference, Norms, difference};
+use llmpress_validation::{CheckpointDifference, Norms, difference, in_one_basis};
 
 use crate::Outcome;
 use crate::args::DiffArgs;
@@ -17,7 +17,8 @@ pub(crate) fn run(args: &DiffArgs, output: Output) -> Outcome {
 }
 
 fn diff(args: &DiffArgs, output: Output) -> Outcome {
-    let (a, b) = (Checkpoint::open_dequantised(&args.a)?, Checkpoint::open_dequantised(&args.b)?);
+    let (a, b) =
+        in_one_basis(Checkpoint::open_dequantised(&args.a)?, Checkpoint::open_dequantised(&args.b)?)?;
     let both: BTreeSet<&String> = a.tensors().keys().filter(|&name| b.tensor(name).is_ok()).collect();
     let size = both.iter().filter_map(|&name| a.tensors().get(name)).map(|t| t.bytes).sum();
     let bar = Bar::new("diff", size, output);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use llmpress_entropy::dfloat11::Histogram;
-use llmpress_formats::{Checkpoint, Dtype, Encoding, StoredSize, printable};
+use llmpress_formats::{Checkpoint, Dtype, Encoding, StoredSize, Transform, printable};
 use llmpress_model::Model;
 use serde::Serialize;
 
@@ -30,6 +30,9 @@ struct Report {
     /// What is quantised, by widths and groups.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     quantised: BTreeMap<String, QuantisedCount>,
+    /// What was done to the weights beside storing them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    transforms: Vec<String>,
     tied: BTreeMap<String, String>,
     /// Weights beside the checkpoint that are no part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -205,6 +208,7 @@ fn report(
         by_dtype,
         by_encoding,
         quantised,
+        transforms: Transform::summary(checkpoint.transforms()),
         tied: checkpoint.tied().clone(),
         left_out: checkpoint.directory().left_out().to_vec(),
         unused,
@@ -230,6 +234,9 @@ fn text(report: &Report) -> String {
         bytes(report.stored_bytes),
         percent(report.stored_bytes, report.tensor_bytes),
     );
+    if !report.transforms.is_empty() {
+        text.push_str(&format!("transformed: {}\n\n", report.transforms.join(", ")));
+    }
     let head = |names: &[&str]| vec![names.iter().map(|n| (*n).to_owned()).collect::<Vec<String>>()];
     if !report.tensors.is_empty() {
         let mut rows =

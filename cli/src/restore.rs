@@ -1,6 +1,7 @@
 //! `llmpress restore`: back to a plain checkpoint.
 
 use llmpress_formats::Checkpoint;
+use llmpress_model::undone;
 use llmpress_pipeline::restore;
 
 use crate::Outcome;
@@ -10,7 +11,7 @@ use crate::progress::Bar;
 use crate::report::Output;
 
 pub(crate) fn run(args: &RestoreArgs, output: Output) -> Outcome {
-    let checkpoint = Checkpoint::open_dequantised(&args.dir)?;
+    let checkpoint = undone(Checkpoint::open_dequantised(&args.dir)?)?;
     let total = checkpoint.tensors().values().map(|t| t.bytes).sum();
     let bar = Bar::new("restore", total, output);
     let summary = restore(&checkpoint, &args.out, args.max_shard_size, &options(&args.job), &bar);

@@ -5,7 +5,8 @@ use std::path::Path;
 use llmpress_formats::{Checkpoint, Manifest, printable};
 use llmpress_pipeline::{Counted, Pass, Progress, recorded_passes, view};
 use llmpress_validation::{
-    Comparison, DigestReport, LogitComparison, Quantised, bit_exact, logits_exact, verify_digests,
+    Comparison, DigestReport, LogitComparison, Quantised, bit_exact, in_one_basis, logits_exact,
+    verify_digests,
 };
 use serde::Serialize;
 
@@ -72,6 +73,7 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
                 against.display()
             ));
         }
+        let (checkpoint, source) = in_one_basis(checkpoint, source)?;
         let decoded = checkpoint.tensors().values().map(|t| t.bytes).sum();
         let bar = Bar::new("compare", decoded, output);
         let comparison = bit_exact(&checkpoint, &source, &|n| bar.advance(n));

@@ -75,6 +75,11 @@ impl Tensor {
         self.zero
     }
 
+    /// Whether a view makes its bytes of what its unit stores.
+    pub fn is_made(&self) -> bool {
+        self.made
+    }
+
     /// Whether its bytes are what its unit stores: no edit made them zero, no view makes them of it.
     pub fn is_stored(&self) -> bool {
         !self.zero && !self.made

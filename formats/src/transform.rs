@@ -190,6 +190,24 @@ impl Transform {
         }
     }
 
+    /// What was done, each kind and site once, in order: `rotation of residual`, `scale of up in 24 layers`.
+    pub fn summary(all: &[Self]) -> Vec<String> {
+        let mut counts: Vec<(String, usize)> = Vec::new();
+        for transform in all {
+            let name = transform.name();
+            match counts.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((name, 1)),
+            }
+        }
+        let said = |(name, count): (String, usize)| match count {
+            1 => name,
+            count if name.starts_with("scale") => format!("{name} in {count} layers"),
+            count => format!("{name} of {count} sizes"),
+        };
+        counts.into_iter().map(said).collect()
+    }
+
     /// What a manifest with these transformations requires of its readers.
     pub fn requirements(all: &[Self]) -> Vec<String> {
         if all.iter().any(Self::online) { vec![TRANSFORMS.to_owned()] } else { Vec::new() }
@@ -316,6 +334,14 @@ mod tests {
         );
         assert_eq!(all.iter().map(Transform::online).collect::<Vec<_>>(), [false, true, false, true]);
         assert_eq!(all[1].name(), "rotation of residual");
+        let twice = [&all[..], &all[..1]].concat();
+        let said = [
+            "scale of attention_norm in 2 layers",
+            "rotation of residual",
+            "rotation of value",
+            "quantize of qkv",
+        ];
+        assert_eq!(Transform::summary(&twice), said);
         assert_eq!(Transform::requirements(&all), ["transforms"]);
         assert!(
             Transform::requirements(&all[..1]).is_empty() && Transform::requirements(&all[2..3]).is_empty()

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use llmpress_formats::{Checkpoint, Error, Result};
+use llmpress_formats::{Checkpoint, Error, Result, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -90,7 +90,7 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
         }
         result.tensors += 1;
         result.bytes += ta.bytes;
-        if a.unit_of(ta)?.encoding().is_lossy() && !b.unit_of(tb)?.encoding().is_lossy() {
+        if is_lossy(a, ta)? && !is_lossy(b, tb)? {
             quantised.push(name);
             continue;
         }
@@ -114,6 +114,11 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
         result.quantised = Some(Quantised { tensors, total });
     }
     Ok(result)
+}
+
+/// Whether a tensor is not what it was made from to the bit: its encoding rounds it, or what was undone did.
+fn is_lossy(checkpoint: &Checkpoint, tensor: &Tensor) -> Result<bool> {
+    Ok(tensor.is_made() || checkpoint.unit_of(tensor)?.encoding().is_lossy())
 }
 
 /// Offset of the first byte that differs, and how many do.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! digests:    every byte of a converted directory is the one that was written, and decodes to the original
+//! basis:      transformations of two checkpoints are undone before they are compared
 //! bit_exact:  every tensor of two checkpoints, word for word
 //! difference: how far the tensors of two checkpoints are from each other
 //! logits:     what two checkpoints compute, bit for bit
@@ -9,6 +10,7 @@
 //! kernel_bench, speed: what kernels and models take; gpu_bench: all of this on a GPU, in bounded time
 //! ```
 
+mod basis;
 mod bit_exact;
 mod claims;
 mod difference;
@@ -25,6 +27,7 @@ mod random_model;
 mod speed;
 mod windows;
 
+pub use basis::in_one_basis;
 pub use bit_exact::{Comparison, Difference, Quantised, bit_exact};
 pub use difference::{CheckpointDifference, Incomparable, Norms, TensorDifference, difference};
 pub use digests::{DigestReport, Fault, verify_digests};
