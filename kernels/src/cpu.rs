@@ -13,6 +13,7 @@ mod isa;
 mod jensen_shannon;
 mod log_sum_exp;
 mod multiply;
+mod multiply_double;
 mod norm;
 #[cfg(test)]
 mod test_values;
@@ -26,6 +27,7 @@ pub use isa::limit_instruction_set;
 pub use jensen_shannon::jensen_shannon;
 pub use log_sum_exp::{divergence, log_sum_exp};
 pub use multiply::multiply;
+pub use multiply_double::{DOUBLE_PANEL, multiply_double};
 pub use norm::rms_norm;
 
 /// The instructions that the kernels use on this processor.
