@@ -1,7 +1,7 @@
 //! `llmpress convert`: carry out a plan.
 
-use llmpress_formats::{Checkpoint, printable};
-use llmpress_pipeline::{Options, Plan, Summary, convert, convert_request, view};
+use llmpress_formats::printable;
+use llmpress_pipeline::{Options, Plan, Request, Summary, convert, convert_request, view};
 
 use crate::Outcome;
 use crate::args::{ConvertArgs, JobArgs};
@@ -16,13 +16,14 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
         Some(path) => {
             let saved = llmpress_formats::read_input(path, 1 << 30)?;
             let recipe = Plan::recipe_of_json(&saved)?;
-            let checkpoint = view(Checkpoint::open(&args.dir)?, &recipe.passes)?;
+            let checkpoint = view(recipe.open(&args.dir)?, &recipe.passes)?;
             let plan = Plan::from_json(&checkpoint, &saved)?;
             let bar = Bar::new("convert", plan.source_bytes, output);
             convert(&checkpoint, &args.out, &plan, &options, &bar)?
         }
         None => {
             let request = request(&args.recipe, args.calibration.text()?)?;
+            warn_of_rankings(&request, output)?;
             convert_request(&args.dir, &args.out, &request, args.recipe.max_shard_size, &options, &watch)?
         }
     };
@@ -30,6 +31,17 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
         output.warn(&uncovered.to_string());
     }
     summarise(output, &args.out, &summary);
+    Ok(())
+}
+
+/// Says which rankings nobody can check.
+pub(crate) fn warn_of_rankings(request: &Request, output: Output) -> Outcome {
+    for path in request.unmarked_rankings()? {
+        output.warn(&format!(
+            "{} does not say which model it was made of: rank again if it was another one",
+            printable(&path.display().to_string())
+        ));
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn run(args: &DiffArgs, output: Output) -> Outcome {
 }
 
 fn diff(args: &DiffArgs, output: Output) -> Outcome {
-    let (a, b) = (Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?);
+    let (a, b) = (Checkpoint::open_dequantised(&args.a)?, Checkpoint::open_dequantised(&args.b)?);
     let both: BTreeSet<&String> = a.tensors().keys().filter(|&name| b.tensor(name).is_ok()).collect();
     let size = both.iter().filter_map(|&name| a.tensors().get(name)).map(|t| t.bytes).sum();
     let bar = Bar::new("diff", size, output);

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use llmpress_entropy::dfloat11::Histogram;
-use llmpress_formats::{Checkpoint, Dtype, printable};
+use llmpress_formats::{Checkpoint, Dtype, Encoding, StoredSize, printable};
 use llmpress_model::Model;
 use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::InspectArgs;
 use crate::report::{Output, bytes, percent, table};
+
+/// What stands for all widths together.
+const ALL_WIDTHS: &str = "all";
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -24,6 +27,9 @@ struct Report {
     shards: usize,
     by_dtype: BTreeMap<&'static str, Count>,
     by_encoding: BTreeMap<&'static str, EncodingCount>,
+    /// What is quantised, by widths and groups.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    quantised: BTreeMap<String, QuantisedCount>,
     tied: BTreeMap<String, String>,
     /// Weights beside the checkpoint that are no part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -51,6 +57,28 @@ struct EncodingCount {
     stored_bytes: u64,
 }
 
+/// Bits a weight count everything that is stored: codes, scales, zero points.
+#[derive(Debug, Default, Serialize)]
+struct QuantisedCount {
+    tensors: u64,
+    weights: u64,
+    stored_bytes: u64,
+    bits_per_weight: f64,
+}
+
+impl QuantisedCount {
+    fn add(&mut self, weights: u64, stored_bytes: u64) {
+        self.tensors += 1;
+        self.weights += weights;
+        self.stored_bytes += stored_bytes;
+        self.bits_per_weight = bits_per_weight(self.stored_bytes, self.weights);
+    }
+}
+
+fn bits_per_weight(stored_bytes: u64, weights: u64) -> f64 {
+    stored_bytes as f64 * 8.0 / weights.max(1) as f64
+}
+
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
@@ -59,6 +87,11 @@ struct Row {
     bytes: u64,
     encoding: &'static str,
     unit: String,
+    /// Of a quantised tensor: widths and group size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    widths: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits_per_weight: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exponent_entropy_bits: Option<f64>,
 }
@@ -74,7 +107,7 @@ struct Exponents {
 }
 
 pub(crate) fn run(args: &InspectArgs, output: Output) -> Outcome {
-    let checkpoint = Arc::new(Checkpoint::open(&args.dir)?);
+    let checkpoint = Arc::new(Checkpoint::open_dequantised(&args.dir)?);
     // Only where its architecture runs here.
     let model = Model::open(checkpoint.clone()).ok();
     let mut entropies = BTreeMap::new();
@@ -97,6 +130,8 @@ pub(crate) fn run(args: &InspectArgs, output: Output) -> Outcome {
     let unused = model.map(|model| model.unused().to_vec()).unwrap_or_default();
     let report = report(&checkpoint, args, &entropies, &all, unused);
     output.result(&report, || text(&report));
+    // The process ends: to free a million names one by one would take a fifth of its time.
+    std::mem::forget(checkpoint);
     Ok(())
 }
 
@@ -113,17 +148,37 @@ fn report(
 ) -> Report {
     let config = checkpoint.config();
     let mut by_dtype: BTreeMap<&'static str, Count> = BTreeMap::new();
-    let mut by_encoding: BTreeMap<&'static str, EncodingCount> = BTreeMap::new();
+    let by_encoding: BTreeMap<&'static str, EncodingCount> = checkpoint
+        .stored_sizes()
+        .into_iter()
+        .map(|(encoding, StoredSize { units, tensors, bytes, stored_bytes })| {
+            (encoding, EncodingCount { units, tensors, bytes, stored_bytes })
+        })
+        .collect();
+    let has_units = args.tensors || by_encoding.keys().any(|encoding| *encoding != "raw");
     let (mut parameters, mut tensor_bytes) = (0, 0);
     let mut tensors = Vec::new();
+    let mut quantised: BTreeMap<String, QuantisedCount> = BTreeMap::new();
     for (name, t) in checkpoint.tensors() {
-        parameters += t.shape.iter().product::<u64>();
+        let weights = t.shape.iter().product::<u64>();
+        parameters += weights;
+        // Of a million plain tensors nobody asks for units, which would have to be made.
+        let unit = if has_units { checkpoint.units().get(&t.unit) } else { None };
+        let widths = unit.and_then(|unit| match unit.encoding() {
+            Encoding::Abq(abq) => Some((abq.widths(), unit.stored_bytes())),
+            _ => None,
+        });
+        if let Some((widths, stored_bytes)) = &widths {
+            for key in [widths.as_str(), ALL_WIDTHS] {
+                quantised.entry(key.to_owned()).or_default().add(weights, *stored_bytes);
+            }
+        }
         tensor_bytes += t.bytes;
         let count = by_dtype.entry(t.dtype.name()).or_default();
         count.tensors += 1;
         count.bytes += t.bytes;
         if args.tensors {
-            let encoding = checkpoint.units().get(&t.unit).map_or("", |u| u.encoding().name());
+            let encoding = unit.map_or("", |u| u.encoding().name());
             tensors.push(Row {
                 name: name.clone(),
                 dtype: t.dtype.name(),
@@ -131,17 +186,11 @@ fn report(
                 bytes: t.bytes,
                 encoding,
                 unit: t.unit.clone(),
+                bits_per_weight: widths.as_ref().map(|(_, stored)| bits_per_weight(*stored, weights)),
+                widths: widths.map(|(widths, _)| widths),
                 exponent_entropy_bits: entropies.get(name.as_str()).copied(),
             });
         }
-    }
-    for unit in checkpoint.units().values() {
-        let count = by_encoding.entry(unit.encoding().name()).or_default();
-        count.units += 1;
-        let (tensors, bytes) = unit.decoded_size();
-        count.tensors += tensors as u64;
-        count.bytes += bytes;
-        count.stored_bytes += unit.stored_bytes();
     }
     let limit = all.entropy_bits() + 8.0;
     Report {
@@ -155,6 +204,7 @@ fn report(
         shards: checkpoint.directory().shards().len(),
         by_dtype,
         by_encoding,
+        quantised,
         tied: checkpoint.tied().clone(),
         left_out: checkpoint.directory().left_out().to_vec(),
         unused,
@@ -182,7 +232,8 @@ fn text(report: &Report) -> String {
     );
     let head = |names: &[&str]| vec![names.iter().map(|n| (*n).to_owned()).collect::<Vec<String>>()];
     if !report.tensors.is_empty() {
-        let mut rows = head(&["tensor", "dtype", "shape", "size", "encoding", "exponent bits"]);
+        let mut rows =
+            head(&["tensor", "dtype", "shape", "size", "encoding", "bits a weight", "exponent bits"]);
         for row in &report.tensors {
             let entropy = row.exponent_entropy_bits.map(|e| format!("{e:.3}")).unwrap_or_default();
             rows.push(vec![
@@ -190,7 +241,8 @@ fn text(report: &Report) -> String {
                 row.dtype.to_owned(),
                 format!("{:?}", row.shape),
                 bytes(row.bytes),
-                row.encoding.to_owned(),
+                row.widths.as_ref().map_or(row.encoding.to_owned(), |w| format!("{}:{w}", row.encoding)),
+                row.bits_per_weight.map(|bits| format!("{bits:.3}")).unwrap_or_default(),
                 entropy,
             ]);
         }
@@ -215,6 +267,24 @@ fn text(report: &Report) -> String {
         ]);
     }
     text.push_str(&table(&rows));
+    if !report.quantised.is_empty() {
+        let mut rows = head(&["quantised", "tensors", "weights", "stored", "bits a weight"]);
+        let (all, kinds): (Vec<_>, Vec<_>) =
+            report.quantised.iter().partition(|(widths, _)| *widths == ALL_WIDTHS);
+        // One kind is all there is.
+        let shown = if kinds.len() > 1 { kinds.into_iter().chain(all).collect() } else { kinds };
+        for (widths, count) in shown {
+            rows.push(vec![
+                widths.clone(),
+                count.tensors.to_string(),
+                count.weights.to_string(),
+                bytes(count.stored_bytes),
+                format!("{:.3}", count.bits_per_weight),
+            ]);
+        }
+        text.push('\n');
+        text.push_str(&table(&rows));
+    }
     for (name, target) in &report.tied {
         text.push_str(&format!("\n{} is tied to {}\n", printable(name), printable(target)));
     }

@@ -13,7 +13,9 @@ mod doctor;
 mod documents;
 mod environment;
 mod eval;
+mod export;
 mod generate;
+mod gpu_memory;
 mod inspect;
 mod memory;
 mod models;
@@ -64,6 +66,7 @@ fn run(command: Command, output: Output) -> Outcome {
         Command::Plan(args) => plan::run(&args, output),
         Command::Convert(args) => convert::run(&args, output),
         Command::Rank(args) => rank::run(&args, output),
+        Command::Export(args) => export::run(&args, output),
         Command::Restore(args) => restore::run(&args, output),
         Command::Verify(args) => verify::run(&args, output),
         Command::Diff(args) => diff::run(&args, output),

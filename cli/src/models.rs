@@ -66,7 +66,7 @@ fn open_after(
         Device::Cpu => None,
         Device::Cuda(ordinal) => Some(gpu(ordinal)?),
     };
-    let mut model = Model::open(Arc::new(view(Checkpoint::open(dir)?, passes)?))?;
+    let mut model = Model::open(Arc::new(view(Checkpoint::open_dequantised(dir)?, passes)?))?;
     tell(&model, output);
     let weights = match device.weights {
         WeightsChoice::Stored => Weights::Stored,

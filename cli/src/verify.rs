@@ -5,7 +5,7 @@ use std::path::Path;
 use llmpress_formats::{Checkpoint, Manifest, printable};
 use llmpress_pipeline::{Counted, Pass, Progress, recorded_passes, view};
 use llmpress_validation::{
-    Comparison, DigestReport, LogitComparison, bit_exact, logits_exact, verify_digests,
+    Comparison, DigestReport, LogitComparison, Quantised, bit_exact, logits_exact, verify_digests,
 };
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ use crate::eval::Text;
 use crate::models::{Loaded, in_pool};
 use crate::passes::describe;
 use crate::progress::Bar;
-use crate::report::{Failure, Output, bytes};
+use crate::report::{Failure, Output, bytes, table};
 
 /// Tokens that both models generate.
 const GREEDY_TOKENS: usize = 32;
@@ -57,12 +57,12 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     }
     // A damaged directory need not open: its faults are reported all the same.
     if let Some(against) = args.against.as_ref().filter(|_| faults == 0) {
-        let checkpoint = Checkpoint::open(&args.dir)?;
+        let checkpoint = Checkpoint::open_dequantised(&args.dir)?;
         let passes = match &manifest {
             Some(manifest) => recorded_passes(&manifest.recipe)?,
             None => Vec::new(),
         };
-        let source = view(Checkpoint::open(against)?, &passes)?;
+        let source = view(source(&checkpoint, against)?, &passes)?;
         if !passes.is_empty() {
             let done: Vec<String> = passes.iter().map(describe).collect();
             let dropped = source.dropped().len();
@@ -80,6 +80,14 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
         faults += comparison.differences.len();
         found.push_str(&comparison_text(args, against, &comparison, seconds));
         report.comparison = Some(comparison);
+        let quantised = report.comparison.as_ref().is_some_and(|c| c.quantised.is_some());
+        if quantised && args.text.is_some() {
+            return Err(llmpress_formats::Error::Invalid(format!(
+                "{}: tensors are quantised, so no logit can be the same: leave --logits out; eval kld says how far they are",
+                args.dir.display()
+            ))
+            .into());
+        }
         // Other weights would only be found once more.
         if let Some(text) = args.text.as_ref().filter(|_| faults == 0) {
             let (comparison, line) = logits(args, against, &passes, text, output)?;
@@ -171,14 +179,34 @@ fn digests_text(args: &VerifyArgs, report: &DigestReport, seconds: f64) -> Strin
     text
 }
 
+/// A source as the directory under test took it: matrices of other tools as they are stored, where it holds them so.
+fn source(checkpoint: &Checkpoint, against: &Path) -> Result<Checkpoint, llmpress_formats::Error> {
+    let (plain, numbers) = (Checkpoint::open(against)?, Checkpoint::open_dequantised(against)?);
+    let packed =
+        |name: &String| !numbers.tensors().contains_key(name) && checkpoint.tensors().contains_key(name);
+    Ok(if plain.tensors().keys().any(packed) { plain } else { numbers })
+}
+
 fn comparison_text(args: &VerifyArgs, against: &Path, comparison: &Comparison, seconds: f64) -> String {
     let mut text = String::new();
     for difference in &comparison.differences {
         text.push_str(&format!("DIFFERS {}: {}\n", printable(&difference.tensor), difference.what));
     }
-    let found = match comparison.differences.len() {
-        0 => "bit-identical".to_owned(),
-        n => format!("{n} DIFFER"),
+    let quantised = comparison.quantised.as_ref();
+    if let Some(quantised) = quantised {
+        text.push_str(&errors_table(quantised));
+    }
+    let found = match (comparison.differences.len(), quantised) {
+        (0, None) => "bit-identical".to_owned(),
+        (0, Some(quantised)) => {
+            let exact = comparison.tensors - quantised.tensors.len();
+            let relative = quantised.total.relative.map_or_else(|| "-".to_owned(), |r| format!("{r:.5}"));
+            format!(
+                "{exact} bit-identical, {} quantised with a relative error of {relative}",
+                quantised.tensors.len()
+            )
+        }
+        (n, _) => format!("{n} DIFFER"),
     };
     text.push_str(&format!(
         "{} and {}: {} tensors, {} in {seconds:.2} s: {found}\n",
@@ -188,4 +216,15 @@ fn comparison_text(args: &VerifyArgs, against: &Path, comparison: &Comparison, s
         bytes(comparison.bytes),
     ));
     text
+}
+
+/// How far each quantised tensor is from what it was.
+fn errors_table(quantised: &Quantised) -> String {
+    let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.3e}"));
+    let mut rows = vec![["quantised", "relative error", "max abs", "rms"].map(str::to_owned).to_vec()];
+    let all = quantised.tensors.iter().map(|t| (printable(&t.tensor).to_string(), &t.norms));
+    for (name, norms) in all.chain([("all".to_owned(), &quantised.total)]) {
+        rows.push(vec![name, number(norms.relative), number(norms.max_abs), number(norms.rms)]);
+    }
+    table(&rows)
 }

@@ -135,6 +135,54 @@ fn what_only_python_writes_comes_out_byte_for_byte() {
 }
 
 #[test]
+fn a_tokenizer_with_what_only_python_writes_is_read_and_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("s"), dir.path().join("o"));
+    std::fs::create_dir(&source).unwrap();
+    for (name, bytes) in files(&support::tinylm()) {
+        std::fs::write(source.join(name), bytes).unwrap();
+    }
+    let score = |model: &Path| {
+        let text = support::tinylm().join("eval.txt");
+        let args =
+            ["eval", "ppl", path(model), "--text", path(&text), "--window", "64", "--limit", "1", "--json"];
+        let report: serde_json::Value = serde_json::from_str(&ok(&args)).unwrap();
+        report["perplexity"].as_f64().unwrap()
+    };
+    let plain = score(&source);
+    let file = source.join("tokenizer.json");
+    let truncation = "\"truncation\": {\"direction\": \"Right\", \"max_length\": Infinity, \
+        \"strategy\": \"LongestFirst\", \"stride\": 0}";
+    let text = std::fs::read_to_string(&file).unwrap();
+    let odd =
+        text.replacen("\"truncation\": null", truncation, 1).replacen("\"truncation\":null", truncation, 1);
+    assert_ne!(text, odd);
+    std::fs::write(&file, &odd).unwrap();
+    assert_eq!(score(&source), plain);
+    ok(&["convert", path(&source), path(&out), "--to", "planes"]);
+    assert_eq!(std::fs::read_to_string(out.join("tokenizer.json")).unwrap(), odd);
+    assert_eq!(score(&out), plain);
+}
+
+#[test]
+fn weights_that_a_configuration_names_get_the_usual_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out, back) = (dir.path().join("s"), dir.path().join("o"), dir.path().join("b"));
+    let config = r#"{"model_type": "llama", "transformers_weights": "best.safetensors", "hidden_size": 64}"#;
+    checkpoint(&source, config, &tiny_llama()[..1]);
+    std::fs::write(source.join("best.safetensors"), support::safetensors(&tiny_llama())).unwrap();
+    let left = left_behind(&source, &out);
+    assert_eq!(left, ["model.safetensors"]);
+    ok(&["verify", path(&out), "--against", path(&source)]);
+    ok(&["restore", path(&out), path(&back)]);
+    for made in [&out, &back] {
+        let config = std::fs::read_to_string(made.join("config.json")).unwrap();
+        assert_eq!(config, r#"{"model_type": "llama", "hidden_size": 64}"#);
+        assert_eq!(Checkpoint::open(made).unwrap().tensors().len(), tiny_llama().len());
+    }
+}
+
+#[test]
 fn names_never_steer_a_terminal() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("s");

@@ -8,13 +8,25 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
-use crate::{Component, Config, Directory, Dtype, Error, Result, official};
+use crate::{
+    Component, Config, Directory, Dtype, Error, Named, Remake, Result, ShardFile, Transform, foreign,
+    official,
+};
+
+/// What a matrix that another tool quantised appears as.
+#[derive(Clone, Copy)]
+enum Numbers {
+    /// The tensors that it is stored as.
+    Stored,
+    /// The matrix.
+    Dequantised,
+}
 
 /// What a directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,15 +62,22 @@ pub struct Tensor {
     /// The unit that stores it.
     pub unit: String,
     /// Where it starts in the decoded unit.
-    unit_offset: u64,
+    pub(crate) unit_offset: u64,
     /// Whether an edit made its bytes zero.
     pub(crate) zero: bool,
+    /// Whether its bytes are made when they are read.
+    pub(crate) made: bool,
 }
 
 impl Tensor {
     /// Whether an edit made its bytes zero: what its unit stores is not it.
     pub fn is_zero(&self) -> bool {
         self.zero
+    }
+
+    /// Whether its bytes are what its unit stores: no edit made them zero, no view makes them of it.
+    pub fn is_stored(&self) -> bool {
+        !self.zero && !self.made
     }
 }
 
@@ -73,7 +92,7 @@ pub struct Unit {
 #[derive(Debug, Default)]
 struct Made {
     /// What a plain tensor looks like as an encoded one.
-    plain: OnceLock<Encoded>,
+    plain: OnceLock<Box<Encoded>>,
     reader: OnceLock<UnitReader>,
 }
 
@@ -88,7 +107,7 @@ enum Stored {
 struct Encoded {
     encoding: Encoding,
     parts: Vec<Part>,
-    components: BTreeMap<String, Component>,
+    components: Named<Component>,
 }
 
 impl Encoded {
@@ -99,13 +118,15 @@ impl Encoded {
             shape: component.shape().to_vec(),
             bytes: component.bytes(),
         };
-        let components = BTreeMap::from([(encoding::raw::DATA.to_owned(), component.clone())]);
+        let mut components = Named::new();
+        components.insert(encoding::raw::DATA, component.clone());
         Self { encoding: Encoding::Raw, parts: vec![part], components }
     }
 }
 
 impl Unit {
-    fn new(encoding: Encoding, parts: Vec<Part>, components: BTreeMap<String, Component>) -> Self {
+    pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: impl Into<Named<Component>>) -> Self {
+        let components = components.into();
         Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts, components })))
     }
 
@@ -120,7 +141,7 @@ impl Unit {
     fn encoded(&self) -> &Encoded {
         match &self.stored {
             Stored::Encoded(encoded) => encoded,
-            Stored::Plain(component) => self.made().plain.get_or_init(|| Encoded::plain(component)),
+            Stored::Plain(component) => self.made().plain.get_or_init(|| Box::new(Encoded::plain(component))),
         }
     }
 
@@ -138,7 +159,7 @@ impl Unit {
     }
 
     /// Its components by their last name.
-    pub fn components(&self) -> &BTreeMap<String, Component> {
+    pub fn components(&self) -> &Named<Component> {
         &self.encoded().components
     }
 
@@ -172,17 +193,43 @@ impl Unit {
         }
     }
 
-    fn reader(&self, name: &str) -> Result<&UnitReader> {
+    pub(crate) fn reader(&self, name: &str) -> Result<&UnitReader> {
         if let Some(reader) = self.made().reader.get() {
             return Ok(reader);
         }
-        let open = |e: &Encoded| UnitReader::open(name, &e.encoding, &e.parts, &e.components);
-        let reader = match &self.stored {
-            Stored::Encoded(encoded) => open(encoded)?,
-            Stored::Plain(component) => open(&Encoded::plain(component))?,
-        };
+        let reader = self.open_reader(name)?;
         Ok(self.made().reader.get_or_init(|| reader))
     }
+
+    fn open_reader(&self, name: &str) -> Result<UnitReader> {
+        let open = |e: &Encoded| UnitReader::open(name, &e.encoding, &e.parts, &e.components);
+        match &self.stored {
+            Stored::Encoded(encoded) => open(encoded),
+            Stored::Plain(component) => open(&Encoded::plain(component)),
+        }
+    }
+
+    /// What opening its reader checks, without keeping one.
+    fn check(&self, name: &str) -> Result<()> {
+        match (&self.stored, self.made.get().and_then(|made| made.reader.get())) {
+            // A header that was read has sizes that fit.
+            (Stored::Plain(_), _) | (_, Some(_)) => Ok(()),
+            (Stored::Encoded(_), None) => self.open_reader(name).map(|_| ()),
+        }
+    }
+}
+
+/// How many units there are of an encoding, and what they come to.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct StoredSize {
+    /// Units.
+    pub units: u64,
+    /// Their tensors.
+    pub tensors: u64,
+    /// Bytes of these when decoded.
+    pub bytes: u64,
+    /// Bytes of their components.
+    pub stored_bytes: u64,
 }
 
 /// An open checkpoint directory. `Send + Sync`; nothing is decoded before it is asked for.
@@ -193,10 +240,16 @@ pub struct Checkpoint {
     pub(crate) config: Option<Config>,
     pub(crate) manifest: Option<Manifest>,
     pub(crate) tensors: BTreeMap<String, Tensor>,
-    units: BTreeMap<String, Unit>,
+    /// Those of a plain checkpoint are made when they are asked for: they say what its headers say.
+    units: OnceLock<BTreeMap<String, Unit>>,
+    /// Shards outside of the directory that hold finished units.
+    pub(crate) added: Vec<ShardFile>,
     pub(crate) tied: BTreeMap<String, String>,
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
+    pub(crate) transforms: Vec<Transform>,
+    /// Makes the tensors that are not what is stored.
+    pub(crate) remake: Option<Arc<dyn Remake>>,
     /// Names in the source of tensors that an edit renamed.
     pub(crate) origins: BTreeMap<String, String>,
 }
@@ -205,6 +258,19 @@ impl Checkpoint {
     /// Opens a directory: reads headers, configuration and manifest, and checks that they fit
     /// together. Errors name the file and the tensor.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_as(root, Numbers::Stored)
+    }
+
+    /// Opens a directory like [`Self::open`]; matrices that another tool quantised ([`crate::foreign`]) appear as the numbers
+    /// that they stand for, under the names that they had before.
+    ///
+    /// # Errors
+    /// As for [`Self::open`]; a layout or settings of these tools that are not read.
+    pub fn open_dequantised(root: &Path) -> Result<Self> {
+        Self::open_as(root, Numbers::Dequantised)
+    }
+
+    fn open_as(root: &Path, numbers: Numbers) -> Result<Self> {
         crate::directory::check_directory(root)?;
         let manifest_path = root.join(MANIFEST_FILE);
         let manifest = Manifest::read(root)?;
@@ -220,11 +286,15 @@ impl Checkpoint {
         let directory = match (&manifest, official) {
             (Some(manifest), _) => Directory::open_files(root, manifest.shards.keys())?,
             (None, Some(_)) => Directory::open_unindexed(root)?,
-            (None, None) => Directory::open(root)?,
+            (None, None) => match config.as_ref().map_or(Ok(None), Config::weights_file)? {
+                Some(name) => Directory::open_named(root, name)?,
+                None => Directory::open(root)?,
+            },
         };
         let components =
             || directory.tensors().map(|(shard, info)| (info.name.clone(), shard.component(info)));
         let mut kind = Kind::HuggingFace;
+        let mut plain = false;
         let mut units = BTreeMap::new();
         if let Some(manifest) = &manifest {
             kind = Kind::Llmpress;
@@ -248,19 +318,52 @@ impl Checkpoint {
                     return Err(Error::corrupt(root, Some(&name), "is both a unit and a tensor"));
                 }
             }
+        } else if let (Numbers::Dequantised, Some(config)) = (numbers, &config) {
+            let mut stored = components().collect();
+            for unit in foreign::take_units(config, &mut stored)? {
+                let encoding = Encoding::Foreign(unit.foreign);
+                units.insert(unit.name, Unit::new(encoding, vec![unit.part], unit.components));
+            }
+            for (name, component) in stored {
+                if units.insert(name.clone(), Unit::of(Stored::Plain(component))).is_some() {
+                    return Err(Error::corrupt(
+                        root,
+                        Some(&name),
+                        "is stored both quantised and as a tensor",
+                    ));
+                }
+            }
         } else {
-            // Sorted already: the tree is built in one go.
-            units =
-                components().map(|(name, component)| (name, Unit::of(Stored::Plain(component)))).collect();
+            plain = true;
         }
-        let tensors = collect_tensors(root, &units)?;
+        let (tensors, units) = match plain {
+            true => (plain_tensors(&directory), OnceLock::new()),
+            false => (collect_tensors(root, &units)?, OnceLock::from(units)),
+        };
         let tied = match &manifest {
             Some(manifest) => manifest.tied.clone(),
             None => tied_head(config.as_ref(), &tensors),
         };
         let dropped = manifest.as_ref().map(|m| m.dropped.clone()).unwrap_or_default();
-        let origins = BTreeMap::new();
-        Ok(Self { kind, directory, config, manifest, tensors, units, tied, dropped, edited: false, origins })
+        let transforms = match &manifest {
+            Some(manifest) => manifest.transforms(&manifest_path)?,
+            None => Vec::new(),
+        };
+        Ok(Self {
+            kind,
+            directory,
+            config,
+            manifest,
+            tensors,
+            units,
+            added: Vec::new(),
+            tied,
+            dropped,
+            edited: false,
+            transforms,
+            remake: None,
+            origins: BTreeMap::new(),
+        })
     }
 
     /// What the directory is.
@@ -295,12 +398,56 @@ impl Checkpoint {
 
     /// The units by name.
     pub fn units(&self) -> &BTreeMap<String, Unit> {
-        &self.units
+        self.units.get_or_init(|| self.plain_units())
+    }
+
+    /// A unit for each tensor of the directory.
+    fn plain_units(&self) -> BTreeMap<String, Unit> {
+        // Sorted already: the tree is built in one go.
+        let tensors = self.directory.tensors();
+        tensors
+            .map(|(shard, info)| (info.name.clone(), Unit::of(Stored::Plain(shard.component(info)))))
+            .collect()
+    }
+
+    /// Puts a unit in the place of one of its name.
+    pub(crate) fn put_unit(&mut self, name: &str, unit: Unit) {
+        let mut units = self.units.take().unwrap_or_else(|| self.plain_units());
+        units.insert(name.to_owned(), unit);
+        self.units = OnceLock::from(units);
+    }
+
+    /// What the units come to, by encoding: cheaper than the units themselves where these are a million tensors as they
+    /// are.
+    pub fn stored_sizes(&self) -> BTreeMap<&'static str, StoredSize> {
+        let mut sizes: BTreeMap<&'static str, StoredSize> = BTreeMap::new();
+        let mut add = |encoding: &Encoding, (tensors, bytes): (usize, u64), stored: u64| {
+            let size = sizes.entry(encoding.name()).or_default();
+            size.units += 1;
+            size.tensors += tensors as u64;
+            size.bytes = size.bytes.saturating_add(bytes);
+            size.stored_bytes = size.stored_bytes.saturating_add(stored);
+        };
+        match self.units.get() {
+            Some(units) => {
+                units.values().for_each(|u| add(u.encoding(), u.decoded_size(), u.stored_bytes()));
+            }
+            None => {
+                let tensors = self.directory.tensors();
+                tensors.for_each(|(_, info)| add(&Encoding::Raw, (1, info.bytes), info.bytes));
+            }
+        }
+        sizes
     }
 
     /// Tensors that share another one's weights: name -> stored tensor.
     pub fn tied(&self) -> &BTreeMap<String, String> {
         &self.tied
+    }
+
+    /// What was done to its weights beside storing them, in order: what the decoded tensors are not without.
+    pub fn transforms(&self) -> &[Transform] {
+        &self.transforms
     }
 
     /// The ties that configuration and tensors tell by themselves; those of a good manifest are the same.
@@ -320,7 +467,7 @@ impl Checkpoint {
 
     /// The unit that stores a tensor.
     pub fn unit_of(&self, tensor: &Tensor) -> Result<&Unit> {
-        self.units
+        self.units()
             .get(&tensor.unit)
             .ok_or_else(|| Error::Invalid(format!("there is no unit {}", tensor.unit)))
     }
@@ -329,16 +476,27 @@ impl Checkpoint {
     /// shorten the file while the view is used). The unit's components have the sizes and dtypes that its encoding
     /// and the shapes of its tensors ask for.
     pub fn view(&self, unit: &str, component: &str) -> Result<&[u8]> {
-        let found = self.units.get(unit);
-        if let Some(found) = found {
+        let found = self.units().get(unit);
+        if let Some(found) = found.filter(|unit| matches!(unit.stored, Stored::Encoded(_))) {
             found.reader(unit)?;
         }
-        let stored =
-            found.and_then(|u| u.components().get(component)).and_then(|c| self.directory.find(c.name()));
-        match stored {
-            Some((shard, info)) => shard.view(info),
+        let stored = found.and_then(|u| u.components().get(component));
+        match stored.and_then(|c| Some((self.shard_of(c)?, c))) {
+            Some((shard, stored)) => shard.view(&stored.info),
             None => Err(Error::Invalid(format!("there is no component {component} of a unit {unit}"))),
         }
+    }
+
+    /// The shard that holds a component.
+    fn shard_of(&self, component: &Component) -> Option<&ShardFile> {
+        let named = self.directory.find(component.name()).map(|(shard, _)| shard);
+        named.into_iter().chain(&self.added).find(|shard| shard.holds(component))
+    }
+
+    /// Refuses a checkpoint of which a shard changed since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.directory.check_unchanged()?;
+        self.added.iter().try_for_each(ShardFile::check_unchanged)
     }
 
     /// Checks that the components of every unit have the sizes and dtypes that its encoding and the shapes of its
@@ -347,7 +505,33 @@ impl Checkpoint {
     /// # Errors
     /// The first component that does not fit, by name.
     pub fn check_units(&self) -> Result<()> {
-        self.units.iter().try_for_each(|(name, unit)| unit.reader(name).map(|_| ()))
+        self.units().iter().try_for_each(|(name, unit)| unit.check(name))
+    }
+
+    /// Whether matrices that another tool quantised appear as numbers.
+    pub fn is_dequantised(&self) -> bool {
+        self.units
+            .get()
+            .is_some_and(|units| units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_))))
+    }
+
+    /// Some rows of a matrix that is stored as `abq`, as they are stored.
+    ///
+    /// # Errors
+    /// A tensor that is not, or is not there; rows past the end; components that break their format.
+    pub fn packed_rows(&self, name: &str, rows: Range<u64>) -> Result<encoding::abq::Packed<'static>> {
+        let tensor = self.tensor(name)?;
+        let packed = self.unit_of(tensor)?.reader(&tensor.unit)?.packed_rows(rows);
+        packed.unwrap_or_else(|| Err(Error::Invalid(format!("tensor {name}: is not stored as abq"))))
+    }
+
+    /// The codes of a matrix that another tool quantised; `None` for other tensors.
+    ///
+    /// # Errors
+    /// No such tensor; components that do not fit.
+    pub fn codes(&self, name: &str) -> Result<Option<&foreign::Codes>> {
+        let tensor = self.tensor(name)?;
+        Ok(self.unit_of(tensor)?.reader(&tensor.unit)?.codes())
     }
 
     /// Decodes bytes `offset .. offset + out.len()` of a tensor into the caller's buffer. The range
@@ -365,7 +549,33 @@ impl Checkpoint {
             out.fill(0);
             return Ok(());
         }
-        self.unit_of(tensor)?.reader(&tensor.unit)?.read(tensor.unit_offset + offset, out)
+        match &self.remake {
+            Some(by) if tensor.made => {
+                let stored = self.tied.get(name).map_or(name, String::as_str);
+                by.remake(self, stored, offset, out)
+            }
+            _ => self.read_stored(name, offset, out),
+        }
+    }
+
+    /// Decodes bytes of a tensor as its unit stores it, whatever an edit or a view makes of it.
+    ///
+    /// # Errors
+    /// Those of [`Self::read`].
+    pub fn read_stored(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let tensor = self.tensor(name)?;
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > tensor.bytes) {
+            return Err(Error::Invalid(format!(
+                "tensor {name}: more than its {} bytes were asked for",
+                tensor.bytes
+            )));
+        }
+        let unit = self.unit_of(tensor)?;
+        match &unit.stored {
+            // Its header says all there is to know: a reader for each of a million of them would take more than they do.
+            Stored::Plain(component) => component.read_at(offset, out),
+            Stored::Encoded(_) => unit.reader(&tensor.unit)?.read(tensor.unit_offset + offset, out),
+        }
     }
 
     /// Decodes rows (of the first dimension) of a tensor into the caller's buffer, which must have
@@ -403,7 +613,7 @@ fn manifest_units(
     for (name, entry) in &manifest.units {
         let encoding = entry.encoding(path, name)?;
         let mut components = BTreeMap::new();
-        for (component, link) in &entry.components {
+        for (component, link) in entry.components.iter() {
             let found = stored.remove(&link.tensor).ok_or_else(|| {
                 let hint = directory.nearest(&link.tensor).map(|n| format!(" (the nearest is {n})"));
                 Error::corrupt(
@@ -412,7 +622,7 @@ fn manifest_units(
                     format!("is in no shard, or is used twice{}", hint.unwrap_or_default()),
                 )
             })?;
-            components.insert(component.clone(), found);
+            components.insert(component.to_owned(), found);
         }
         let mut parts = Vec::with_capacity(entry.tensors.len());
         for tensor in &entry.tensors {
@@ -427,23 +637,25 @@ fn manifest_units(
     Ok(units)
 }
 
+/// The tensors of a plain checkpoint, each a unit by itself.
+fn plain_tensors(directory: &Directory) -> BTreeMap<String, Tensor> {
+    // Sorted already, and no name occurs twice: the tree is built in one go.
+    let tensors = directory.tensors().map(|(_, info)| {
+        let tensor = Tensor {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            bytes: info.bytes,
+            unit: info.name.clone(),
+            unit_offset: 0,
+            zero: false,
+            made: false,
+        };
+        (info.name.clone(), tensor)
+    });
+    tensors.collect()
+}
+
 fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeMap<String, Tensor>> {
-    if units.values().all(|unit| matches!(unit.stored, Stored::Plain(_))) {
-        // Sorted already, and no name occurs twice.
-        let tensors = units.iter().map(|(name, unit)| {
-            let Stored::Plain(component) = &unit.stored else { return Err(Error::Invalid(name.clone())) };
-            let tensor = Tensor {
-                dtype: component.dtype(),
-                shape: component.shape().to_vec(),
-                bytes: component.bytes(),
-                unit: name.clone(),
-                unit_offset: 0,
-                zero: false,
-            };
-            Ok((name.clone(), tensor))
-        });
-        return tensors.collect();
-    }
     let mut tensors = BTreeMap::new();
     let mut total = 0u64;
     for (unit_name, unit) in units {
@@ -456,6 +668,7 @@ fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeM
                 unit: unit_name.clone(),
                 unit_offset: offset,
                 zero: false,
+                made: false,
             };
             total = total.checked_add(part.bytes).filter(|total| *total <= crate::MAX_TOTAL_BYTES).ok_or_else(|| {
                 let what = format!(

@@ -15,6 +15,11 @@ use crate::{Error, Result};
 pub const CONFIG_FILE: &str = "config.json";
 /// The key of the official DFloat11 configuration.
 pub const DFLOAT11_KEY: &str = "dfloat11_config";
+/// The key that names the file of weights, or the index, where these are not the usual ones.
+pub const WEIGHTS_KEY: &str = "transformers_weights";
+
+/// Where tools say how they quantised a checkpoint.
+pub const QUANTISATION_KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
 /// Where a multimodal configuration describes its decoder.
 const TEXT_CONFIG: &str = "text_config";
@@ -72,6 +77,21 @@ impl Config {
         self.value.get(key)
     }
 
+    /// The file of weights or the index that counts, whatever else there is: `transformers_weights`.
+    ///
+    /// # Errors
+    /// It is no name.
+    pub fn weights_file(&self) -> Result<Option<&str>> {
+        match self.own(WEIGHTS_KEY) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(name)) => Ok(Some(name)),
+            Some(other) => {
+                let what = format!("{WEIGHTS_KEY} must be the name of a file, not {other}");
+                Err(Error::corrupt(&self.path, None, what))
+            }
+        }
+    }
+
     /// `architectures[0]`, such as `LlamaForCausalLM`.
     pub fn architecture(&self) -> Option<&str> {
         self.get("architectures")?.get(0)?.as_str()
@@ -98,10 +118,14 @@ impl Config {
         self.get("tie_word_embeddings")?.as_bool()
     }
 
+    /// The settings of the tool that quantised the checkpoint.
+    pub(crate) fn quantisation(&self) -> Option<&Value> {
+        QUANTISATION_KEYS.iter().find_map(|key| self.get(key))
+    }
+
     /// The tool whose packed weights the checkpoint holds: `quantization_config.quant_method`.
     pub fn quantised_by(&self) -> Option<&str> {
-        let settings =
-            self.get("quantization_config").or_else(|| self.get("compression_config"))?.as_object()?;
+        let settings = self.quantisation()?.as_object()?;
         Some(settings.get("quant_method").and_then(Value::as_str).unwrap_or("a method without a name"))
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::discovery::{Discovered, Shards, discover, discover_official, listed};
+use crate::discovery::{Discovered, Shards, discover, discover_named, discover_official, listed};
 use crate::header::TensorInfo;
 use crate::index::Index;
 use crate::shard::ShardFile;
@@ -30,6 +30,11 @@ impl Directory {
     pub fn open(root: &Path) -> Result<Self> {
         check_directory(root)?;
         Self::open_discovered(root, discover(root)?)
+    }
+
+    /// Opens the file, or the index and what it lists, that a configuration names as the weights.
+    pub fn open_named(root: &Path, name: &str) -> Result<Self> {
+        Self::open_discovered(root, discover_named(root, name)?)
     }
 
     /// Opens every safetensors file whatever an index says: official DFloat11 directories keep units in

@@ -1,7 +1,8 @@
 //! Which files of a directory are the checkpoint.
 //!
 //! ```text
-//! model.safetensors                      it alone, as transformers takes it
+//! what config.json names                 transformers_weights: a file, or an index and what it lists
+//! else model.safetensors                 it alone, as transformers takes it
 //! else model.safetensors.index.json      what it lists
 //! else model-0000i-of-0000n.safetensors  all n of them
 //! else other *.safetensors               all of them, but for second copies and adapters
@@ -12,13 +13,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::config::WEIGHTS_KEY;
+use crate::files::is_plain_name;
 use crate::index::Index;
-use crate::{Error, INDEX_FILE, Result};
+use crate::{CONFIG_FILE, Error, INDEX_FILE, Result};
 
 /// The folder that a directory holds while a job writes it.
 pub const STATE_DIR: &str = ".llmpress";
 const SINGLE_FILE: &str = "model.safetensors";
 const SUFFIX: &str = ".safetensors";
+const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
 /// What counts.
 #[derive(Debug)]
@@ -69,7 +73,7 @@ impl Listing {
                         Err(e) => return Err(Error::io(&path, "examine", e)),
                     };
                 }
-                _ if name.ends_with(".safetensors.index.json") => {
+                _ if name.ends_with(INDEX_SUFFIX) => {
                     listing.others.insert(name);
                 }
                 _ => {}
@@ -103,6 +107,39 @@ pub(crate) fn discover(root: &Path) -> Result<Discovered> {
         }),
         _ => without_index(root, &listing),
     }
+}
+
+/// The shards that `config.json` names: a file of weights, or an index.
+pub(crate) fn discover_named(root: &Path, name: &str) -> Result<Discovered> {
+    let listing = Listing::read(root)?;
+    let path = root.join(name);
+    let wrong = |what: &str| {
+        let what = format!("{WEIGHTS_KEY} names {name:?}, {what}");
+        Err(Error::corrupt(root.join(CONFIG_FILE), None, what))
+    };
+    if !is_plain_name(name) || name.starts_with('.') {
+        return wrong(
+            "which is not a file of this directory: put the weights beside config.json and name them there",
+        );
+    }
+    if name.ends_with(INDEX_SUFFIX) {
+        let Some(index) = Index::read(&path)? else {
+            return wrong("an index that is not there: download it, or remove the entry");
+        };
+        let left_out = listing.left_out(|other| other == name || index.lists(other));
+        return Ok(Discovered { shards: Shards::Indexed(path, index), left_out });
+    }
+    if !name.ends_with(SUFFIX) {
+        return wrong("which is neither *.safetensors nor *.safetensors.index.json");
+    }
+    if listing.dangling.contains(name) {
+        return Err(crate::files::dangling(&path));
+    }
+    if !listing.files.contains(name) {
+        return wrong("a file that is not there: download it, or remove the entry");
+    }
+    let left_out = listing.left_out(|other| other == name);
+    Ok(Discovered { shards: Shards::Files(vec![name.to_owned()]), left_out })
 }
 
 /// The shards of an official DFloat11 directory, which keeps units in files that its index does not list.

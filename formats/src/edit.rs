@@ -32,6 +32,14 @@ impl Checkpoint {
                 )));
             }
         }
+        let by_layer = self.transforms.iter().find(|t| matches!(t, crate::Transform::Scale { .. }));
+        if let Some(transform) = by_layer.filter(|_| !edit.rename.is_empty()) {
+            let what = format!(
+                "has a {} of its weights by layers that would be renumbered: prune the checkpoint that it was made from",
+                transform.name()
+            );
+            return Err(Error::unsupported(self.root(), None, what));
+        }
         let new_name = |old: &String| edit.rename.get(old).unwrap_or(old).clone();
         let (mut tensors, mut origins) = (BTreeMap::new(), BTreeMap::new());
         for (name, mut tensor) in std::mem::take(&mut self.tensors) {

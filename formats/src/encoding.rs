@@ -15,11 +15,10 @@ pub mod fixed12;
 pub mod planes;
 pub mod raw;
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use crate::{Component, Dtype, Error, Result};
+use crate::foreign::{Codes, Foreign};
+use crate::{Component, Dtype, Error, Named, Result};
 
 /// An encoding and its parameters, as the manifest stores them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +40,9 @@ pub enum Encoding {
     },
     /// Codes of 1 to 8 bits as bit planes ([`abq`]).
     Abq(abq::Abq),
+    /// As another tool quantised it ([`crate::foreign`]): read only, in no manifest.
+    #[serde(skip_deserializing)]
+    Foreign(Foreign),
 }
 
 impl Encoding {
@@ -55,12 +57,25 @@ impl Encoding {
             Self::Dfloat11 => "dfloat11",
             Self::Fixed12 { .. } => "fixed12",
             Self::Abq(_) => "abq",
+            Self::Foreign(foreign) => foreign.name(),
+        }
+    }
+
+    /// The last parts of the names of its components, whether a unit has all of them or not.
+    pub fn component_names(&self) -> &'static [&'static str] {
+        match self {
+            Self::Raw => &[raw::DATA],
+            Self::Planes { .. } => &[planes::PLANES, planes::LENGTHS],
+            Self::Dfloat11 => &dfloat11::COMPONENTS,
+            Self::Fixed12 { .. } => &fixed12::COMPONENTS,
+            Self::Abq(_) => &abq::COMPONENTS,
+            Self::Foreign(_) => &crate::foreign::COMPONENTS,
         }
     }
 
     /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on.
     pub fn is_lossy(&self) -> bool {
-        matches!(self, Self::Abq(_))
+        matches!(self, Self::Abq(_) | Self::Foreign(_))
     }
 }
 
@@ -80,6 +95,9 @@ pub struct ComponentSpec {
 pub fn stored_name(unit: &str, encoding: &Encoding, component: &str) -> String {
     match encoding {
         Encoding::Raw => unit.to_owned(),
+        Encoding::Foreign(foreign) => {
+            foreign.layout.stored_name(unit.strip_suffix(".weight").unwrap_or(unit), component)
+        }
         _ => format!("{unit}.{component}"),
     }
 }
@@ -108,6 +126,7 @@ enum Kind {
     Dfloat11(dfloat11::Reader),
     Fixed12(fixed12::Reader),
     Abq(abq::Reader),
+    Foreign(Codes),
 }
 
 impl UnitReader {
@@ -117,7 +136,7 @@ impl UnitReader {
         unit: &str,
         encoding: &Encoding,
         parts: &[Part],
-        components: &BTreeMap<String, Component>,
+        components: &Named<Component>,
     ) -> Result<Self> {
         let set = ComponentSet { unit, components };
         Ok(Self(match encoding {
@@ -126,7 +145,24 @@ impl UnitReader {
             Encoding::Dfloat11 => Kind::Dfloat11(dfloat11::Reader::open(set, parts)?),
             Encoding::Fixed12 { base } => Kind::Fixed12(fixed12::Reader::open(set, parts, *base)?),
             Encoding::Abq(abq) => Kind::Abq(abq::Reader::open(set, parts, *abq)?),
+            Encoding::Foreign(foreign) => Kind::Foreign(Codes::open(set, parts, *foreign)?),
         }))
+    }
+
+    /// The codes of a matrix that another tool quantised.
+    pub fn codes(&self) -> Option<&Codes> {
+        match &self.0 {
+            Kind::Foreign(codes) => Some(codes),
+            _ => None,
+        }
+    }
+
+    /// Some rows of an `abq` matrix as they are stored; `None` for other encodings.
+    pub fn packed_rows(&self, rows: std::ops::Range<u64>) -> Option<Result<abq::Packed<'static>>> {
+        match &self.0 {
+            Kind::Abq(reader) => Some(reader.packed_rows(rows)),
+            _ => None,
+        }
     }
 
     /// Decodes bytes `offset .. offset + out.len()` of the unit: its tensors' little-endian bytes,
@@ -139,6 +175,7 @@ impl UnitReader {
             Kind::Raw(r) => r.read(offset, out),
             Kind::Planes(r) => r.read(offset, out),
             Kind::Abq(r) => r.read(offset, out),
+            Kind::Foreign(r) => r.read(offset, out),
             Kind::Dfloat11(r) => with_words(offset, out, |first, words| r.read(first, words)),
             Kind::Fixed12(r) => with_words(offset, out, |first, words| r.read(first, words)),
         }
@@ -149,7 +186,7 @@ impl UnitReader {
 #[derive(Clone, Copy)]
 pub(crate) struct ComponentSet<'a> {
     unit: &'a str,
-    components: &'a BTreeMap<String, Component>,
+    components: &'a Named<Component>,
 }
 
 impl ComponentSet<'_> {

@@ -85,6 +85,11 @@ impl ShardFile {
         Ok(ShardEntry { bytes: self.opened.bytes, header_blake3: Digest::of(&head) })
     }
 
+    /// Whether a component is a tensor of this file.
+    pub(crate) fn holds(&self, component: &Component) -> bool {
+        Arc::ptr_eq(&self.file, &component.file)
+    }
+
     /// A tensor of this file, to be read in pieces.
     pub fn component(&self, tensor: &Arc<TensorInfo>) -> Component {
         Component {

@@ -292,3 +292,37 @@ fn no_tensor_can_take_the_name_of_the_metadata() {
     let error = render(&[entry], &BTreeMap::new(), None).unwrap_err().to_string();
     assert!(error.contains("__metadata__") && error.contains("rename"), "{error}");
 }
+
+#[test]
+fn the_weights_that_a_configuration_names_are_the_checkpoint() {
+    let named = |d: &Path, name: &str| {
+        write(d, "config.json", serde_json::json!({"transformers_weights": name}).to_string().as_bytes());
+        write(d, "model.safetensors", &shard(&["a"], 1));
+        write(d, "other.safetensors", &shard(&["a", "b"], 2));
+        write(d, "third.safetensors", &shard(&["a"], 3));
+        let map = serde_json::json!({"weight_map": {"a": "third.safetensors"}});
+        write(d, "third.safetensors.index.json", map.to_string().as_bytes());
+    };
+    let (found, left) = open(|d| named(d, "other.safetensors")).unwrap();
+    assert_eq!(found, [("a".to_owned(), 2), ("b".to_owned(), 2)]);
+    assert_eq!(left, ["model.safetensors", "third.safetensors", "third.safetensors.index.json"]);
+    let (found, left) = open(|d| named(d, "third.safetensors.index.json")).unwrap();
+    assert_eq!(found, [("a".to_owned(), 3)]);
+    assert_eq!(left, ["model.safetensors", "other.safetensors"]);
+    for (name, words) in [
+        ("gone.safetensors", ["gone.safetensors", "not there"]),
+        ("gone.safetensors.index.json", ["gone.safetensors.index.json", "not there"]),
+        ("../other.safetensors", ["config.json", "not a file of this directory"]),
+        ("model.bin", ["config.json", "neither"]),
+        ("", ["config.json", "not a file of this directory"]),
+    ] {
+        refused(|d| named(d, name), &words);
+    }
+    refused(|d| write(d, "config.json", b"{\"transformers_weights\": 3}"), &["must be the name of a file"]);
+    let (found, _) = open(|d| {
+        write(d, "config.json", b"{\"transformers_weights\": null}");
+        write(d, "model.safetensors", &shard(&["a"], 1));
+    })
+    .unwrap();
+    assert_eq!(found, [("a".to_owned(), 1)]);
+}

@@ -62,7 +62,7 @@ DEVICE void stage_keys(u16* to, const u16* keys, const Step& s, u32 kv_head, u64
     for (u32 i = threadIdx.x; i < TILE * vectors; i += blockDim.x) {
         u32 key = i / vectors, feature = i % vectors * 8;
         u16* place = to + key * Layout<dim>::key_stride + feature;
-        if (base + key < end && feature < s.head_dim) {
+        if (base + key < end && feature < cache_width(s.head_dim)) {
             cp_async16(place, keys + key_place(s.capacity, s.head_dim, kv_head, base + key, feature));
         } else {
             *(uint4*)place = make_uint4(0, 0, 0, 0);
@@ -98,9 +98,17 @@ DEVICE void stage_values(u16* to, const u16* values, const Step& s, u32 kv_head,
     cp_async_commit();
 }
 
-// Eight features of a query, scaled, in BF16.
-DEVICE uint4 load_query(const float* from, float scale) {
-    float4 low = *(const float4*)from, high = *(const float4*)(from + 4);
+// Eight features of a query, scaled, in BF16; those from `count` on are zeros. `vectors`: whether all are there, and aligned.
+DEVICE uint4 load_query(const float* from, u32 count, bool vectors, float scale) {
+    float4 low, high;
+    if (vectors) {
+        low = *(const float4*)from, high = *(const float4*)(from + 4);
+    } else {
+        float x[8];
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) x[i] = i < count ? from[i] : 0.0f;
+        low = make_float4(x[0], x[1], x[2], x[3]), high = make_float4(x[4], x[5], x[6], x[7]);
+    }
     return make_uint4(floats_to_bf16x2(__fmul_rn(low.x, scale), __fmul_rn(low.y, scale)),
                       floats_to_bf16x2(__fmul_rn(low.z, scale), __fmul_rn(low.w, scale)),
                       floats_to_bf16x2(__fmul_rn(high.x, scale), __fmul_rn(high.y, scale)),
@@ -118,7 +126,8 @@ DEVICE void load_queries(u32 (&low)[4], u32 (&high)[4], const float* queries, u3
         vectors[i] = make_uint4(0, 0, 0, 0);
         if (row < s.rows() && feature < s.head_dim) {
             u64 head = (u64)kv_head * s.group + row % s.group;
-            vectors[i] = load_query(queries + row / s.group * stride + head * s.head_dim + feature, scale);
+            const float* from = queries + row / s.group * stride + head * s.head_dim + feature;
+            vectors[i] = load_query(from, s.head_dim - feature, s.head_dim % 8 == 0 && stride % 4 == 0, scale);
         }
     }
     low[0] = vectors[0].x, low[1] = vectors[1].x, low[2] = vectors[0].y, low[3] = vectors[1].y;
@@ -342,8 +351,15 @@ DEVICE void attend_rows(Query& query, Shared& shared, const float* queries, u32 
         for (u32 n = 0; n < dim / 8; n++) {
             u32 feature = 8 * n + 2 * (lane % 4);
             if (feature >= s.head_dim) continue;
-            *(u32*)(to + head * s.head_dim + feature) =
+            u32 both =
                 floats_to_bf16x2(__fdiv_rn(sums[n][2 * i], totals[i]), __fdiv_rn(sums[n][2 * i + 1], totals[i]));
+            u16* at = to + head * s.head_dim + feature;
+            if (s.head_dim % 2 == 0) {
+                *(u32*)at = both;
+            } else {
+                at[0] = (u16)both;
+                if (feature + 1 < s.head_dim) at[1] = (u16)(both >> 16);
+            }
         }
         if (head + 1 < s.heads) continue;
         for (u32 j = s.heads * s.head_dim + lane % 4; j < ld; j += 4) to[j] = 0;
@@ -382,7 +398,7 @@ ATTEND_ROWS(256, 2)
 // ---- few tokens --------------------------------------------------------------------------------------------------
 
 // Block (tile, y, z) takes sixteen rows from 16 y on of key-value head z. Its warps share the tile's positions for the
-// scores and the features for the sums. `sums`: F32 [tiles, tokens, heads, head_dim], `scales`: [tiles, tokens, heads]
+// scores and the features for the sums. `sums`: F32 [tiles, tokens, heads, the cache's width], `scales`: [tiles, tokens, heads]
 // pairs of the maximum and the sum of p; tiles that none of the sixteen rows sees are not written.
 template <u32 dim>
 DEVICE void attend_tile(const float* queries, u32 stride, const u16* keys, const u16* values, const Step& s,
@@ -464,7 +480,7 @@ DEVICE void attend_tile(const float* queries, u32 stride, const u16* keys, const
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
             if (!is[i] || feature >= s.head_dim) continue;
-            *(float2*)(sums + slots[i] * s.head_dim + feature) = make_float2(of_tile[2 * i], of_tile[2 * i + 1]);
+            *(float2*)(sums + slots[i] * cache_width(s.head_dim) + feature) = make_float2(of_tile[2 * i], of_tile[2 * i + 1]);
         }
     }
 }
@@ -537,7 +553,7 @@ join_tiles(const float* sums, const float2* scales, u64 capacity, const u32* pos
         __syncthreads();
 #pragma unroll 8
         for (u32 i = 0; i < count; i++) {
-            const float* from = sums + ((tile + i) * step + slot) * head_dim;
+            const float* from = sums + ((tile + i) * step + slot) * cache_width(head_dim);
             total = join(total, kept[i], of_tiles[i], brought[i]);
 #pragma unroll
             for (u32 part = 0; part < 2; part++) {

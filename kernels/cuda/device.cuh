@@ -162,6 +162,22 @@ DEVICE u32 floats_to_bf16x2(float low, float high) {
 #endif
 }
 
+// ---- half precision ----------------------------------------------------------------------------------------------
+
+// The same number in single precision.
+DEVICE float half_to_float(u16 word) {
+#ifdef LLMPRESS_EMULATOR
+    u32 sign = (u32)(word & 0x8000) << 16, rest = (u32)(word & 0x7fff) << 13;
+    // Infinities and NaNs keep their exponent of ones; all else is scaled, which makes what is subnormal normal.
+    if (rest >= 0x0f800000u) return __uint_as_float(sign | rest | 0x7f800000u);
+    return __uint_as_float(sign | __float_as_uint(__fmul_rn(__uint_as_float(rest), 5192296858534827628530496329220096.0f)));
+#else
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(word));
+    return wide;
+#endif
+}
+
 // ---- functions ---------------------------------------------------------------------------------------------------
 
 // e^x by the operations of the processor's kernel (kernels/src/cpu/exp.rs): the same bits.

@@ -99,9 +99,14 @@ DEVICE u16 one_weight(u32 sm, u32 e) { return (u16)((sm & 0x80) << 8 | e << 7 | 
 // and, 16 bits up, eight times their number. The first 2^10 are those of the next 10 bits; zero in y: the code is longer, and x
 // is where the 2^5 entries of the next 5 bits begin; zero there too: its rows must be walked. capacity: most symbols of a
 // block. out: as many words as there are symbols, at a multiple of 16 bytes.
+//
+// owners: none, or of each block whose weights it holds: bit 31 where some belong to no expert, and two experts, each by its number
+// plus one at bits 0 and 15, both 0x7fff where there are more. Then only blocks with bit 31 are decoded, or with `wanted` those of
+// experts for which it is not zero.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8* counts, const u8* sign_mantissa,
-                const uint2* table, u32 entries, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out) {
+                const uint2* table, u32 entries, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out,
+                const u32* owners, const u32* wanted) {
     let_later_begin();
     Shared shared;
     uint2* symbols = shared.take<uint2>(entries);
@@ -109,7 +114,28 @@ decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8
     u32* of_warps = shared.take<u32>(THREADS / WARP);
     u8* exponents = shared.take<u8>(capacity + 16);
     u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
-    u32 block = blockIdx.x, count = 0;
+    // The first block from `from` on that is decoded: lanes look at one each.
+    auto next = [&](u32 from) {
+        if (!owners) return from;
+        while (from < blocks) {
+            u32 own = from + lane * gridDim.x, owner = own < blocks && own >= from ? owners[own] : 0;
+            u32 one = owner & 0x7fff, other = owner >> 15 & 0x7fff;
+            bool needed = owner >> 31;
+            if (wanted) {
+                needed = (one == 0x7fff && other == 0x7fff) || (one && one < 0x7fff && wanted[one - 1]) ||
+                         (other && other < 0x7fff && wanted[other - 1]);
+            }
+            u32 those = __ballot_sync(ALL_LANES, needed);
+            if (those) return from + (u32)(__ffs(those) - 1) * gridDim.x;
+            u32 after = from + WARP * gridDim.x;
+            if (after < from) return blocks;
+            from = after;
+        }
+        return blocks;
+    };
+    // An earlier kernel says what is wanted.
+    if (wanted) wait_for_earlier();
+    u32 block = next(blockIdx.x), count = 0;
     Windows windows;
     if (block < blocks) {
         windows.load(stream, gaps, block, thread);
@@ -188,7 +214,7 @@ decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8
                 }
             }
         }
-        block += gridDim.x;
+        block = next(block + gridDim.x);
         // The next block's are under way while this one's are joined.
         if (block < blocks) {
             windows.load(stream, gaps, block, thread);

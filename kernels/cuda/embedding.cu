@@ -1,15 +1,33 @@
 // Rows of the embedding, widened and scaled: the first residual stream.
 #include "device.cuh"
 
-// h[token][i] = table[ids[token]][i] * scale. One block a token. An id beyond the vocabulary reads the last row.
-extern "C" __global__ void __launch_bounds__(256)
-embed_bf16(const u16* table, u64 vocab, u32 hidden, const u32* ids, float scale, float* h) {
+// h[token][i] = table[ids[token]][i] * scale, the table's rows `stride` apart. One block a token. An id beyond the vocabulary reads
+// the last row.
+template <typename Word, float (*widen)(Word)>
+DEVICE void embed(const Word* table, u64 vocab, u32 hidden, u32 stride, const u32* ids, float scale, float* h) {
     let_later_begin();
     wait_for_earlier();
     u64 row = min((u64)ids[blockIdx.x], vocab - 1);
     for (u32 i = threadIdx.x; i < hidden; i += blockDim.x) {
-        h[(u64)blockIdx.x * hidden + i] = __fmul_rn(bf16_to_float(table[row * hidden + i]), scale);
+        h[(u64)blockIdx.x * hidden + i] = __fmul_rn(widen(table[row * stride + i]), scale);
     }
+}
+
+DEVICE float same(float x) { return x; }
+
+extern "C" __global__ void __launch_bounds__(256)
+embed_bf16(const u16* table, u64 vocab, u32 hidden, u32 stride, const u32* ids, float scale, float* h) {
+    embed<u16, bf16_to_float>(table, vocab, hidden, stride, ids, scale, h);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+embed_f16(const u16* table, u64 vocab, u32 hidden, u32 stride, const u32* ids, float scale, float* h) {
+    embed<u16, half_to_float>(table, vocab, hidden, stride, ids, scale, h);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+embed_f32(const float* table, u64 vocab, u32 hidden, u32 stride, const u32* ids, float scale, float* h) {
+    embed<float, same>(table, vocab, hidden, stride, ids, scale, h);
 }
 
 // The same from tiles of fixed12 (fixed12.cu). A tile's escapes ascend by place, so each is found by bisection.

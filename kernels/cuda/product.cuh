@@ -7,13 +7,17 @@
 // tile is four `mma` in turn, of which number 2 h + p (half h, part p) takes k = 32 h + 8 q + 4 p + {0, 1} for q = 0..3 and then
 // the same with {2, 3}. The slices are added one after the other, the first one first, then the bias, then what y held.
 //
+// Weights of more than eight bits of mantissa come as the sum of several pieces in BF16, the largest first (dense.cuh): each of
+// the four `mma` is made for one piece after the other.
+//
 // An encoding is a type with
 //   VECTORS, ESCAPES                     16-byte vectors that a lane holds of a tile; whether tiles may need a patch
+//   PIECES                               of a weight
 //   across                               tiles of a strip
 //   strip(number, tile, lane)            where a lane is in a strip
 //   copy(to, strip, i)                   starts to copy vector i of that tile to shared memory
 //   advance(strip)                       to the next tile
-//   decode(vectors, strip)               the lane's weights of a tile, escapes apart
+//   decode(to, vectors, strip)           the lane's weights of a tile, a fragment a piece, escapes apart
 //   offsets(number), escapes             escapes before each tile of a strip, and all of them
 //
 // Whatever a loop needs moves on with it: what can be computed anew from the launch's arguments the compiler computes anew in
@@ -49,6 +53,10 @@ struct Operands {
     u32 log_slices;
 
     DEVICE_METHOD u32 slices() const { return 1u << log_slices; }
+    // Where a token's activations are, and where its output goes: one token after the other.
+    static constexpr bool IN_A_ROW = true;
+    DEVICE_METHOD const u16* x_of(u32 token) const { return x + token * (u64)stride; }
+    DEVICE_METHOD float* y_of(u32 token) const { return y + token * y_stride; }
     // The first tile of a slice, of `across`.
     DEVICE_METHOD u32 tile_of(u32 across, u32 slice) const { return (u32)((u64)across * slice >> log_slices); }
 };
@@ -223,18 +231,18 @@ struct Lane {
         }
     }
     // The tile that lies in a stage. The stage is used up.
-    DEVICE_METHOD void decode(Fragment (&w)[strips], uint4* shared, u32 stage) const {
+    DEVICE_METHOD void decode(Fragment (&w)[strips][Weights::PIECES], uint4* shared, u32 stage) const {
 #pragma unroll
         for (u32 s = 0; s < strips; s++) {
             uint4 raw[Weights::VECTORS];
 #pragma unroll
             for (u32 i = 0; i < Weights::VECTORS; i++) raw[i] = shared[stage + (s * Weights::VECTORS + i) * WARP];
-            w[s] = weights.decode(raw, strip[s]);
+            weights.decode(w[s], raw, strip[s]);
             if (list[s].has(0)) {
                 // The first tiles' escapes came after the weights.
                 if (list[s].past(begin) < stages - 1) cp_async_wait<0>();
                 uint4* area = shared + (stage - lane) + s * Weights::VECTORS * WARP;
-                list[s].correct(w[s], area, escapes_of(shared, stage, s), weights.escapes, lane);
+                list[s].correct(w[s][0], area, escapes_of(shared, stage, s), weights.escapes, lane);
             }
         }
     }
@@ -251,26 +259,31 @@ struct Lane {
 
 // sums[s][first + c] += half a tile of strip s times column first + c's tokens: part by part, so that neighbouring `mma` have
 // other sums.
-template <u32 taken, u32 columns, u32 strips>
-DEVICE void multiply_half(float (&sums)[strips][columns][4], const Fragment (&w)[strips], u32 half, u32 first,
+template <u32 taken, u32 columns, u32 strips, u32 pieces>
+DEVICE void multiply_half(float (&sums)[strips][columns][4], const Fragment (&w)[strips][pieces], u32 half, u32 first,
                           const uint4 (&x)[taken]) {
 #pragma unroll
     for (u32 part = 0; part < 2; part++) {
 #pragma unroll
-        for (u32 c = 0; c < taken; c++) {
+        for (u32 piece = 0; piece < pieces; piece++) {
 #pragma unroll
-            for (u32 s = 0; s < strips; s++) {
-                mma_bf16(sums[s][first + c], w[s].words[half][part], part ? x[c].z : x[c].x, part ? x[c].w : x[c].y);
+            for (u32 c = 0; c < taken; c++) {
+#pragma unroll
+                for (u32 s = 0; s < strips; s++) {
+                    mma_bf16(sums[s][first + c], w[s][piece].words[half][part], part ? x[c].z : x[c].x,
+                             part ? x[c].w : x[c].y);
+                }
             }
         }
     }
 }
 
 // Writes a sum to y.
-DEVICE void finish(const Operands& o, u64 rows, u64 n, u32 token, float sum) {
+template <typename O>
+DEVICE void finish(const O& o, u64 rows, u64 n, u32 token, float sum) {
     if (n >= rows || token >= o.tokens) return;
     if (o.bias) sum = __fadd_rn(sum, o.bias[n]);
-    float* to = o.y + token * o.y_stride + n;
+    float* to = o.y_of(token) + n;
     *to = o.adds ? __fadd_rn(*to, sum) : sum;
 }
 
@@ -278,8 +291,8 @@ DEVICE void finish(const Operands& o, u64 rows, u64 n, u32 token, float sum) {
 
 // A block's eight warps: `slices` slices of 8 / slices groups of `strips` strips; blockIdx.y counts 8 `columns` tokens. Tiles are
 // asked for stages - 1 tiles early.
-template <u32 columns, u32 strips, u32 stages, typename Weights>
-DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) {
+template <u32 columns, u32 strips, u32 stages, typename Weights, typename O>
+DEVICE void stream_product(const Weights& weights, u64 rows, const O& o) {
     let_later_begin();
     using Own = Lane<strips, stages, Weights>;
     constexpr u32 elements = strips * columns * 4 * WARP, vectors = Own::VECTORS;
@@ -310,7 +323,7 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
     for (u32 c = 0; c < columns; c++) {
         // Tokens beyond the last one repeat it: the same addresses cost nothing.
         u32 token = min(first_token + 8 * c + g, o.tokens - 1);
-        x[c] = o.x + token * (u64)o.stride + 8 * q + tile * TILE_K;
+        x[c] = o.x_of(token) + 8 * q + tile * TILE_K;
     }
     while (own.left) {
         // Of few columns both halves are asked for at once; more would take too many registers.
@@ -326,7 +339,7 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const Operands& o) 
         own.ask_ahead(rings, free);
         // Empty groups keep the count.
         cp_async_commit();
-        Fragment w[strips];
+        Fragment w[strips][Weights::PIECES];
         own.decode(w, rings, stage);
         multiply_half(sums, w, 0, 0, now[0]);
         if (halves == 1) {
@@ -417,8 +430,8 @@ constexpr u32 GROUPED = 16;
 //
 // x (rows of 128 bytes, halves swapped in odd ones, so that a warp's reads meet no bank twice) and weights (each lane's own
 // vectors) come in `stages` stages, asked for stages - 1 tiles early.
-template <u32 columns, u32 strips, u32 stages, typename Weights>
-DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, Partials partials) {
+template <u32 columns, u32 strips, u32 stages, typename Weights, typename O>
+DEVICE void panel_product(const Weights& weights, u64 rows, const O& o, Partials partials) {
     using Own = Lane<strips, stages, Weights>;
     constexpr u32 width = 8 * columns, x_vectors = width * 8;
     constexpr u32 stage_vectors = x_vectors + Own::VECTORS * WARPS;
@@ -461,6 +474,15 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
     u32 x_room = first_token + x_token < o.tokens ? o.tokens - first_token - x_token : 0;
     const u16* x_from = o.x + (first_token + x_token) * (u64)o.stride + thread % 8 * 8 + tile * TILE_K;
     u64 x_apart = 32 * (u64)o.stride;
+    // Tokens from all over: each from where it lies.
+    const u16* x_each[x_copies];
+    if constexpr (!O::IN_A_ROW) {
+#pragma unroll
+        for (u32 i = 0; i < x_copies; i++) {
+            u32 token = min(first_token + x_token + 32 * i, o.tokens - 1);
+            x_each[i] = o.x_of(token) + thread % 8 * 8 + tile * TILE_K;
+        }
+    }
 #pragma unroll
     for (u32 i = 0; i < x_copies; i++) {
         if (x_token + 32 * i < width && 32 * i >= x_room) {
@@ -473,10 +495,14 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
         const u16* from = x_from;
 #pragma unroll
         for (u32 i = 0; i < x_copies; i++) {
+            if constexpr (!O::IN_A_ROW) {
+                from = x_each[i];
+                x_each[i] += TILE_K;
+            }
             if (x_token + 32 * i < width && 32 * i < x_room) cp_async16(stage + 256 * i + x_place, from);
-            from += x_apart;
+            if constexpr (O::IN_A_ROW) from += x_apart;
         }
-        x_from += TILE_K;
+        if constexpr (O::IN_A_ROW) x_from += TILE_K;
     };
     // The stage that is read and the one that all have left; from a stage's start to the lane's weights.
     u32 stage = 0, free = (stages - 1) * stage_vectors;
@@ -505,7 +531,7 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
             // Empty groups keep the count.
             cp_async_commit();
             const uint4 *lower = ring + stage + x_lower, *upper = ring + stage + (x_lower ^ 4);
-            Fragment w[strips];
+            Fragment w[strips][Weights::PIECES];
             own.decode(w, ring, stage + to_weights);
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
@@ -590,3 +616,6 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const Operands& o, P
 #define PANEL_VARIANTS(KERNEL)                                                                                      \
     KERNEL(2, 1, 4) KERNEL(4, 1, 4) KERNEL(4, 2, 3) KERNEL(8, 1, 4) KERNEL(8, 2, 3) KERNEL(16, 1, 3) KERNEL(16, 2, 3) \
     KERNEL(16, 2, 2)
+// Of weights in several pieces, which take more room and registers.
+#define STREAM_VARIANTS_OF_PIECES(KERNEL) KERNEL(1, 1, 3) KERNEL(2, 1, 3) KERNEL(4, 1, 3)
+#define PANEL_VARIANTS_OF_PIECES(KERNEL) KERNEL(4, 1, 2) KERNEL(8, 1, 2)

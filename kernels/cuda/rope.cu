@@ -35,6 +35,8 @@ rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, co
     // All lanes have read before one writes.
     __syncwarp();
     u16* key = is_key ? keys + key_place(capacity, head_dim, head - heads, row, 0) : nullptr;
+    // Attention reads eight features at a time.
+    if (is_key && lane < cache_width(head_dim) - head_dim) key[head_dim + lane] = 0;
     for (u32 i = lane; i < head_dim; i += WARP) {
         if (i >= half && i < 2 * half) continue;
         float low = x[i];

@@ -5,16 +5,19 @@
 //! Every kernel states the order in which it adds, so its result is the same bits on every processor: a
 //! fast path is compared with the scalar reference bit for bit.
 
+pub mod abq;
 mod dot;
 mod draw;
 mod elementwise;
 mod exp;
+mod hadamard;
 mod isa;
 mod jensen_shannon;
 mod log_sum_exp;
 mod multiply;
 mod multiply_double;
 mod norm;
+mod quantize_columns;
 #[cfg(test)]
 mod test_values;
 mod widen;
@@ -23,12 +26,14 @@ pub use dot::{LANES, dot_fixed12, dot_rows};
 pub use draw::{Limits, draw};
 pub use elementwise::{gelu_tanh_gate, silu_gate, softmax};
 pub use exp::exp;
+pub use hadamard::Hadamard;
 pub use isa::limit_instruction_set;
 pub use jensen_shannon::jensen_shannon;
 pub use log_sum_exp::{divergence, log_sum_exp};
 pub use multiply::multiply;
 pub use multiply_double::{DOUBLE_PANEL, multiply_double};
 pub use norm::rms_norm;
+pub use quantize_columns::quantize_columns;
 
 /// The instructions that the kernels use on this processor.
 #[must_use]

@@ -15,6 +15,7 @@ pub mod dense;
 pub mod dfloat11;
 pub mod embedding;
 mod error;
+pub mod experts;
 pub mod fixed12;
 pub mod gate;
 pub mod picker;
@@ -25,6 +26,7 @@ pub mod reference;
 pub mod rms_norm;
 pub mod rope;
 pub mod sampling;
+mod symbols;
 
 pub use backend::{Argument, Backend, Graph, Launch};
 pub use buffer::{Buffer, View};

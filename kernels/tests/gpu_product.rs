@@ -3,13 +3,14 @@
 
 use llmpress_emulator::Emulator;
 use llmpress_entropy::fixed12::StripsRef;
+use llmpress_kernels::gpu::dense::{self, Element};
 use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
 use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::product::{
     Product, Variant, Weights, Workspace, product, product_in, slices, variants,
 };
 use llmpress_kernels::gpu::reference::{self, widen as wide};
-use llmpress_kernels::gpu::{Buffer, Error, Gpu, dense};
+use llmpress_kernels::gpu::{Buffer, Error, Gpu};
 use proptest::prelude::*;
 
 fn same(a: &[f32], b: &[f32]) -> bool {
@@ -171,6 +172,79 @@ proptest! {
         ],
     ) {
         Case::new(seed, rows, cols, tokens, odd).check_suited();
+    }
+}
+
+/// Products of F16 and F32 weights in every variant against the stated order.
+fn check_pieces(seed: u64, rows: usize, cols: usize, tokens: usize, any: bool) {
+    let mut numbers = Numbers(seed | 1);
+    let bits: Vec<u32> = (0..rows * cols).map(|_| (numbers.next() >> 20) as u32).collect();
+    // Any bits at all, or those of numbers around one.
+    let single: Vec<f32> =
+        bits.iter().map(|b| f32::from_bits(if any { *b } else { b & 0x83ff_ffff | 0x3c00_0000 })).collect();
+    let half: Vec<u16> =
+        bits.iter().map(|b| if any { *b as u16 } else { *b as u16 & 0x9fff | 0x2000 }).collect();
+    let (x, stride) = padded(&numbers.finite(tokens * cols), cols);
+    let cut = |word: u16| reference::pieces::<2>(half::f16::from_bits(word).to_f32());
+    let of_half = reference::product_of_pieces(&half, cut, rows, cols, &x, stride, tokens);
+    let of_single =
+        reference::product_of_pieces(&single, reference::pieces::<3>, rows, cols, &x, stride, tokens);
+    let gpu = Gpu::new(if seed & 2 == 0 { Emulator::new() } else { Emulator::backwards() });
+    let x = gpu.upload(&x).unwrap();
+    let tables =
+        [dense::upload(&gpu, rows, cols, &half).unwrap(), dense::upload(&gpu, rows, cols, &single).unwrap()];
+    for (table, (element, expected)) in
+        tables.iter().zip([(Element::F16, &of_half), (Element::F32, &of_single)])
+    {
+        let weights = Weights::plain(table.view(), element, rows, cols);
+        for variant in Variant::all(&gpu, weights) {
+            let workspace = Workspace::new(&gpu, variant.workspace_bytes(weights, tokens)).unwrap();
+            let y = gpu.upload(&vec![7.0f32; tokens * rows]).unwrap();
+            let operands = Product {
+                x: x.view(),
+                stride,
+                tokens,
+                y: y.view(),
+                y_stride: rows,
+                bias: None,
+                adds: false,
+                workspace: Some(&workspace),
+            };
+            product_in(&gpu, weights, &operands, variant).unwrap();
+            let found: Vec<f32> = y.view().read(tokens * rows).unwrap();
+            assert!(same(&found, expected), "{element:?} {rows} x {cols}, {tokens} tokens, {variant}");
+        }
+        assert!(!variants(&gpu, weights, tokens).is_empty());
+    }
+}
+
+#[test]
+fn f16_and_f32_weights_follow_the_stated_order_in_every_variant() {
+    for (seed, rows, cols, tokens, any) in [
+        (1, 1, 1, 1, false),
+        (2, 39, 200, 5, false),
+        (7, 17, 70, 9, true),
+        (12, 150, 136, 19, false),
+        (9, 33, 12, 65, true),
+        (4, 16, 64 * 33, 3, false),
+    ] {
+        check_pieces(seed, rows, cols, tokens, any);
+    }
+}
+
+#[test]
+fn pieces_add_up_to_the_number() {
+    for word in 0..=u16::MAX {
+        let x = half::f16::from_bits(word).to_f32();
+        let [a, b] = reference::pieces(x);
+        assert!(x.is_nan() && a.is_nan() && b == 0.0 || a + b == x, "{x}");
+        assert!([a, b].iter().all(|p| p.to_bits() & 0xffff == 0 || p.is_nan()));
+    }
+    for bits in (0..=u32::MAX).step_by(99_991) {
+        let x = f32::from_bits(bits);
+        let [a, b, c] = reference::pieces(x).map(f64::from);
+        let exact = (f64::from(x) - (a + b + c)).abs() <= 2f64.powi(-133);
+        assert!(x.is_nan() && a.is_nan() || x.is_infinite() && a + b + c == f64::from(x) || exact, "{x}");
     }
 }
 

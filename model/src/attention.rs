@@ -6,12 +6,13 @@
 
 use std::cell::RefCell;
 
-use llmpress_formats::{Checkpoint, Result};
+use llmpress_formats::{Checkpoint, Error, Result};
 use llmpress_kernels::cpu::{Elements, dot_rows, multiply, rms_norm, softmax};
 use rayon::prelude::*;
 
 use crate::cache::LayerCache;
 use crate::linear::{Linear, Product, multiply_all};
+use crate::online::quantize_heads;
 use crate::rope::Rotation;
 use crate::{Cache, ModelConfig, Observer, Panels};
 
@@ -44,14 +45,20 @@ pub(crate) struct Workspace {
     heads: Panels,
 }
 
+impl Projections {
+    /// The matrices.
+    pub(crate) fn linears(&self) -> &[Linear] {
+        match self {
+            Self::Separate(all) => &all[..],
+            Self::Fused(one) => std::slice::from_ref(one),
+        }
+    }
+}
+
 impl Attention {
     /// Its matrices.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let projections = match &self.projections {
-            Projections::Separate(all) => &all[..],
-            Projections::Fused(one) => std::slice::from_ref(one),
-        };
-        projections.iter().chain([&self.output])
+        self.projections.linears().iter().chain([&self.output])
     }
 
     /// Its matrices, to be changed.
@@ -69,6 +76,7 @@ impl Attention {
         &self,
         checkpoint: &Checkpoint,
         config: &ModelConfig,
+        qkv_bits: Option<u8>,
         layer: usize,
         x: &Panels,
         rotations: &[Rotation],
@@ -108,6 +116,16 @@ impl Attention {
         let rotation = &rotations[self.rope];
         prepare_heads(&mut w.q, d, q_norm, config.rms_norm_eps, rotation, config.attention_scale);
         prepare_heads(&mut w.k, d, k_norm, config.rms_norm_eps, rotation, 1.0);
+        if let Some(bits) = qkv_bits {
+            for (name, x) in [("query", &mut w.q), ("key", &mut w.k), ("value", &mut w.v)] {
+                if !quantize_heads(x, d, bits) {
+                    return Err(Error::Invalid(format!(
+                        "{}: {name} of layer {layer} is NaN or infinite, which {bits} bits cannot hold",
+                        checkpoint.root().display()
+                    )));
+                }
+            }
+        }
         let first = cache.len();
         let past = cache.append(layer, &w.k, &w.v, d);
         w.heads.resize(config.heads * d, x.tokens());

@@ -8,6 +8,8 @@
 
 mod child;
 mod jinja;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -61,22 +63,11 @@ impl ChatTemplate {
     /// The prompt for a conversation; with `add_generation_prompt` it ends where the assistant is to speak.
     /// It holds special tokens, the BOS too where the model wants one: encode it without adding another.
     ///
-    /// Renders in this process, whose end a template made for that can bring: for templates that are trusted. See
-    /// [`Self::render_in`].
+    /// It is made in a child process that limits its own memory and processor time: whatever the template does, it ends
+    /// soon and at worst takes the child with it. `child` starts a program that calls [`serve_chat_template`].
     ///
     /// # Errors
-    /// The template is no valid Jinja, refuses the messages, fails, or does not end in time.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        jinja::render(&self.source, &self.tokens, messages, add_generation_prompt)
-            .map_err(|what| Error::corrupt(&self.path, None, what))
-    }
-
-    /// [`Self::render`] in a child process that limits its own memory and processor time: whatever the template does,
-    /// it ends soon and at worst takes the child with it. `child` starts a program that calls
-    /// [`serve_chat_template`].
-    ///
-    /// # Errors
-    /// Those of [`Self::render`]; the child cannot be started.
+    /// The template is no valid Jinja, refuses the messages, fails, or does not end in time; the child cannot be started.
     pub fn render_in(
         &self,
         child: Command,

@@ -41,6 +41,20 @@ impl Family {
     pub const MODEL_TYPES: [&'static str; 9] =
         ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma3", "gemma3_text", "phi3", "mixtral"];
 
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "Llama",
+            Self::Mistral => "Mistral",
+            Self::Qwen2 => "Qwen2",
+            Self::Qwen3 => "Qwen3",
+            Self::Qwen3Moe => "Qwen3 MoE",
+            Self::Gemma3 => "Gemma 3",
+            Self::Phi3 => "Phi-3",
+            Self::Mixtral => "Mixtral",
+        }
+    }
+
     fn of(model_type: &str) -> Option<Self> {
         Some(match model_type {
             "llama" => Self::Llama,

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use llmpress_formats::{Checkpoint, Error, Result};
+use llmpress_formats::{Checkpoint, Error, Result, Transform};
 use llmpress_kernels::cpu::{exp, rms_norm};
 use rayon::prelude::*;
 
@@ -16,6 +16,7 @@ use crate::config::{Family, MlpConfig};
 use crate::head;
 use crate::linear::{Linear, Product, multiply_all, vector};
 use crate::mlp::{self, GateUp, Gated, Mlp};
+use crate::online::{Online, turn};
 use crate::rope::Rotation;
 use crate::unused::Used;
 use crate::{Cache, ModelConfig, Observer, Panels, Skips, SubLayer, Weights};
@@ -31,6 +32,8 @@ pub struct Model {
     pub(crate) head: Linear,
     warnings: Vec<String>,
     unused: Vec<String>,
+    pub(crate) transforms: Vec<Transform>,
+    pub(crate) online: Online,
 }
 
 #[derive(Debug)]
@@ -57,6 +60,7 @@ impl Layer {
 #[derive(Debug)]
 pub(crate) struct SubLayerParts<T> {
     pub(crate) norm: Vec<f32>,
+    pub(crate) norm_name: String,
     pub(crate) body: T,
     pub(crate) post_norm: Option<Vec<f32>>,
 }
@@ -111,7 +115,24 @@ impl Model {
             head::NAMES.into_iter().filter(|_| config.tied == Some(true)).for_each(|name| used.note(name));
         }
         let (unused, warnings) = (used.others(c, prefix), warning.into_iter().collect());
-        Ok(Self { config, embedding, layers, norm, head, warnings, unused, checkpoint })
+        let transforms = checkpoint.transforms().to_vec();
+        let (none, online) = (Vec::new(), Online::default());
+        let mut model = Self {
+            config,
+            embedding,
+            layers,
+            norm,
+            head,
+            warnings,
+            unused,
+            transforms: none,
+            online,
+            checkpoint,
+        };
+        model.folds(&transforms)?;
+        model.check_turned_norms(&transforms)?;
+        model.go_online(transforms)?;
+        Ok(model)
     }
 
     /// Brings the weights into memory in another form: what is stored compressed is decoded once, or multiplied from
@@ -198,6 +219,9 @@ impl Model {
             self.embedding.row(&self.checkpoint, id as usize, &mut row)?;
             out.set_token(token, row.iter().map(|x| x * scale));
         }
+        if let Some(by) = &self.online.residual {
+            turn(by, &mut out, true);
+        }
         Ok(out)
     }
 
@@ -222,7 +246,13 @@ impl Model {
     /// The last norm: what the head gets of a residual stream.
     pub fn last_norm(&self, residual: &Panels) -> Result<Panels> {
         let mut out = Panels::default();
-        norm(residual, &self.norm, self.config.rms_norm_eps, &mut out);
+        if let Some(by) = &self.online.residual {
+            let mut residual = residual.clone();
+            turn(by, &mut residual, false);
+            norm(&residual, &self.norm, self.config.rms_norm_eps, &mut out);
+        } else {
+            norm(residual, &self.norm, self.config.rms_norm_eps, &mut out);
+        }
         Ok(out)
     }
 
@@ -265,6 +295,7 @@ impl Model {
                 attention.body.forward(
                     &self.checkpoint,
                     &self.config,
+                    self.online.qkv_bits,
                     index,
                     &x,
                     &rotations,
@@ -388,6 +419,7 @@ impl Loader<'_> {
     fn layer(&self, index: usize) -> Result<Layer> {
         let (config, hidden) = (self.config, self.config.hidden_size);
         let norm = |module| self.norm(module, hidden);
+        let name = |module| format!("{}{module}.weight", self.name);
         let layer = &config.layers[index];
         let (attention_post, mlp_norm, mlp_post) = match config.post_norms() {
             true => (
@@ -401,6 +433,7 @@ impl Loader<'_> {
             true => None,
             false => Some(SubLayerParts {
                 norm: norm("input_layernorm")?,
+                norm_name: name("input_layernorm"),
                 body: self.attention(index)?,
                 post_norm: attention_post.map(norm).transpose()?,
             }),
@@ -409,6 +442,7 @@ impl Loader<'_> {
             true => None,
             false => Some(SubLayerParts {
                 norm: norm(mlp_norm)?,
+                norm_name: name(mlp_norm),
                 body: self.mlp(index)?,
                 post_norm: mlp_post.map(norm).transpose()?,
             }),
@@ -482,6 +516,6 @@ impl Loader<'_> {
             ])
         };
         let down = self.linear(down, hidden, intermediate, c.mlp_bias)?;
-        Ok(Gated { gate_up, down, activation: c.activation })
+        Ok(Gated { gate_up, down, activation: c.activation, turn: None })
     }
 }

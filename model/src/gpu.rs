@@ -7,6 +7,7 @@
 //! Products take BF16 activations and add in F32; the residual stream, norms, scores and gates are F32. Keys and
 //! values are kept in BF16. One token at a time is a recorded graph of launches.
 
+mod experts;
 mod needs;
 mod session;
 mod weights;
@@ -14,17 +15,19 @@ mod weights;
 use std::ops::Range;
 use std::sync::Arc;
 
-use llmpress_formats::{Checkpoint, Error, Result};
+use llmpress_formats::{Checkpoint, Error, Result, Transform};
 use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::{self, Buffer, Gpu};
 
+use experts::{ExpertLinear, ExpertSource, GpuExperts};
+use llmpress_kernels::gpu::experts::Routing;
 pub use needs::GpuNeeds;
-use weights::{GpuLinear, Loader};
+use weights::{GpuLinear, LayerLinears, Loader};
 
 use crate::attention::Projections;
 use crate::config::Activation;
 use crate::linear::Linear;
-use crate::mlp::{GateUp, Mlp};
+use crate::mlp::{GateUp, Gated, Mlp};
 use crate::{Engine, Model, ModelConfig, Session, Weights};
 
 /// Logits that are copied from the device at a time.
@@ -62,7 +65,17 @@ struct GpuLayer {
 impl GpuLayer {
     fn linears(&self) -> impl Iterator<Item = &GpuLinear> {
         let attention = self.attention.iter().flat_map(|a| a.projections.iter().chain([&a.output]));
-        attention.chain(self.mlp.iter().flat_map(|mlp| mlp.gate_up.iter().chain([&mlp.down])))
+        attention.chain(self.mlp.iter().flat_map(|mlp| match &mlp.body {
+            GpuMlpBody::Dense { gate_up, down } => gate_up.iter().chain(Some(&**down)),
+            GpuMlpBody::Experts(experts) => std::slice::from_ref(&experts.router).iter().chain(None),
+        }))
+    }
+
+    fn experts(&self) -> Option<&GpuExperts> {
+        match &self.mlp.as_ref()?.body {
+            GpuMlpBody::Experts(experts) => Some(experts),
+            GpuMlpBody::Dense { .. } => None,
+        }
     }
 }
 
@@ -82,39 +95,68 @@ struct GpuAttention {
 struct GpuMlp {
     norm: Buffer,
     post_norm: Option<Buffer>,
-    /// Gate and up: two matrices, or one where they could be stacked.
-    gate_up: Vec<GpuLinear>,
-    down: GpuLinear,
+    body: GpuMlpBody,
     activation: Activation,
 }
 
-/// The matrices of a layer, in groups with the same input, and how many groups are of its attention.
-fn layer_groups(model: &Model, index: usize) -> Result<(Vec<Vec<&Linear>>, usize)> {
+#[derive(Debug)]
+enum GpuMlpBody {
+    Dense {
+        /// Gate and up: two matrices, or one where they could be stacked.
+        gate_up: Vec<GpuLinear>,
+        down: Box<GpuLinear>,
+    },
+    Experts(Box<GpuExperts>),
+}
+
+/// The matrices of a layer.
+fn layer_linears(model: &Model, index: usize) -> Result<LayerLinears<'_>> {
     let layer = &model.layers[index];
-    let mut groups: Vec<Vec<&Linear>> = Vec::new();
+    let mut all = LayerLinears::default();
     if let Some(attention) = &layer.attention {
-        groups.push(match &attention.body.projections {
+        all.groups.push(match &attention.body.projections {
             Projections::Separate(all) => all.iter().collect(),
             Projections::Fused(one) => vec![one],
         });
-        groups.push(vec![&attention.body.output]);
+        all.groups.push(vec![&attention.body.output]);
     }
-    let of_attention = groups.len();
-    if let Some(mlp) = &layer.mlp {
-        let Mlp::Dense(gated) = &mlp.body else {
+    all.of_attention = all.groups.len();
+    match layer.mlp.as_ref().map(|mlp| (&mlp.body, &mlp.post_norm)) {
+        None => {}
+        Some((Mlp::Dense(gated), _)) => all.groups.extend([gate_up(gated), vec![&gated.down]]),
+        Some((Mlp::Experts { router, experts, .. }, None)) => {
+            all.groups.push(vec![router]);
+            all.gate_up = experts.iter().map(gate_up).collect();
+            all.down = experts.iter().map(|gated| vec![&gated.down]).collect();
+        }
+        Some((Mlp::Experts { .. }, Some(_))) => {
             return Err(Error::unsupported(
                 model.checkpoint.root(),
                 None,
-                format!("layer {index} has experts, which do not run on a GPU: leave out --device cuda"),
+                format!(
+                    "layer {index} has a norm after its experts, which does not run on a GPU: leave out --device cuda"
+                ),
             ));
-        };
-        groups.push(match &gated.gate_up {
-            GateUp::Separate(both) => both.iter().collect(),
-            GateUp::Fused(one) => vec![one],
-        });
-        groups.push(vec![&gated.down]);
+        }
     }
-    Ok((groups, of_attention))
+    Ok(all)
+}
+
+/// Gate and up.
+fn gate_up(gated: &Gated) -> Vec<&Linear> {
+    match &gated.gate_up {
+        GateUp::Separate(both) => both.iter().collect(),
+        GateUp::Fused(one) => vec![one],
+    }
+}
+
+/// How tokens find the experts of a layer, if it has them.
+fn routing(model: &Model, index: usize) -> Result<Option<Routing>> {
+    let mlp = model.layers[index].mlp.as_ref().map(|mlp| &mlp.body);
+    let Some(Mlp::Experts { experts, top_k, normalise, .. }) = mlp else { return Ok(None) };
+    let routing = Routing { experts: experts.len(), top_k: *top_k, normalise: *normalise };
+    routing.check().map_err(device)?;
+    Ok(Some(routing))
 }
 
 impl GpuModel {
@@ -122,8 +164,13 @@ impl GpuModel {
     /// never changes a bit.
     ///
     /// # Errors
-    /// Weights other than BF16; experts, which do not run on a GPU; not so much memory; weights that cannot be read.
+    /// Experts that do not run on a GPU; not so much memory; weights that cannot be read.
     pub fn open(gpu: Gpu, model: &Model, weights: Weights, trying: bool) -> Result<Self> {
+        Transform::refuse_online(
+            model.transforms(),
+            model.checkpoint.root(),
+            "which does not run on a GPU: leave out --device cuda",
+        )?;
         let (free, total) = gpu.backend().memory().map_err(device)?;
         needs::check(model, weights, free, total)?;
         let checkpoint = model.checkpoint.clone();
@@ -138,9 +185,10 @@ impl GpuModel {
         let mut layers = Vec::with_capacity(model.layers.len());
         for (index, layer) in model.layers.iter().enumerate() {
             // A layer's matrices are loaded together: they may share a unit.
-            let (groups, of_attention) = layer_groups(model, index)?;
-            let mut loaded = loader.layer(&groups)?;
-            let mut of_mlp = loaded.split_off(of_attention);
+            let linears = layer_linears(model, index)?;
+            let loaded_layer = loader.layer(&linears)?;
+            let mut loaded = loaded_layer.groups;
+            let mut of_mlp = loaded.split_off(linears.of_attention);
             let last = |of: &mut Vec<Vec<GpuLinear>>| of.pop().and_then(|mut group| group.pop());
             let attention = match (&layer.attention, last(&mut loaded)) {
                 (Some(attention), Some(output)) => Some(GpuAttention {
@@ -157,12 +205,22 @@ impl GpuModel {
                 }),
                 _ => None,
             };
-            let mlp = match (&layer.mlp, last(&mut of_mlp)) {
-                (Some(mlp), Some(down)) => Some(GpuMlp {
+            let body = match (last(&mut of_mlp), routing(model, index)?, loaded_layer.down) {
+                (Some(router), Some(routing), Some(down)) => {
+                    let gate_up = loaded_layer.gate_up;
+                    Some(GpuMlpBody::Experts(Box::new(GpuExperts { routing, router, gate_up, down })))
+                }
+                (Some(down), ..) => Some(GpuMlpBody::Dense {
+                    gate_up: of_mlp.into_iter().flatten().collect(),
+                    down: Box::new(down),
+                }),
+                _ => None,
+            };
+            let mlp = match (&layer.mlp, body) {
+                (Some(mlp), Some(body)) => Some(GpuMlp {
                     norm: upload(&mlp.norm)?,
                     post_norm: optional(&mlp.post_norm)?,
-                    gate_up: of_mlp.into_iter().flatten().collect(),
-                    down,
+                    body,
                     activation: config.activation,
                 }),
                 _ => None,

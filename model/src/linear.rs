@@ -3,15 +3,18 @@
 //! ```text
 //! plain weights:   mapped, read where they lie
 //! fixed12:         mapped; one token is multiplied from the twelve bits, more from decoded rows
+//! abq:             regrouped when the model is opened, multiplied from the codes
 //! anything else:   decoded some rows at a time into a small buffer of each thread
 //! or in memory:    decoded or encoded anew when the model is opened
 //! ```
 //!
-//! The words that a product sees are those of the original whatever the encoding, and the order of additions
+//! The words that a product sees are those of the original whatever the lossless encoding, and the order of additions
 //! depends on the shapes alone: a lossless encoding gives the same bits.
 
+mod abq;
 mod decoded;
 mod fixed12;
+mod inputs;
 mod loaded;
 mod raw;
 mod source;
@@ -27,6 +30,7 @@ use rayon::prelude::*;
 
 use crate::{Panels, Weights};
 use decoded::Decoded;
+use inputs::Inputs;
 use loaded::Plain;
 use source::{Source, Stored, typed};
 
@@ -40,7 +44,7 @@ const WIDENED_ROWS: usize = 128;
 const WIDENED_BYTES: usize = 2560 << 10;
 
 /// Encodings that products run from where they lie; all others are decoded.
-const IN_PLACE: [source::Open; 2] = [raw::open, fixed12::open];
+const IN_PLACE: [source::Open; 3] = [raw::open, fixed12::open, abq::open];
 
 /// `y = W x (+ b)`: a matrix of `rows` x `cols` weights, stored as `[rows, cols]`.
 #[derive(Debug)]
@@ -55,6 +59,8 @@ pub struct Linear {
     /// What `source` was before other weights took its place.
     replaced: Option<Arc<dyn Source>>,
     bias: Option<Vec<f32>>,
+    /// Bits to which what it multiplies is quantised, whatever form the weights have.
+    activation_bits: Option<u8>,
 }
 
 impl Linear {
@@ -74,8 +80,8 @@ impl Linear {
         let info = checkpoint.tensor(tensor)?;
         let stored = Stored { checkpoint, tensor, info, dtype, rows, cols };
         let mut source = None;
-        // What is zero is not what its unit stores.
-        for open in IN_PLACE.iter().filter(|_| !info.is_zero()) {
+        // What is zero or made anew is not what its unit stores.
+        for open in IN_PLACE.iter().filter(|_| info.is_stored()) {
             source = match source {
                 None => open(&stored)?,
                 found => found,
@@ -83,14 +89,26 @@ impl Linear {
         }
         let stored_as = match (source.is_some(), stored.encoding()?.name()) {
             (true, "fixed12") => Weights::Fixed12,
+            (true, "abq") => Weights::Stored,
             (true, _) => Weights::Bf16,
-            (false, _) if info.is_zero() => Weights::Stored,
+            (false, _) if !info.is_stored() => Weights::Stored,
             (false, "dfloat11") => Weights::Dfloat11,
             _ => Weights::Stored,
         };
         let source = source.map_or_else(|| Arc::new(Decoded::new(&stored)) as Arc<dyn Source>, Arc::from);
         let bias = bias.map(|name| vector(checkpoint, name, rows)).transpose()?;
-        Ok(Self { tensor: tensor.to_owned(), rows, cols, dtype, stored_as, source, replaced: None, bias })
+        let activation_bits = source.quantised().and_then(abq::Quantised::activation_bits);
+        Ok(Self {
+            tensor: tensor.to_owned(),
+            rows,
+            cols,
+            dtype,
+            stored_as,
+            source,
+            replaced: None,
+            bias,
+            activation_bits,
+        })
     }
 
     /// Brings the weights into memory in another form. What a form does not hold becomes plain.
@@ -184,6 +202,21 @@ impl Linear {
         self.cols
     }
 
+    /// The tensor that is added to the output, where there is one.
+    pub(crate) fn bias_tensor(&self) -> String {
+        format!("{}bias", self.tensor.strip_suffix("weight").unwrap_or(&self.tensor))
+    }
+
+    /// Adds other values to the output.
+    pub(crate) fn set_bias(&mut self, bias: Vec<f32>) {
+        self.bias = Some(bias);
+    }
+
+    /// Of the weights.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     /// What is added to the output.
     pub(crate) fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
@@ -240,14 +273,18 @@ impl Linear {
                 }
             }
         }
-        if let Some(bias) = &self.bias {
-            for (panel, part) in parts.iter_mut().enumerate() {
-                for (out, bias) in part.chunks_exact_mut(x.width(panel)).zip(&bias[rows.clone()]) {
-                    out.iter_mut().for_each(|y| *y += bias);
-                }
+        self.add_bias(rows, parts);
+        Ok(())
+    }
+
+    fn add_bias(&self, rows: Range<usize>, parts: &mut [&mut [f32]]) {
+        let Some(bias) = &self.bias else { return };
+        for part in parts {
+            let width = (part.len() / rows.len().max(1)).max(1);
+            for (out, bias) in part.chunks_exact_mut(width).zip(&bias[rows.clone()]) {
+                out.iter_mut().for_each(|y| *y += bias);
             }
         }
-        Ok(())
     }
 }
 
@@ -269,16 +306,25 @@ impl<'a> Product<'a> {
 /// Makes products side by side on the threads of the current pool.
 pub(crate) fn multiply_all(checkpoint: &Checkpoint, products: &mut [Product<'_>]) -> Result<()> {
     let mut tasks = Vec::new();
+    let mut prepared = Inputs::default();
     for Product { linear, rows, x, out } in products {
         debug_assert_eq!(x.features(), linear.cols);
+        let input = prepared.add(checkpoint, linear, x)?;
         out.resize(rows.len(), x.tokens());
         let step = linear.task_rows(rows.len(), x.tokens());
         for (i, parts) in out.row_blocks_mut(step).into_iter().enumerate() {
             let first = rows.start + i * step;
-            tasks.push((*linear, first..(first + step).min(rows.end), *x, parts));
+            tasks.push((*linear, first..(first + step).min(rows.end), input, parts));
         }
     }
-    tasks.into_par_iter().with_max_len(1).try_for_each(|(linear, rows, x, mut parts)| {
+    let prepared = &prepared;
+    tasks.into_par_iter().with_max_len(1).try_for_each(|(linear, rows, input, mut parts)| {
+        if let (Some(codes), Some(inputs)) = (linear.source.quantised(), prepared.codes(input)) {
+            codes.multiply(rows.clone(), inputs, &mut parts);
+            linear.add_bias(rows, &mut parts);
+            return Ok(());
+        }
+        let x = prepared.values(input);
         BUFFERS.with_borrow_mut(|buffers| linear.run(checkpoint, rows, x, &mut parts, buffers))
     })
 }

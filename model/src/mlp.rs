@@ -5,13 +5,16 @@
 //! experts: a router picks some for each token; their outputs are added by its weights
 //! ```
 
+use std::sync::Arc;
+
 use llmpress_formats::{Checkpoint, Result};
-use llmpress_kernels::cpu::{gelu_tanh_gate, silu_gate, softmax};
+use llmpress_kernels::cpu::{Hadamard, gelu_tanh_gate, silu_gate, softmax};
 use rayon::prelude::*;
 
 use crate::attention::copy_features;
 use crate::config::Activation;
 use crate::linear::{Linear, Product, multiply_all};
+use crate::online::turn;
 use crate::{Observer, Panels};
 
 /// The MLP of a layer.
@@ -27,6 +30,8 @@ pub(crate) struct Gated {
     pub(crate) gate_up: GateUp,
     pub(crate) down: Linear,
     pub(crate) activation: Activation,
+    /// What turns the input of `down` (R4).
+    pub(crate) turn: Option<Arc<Hadamard>>,
 }
 
 /// The two matrices before the gate.
@@ -83,6 +88,22 @@ impl Mlp {
             .iter_mut()
             .flat_map(|gated| gated.gate_up.linears_mut().iter_mut().chain([&mut gated.down]));
         router.into_iter().chain(gated)
+    }
+
+    /// The gated MLPs: one, or the experts.
+    pub(crate) fn gated(&self) -> &[Gated] {
+        match self {
+            Self::Dense(gated) => std::slice::from_ref(&**gated),
+            Self::Experts { experts, .. } => experts,
+        }
+    }
+
+    /// The gated MLPs, to be changed.
+    pub(crate) fn gated_mut(&mut self) -> &mut [Gated] {
+        match self {
+            Self::Dense(gated) => std::slice::from_mut(&mut **gated),
+            Self::Experts { experts, .. } => experts,
+        }
     }
 
     /// `out = mlp(x)`.
@@ -156,6 +177,9 @@ impl Gated {
         } else {
             let pieces = w.gate.data().par_chunks(1 << 14);
             pieces.zip(w.up.data_mut().par_chunks_mut(1 << 14)).for_each(|(gate, up)| apply(gate, up));
+        }
+        if let Some(by) = &self.turn {
+            turn(by, &mut w.up, true);
         }
         observer.linear_input(self.down.tensor(), &w.up);
         multiply_all(checkpoint, &mut [Product::new(&self.down, &w.up, out)])

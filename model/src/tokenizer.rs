@@ -6,16 +6,23 @@
 //! generation_config.json, config.json ------------> EOS
 //! ```
 
+mod charsmap;
+mod deadline;
+mod expressions;
 mod growth;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use llmpress_formats::{CONFIG_FILE, Config, Error, Result, read_small_file};
+use llmpress_formats::{CONFIG_FILE, Config, Error, Result, finite_json, read_small_file};
 use serde_json::Value;
 use tokenizers::ModelWrapper;
 
+use self::deadline::{NoResult, within};
 use self::growth::{Growth, Rules};
 use crate::special_tokens::{TOKENIZER_CONFIG_FILE, read_object, special_tokens};
 
@@ -30,12 +37,18 @@ const MAX_GROWN_BYTES: f64 = 4.0 * MAX_TEXT_BYTES as f64;
 /// Patterns look ahead after white space. Far longer runs end their matching (at a million steps back), and the rest
 /// of the text would silently become other tokens.
 const MAX_WHITE_SPACE: usize = 100_000;
+/// Seconds that a tokenizer may take for anything, and bytes for which it may take one more. They encode some MB a
+/// second and are opened faster.
+const SECONDS: u64 = 10;
+const BYTES_A_SECOND: usize = 128 << 10;
 
 /// A checkpoint's tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
     path: PathBuf,
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
+    /// Whether a thread still works for it that took too long.
+    stuck: AtomicBool,
     growth: Growth,
     bos: Option<u32>,
     adds_bos: bool,
@@ -55,29 +68,11 @@ impl Tokenizer {
             }
             other => other?,
         };
-        // The tokenizer's own code does not survive every error of syntax.
-        let rules = serde_json::from_slice::<Rules>(&bytes).map_err(|e| {
-            Error::corrupt(
-                &path,
-                None,
-                format!("is not valid JSON: {e}: copy it from the original model again"),
-            )
-        })?;
-        let growth = rules.growth().map_err(|what| Error::unsupported(&path, None, what))?;
-        let inner = guarded(&path, || {
-            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
-            inner.with_truncation(None)?;
-            inner.with_padding(None);
-            if let ModelWrapper::BPE(bpe) = inner.get_model()
-                && bpe.dropout.is_some()
-            {
-                let mut bpe = bpe.clone();
-                bpe.dropout = None;
-                inner.with_model(bpe);
-            }
-            Ok(inner)
-        })?;
-        let mut tokenizer = Self { path, inner, growth, bos: None, adds_bos: false, eos: Vec::new() };
+        let stuck = AtomicBool::new(false);
+        let (file, size) = (path.clone(), bytes.len());
+        let (inner, growth) = ends(&path, &stuck, size, move || load(&file, &bytes))?;
+        let inner = Arc::new(inner);
+        let mut tokenizer = Self { path, inner, stuck, growth, bos: None, adds_bos: false, eos: Vec::new() };
         let special = special_tokens(dir)?;
         let id = |name: &str| special.get(name).and_then(|token| tokenizer.inner.token_to_id(token));
         let (bos, eos) = (id("bos_token"), id("eos_token"));
@@ -98,8 +93,9 @@ impl Tokenizer {
     /// their ids, as in a rendered chat template.
     ///
     /// # Errors
-    /// The text is larger than 64 MiB or has more than 100 000 characters of white space in a row, or the tokenizer
-    /// has no token for a part of it.
+    /// The text is larger than 64 MiB or has more than 100 000 characters of white space in a row, the tokenizer
+    /// has no token for a part of it, or takes some ten seconds and one for every 128 KiB. In the last case a thread goes
+    /// on without a result, and the tokenizer takes no more texts.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(Error::Limit(format!(
@@ -113,7 +109,10 @@ impl Tokenizer {
                 "the text has more than {MAX_WHITE_SPACE} characters of white space in a row from byte {at}: shorten them"
             )));
         }
-        guarded(&self.path, || Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec()))
+        let (inner, file, owned) = (self.inner.clone(), self.path.clone(), text.to_owned());
+        ends(&self.path, &self.stuck, text.len(), move || {
+            guarded(&file, || Ok(inner.encode_fast(owned, false)?.get_ids().to_vec()))
+        })
     }
 
     /// The ids of a prompt: after the BOS where `add_bos` asks for it, the tokenizer has one, and the text does
@@ -132,11 +131,17 @@ impl Tokenizer {
     /// The text of ids. Special tokens are left out if `skip_special_tokens`; ids of no token always are.
     ///
     /// # Errors
-    /// The tokenizer's decoder fails.
+    /// The tokenizer's decoder fails, or takes as long as [`Self::encode`] may at most.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         let bytes = ids.iter().filter_map(|id| self.inner.id_to_token(*id)).map(|token| token.len()).sum();
         self.check_growth(bytes, self.growth.decoding)?;
-        guarded(&self.path, || self.inner.decode(ids, skip_special_tokens))
+        if !self.growth.decoder_searches {
+            return guarded(&self.path, || self.inner.decode(ids, skip_special_tokens));
+        }
+        let (inner, file, ids) = (self.inner.clone(), self.path.clone(), ids.to_vec());
+        ends(&self.path, &self.stuck, bytes, move || {
+            guarded(&file, || inner.decode(&ids, skip_special_tokens))
+        })
     }
 
     /// Decodes ids one after the other; special tokens are left out.
@@ -234,6 +239,52 @@ impl DecodeStream<'_> {
         self.ids.drain(..self.emitted);
         self.emitted = self.ids.len();
         Ok(Some(new))
+    }
+}
+
+/// Reads a tokenizer, and how long its rules make a text.
+fn load(path: &Path, bytes: &[u8]) -> Result<(tokenizers::Tokenizer, Growth)> {
+    // Python writes what is no JSON.
+    let bytes = match finite_json(bytes) {
+        Some(finite) => Cow::Owned(finite),
+        None => Cow::Borrowed(bytes),
+    };
+    // The tokenizer's own code does not survive every error of syntax.
+    let rules = serde_json::from_slice::<Rules>(&bytes).map_err(|e| {
+        Error::corrupt(path, None, format!("is not valid JSON: {e}: copy it from the original model again"))
+    })?;
+    let growth = rules.growth().map_err(|what| Error::unsupported(path, None, what))?;
+    let inner = guarded(path, || {
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
+        inner.with_truncation(None)?;
+        inner.with_padding(None);
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            inner.with_model(bpe);
+        }
+        Ok(inner)
+    })?;
+    Ok((inner, growth))
+}
+
+/// Runs the tokenizer's code for as long as so many bytes may take.
+fn ends<T: Send + 'static>(
+    path: &Path,
+    stuck: &AtomicBool,
+    bytes: usize,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match within(SECONDS + (bytes / BYTES_A_SECOND) as u64, stuck, work) {
+        Ok(result) => result,
+        Err(NoResult::Late(seconds)) => Err(Error::unsupported(
+            path,
+            None,
+            format!("takes more than {seconds} s for {bytes} bytes: copy it from the original model again"),
+        )),
+        Err(NoResult::NoThread(why)) => Err(Error::Limit(format!("no thread for the tokenizer: {why}"))),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use llmpress_model::Tokenizer;
+use llmpress_numbers::Numbers;
 use serde_json::{Value, json};
 
 fn tinylm() -> PathBuf {
@@ -206,13 +207,8 @@ fn what_is_missing_or_damaged_is_named_with_its_mend() {
 fn any_changed_tokenizer_opens_or_fails_without_a_panic() {
     let dir = tempfile::tempdir().unwrap();
     let source = std::fs::read(tinylm().join("tokenizer.json")).unwrap();
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as usize
-    };
+    let mut numbers = Numbers::new(1);
+    let mut next = move || numbers.bits() as usize;
     let (mut opened, mut failed) = (0, 0);
     for round in 0..120 {
         let mut content = source.clone();
@@ -261,7 +257,7 @@ fn chains_of_replacements_do_not_make_texts_without_end() {
         Tokenizer::open(&tinylm()).unwrap().encode(&"a".repeat(16)).unwrap()
     );
     let told = tokenizer.encode(&"a".repeat(20 << 20)).unwrap_err().to_string();
-    assert!(told.contains("16 times as long"), "{told}");
+    assert!(told.contains("32 times as long"), "{told}");
     let dir =
         directory(|t| t["normalizer"] = json!({"type": "Sequence", "normalizers": chain(100_000)}), &[]);
     assert!(error(&dir).contains("256 rules"));
@@ -272,4 +268,56 @@ fn chains_of_replacements_do_not_make_texts_without_end() {
     let text = text.replacen('{', &format!("{{\"normalizer\": {}, \"_\": ", deep(100_000)), 1);
     std::fs::write(dir.path().join("tokenizer.json"), text).unwrap();
     assert!(error(&dir).contains("tokenizer.json"));
+}
+
+/// A tokenizer that splits at an expression.
+fn splitting(expression: &str) -> tempfile::TempDir {
+    let split =
+        json!({"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": false});
+    directory(|t| t["pre_tokenizer"] = split, &[])
+}
+
+#[test]
+fn a_tokenizer_that_does_not_end_is_left_alone() {
+    // Looks for the c through the rest of the text from every place.
+    let tokenizer = open(&splitting("[ab]*c|a"));
+    assert!(!tokenizer.encode("abc").unwrap().is_empty());
+    let text = "a".repeat(2 << 20);
+    let started = std::time::Instant::now();
+    let told = tokenizer.encode(&text).unwrap_err().to_string();
+    assert!(told.contains("tokenizer.json") && told.contains("takes more than 26 s"), "{told}");
+    assert!(started.elapsed().as_secs() < 120, "{:?}", started.elapsed());
+    let started = std::time::Instant::now();
+    assert!(tokenizer.encode("a").unwrap_err().to_string().contains("takes more than"));
+    assert!(started.elapsed().as_secs() < 5);
+}
+
+#[test]
+fn expressions_that_take_much_memory_are_refused() {
+    for expression in [r"\w{1000}", &r"\w{30}(?=a)".repeat(300), &"(?:a|".repeat(200)] {
+        let told = error(&splitting(expression));
+        assert!(told.contains("tokenizer.json") && told.contains("regular expression"), "{told}");
+    }
+    let table = json!({"type": "Precompiled", "precompiled_charsmap": format!("BAAAAAEBAQE{}=", "YWFh".repeat(1000))});
+    let told = error(&directory(|t| t["normalizer"] = table, &[]));
+    assert!(told.contains("times as long"), "{told}");
+}
+
+#[test]
+fn what_python_writes_for_infinity_is_read_in_a_tokenizer() {
+    let model = json!({"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", "-X"], ["a", -1.5], ["b", "+X"]]});
+    let truncation =
+        json!({"direction": "Right", "max_length": "+X", "strategy": "LongestFirst", "stride": 0});
+    let dir = directory(
+        |t| {
+            t["model"] = model;
+            t["truncation"] = truncation;
+        },
+        &[],
+    );
+    let file = dir.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let odd = text.replace("\"-X\"", "-Infinity").replace("\"+X\"", "Infinity");
+    std::fs::write(&file, odd).unwrap();
+    assert_eq!(open(&dir).encode("ab").unwrap(), [1, 2]);
 }

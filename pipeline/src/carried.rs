@@ -69,12 +69,12 @@ pub(crate) fn carried(checkpoint: &Checkpoint) -> Result<Carried> {
 fn is_read(checkpoint: &Checkpoint, name: &str, path: &Path) -> bool {
     let directory = checkpoint.directory();
     let index = match checkpoint.kind() {
-        Kind::HuggingFace => directory.index_file().is_some(),
-        Kind::Llmpress | Kind::Dfloat11 => true,
+        Kind::HuggingFace => directory.index_file().is_some_and(|index| index == path),
+        Kind::Llmpress | Kind::Dfloat11 => name == INDEX_FILE,
     };
     name == MANIFEST_FILE
         || name == RESTORED_FILE
-        || name == INDEX_FILE && index
+        || index
         || directory.shards().iter().any(|shard| shard.path() == path)
 }
 

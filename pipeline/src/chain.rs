@@ -64,6 +64,20 @@ impl Request {
         Self { recipe, calibration: CalibrationText::default(), rankings: Vec::new() }
     }
 
+    /// The saved rankings that do not say which model they were made of: nobody can tell whether they fit.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no ranking.
+    pub fn unmarked_rankings(&self) -> Result<Vec<&Path>> {
+        let mut unmarked = Vec::new();
+        for path in &self.rankings {
+            if Ranking::read(path)?.model.is_none() {
+                unmarked.push(path.as_path());
+            }
+        }
+        Ok(unmarked)
+    }
+
     /// Refuses what nothing would be done with.
     pub(crate) fn check(&self) -> Result<()> {
         let calibrated = |pass: &&Pass| matches!(pass, Pass::Prune(pass) if pass.calibrated());
@@ -126,7 +140,7 @@ pub(crate) fn settle(
             Pass::Prune(pruning) => pruning,
         };
         let given = if pruning.calibrated() { rankings.next() } else { None };
-        let before = view(Checkpoint::open(dir)?, &recipe.passes)?;
+        let before = view(request.recipe.open(dir)?, &recipe.passes)?;
         let mark = Mark { number, name: file_name(files.len()), recipe: &recipe, request };
         let model = Model::open(Arc::new(before))?;
         let ranking = match given {
@@ -137,7 +151,7 @@ pub(crate) fn settle(
         files.insert(mark.name, ranking.to_json()?);
         recipe.passes.push(Pass::Remove(removal));
     }
-    let view = view(Checkpoint::open(dir)?, &recipe.passes)?;
+    let view = view(request.recipe.open(dir)?, &recipe.passes)?;
     Ok(Settled { recipe, view, files })
 }
 
@@ -270,7 +284,7 @@ impl prune::Watch for Shown<'_> {
 /// What a chain would come to as far as headers tell: every pass, and a view of about the size that they leave.
 pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     request.check()?;
-    let mut checkpoint = Checkpoint::open(dir)?;
+    let mut checkpoint = request.recipe.open(dir)?;
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
     let mut passes = Vec::new();
     let mut rankings = request.rankings.iter();
@@ -280,7 +294,7 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
             Pass::Prune(pruning) => {
                 let given = if pruning.calibrated() { rankings.next() } else { None };
                 let before = stand_in(&recipe, &passes);
-                let open = || Ok(Model::open(Arc::new(view(Checkpoint::open(dir)?, &before.passes)?))?);
+                let open = || Ok(Model::open(Arc::new(view(request.recipe.open(dir)?, &before.passes)?))?);
                 // What a baseline takes depends on what was chosen before it.
                 let open_before = recipe.passes.iter().any(|pass| !pass.is_settled());
                 match if open_before { None } else { known(given, pruning, &open)? } {

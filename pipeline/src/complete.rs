@@ -139,7 +139,7 @@ fn other_tensor(
     let known = checkpoint.manifest().map(|m| &m.tensors);
     let tensors: Vec<_> = checkpoint.tensors().iter().collect();
     let other = tensors.par_iter().find_map_any(|(name, tensor)| {
-        let digest = match known.and_then(|k| k.get(*name)).filter(|_| !tensor.is_zero()) {
+        let digest = match known.and_then(|k| k.get(*name)).filter(|_| tensor.is_stored()) {
             Some(entry) => Ok(entry.blake3),
             None => digest(tensor.bytes, |at, piece| checkpoint.read(name, at, piece), progress),
         };

@@ -6,7 +6,7 @@
 //! then: merge
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};
 use crate::stage::Stage;
 use crate::work::{Threads, Work};
-use crate::{Budget, Error, Method, Plan, Progress, Recipe, Request, Result, Uncovered};
+use crate::{Budget, Error, Plan, Progress, Request, Result, Uncovered};
 
 /// How a conversion is to run. None of it changes the output.
 #[derive(Debug, Clone)]
@@ -107,40 +107,6 @@ pub fn convert(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Summary> {
-    let used: BTreeSet<Method> = plan.units().map(|unit| unit.method).collect();
-    used.iter().try_for_each(|method| method.room().check_source(checkpoint))?;
-    run(checkpoint, out, plan, options, progress)
-}
-
-/// Turns a compressed checkpoint back into a plain one, byte for byte.
-pub fn restore(
-    checkpoint: &Checkpoint,
-    out: &Path,
-    max_shard_bytes: u64,
-    options: &Options,
-    progress: &dyn Progress,
-) -> Result<Summary> {
-    if checkpoint.kind() == Kind::HuggingFace {
-        return Err(Error::Invalid(format!(
-            "{}: is a plain checkpoint already: there is nothing to restore",
-            checkpoint.root().display()
-        )));
-    }
-    let mut plan = Plan::new(checkpoint, &Recipe::new(Method::Raw), max_shard_bytes)?;
-    plan.plain = true;
-    if let [only] = plan.shards.as_mut_slice() {
-        only.file = "model.safetensors".to_owned();
-    }
-    run(checkpoint, out, &plan, options, progress)
-}
-
-fn run(
-    checkpoint: &Checkpoint,
-    out: &Path,
-    plan: &Plan,
-    options: &Options,
-    progress: &dyn Progress,
-) -> Result<Summary> {
     let budget = plan.budget(checkpoint, options.jobs, options.max_memory)?;
     let start = Instant::now();
     let pool = pool(budget.jobs)?;
@@ -186,6 +152,28 @@ fn run(
     output.complete()?;
     summary.seconds = start.elapsed().as_secs_f64();
     Ok(summary)
+}
+
+/// Turns a compressed checkpoint back into a plain one: byte for byte where nothing was lost; what was quantised has the
+/// values that it decodes to, in the dtype of the original.
+pub fn restore(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    max_shard_bytes: u64,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Summary> {
+    if checkpoint.kind() == Kind::HuggingFace && !checkpoint.is_dequantised() {
+        return Err(Error::Invalid(format!(
+            "{}: is a plain checkpoint already: there is nothing to restore",
+            checkpoint.root().display()
+        )));
+    }
+    let mut plan = Plan::plain(checkpoint, max_shard_bytes)?;
+    if let [only] = plan.shards.as_mut_slice() {
+        only.file = "model.safetensors".to_owned();
+    }
+    convert(checkpoint, out, &plan, options, progress)
 }
 
 /// Receipts by shard, in order.
@@ -238,7 +226,7 @@ fn publish(output: &Output, plan: &Plan, file: &str, encoded: EncodedShard) -> R
     let receipt = Receipt {
         fingerprint: plan.fingerprint.clone(),
         shard: ShardEntry { bytes: written.bytes, header_blake3: written.header_blake3 },
-        stored: written.tensors,
+        stored_bytes: written.tensor_bytes,
         units: encoded.units,
         tensors: encoded.tensors,
     };

@@ -6,7 +6,7 @@
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use llmpress_formats::{Checkpoint, Error as FormatError, FORMAT_VERSION, open_file};
+use llmpress_formats::{Checkpoint, Digest, Error as FormatError, FORMAT_VERSION, open_file};
 
 use crate::carried::carried;
 use crate::{Error, Plan, Recipe, Result};
@@ -40,10 +40,19 @@ pub(crate) fn fingerprint(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_by
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// The fingerprint of a conversion that makes what another tool reads.
+pub(crate) fn with_settings(fingerprint: String, settings: Option<&serde_json::Value>) -> String {
+    match settings {
+        Some(settings) => Digest::of(format!("{fingerprint} {settings}").as_bytes()).to_string(),
+        None => fingerprint,
+    }
+}
+
 /// Refuses a source that is no longer the one that was planned for: what was made of it would be a mixture.
 pub(crate) fn check_unchanged(checkpoint: &Checkpoint, plan: &Plan) -> Result<()> {
-    checkpoint.directory().check_unchanged()?;
-    if fingerprint(checkpoint, &plan.recipe, plan.max_shard_bytes)? == plan.fingerprint {
+    checkpoint.check_unchanged()?;
+    let now = fingerprint(checkpoint, &plan.recipe, plan.max_shard_bytes)?;
+    if with_settings(now, plan.quantization_config.as_ref()) == plan.fingerprint {
         return Ok(());
     }
     Err(FormatError::corrupt(

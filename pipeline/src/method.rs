@@ -1,36 +1,45 @@
 //! The methods by which tensors are stored: one room each.
 
+mod abq;
 mod dfloat11;
+mod exported;
 mod fixed12;
+mod kept;
 mod planes;
 mod raw;
 pub(crate) mod room;
+pub(crate) mod timed;
 
 use std::str::FromStr;
 
+use llmpress_formats::foreign::Layout;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
+pub(crate) use exported::Target;
+pub(crate) use kept::kept_unit;
 pub(crate) use raw::coding as raw_coding;
 use room::Room;
 
-/// The list of methods: name, room.
+/// The list of methods: name, room. Those that nobody asks for come last.
 macro_rules! methods {
-    ($($(#[$doc:meta])* $name:ident => $room:expr,)*) => {
+    ($($(#[$doc:meta])* $name:ident => $room:expr,)*; $($(#[$more:meta])* $other:ident => $its:expr,)*) => {
         /// What to do with a tensor.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(rename_all = "lowercase")]
         pub enum Method {
             $($(#[$doc])* $name,)*
+            $($(#[$more])* $other,)*
         }
 
         impl Method {
-            /// All methods.
+            /// All methods that can be asked for.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             pub(crate) fn room(self) -> &'static dyn Room {
                 match self {
                     $(Self::$name => &$room,)*
+                    $(Self::$other => &$its,)*
                 }
             }
         }
@@ -46,6 +55,17 @@ methods! {
     Dfloat11 => dfloat11::Dfloat11,
     /// Fixed 12 bits a weight; BF16 matrices.
     Fixed12 => fixed12::Fixed12,
+    /// The codes of a checkpoint that another tool quantised; the rest as it is.
+    Abq => abq::Abq,
+    ;
+    /// What a pass or the source stores under a lossy encoding stays as it is.
+    Kept => kept::Kept,
+    /// What is quantised, as compressed-tensors packs it.
+    PackQuantized => exported::Exported(Layout::PackQuantized),
+    /// The same in signed bytes.
+    IntQuantized => exported::Exported(Layout::IntQuantized),
+    /// As GPTQ lays it out.
+    Gptq => exported::Exported(Layout::Gptq { plain_zeros: false }),
 }
 
 impl Method {

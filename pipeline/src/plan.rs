@@ -6,12 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
-use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, Tensor};
+use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, Tensor, Unit};
+use llmpress_model::{GpuNeeds, Model};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{Budget, Needs};
 use crate::fingerprint::fingerprint;
+use crate::method::kept_unit;
 use crate::method::room::{Asked, Fit, missing_tensor};
 use crate::pass::Pass;
 use crate::recipe::Compiled;
@@ -42,6 +45,9 @@ pub struct Plan {
     /// Whether a plain checkpoint is made, without a manifest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain: bool,
+    /// What `config.json` says of matrices in the layout of another tool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization_config: Option<serde_json::Value>,
     /// The shards.
     pub shards: Vec<PlannedShard>,
 }
@@ -81,8 +87,26 @@ pub struct PlannedUnit {
 }
 
 impl Plan {
-    /// Plans a conversion: reads nothing but the open checkpoint's headers.
+    /// Plans a conversion: reads nothing but the open checkpoint's headers. What is quantised already is kept as it is,
+    /// unless a rule names it.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_bytes: u64) -> Result<Self> {
+        let stored = |_: &str, tensor: &Tensor| kept_unit(checkpoint, tensor).map(Unit::stored_bytes);
+        Self::make(checkpoint, recipe, max_shard_bytes, &stored)
+    }
+
+    /// Plans a plain checkpoint of everything that an open one decodes to.
+    pub(crate) fn plain(checkpoint: &Checkpoint, max_shard_bytes: u64) -> Result<Self> {
+        let plan = Self::make(checkpoint, &Recipe::new(Method::Raw), max_shard_bytes, &|_, _| None)?;
+        Ok(Self { plain: true, ..plan })
+    }
+
+    /// `kept` says what a tensor takes that is stored under a lossy encoding, and stays so.
+    fn make(
+        checkpoint: &Checkpoint,
+        recipe: &Recipe,
+        max_shard_bytes: u64,
+        kept: &dyn Fn(&str, &Tensor) -> Option<u64>,
+    ) -> Result<Self> {
         if max_shard_bytes == 0 {
             return Err(Error::Invalid("the largest shard must have at least one byte".into()));
         }
@@ -97,7 +121,8 @@ impl Plan {
         if let Some(rule) = compiled.unused_rule(names) {
             return Err(Error::Invalid(format!("rule {rule:?} matches no tensor of this checkpoint")));
         }
-        let mut units = planned_units(checkpoint, recipe, &compiled)?;
+        compiled.methods().try_for_each(|method| method.room().check_source(checkpoint))?;
+        let mut units = planned_units(checkpoint, recipe, &compiled, kept)?;
         check_bf16(checkpoint, recipe.to, &units)?;
         check_stored_names(checkpoint, &units)?;
         let position = |unit: &PlannedUnit| {
@@ -137,6 +162,7 @@ impl Plan {
             expected_bytes: total(|u| u.expected_bytes),
             passes: Vec::new(),
             plain: false,
+            quantization_config: None,
             shards,
         })
     }
@@ -190,13 +216,32 @@ impl Plan {
         Budget::new(self.needs(checkpoint), jobs.unwrap_or(available).max(1), max_memory)
     }
 
+    /// What the output will take of a GPU's memory with a sequence of so many tokens. `view` is the checkpoint as the passes
+    /// leave it.
+    ///
+    /// # Errors
+    /// It describes no model that runs on a GPU.
+    pub fn on_gpu(&self, view: Arc<Checkpoint>, context: usize) -> Result<GpuNeeds> {
+        let model = Model::open(view)?;
+        let mut forms = BTreeMap::new();
+        for unit in self.units() {
+            forms.extend(unit.tensors.iter().map(|name| (name.as_str(), unit.method.room().on_gpu())));
+        }
+        Ok(GpuNeeds::planned(&model, &forms, context)?)
+    }
+
     fn needs(&self, checkpoint: &Checkpoint) -> Needs {
         let indivisible = self.units().filter_map(|unit| {
             let tensor = checkpoint.tensors().get(unit.tensors.first()?)?;
             Some(unit.method.room().indivisible_bytes(tensor))
         });
+        let handy = self.units().filter_map(|unit| {
+            let tensor = checkpoint.tensors().get(unit.tensors.first()?)?;
+            Some(unit.method.room().handy_bytes(tensor))
+        });
         Needs {
             indivisible: indivisible.max().unwrap_or(0),
+            handy: handy.max().unwrap_or(0),
             largest_unit: self.units().map(|u| u.source_bytes).max().unwrap_or(0),
             tensors: checkpoint.tensors().len() as u64,
             compressed_source: checkpoint.units().values().any(|u| u.encoding().name() != "raw"),
@@ -204,11 +249,28 @@ impl Plan {
     }
 }
 
-fn planned_units(checkpoint: &Checkpoint, recipe: &Recipe, compiled: &Compiled) -> Result<Vec<PlannedUnit>> {
+fn planned_units(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    compiled: &Compiled,
+    kept: &dyn Fn(&str, &Tensor) -> Option<u64>,
+) -> Result<Vec<PlannedUnit>> {
     let mut units = Vec::new();
     let mut grouped: BTreeSet<&str> = BTreeSet::new();
+    for (name, tensor) in checkpoint.tensors().iter().filter(|(name, _)| !compiled.method(name).1) {
+        let Some(expected_bytes) = kept(name, tensor) else { continue };
+        grouped.insert(name);
+        units.push(PlannedUnit {
+            name: name.clone(),
+            method: Method::Kept,
+            tensors: vec![name.clone()],
+            source_bytes: tensor.bytes,
+            expected_bytes,
+        });
+    }
+    let kept = grouped.clone();
     for method in compiled.methods() {
-        let wanted = |name: &str| compiled.method(name).0 == method;
+        let wanted = |name: &str| compiled.method(name).0 == method && !kept.contains(name);
         let asked = Asked {
             checkpoint,
             wanted: &wanted,
@@ -271,7 +333,9 @@ fn single_method(asked: Method, tensor: &Tensor) -> Method {
 
 /// A method for BF16 that finds none of it is a mistake worth an error before any work.
 fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Result<()> {
-    if !to.room().bf16_only() || units.iter().any(|u| u.method == to) {
+    // What is left beside quantised tensors need not be of any kind.
+    let stored = |u: &PlannedUnit| u.method == to || u.method == Method::Kept;
+    if !to.room().bf16_only() || units.iter().any(stored) {
         return Ok(());
     }
     let mut dtypes: BTreeMap<&str, (usize, &str)> = BTreeMap::new();

@@ -31,7 +31,7 @@ pub fn rank(
     watch: &dyn Watch,
 ) -> Result<Ranking> {
     pool(jobs.unwrap_or(0))?.install(|| {
-        let model = Model::open(Arc::new(Checkpoint::open(dir)?))?;
+        let model = Model::open(Arc::new(Checkpoint::open_dequantised(dir)?))?;
         let calibration = calibration(&model, pass, text)?;
         let found = match &saved {
             Some(saved) if saved.resume && saved.path.exists() => Some(Ranking::read(saved.path)?),

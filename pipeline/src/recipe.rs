@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use llmpress_formats::{PatternDict, Removal};
+use llmpress_formats::{Checkpoint, PatternDict, Removal};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,17 @@ impl Recipe {
         Self { passes: Vec::new(), to, rules: Vec::new(), pattern_dict: None, tied_embedding: false }
     }
 
+    /// Opens the source as this recipe takes it. Whoever only stores tensors takes them as they lie there; what works on
+    /// weights takes matrices that another tool quantised as the numbers that they stand for.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::open_dequantised`].
+    pub fn open(&self, dir: &Path) -> Result<Checkpoint> {
+        let methods = || self.rules.iter().map(|rule| rule.to).chain([self.to]);
+        let numbers = !self.passes.is_empty() || methods().any(|m| m == Method::Abq || m.room().bf16_only());
+        Ok(if numbers { Checkpoint::open_dequantised(dir)? } else { Checkpoint::open(dir)? })
+    }
+
     /// Reads the short form: passes and at most one method, which is the last, joined by `+`.
     pub fn from_short(text: &str) -> Result<Self> {
         let parts: Vec<&str> = text.split('+').collect();
@@ -120,6 +131,13 @@ impl Recipe {
 
     /// The recipe, checked and ready to be asked.
     pub(crate) fn compile(&self) -> Result<Compiled> {
+        let methods = || self.rules.iter().map(|rule| rule.to).chain([self.to]);
+        if let Some(method) = methods().find(|method| !Method::ALL.contains(method)) {
+            return Err(Error::Invalid(format!(
+                "`{}` is not for recipes: what is quantised is kept as it is unless a rule names it",
+                method.name()
+            )));
+        }
         let rules = self.rules.iter().map(|rule| {
             let regex = regex::RegexBuilder::new(&format!("^(?:{})$", rule.tensors))
                 .size_limit(1 << 20)

@@ -85,6 +85,10 @@ impl<'a> UnitSource<'a> {
         Ok(Self { checkpoint, tensors })
     }
 
+    pub(crate) fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.tensors.last().map_or(0, |t| t.start + t.bytes)
     }

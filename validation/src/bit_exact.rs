@@ -6,7 +6,8 @@
 //! b: read a piece --+
 //! ```
 //!
-//! Bytes are compared, never floats: -0.0 and the payload of a NaN count.
+//! Bytes are compared, never floats: -0.0 and the payload of a NaN count. Tensors that only `a` stores with loss are
+//! told by how far they are.
 
 use std::collections::BTreeSet;
 
@@ -14,17 +15,30 @@ use llmpress_formats::{Checkpoint, Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::PIECE;
+use crate::difference::norms_of;
+use crate::{Norms, PIECE, TensorDifference};
 
 /// What a comparison found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// Tensors compared.
     pub tensors: usize,
     /// Bytes compared.
     pub bytes: u64,
-    /// What differs, by tensor.
+    /// What differs, by tensor, where nothing may.
     pub differences: Vec<Difference>,
+    /// How far the tensors are that were quantised since, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantised: Option<Quantised>,
+}
+
+/// Errors of tensors that are stored with loss: A is what they were, B what they decode to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Quantised {
+    /// The tensors, the largest relative error first.
+    pub tensors: Vec<TensorDifference>,
+    /// All of them taken together as one.
+    pub total: Norms,
 }
 
 /// How a tensor differs.
@@ -37,18 +51,20 @@ pub struct Difference {
 }
 
 impl Comparison {
-    /// Whether the checkpoints hold the same tensors with the same bytes.
+    /// Whether the checkpoints hold the same tensors, with the same bytes but for those that were quantised.
     pub fn is_exact(&self) -> bool {
         self.differences.is_empty()
     }
 }
 
 /// Compares every tensor of `a` with the one of the same name in `b`. A tied tensor counts as the
-/// tensor it stands for, so that a stored head equals a tied one of the same bytes.
+/// tensor it stands for, so that a stored head equals a tied one of the same bytes. A tensor that `a` stores with loss and `b`
+/// does not may differ: by how much is told.
 pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)) -> Result<Comparison> {
     let names: BTreeSet<&String> =
         [a, b].into_iter().flat_map(|c| c.tensors().keys().chain(c.tied().keys())).collect();
-    let mut result = Comparison { tensors: 0, bytes: 0, differences: Vec::new() };
+    let mut result = Comparison { tensors: 0, bytes: 0, differences: Vec::new(), quantised: None };
+    let mut quantised = Vec::new();
     for name in names {
         let difference = |what: String| Difference { tensor: name.clone(), what };
         let (ta, tb) = match (a.tensor(name), b.tensor(name)) {
@@ -74,6 +90,10 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
         }
         result.tensors += 1;
         result.bytes += ta.bytes;
+        if a.unit_of(ta)?.encoding().is_lossy() && !b.unit_of(tb)?.encoding().is_lossy() {
+            quantised.push(name);
+            continue;
+        }
         if let Some((offset, count)) = first_difference(a, b, name, ta.bytes, progress)? {
             let width = u64::from(ta.dtype.bits()).div_ceil(8);
             result.differences.push(difference(format!(
@@ -81,6 +101,17 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
                 offset / width
             )));
         }
+    }
+    if !quantised.is_empty() {
+        let (tensors, total) = norms_of(b, a, &quantised, progress)?;
+        for tensor in tensors.iter().filter(|t| t.norms.non_finite_mismatches > 0) {
+            let what = format!(
+                "has {} values that are not finite where they were",
+                tensor.norms.non_finite_mismatches
+            );
+            result.differences.push(Difference { tensor: tensor.tensor.clone(), what });
+        }
+        result.quantised = Some(Quantised { tensors, total });
     }
     Ok(result)
 }

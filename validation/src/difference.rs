@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use llmpress_formats::{Checkpoint, Dtype, Result};
+use llmpress_formats::{Checkpoint, Dtype, Result, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -129,10 +129,7 @@ pub fn difference(
         }
         match (a.tensor(name), b.tensor(name)) {
             (Ok(ta), Ok(tb)) if ta.shape == tb.shape && comparable(ta.dtype, tb.dtype) => {
-                let dtypes = (ta.dtype, tb.dtype);
-                // Some dtypes put two elements into a byte: their bytes are compared.
-                let elements = ta.bytes / width(ta.dtype);
-                pairs.push(Pair { name, shape: &ta.shape, dtypes, elements, sums: Sums::default() });
+                pairs.push(Pair::of(name, ta, tb));
             }
             (Ok(ta), Ok(tb)) => result.incomparable.push(Incomparable {
                 tensor: name.clone(),
@@ -153,21 +150,36 @@ pub fn difference(
             result.identical += 1;
             continue;
         }
-        result.different.push(TensorDifference {
-            tensor: pair.name.to_owned(),
-            shape: pair.shape.to_vec(),
-            dtype_a: pair.dtypes.0,
-            dtype_b: pair.dtypes.1,
-            norms: pair.sums.norms(pair.elements),
-        });
+        result.different.push(pair.difference());
     }
-    // What has no relative error differs from zero, or has no values: first, not last.
-    let relative = |d: &TensorDifference| d.norms.relative.unwrap_or(f64::INFINITY);
-    result
-        .different
-        .sort_by(|x, y| relative(y).total_cmp(&relative(x)).then_with(|| x.tensor.cmp(&y.tensor)));
+    sort(&mut result.different);
     result.total = total.norms(pairs.iter().map(|pair| pair.elements).sum());
     Ok(result)
+}
+
+/// How far tensors of `b` are from those of `a`, which have their names, dtypes and shapes: the largest relative error
+/// first, then all of them taken together as one.
+pub(crate) fn norms_of(
+    a: &Checkpoint,
+    b: &Checkpoint,
+    names: &[&String],
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(Vec<TensorDifference>, Norms)> {
+    let pairs = names.iter().map(|name| Ok(Pair::of(name, a.tensor(name)?, b.tensor(name)?)));
+    let mut pairs: Vec<Pair> = pairs.collect::<Result<_>>()?;
+    add_up(a, b, &mut pairs, progress)?;
+    let mut total = Sums { valued: true, ..Sums::default() };
+    pairs.iter().for_each(|pair| total.add(&pair.sums));
+    let mut found: Vec<TensorDifference> = pairs.iter().map(Pair::difference).collect();
+    sort(&mut found);
+    Ok((found, total.norms(pairs.iter().map(|pair| pair.elements).sum())))
+}
+
+/// The largest relative error first.
+fn sort(found: &mut [TensorDifference]) {
+    // What has no relative error differs from zero, or has no values: first, not last.
+    let relative = |d: &TensorDifference| d.norms.relative.unwrap_or(f64::INFINITY);
+    found.sort_by(|x, y| relative(y).total_cmp(&relative(x)).then_with(|| x.tensor.cmp(&y.tensor)));
 }
 
 /// A tensor that both have.
@@ -177,6 +189,25 @@ struct Pair<'a> {
     dtypes: (Dtype, Dtype),
     elements: u64,
     sums: Sums,
+}
+
+impl<'a> Pair<'a> {
+    fn of(name: &'a str, a: &'a Tensor, b: &Tensor) -> Self {
+        let dtypes = (a.dtype, b.dtype);
+        // Some dtypes put two elements into a byte: their bytes are compared.
+        let elements = a.bytes / width(a.dtype);
+        Self { name, shape: &a.shape, dtypes, elements, sums: Sums::default() }
+    }
+
+    fn difference(&self) -> TensorDifference {
+        TensorDifference {
+            tensor: self.name.to_owned(),
+            shape: self.shape.to_vec(),
+            dtype_a: self.dtypes.0,
+            dtype_b: self.dtypes.1,
+            norms: self.sums.norms(self.elements),
+        }
+    }
 }
 
 fn add_up(a: &Checkpoint, b: &Checkpoint, pairs: &mut [Pair], progress: &(dyn Fn(u64) + Sync)) -> Result<()> {

@@ -26,7 +26,7 @@ pub struct DigestReport {
     pub files: usize,
     /// Stored components checked.
     pub components: usize,
-    /// Tensors decoded and checked against the digest of their original bytes.
+    /// Tensors decoded and checked against their digest.
     pub decoded: usize,
     /// Bytes read from the directory.
     pub bytes: u64,
@@ -48,7 +48,7 @@ pub struct Fault {
 }
 
 /// Checks a converted directory against its manifest. With `decode`, every tensor is also decoded and
-/// compared with the digest of its original bytes. Wrong bytes are reported, not returned as errors; only
+/// compared with the digest that the manifest has of it. Wrong bytes are reported, not returned as errors; only
 /// a directory whose manifest is missing or itself damaged is an error.
 pub fn verify_digests(root: &Path, decode: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<DigestReport> {
     let Some(manifest) = Manifest::read(root)? else {
@@ -110,7 +110,7 @@ fn check_tensors(
     let mut components: Vec<(&Component, Digest)> = Vec::new();
     for (name, unit) in checkpoint.units() {
         let Some(entry) = manifest.units.get(name) else { continue };
-        for (last, component) in unit.components() {
+        for (last, component) in unit.components().iter() {
             if let Some(link) = entry.components.get(last) {
                 components.push((component, link.blake3));
             }
@@ -133,7 +133,9 @@ fn check_tensors(
         tensors.par_iter().with_max_len(1).for_each(|(name, entry)| {
             match decoded_digest(checkpoint, name, progress) {
                 Ok(digest) if digest == entry.blake3 => {}
-                Ok(_) => fault(MANIFEST_FILE, Some(name), "does not decode to its original bytes".into()),
+                Ok(_) => {
+                    fault(MANIFEST_FILE, Some(name), "does not decode to the bytes that it stands for".into())
+                }
                 Err(e) => fault(MANIFEST_FILE, Some(name), e.to_string()),
             }
         });

@@ -25,7 +25,7 @@ mod random_model;
 mod speed;
 mod windows;
 
-pub use bit_exact::{Comparison, Difference, bit_exact};
+pub use bit_exact::{Comparison, Difference, Quantised, bit_exact};
 pub use difference::{CheckpointDifference, Incomparable, Norms, TensorDifference, difference};
 pub use digests::{DigestReport, Fault, verify_digests};
 pub use divergence::{Distribution, Divergence, kl_divergence};

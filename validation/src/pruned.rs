@@ -28,10 +28,10 @@ pub(crate) struct Pruned {
     whole: BTreeSet<usize>,
 }
 
-/// A pass as recipes record it.
+/// A pass as recipes record it. What others do than pruning is of no concern here.
 #[derive(Deserialize)]
 struct Pass {
-    prune: Removal,
+    prune: Option<Removal>,
 }
 
 impl Pruned {
@@ -43,7 +43,7 @@ impl Pruned {
         }
         if let Some(passes) = manifest.recipe.get("passes") {
             for pass in Vec::<Pass>::deserialize(passes)? {
-                pruned.remove(&pass.prune);
+                pass.prune.iter().for_each(|removal| pruned.remove(removal));
             }
         }
         Ok(pruned)

@@ -21,6 +21,7 @@ use crate::{Dtype, Error, Result};
 
 pub use bits::{pack, pack_row, unpack_row};
 pub use floats::Floats;
+pub(crate) use floats::write_rounded;
 pub use packed::{Packed, Zero};
 pub(super) use reader::Reader;
 

@@ -65,6 +65,8 @@ fn a_model_gives_the_emulators_bits_through_the_driver() {
             ("llama", Weights::Dfloat11),
             ("qwen3", Weights::Fixed12),
             ("gemma3_softcap", Weights::Stored),
+            ("mixtral", Weights::Fixed12),
+            ("qwen3_moe", Weights::Dfloat11),
         ] {
             configure(dir, "");
             let model = open(&golden(name));

@@ -22,11 +22,17 @@ pub struct Heads {
     pub heads: usize,
     /// Key and value heads, of which `heads` is a multiple.
     pub kv_heads: usize,
-    /// Features of a head: a multiple of 8, at most 256.
+    /// Features of a head: at most 256.
     pub head_dim: usize,
 }
 
 impl Heads {
+    /// Features of a head in the cache: a multiple of 8.
+    #[must_use]
+    pub fn width(self) -> usize {
+        self.head_dim.next_multiple_of(8)
+    }
+
     /// Refuses what the kernels do not do.
     ///
     /// # Errors
@@ -36,21 +42,21 @@ impl Heads {
         if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) || heads >= 1 << 16 {
             return Err(Error::Unsupported(format!("{heads} query heads over {kv_heads} key-value heads")));
         }
-        if head_dim == 0 || !head_dim.is_multiple_of(8) || head_dim > 256 {
+        if head_dim == 0 || head_dim > 256 {
             return Err(Error::Unsupported(format!(
-                "heads of {head_dim} features; the GPU's attention takes multiples of 8 up to 256"
+                "heads of {head_dim} features; the GPU's attention takes up to 256"
             )));
         }
         Ok(())
     }
 }
 
-/// Keys and values of a layer in BF16, where P is the capacity rounded up to a multiple of 8.
+/// Keys and values of a layer in BF16, where P is the capacity rounded up to a multiple of 8, and W [`Heads::width`].
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
-    /// The keys: `[kv_heads, P, head_dim]`.
+    /// The keys: `[kv_heads, P, W]`, with zeros beyond a head's features.
     pub keys: View<'a>,
-    /// The values: `[kv_heads, P / 8, head_dim, 8]`, the last index that of the position.
+    /// The values: `[kv_heads, P / 8, W, 8]`, the last index that of the position.
     pub values: View<'a>,
     /// Positions that it holds.
     pub capacity: usize,
@@ -60,7 +66,7 @@ impl Cache<'_> {
     /// Bytes of the keys, and of the values.
     #[must_use]
     pub fn bytes(heads: Heads, capacity: usize) -> usize {
-        2 * heads.kv_heads * capacity.next_multiple_of(8) * heads.head_dim
+        2 * heads.kv_heads * capacity.next_multiple_of(8) * heads.width()
     }
 
     pub(super) fn check(&self, heads: Heads) -> Result<()> {
@@ -78,7 +84,7 @@ impl Cache<'_> {
 #[must_use]
 pub fn workspace_bytes(heads: Heads, tokens: usize, length: usize) -> usize {
     let slots = length.div_ceil(TILE) * tokens * heads.heads;
-    slots * 4 * heads.head_dim + slots * 8
+    slots * 4 * heads.width() + slots * 8
 }
 
 /// How attention is spread over the GPU. The bits are the same.
@@ -97,7 +103,7 @@ pub struct Attend<'a> {
     pub heads: Heads,
     /// `F32 [tokens, ...]`, heads side by side at the start of rows of `stride`, aligned to 16 bytes.
     pub queries: View<'a>,
-    /// Elements from one token's queries to the next one's: a multiple of 4.
+    /// Elements from one token's queries to the next one's.
     pub stride: usize,
     /// How many tokens, the first at `position`.
     pub tokens: usize,
@@ -145,13 +151,14 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
     if a.tokens == 0 || a.length == 0 || a.cache.capacity == 0 {
         return Ok(());
     }
-    if !a.stride.is_multiple_of(4) || a.stride < heads * head_dim {
+    if a.stride < heads * head_dim {
         return Err(Error::Invalid(format!("queries {} elements apart", a.stride)));
     }
     if !a.ld.is_multiple_of(2) || a.ld < heads * head_dim {
         return Err(Error::Invalid(format!("rows of {} for {heads} heads of {head_dim}", a.ld)));
     }
     a.x.require("x", 2 * a.tokens * a.ld)?;
+    a.queries.require_aligned("queries", 16)?;
     a.queries.require("queries", 4 * ((a.tokens - 1) * a.stride + heads * head_dim))?;
     let group = heads / kv_heads;
     let window = match a.window {
@@ -197,7 +204,7 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
     let slots = tiles * a.tokens * heads;
     // Pairs first: they need the greater alignment.
     let scales = a.workspace.slice(0..8 * slots)?;
-    let sums = a.workspace.slice(8 * slots..8 * slots + 4 * slots * head_dim)?;
+    let sums = a.workspace.slice(8 * slots..8 * slots + 4 * slots * a.heads.width())?;
     arguments.extend([sums.pointer(), scales.pointer()]);
     gpu.launch(&Launch {
         file: "attention",

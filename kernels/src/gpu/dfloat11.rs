@@ -46,6 +46,22 @@ pub struct Unit {
     sign_mantissa: Buffer,
     table: Buffer,
     luts: Buffer,
+    /// Number of the first symbol of each block, then of all; and to which experts blocks belong, where there are any.
+    starts: Vec<u32>,
+    owners: Option<Buffer>,
+}
+
+/// Of a block's owners: some of its weights belong to no expert.
+const COMMON: u32 = 1 << 31;
+/// Of one of a block's owners: there are more.
+const MANY: u32 = 0x7fff;
+
+/// Which blocks of a unit are decoded.
+#[derive(Clone, Copy, Debug)]
+enum Blocks<'a> {
+    All,
+    Common,
+    Wanted(View<'a>),
 }
 
 impl Unit {
@@ -89,6 +105,8 @@ impl Unit {
             sign_mantissa: gpu.upload(c.sign_mantissa)?,
             table: gpu.upload(&symbol_table(c.luts))?,
             luts: gpu.upload(c.luts)?,
+            starts: positions,
+            owners: None,
         };
         unit.count(gpu)?;
         // Decoding may begin before what was started earlier has ended, and counts as weights what this makes.
@@ -131,11 +149,81 @@ impl Unit {
         self.sign_mantissa.bytes() + small.iter().map(|buffer| buffer.bytes()).sum::<usize>()
     }
 
+    /// Says which elements belong to which of `experts` experts, so that they can be decoded by themselves: ranges that ascend and do
+    /// not overlap.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where ranges are not so, or beyond the unit, or of more experts than there are or can be; no memory.
+    pub fn own(
+        &mut self,
+        gpu: &Gpu,
+        experts: usize,
+        ranges: &[(std::ops::Range<usize>, usize)],
+    ) -> Result<()> {
+        let ascend = ranges.windows(2).all(|pair| pair[0].0.end <= pair[1].0.start);
+        let inside = |(range, expert): &(std::ops::Range<usize>, usize)| {
+            range.start <= range.end && range.end <= self.elements && *expert < experts
+        };
+        if experts >= MANY as usize || !ascend || !ranges.iter().all(inside) {
+            return Err(Error::Invalid("a DFloat11 unit's experts overlap or lie outside of it".to_owned()));
+        }
+        let mut at = 0;
+        let mut owners = Vec::with_capacity(self.blocks as usize);
+        for ends in self.starts.windows(2) {
+            let (mut first, end) = (ends[0] as usize, ends[1] as usize);
+            let mut owner = 0;
+            while ranges.get(at).is_some_and(|(range, _)| range.end <= first) {
+                at += 1;
+            }
+            for (range, expert) in &ranges[at..] {
+                if range.start >= end {
+                    break;
+                }
+                if range.start > first {
+                    owner |= COMMON;
+                }
+                owner = with_owner(owner, *expert as u32 + 1);
+                first = range.end;
+            }
+            owners.push(if first < end { owner | COMMON } else { owner });
+        }
+        self.owners = Some(gpu.upload(&owners)?);
+        // Decoding reads them before it waits for what was started earlier.
+        gpu.synchronize()
+    }
+
+    /// Decodes what belongs to no expert, or everything where nothing was said to: `BF16 [elements]`.
+    ///
+    /// # Errors
+    /// Those of [`Self::decode`].
+    pub fn decode_common(&self, gpu: &Gpu, out: View<'_>) -> Result<()> {
+        self.start(gpu, out, if self.owners.is_some() { Blocks::Common } else { Blocks::All })
+    }
+
+    /// Decodes what belongs to the experts whose number in `wanted` (`U32 [experts]`, what [`Self::own`] was told) is not zero.
+    ///
+    /// # Errors
+    /// Those of [`Self::decode`].
+    pub fn decode_wanted(&self, gpu: &Gpu, wanted: View<'_>, out: View<'_>) -> Result<()> {
+        self.start(gpu, out, Blocks::Wanted(wanted))
+    }
+
     /// Decodes it to `BF16 [elements]`.
     ///
     /// # Errors
     /// `out` is too small or does not start at a multiple of 16 bytes; the launch fails.
     pub fn decode(&self, gpu: &Gpu, out: View<'_>) -> Result<()> {
+        self.start(gpu, out, Blocks::All)
+    }
+
+    fn start(&self, gpu: &Gpu, out: View<'_>, blocks: Blocks<'_>) -> Result<()> {
+        let none = Argument::Pointer(0);
+        let owners = self.owners.as_ref().map_or(none, |owners| owners.view().pointer());
+        let (owners, wanted) = match blocks {
+            Blocks::All => (none, none),
+            Blocks::Common => (owners, none),
+            Blocks::Wanted(wanted) => (owners, wanted.pointer()),
+        };
         out.require("the decoded unit", 2 * self.elements)?;
         out.require_aligned("the decoded unit", 16)?;
         if self.blocks == 0 {
@@ -164,10 +252,25 @@ impl Unit {
                 Argument::U32(self.blocks),
                 Argument::U32(self.capacity),
                 out.pointer(),
+                owners,
+                wanted,
             ],
             overlaps: true,
         })
     }
+}
+
+/// A block's owners and one more, by its number plus one.
+fn with_owner(owners: u32, new: u32) -> u32 {
+    let (one, other) = (owners & MANY, owners >> 15 & MANY);
+    let both = match (one, other) {
+        (0, _) => new,
+        (one, _) if one == new => return owners,
+        (one, 0) => one | new << 15,
+        (_, other) if other == new => return owners,
+        _ => MANY | MANY << 15,
+    };
+    owners & COMMON | both
 }
 
 /// What the next bits hold: whole codes, up to four (kernels/cuda/dfloat11.cu gives the fields).

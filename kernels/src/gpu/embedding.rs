@@ -1,5 +1,6 @@
 //! Rows of an embedding, widened and scaled.
 
+use super::dense::{Element, row_stride};
 use super::fixed12::Matrix;
 use super::{Argument, Gpu, Launch, Result, View, size32};
 
@@ -37,20 +38,28 @@ impl Gather<'_> {
     }
 }
 
-/// `h[t] = table[ids[t]] * scale` from `BF16 [vocab, hidden]`.
+/// `h[t] = table[ids[t]] * scale` from `[vocab, hidden]` of such elements, its rows [`row_stride`] apart.
 ///
 /// # Errors
 /// A buffer is too small; the table is empty; the launch fails.
-pub fn embed_bf16(
+pub fn embed(
     gpu: &Gpu,
     table: View<'_>,
+    element: Element,
     vocab: usize,
     hidden: usize,
     gather: &Gather<'_>,
 ) -> Result<()> {
-    table.require("the embedding", 2 * vocab.max(1) * hidden)?;
-    let table = [table.pointer(), Argument::U64(vocab as u64), Argument::U32(size32("hidden", hidden)?)];
-    gather.launch(gpu, "embed_bf16", hidden, &table)
+    let stride = row_stride(hidden);
+    table.require("the embedding", element.bytes() * vocab.max(1) * stride)?;
+    let [hidden32, stride] = [size32("hidden", hidden)?, size32("hidden", stride)?].map(Argument::U32);
+    let table = [table.pointer(), Argument::U64(vocab as u64), hidden32, stride];
+    let kernel = match element {
+        Element::Bf16 => "embed_bf16",
+        Element::F16 => "embed_f16",
+        Element::F32 => "embed_f32",
+    };
+    gather.launch(gpu, kernel, hidden, &table)
 }
 
 /// The same from a fixed12 matrix.

@@ -137,6 +137,171 @@ impl Encoded {
     }
 }
 
+/// Refuses matrices of which one but the last ends inside a strip of 16 rows.
+fn check_above(rows: impl Iterator<Item = usize>) -> Result<()> {
+    let mut above: usize = 16;
+    for rows in rows {
+        if !above.is_multiple_of(16) {
+            return Err(Error::Invalid(format!(
+                "a matrix of {above} rows above another: only whole strips of 16 can be"
+            )));
+        }
+        above = rows;
+    }
+    Ok(())
+}
+
+/// Matrices of as many columns, each copied to the device below those before it.
+struct Pile {
+    cols: usize,
+    sign_mantissa: Buffer,
+    codes: Buffer,
+    offsets: Vec<u32>,
+    escapes: Vec<u32>,
+    bases: Vec<u32>,
+    /// Tiles that are there.
+    tiles: usize,
+}
+
+impl Pile {
+    /// Room for so many strips.
+    fn new(gpu: &Gpu, cols: usize, strips: usize) -> Result<Self> {
+        let all = strips.saturating_mul(cols.div_ceil(64));
+        // Kernels count tiles in 32 bits.
+        size32("tiles of a fixed12 matrix", all)?;
+        Ok(Self {
+            cols,
+            sign_mantissa: gpu.allocate(all * TILE_WEIGHTS)?,
+            codes: gpu.allocate(all * TILE_CODE_BYTES)?,
+            offsets: vec![0],
+            escapes: Vec::new(),
+            bases: Vec::new(),
+            tiles: 0,
+        })
+    }
+
+    /// Adds a matrix, which begins with a strip of its own.
+    fn add(&mut self, part: &Part<'_>) -> Result<()> {
+        let tiles = part.check(self.cols)?;
+        let view = |buffer: &Buffer, each: usize, bytes: &[u8]| {
+            buffer.slice(self.tiles * each..(self.tiles + tiles) * each)?.write(bytes)
+        };
+        view(&self.sign_mantissa, TILE_WEIGHTS, part.strips.sign_mantissa)?;
+        view(&self.codes, TILE_CODE_BYTES, part.strips.codes)?;
+        let before = size32("escapes", self.escapes.len())?;
+        self.escapes.extend(part.escapes());
+        size32("escapes", self.escapes.len())?;
+        self.offsets.extend(part.strips.escape_offsets[1..].iter().map(|offset| before + offset));
+        let base = u32::from(part.base.unsigned_abs());
+        self.bases.extend(std::iter::repeat_n(base << 7 | base << 23, part.rows.div_ceil(16)));
+        self.tiles += tiles;
+        Ok(())
+    }
+
+    fn finish(self, gpu: &Gpu, rows: usize) -> Result<Matrix> {
+        Ok(Matrix {
+            rows,
+            cols: self.cols,
+            bases: gpu.upload(&self.bases)?,
+            sign_mantissa: self.sign_mantissa,
+            codes: self.codes,
+            escape_offsets: gpu.upload(&self.offsets)?,
+            escapes: gpu.upload(&self.escapes)?,
+        })
+    }
+}
+
+/// The same matrix of all experts of a layer, in fixed12: each begins with a strip of 16 rows of its own.
+#[derive(Debug)]
+pub struct ExpertMatrix {
+    matrix: Matrix,
+    experts: usize,
+    rows: usize,
+}
+
+/// An [`ExpertMatrix`] on its way to the device.
+pub struct ExpertPile {
+    pile: Pile,
+    experts: usize,
+    rows: usize,
+    /// Experts that are whole, and the rows of the parts of the next one.
+    whole: usize,
+    heights: Vec<usize>,
+}
+
+impl ExpertPile {
+    /// Room for `experts` matrices of `rows` x `cols`.
+    ///
+    /// # Errors
+    /// More than kernels count; not so much memory.
+    pub fn new(gpu: &Gpu, experts: usize, rows: usize, cols: usize) -> Result<Self> {
+        let strips = experts.saturating_mul(rows.div_ceil(16));
+        Ok(Self { pile: Pile::new(gpu, cols, strips)?, experts, rows, whole: 0, heights: Vec::new() })
+    }
+
+    /// Copies the next part of the expert at hand to the device, below those before it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where components do not fit, or a part but an expert's last ends inside a strip of 16 rows, or there are
+    /// more experts or rows than room.
+    pub fn add(&mut self, part: &Part<'_>) -> Result<()> {
+        self.heights.push(part.rows);
+        check_above(self.heights.iter().copied())?;
+        let height: usize = self.heights.iter().sum();
+        if height > self.rows || self.whole == self.experts {
+            return Err(Error::Invalid(format!("more than {} experts of {} rows", self.experts, self.rows)));
+        }
+        self.pile.add(part)?;
+        if height == self.rows {
+            self.whole += 1;
+            self.heights.clear();
+        }
+        Ok(())
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where some are missing; not so much memory.
+    pub fn finish(self, gpu: &Gpu) -> Result<ExpertMatrix> {
+        let Self { pile, experts, rows, whole, .. } = self;
+        if whole != experts {
+            return Err(Error::Invalid(format!("{whole} experts of {experts}")));
+        }
+        Ok(ExpertMatrix { matrix: pile.finish(gpu, rows)?, experts, rows })
+    }
+}
+
+impl ExpertMatrix {
+    /// How many experts.
+    #[must_use]
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Output features of an expert.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.matrix.cols
+    }
+
+    /// Bytes in device memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.matrix.bytes()
+    }
+
+    pub(super) fn components(&self) -> [Argument; 5] {
+        self.matrix.components_from(0)
+    }
+}
+
 impl Matrix {
     /// Copies a matrix to the device, after checks that no kernel makes: offsets ascend, positions lie inside their tile.
     ///
@@ -152,47 +317,11 @@ impl Matrix {
     /// [`Error::Invalid`] where components do not fit, or a matrix but the last ends inside a strip of 16 rows; not so much
     /// memory.
     pub fn stack(gpu: &Gpu, cols: usize, parts: &[Part<'_>]) -> Result<Self> {
-        let mut tiles = Vec::with_capacity(parts.len());
-        for (i, part) in parts.iter().enumerate() {
-            tiles.push(part.check(cols)?);
-            if i + 1 < parts.len() && !part.rows.is_multiple_of(16) {
-                return Err(Error::Invalid(format!(
-                    "a matrix of {} rows above another: only whole strips of 16 can be",
-                    part.rows
-                )));
-            }
-        }
-        let all: usize = tiles.iter().sum();
-        // Kernels count tiles in 32 bits.
-        size32("tiles of a fixed12 matrix", all)?;
-        let sign_mantissa = gpu.allocate(all * TILE_WEIGHTS)?;
-        let codes = gpu.allocate(all * TILE_CODE_BYTES)?;
-        let (mut offsets, mut escapes, mut bases) = (Vec::with_capacity(all + 1), Vec::new(), Vec::new());
-        offsets.push(0);
-        let mut first = 0;
-        for (part, tiles) in parts.iter().zip(tiles) {
-            let view = |buffer: &Buffer, each: usize, bytes: &[u8]| {
-                buffer.slice(first * each..(first + tiles) * each)?.write(bytes)
-            };
-            view(&sign_mantissa, TILE_WEIGHTS, part.strips.sign_mantissa)?;
-            view(&codes, TILE_CODE_BYTES, part.strips.codes)?;
-            let before = size32("escapes", escapes.len())?;
-            escapes.extend(part.escapes());
-            size32("escapes", escapes.len())?;
-            offsets.extend(part.strips.escape_offsets[1..].iter().map(|offset| before + offset));
-            let base = u32::from(part.base.unsigned_abs());
-            bases.extend(std::iter::repeat_n(base << 7 | base << 23, part.rows.div_ceil(16)));
-            first += tiles;
-        }
-        Ok(Self {
-            rows: parts.iter().map(|part| part.rows).sum(),
-            cols,
-            bases: gpu.upload(&bases)?,
-            sign_mantissa,
-            codes,
-            escape_offsets: gpu.upload(&offsets)?,
-            escapes: gpu.upload(&escapes)?,
-        })
+        check_above(parts.iter().map(|part| part.rows))?;
+        let strips = parts.iter().map(|part| part.rows.div_ceil(16)).sum();
+        let mut pile = Pile::new(gpu, cols, strips)?;
+        parts.iter().try_for_each(|part| pile.add(part))?;
+        pile.finish(gpu, parts.iter().map(|part| part.rows).sum())
     }
 
     /// Encodes BF16 words, row-major, with the base that leaves the fewest escapes, and copies them to the device.

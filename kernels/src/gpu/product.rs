@@ -12,7 +12,7 @@
 
 use std::fmt;
 
-use super::dense::row_stride;
+use super::dense::{Element, row_stride};
 use super::fixed12::Matrix;
 use super::picker::{Picker, Shape as Key};
 use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
@@ -59,8 +59,8 @@ struct Tile {
     strips: usize,
     /// Stages: tiles are asked for one fewer early.
     depth: usize,
-    /// For plain and fixed12 weights.
-    names: [&'static str; 2],
+    /// For plain weights of BF16, F16 and F32, and for fixed12.
+    names: [&'static str; 4],
 }
 
 macro_rules! tiles {
@@ -72,6 +72,8 @@ macro_rules! tiles {
             depth: $depth,
             names: [
                 concat!("dense_", $name, "_", $columns, "_", $strips, "_", $depth),
+                concat!("dense_f16_", $name, "_", $columns, "_", $strips, "_", $depth),
+                concat!("dense_f32_", $name, "_", $columns, "_", $strips, "_", $depth),
                 concat!("fixed12_", $name, "_", $columns, "_", $strips, "_", $depth),
             ],
         }),*]
@@ -99,6 +101,15 @@ const TILES: [Tile; 17] = tiles! {
     Panel "panel" 16 2 2;
 };
 
+/// The same for weights in several pieces: F16 and F32.
+const TILES_OF_PIECES: [Tile; 5] = tiles! {
+    Stream "stream" 1 1 3;
+    Stream "stream" 2 1 3;
+    Stream "stream" 4 1 3;
+    Panel "panel" 4 1 2;
+    Panel "panel" 8 1 2;
+};
+
 /// One way to make a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variant {
@@ -120,7 +131,7 @@ impl Variant {
         let decoded: &[bool] =
             if matches!(weights, Weights::Fixed12 { .. }) { &[false, true] } else { &[false] };
         for &decoded in decoded {
-            for tile in TILES {
+            for &tile in weights.tiles() {
                 let whole = Self { tile, split: false, decoded, outside: false };
                 all.push(whole);
                 if whole.totals(weights) > 0 {
@@ -197,18 +208,46 @@ impl Variant {
     fn shared(self, weights: Weights<'_>) -> usize {
         let Tile { kind, columns, strips, depth, .. } = self.tile;
         let fixed12 = matches!(weights, Weights::Fixed12 { .. }) && !self.decoded;
-        let lane_vectors = if fixed12 { 3 } else { 4 };
-        let escapes = if fixed12 { WARPS * ESCAPE_VECTORS } else { 0 };
-        let weights_of_stage = strips * (lane_vectors * THREADS + escapes);
-        match kind {
-            Loop::Stream => VECTOR * depth * weights_of_stage,
-            Loop::Panel => {
-                let stage = 64 * columns + weights_of_stage;
-                let totals = if self.outside || self.split { 0 } else { self.totals(weights) };
-                VECTOR * (depth * stage + 1 + totals)
-            }
-        }
+        let lane_vectors = match weights {
+            Weights::Fixed12 { .. } if fixed12 => 3,
+            Weights::Dense { element, .. } => 2 * element.bytes(),
+            Weights::Fixed12 { .. } => 4,
+        };
+        let totals = if self.outside || self.split { 0 } else { self.totals(weights) };
+        shared_bytes(kind, columns, strips * depth, depth, lane_vectors, fixed12, totals)
     }
+}
+
+/// Bytes of shared memory of a block whose lanes hold so many vectors of a tile: `tiles` of a warp at a time, in `depth` stages.
+fn shared_bytes(
+    kind: Loop,
+    columns: usize,
+    tiles: usize,
+    depth: usize,
+    lane_vectors: usize,
+    escapes: bool,
+    totals: usize,
+) -> usize {
+    let escapes = if escapes { WARPS * ESCAPE_VECTORS } else { 0 };
+    let weights = tiles * (lane_vectors * THREADS + escapes);
+    match kind {
+        Loop::Stream => VECTOR * weights,
+        Loop::Panel => VECTOR * (64 * columns * depth + weights + 1 + totals),
+    }
+}
+
+/// The same of the products of experts (kernels/cuda/experts.cuh), a strip a warp. `several`: whether there is more than one slice.
+pub(super) fn expert_shared_bytes(
+    panel: bool,
+    columns: usize,
+    depth: usize,
+    lane_vectors: usize,
+    escapes: bool,
+    several: bool,
+) -> usize {
+    let (kind, totals) =
+        if panel { (Loop::Panel, if several { columns * THREADS } else { 0 }) } else { (Loop::Stream, 0) };
+    shared_bytes(kind, columns, depth, depth, lane_vectors, escapes, totals)
 }
 
 impl fmt::Display for Variant {
@@ -294,10 +333,12 @@ impl Workspace {
 /// The weights of a product.
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'a> {
-    /// `BF16 [rows, cols]`, row-major, the rows [`row_stride`] apart.
+    /// `[rows, cols]`, row-major, the rows [`row_stride`] apart.
     Dense {
-        /// The words.
+        /// The elements.
         words: View<'a>,
+        /// Of which kind.
+        element: Element,
         /// Output features.
         rows: usize,
         /// Input features.
@@ -321,10 +362,32 @@ pub enum Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// A plain matrix.
+    /// A plain matrix of BF16.
     #[must_use]
     pub fn dense(words: View<'a>, rows: usize, cols: usize) -> Self {
-        Self::Dense { words, rows, cols, whole: rows, fresh: false }
+        Self::plain(words, Element::Bf16, rows, cols)
+    }
+
+    /// A plain matrix.
+    #[must_use]
+    pub fn plain(words: View<'a>, element: Element, rows: usize, cols: usize) -> Self {
+        Self::Dense { words, element, rows, cols, whole: rows, fresh: false }
+    }
+
+    /// The tile loops that are compiled for them.
+    fn tiles(&self) -> &'static [Tile] {
+        match self {
+            Self::Dense { element: Element::F16 | Element::F32, .. } => &TILES_OF_PIECES,
+            _ => &TILES,
+        }
+    }
+
+    /// The source of their products, and its place in the list of a tile loop's names.
+    fn family(&self) -> (&'static str, usize) {
+        match self {
+            Self::Dense { element, .. } => (element.file(), *element as usize),
+            Self::Fixed12 { .. } => ("fixed12", 3),
+        }
     }
 
     /// All rows of a matrix.
@@ -357,7 +420,7 @@ impl<'a> Weights<'a> {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Dense { rows, cols, .. } => 2 * rows * row_stride(*cols),
+            Self::Dense { element, rows, cols, .. } => element.bytes() * rows * row_stride(*cols),
             Self::Fixed12 { matrix, rows, .. } => matrix.bytes() / matrix.rows().max(1) * rows,
         }
     }
@@ -385,7 +448,8 @@ pub fn split_bytes(rows: usize, whole: usize, tokens: usize) -> usize {
             0
         }
     };
-    let sums = most(tokens, |count| TILES.into_iter().map(|tile| bytes(tile, count)).max().unwrap_or(0));
+    let tiles = || TILES.into_iter().chain(TILES_OF_PIECES);
+    let sums = most(tokens, |count| tiles().map(|tile| bytes(tile, count)).max().unwrap_or(0));
     if sums == 0 { 0 } else { 4 * COUNTERS + sums }
 }
 
@@ -435,11 +499,9 @@ fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
             || Error::Invalid(format!("a product of {} tokens and {rows} rows: too large", p.tokens));
         elements.and_then(|n| n.checked_mul(each)).ok_or_else(too_large)
     };
-    if let Weights::Dense { words, rows, cols, .. } = weights {
-        words.require(
-            "the weights",
-            bytes(cols.checked_next_multiple_of(8).and_then(|n| n.checked_mul(rows)), 2)?,
-        )?;
+    if let Weights::Dense { words, element, rows, cols, .. } = weights {
+        let elements = cols.checked_next_multiple_of(8).and_then(|n| n.checked_mul(rows));
+        words.require("the weights", bytes(elements, element.bytes())?)?;
         words.require_aligned("the weights", 16)?;
     }
     p.x.require("x", bytes(p.tokens.checked_mul(p.stride), 2)?)?;
@@ -481,7 +543,8 @@ pub fn product_in(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, variant: Var
         Weights::Fixed12 { matrix, first, rows, whole } if variant.decoded => {
             matrix.decode_rows(gpu, first, rows, words)?;
             let variant = Variant { decoded: false, ..variant };
-            start(gpu, Weights::Dense { words, rows, cols, whole, fresh: true }, p, variant, split)
+            let decoded = Weights::Dense { words, element: Element::Bf16, rows, cols, whole, fresh: true };
+            start(gpu, decoded, p, variant, split)
         }
         _ => start(gpu, weights, p, variant, split),
     }
@@ -498,11 +561,10 @@ fn start(
     let (rows, cols) = weights.shape();
     let tile = variant.tile;
     size32("input features", cols.next_multiple_of(TILE_COLS))?;
-    let (file, kernel, mut arguments) = match weights {
-        Weights::Dense { words, .. } => ("dense", tile.names[0], vec![words.pointer()]),
-        Weights::Fixed12 { matrix, first, .. } => {
-            ("fixed12", tile.names[1], matrix.components_from(first / TILE_ROWS).to_vec())
-        }
+    let (file, name) = weights.family();
+    let mut arguments = match weights {
+        Weights::Dense { words, .. } => vec![words.pointer()],
+        Weights::Fixed12 { matrix, first, .. } => matrix.components_from(first / TILE_ROWS).to_vec(),
     };
     let slices = weights.slices();
     arguments.extend([
@@ -543,7 +605,7 @@ fn start(
     };
     gpu.launch(&Launch {
         file,
-        kernel,
+        kernel: tile.names[name],
         grid,
         block: THREADS as u32,
         shared: variant.shared(weights) as u32,
@@ -565,10 +627,7 @@ pub fn product(gpu: &Gpu, weights: Weights<'_>, p: &Product<'_>, picker: &Picker
     let bytes = p.workspace.map_or(0, Workspace::bytes);
     let mut candidates = variants(gpu, weights, p.tokens);
     candidates.retain(|variant| variant.workspace_bytes(weights, bucket(p.tokens)) <= bytes);
-    let kernel = match weights {
-        Weights::Dense { .. } => "dense",
-        Weights::Fixed12 { .. } => "fixed12",
-    };
+    let (kernel, _) = weights.family();
     // Variants are tried on another output: this one may hold what the product is added to.
     let mut output = None;
     let key = Key { kernel, n, k, m: bucket(p.tokens), slices: weights.slices() };

@@ -9,6 +9,7 @@
 mod attention;
 mod coders;
 mod elementwise;
+mod experts;
 mod numbers;
 mod products;
 
@@ -49,6 +50,7 @@ pub fn prove(gpu: &Gpu, say: &mut dyn FnMut(&Proof)) -> Result<Vec<Proof>> {
     coders::prove(&mut court)?;
     elementwise::prove(&mut court)?;
     products::prove(&mut court)?;
+    experts::prove(&mut court)?;
     attention::prove(&mut court)?;
     Ok(court.proofs)
 }

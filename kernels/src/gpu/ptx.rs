@@ -23,8 +23,15 @@ const SOURCES: &[Source] = &sources! {
     "attention" step!("attention");
     "ceiling" None;
     "dense" step!("dense");
+    "dense_f16" step!("dense_f16");
+    "dense_f32" step!("dense_f32");
     "dfloat11" step!("dfloat11");
     "embedding" step!("embedding");
+    "experts" step!("experts");
+    "experts_bf16" step!("experts_bf16");
+    "experts_f16" step!("experts_f16");
+    "experts_f32" step!("experts_f32");
+    "experts_fixed12" step!("experts_fixed12");
     "fixed12" step!("fixed12");
     "gate" step!("gate");
     "rms_norm" step!("rms_norm");

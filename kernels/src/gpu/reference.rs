@@ -25,12 +25,26 @@ pub fn round(x: f32) -> u16 {
 /// rows whole tiles of 64.
 #[must_use]
 pub fn product(w: &[u16], rows: usize, cols: usize, x: &[u16], stride: usize, tokens: usize) -> Vec<f32> {
+    product_of_pieces(w, |word| [widen(word)], rows, cols, x, stride, tokens)
+}
+
+/// The same with weights of F16 or F32, `N` pieces of each as [`pieces`] cuts them.
+#[must_use]
+pub fn product_of_pieces<T: Copy, const N: usize>(
+    w: &[T],
+    cut: impl Fn(T) -> [f32; N],
+    rows: usize,
+    cols: usize,
+    x: &[u16],
+    stride: usize,
+    tokens: usize,
+) -> Vec<f32> {
     let (tiles, count) = (cols.div_ceil(64), slices(rows));
     let wide: Vec<f32> = x.iter().map(|word| widen(*word)).collect();
-    let mut row = vec![0.0f32; tiles * 64];
+    let mut row = vec![[0.0f32; N]; tiles * 64];
     let mut y = vec![0.0; tokens * rows];
     for n in 0..rows {
-        row.iter_mut().zip(&w[n * cols..][..cols]).for_each(|(to, from)| *to = widen(*from));
+        row.iter_mut().zip(&w[n * cols..][..cols]).for_each(|(to, from)| *to = cut(*from));
         for token in 0..tokens {
             let x = &wide[token * stride..];
             let mut total = None;
@@ -38,11 +52,11 @@ pub fn product(w: &[u16], rows: usize, cols: usize, x: &[u16], stride: usize, to
                 let mut sum = 0.0f32;
                 for tile in tiles * slice / count..tiles * (slice + 1) / count {
                     for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                        for pair in [0, 2] {
+                        for (piece, pair) in (0..N).flat_map(|piece| [(piece, 0), (piece, 2)]) {
                             for q in 0..4 {
                                 for i in 0..2 {
                                     let k = tile * 64 + 32 * half + 8 * q + 4 * part + pair + i;
-                                    sum = row[k].mul_add(x[k], sum);
+                                    sum = row[k][piece].mul_add(x[k], sum);
                                 }
                             }
                         }
@@ -54,6 +68,37 @@ pub fn product(w: &[u16], rows: usize, cols: usize, x: &[u16], stride: usize, to
         }
     }
     y
+}
+
+/// The first `N` pieces of a number, each with the next eight bits of its mantissa, as kernels/cuda/dense.cuh cuts them: all of an
+/// F16 in two, all of an F32 in three but for what lies below 2^-133.
+#[must_use]
+pub fn pieces<const N: usize>(x: f32) -> [f32; N] {
+    let mut left = x;
+    std::array::from_fn(|_| {
+        if !left.is_finite() {
+            return std::mem::take(&mut left);
+        }
+        let piece = f32::from_bits(left.to_bits() & 0xffff_0000);
+        left -= piece;
+        piece
+    })
+}
+
+/// What a token's logits make of experts, by the order of kernels/cuda/experts.cu: the chosen ones by their numbers, with their
+/// weights.
+#[must_use]
+pub fn route(logits: &[f32], top_k: usize, normalise: bool) -> Vec<(usize, f32)> {
+    let top = logits.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let p: Vec<f32> = logits.iter().map(|l| cpu::exp(l - top)).collect();
+    let scale = 1.0 / p.iter().fold(0.0, |sum, p| sum + p);
+    let mut order: Vec<(usize, f32)> = p.iter().map(|p| p * scale).enumerate().collect();
+    order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    order.truncate(top_k);
+    let total = order.iter().skip(1).fold(order.first().map_or(0.0, |p| p.1), |sum, p| sum + p.1);
+    order.iter_mut().for_each(|(_, p)| *p /= if normalise { total } else { 1.0 });
+    order.sort_by_key(|(expert, _)| *expert);
+    order
 }
 
 /// The sum over 32 lanes as kernels/cuda/warp.cuh says.
@@ -99,16 +144,17 @@ pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Where the element of a head's feature at a position lies among keys (kernels/cuda/cache.cuh).
+/// Where the element of a head's feature at a position lies among keys (kernels/cuda/cache.cuh). Features beyond the head, up to
+/// a multiple of 8, are zeros.
 #[must_use]
 pub fn key_place(capacity: usize, head_dim: usize, head: usize, at: usize, feature: usize) -> usize {
-    (head * capacity.next_multiple_of(8) + at) * head_dim + feature
+    (head * capacity.next_multiple_of(8) + at) * head_dim.next_multiple_of(8) + feature
 }
 
 /// The same of values.
 #[must_use]
 pub fn value_place(capacity: usize, head_dim: usize, head: usize, at: usize, feature: usize) -> usize {
-    ((head * capacity.next_multiple_of(8) + at / 8 * 8) * head_dim + 8 * feature) + at % 8
+    ((head * capacity.next_multiple_of(8) + at / 8 * 8) * head_dim.next_multiple_of(8) + 8 * feature) + at % 8
 }
 
 /// A sum of products in the order of the `mma` of kernels/cuda/attention.cu.

@@ -5,22 +5,38 @@ use crate::cpu::Limits;
 use super::{Argument, Error, Gpu, Launch, Result, View, size32};
 
 /// `ids[0]` becomes the id of the largest logit (`F32 [vocab]`), of equals the lowest; 0 where the first logit is a NaN. Other
-/// NaNs are never the largest.
+/// NaNs are never the largest. `workspace` has [`argmax_workspace_bytes`] and lies at a multiple of 8.
 ///
 /// # Errors
-/// A buffer is too small; there are no logits; the launch fails.
-pub fn argmax(gpu: &Gpu, logits: View<'_>, vocab: usize, ids: View<'_>) -> Result<()> {
+/// A buffer is too small; there are no logits; a launch fails.
+pub fn argmax(gpu: &Gpu, logits: View<'_>, vocab: usize, workspace: View<'_>, ids: View<'_>) -> Result<()> {
     logits.require("logits", 4 * vocab.max(1))?;
+    workspace.require("the workspace", argmax_workspace_bytes(vocab))?;
     ids.require("ids", 4)?;
-    gpu.launch(&Launch {
-        file: "sampling",
-        kernel: "argmax",
-        grid: [1, 1, 1],
-        block: 1024,
-        shared: 256,
-        arguments: &[logits.pointer(), Argument::U32(size32("vocabulary", vocab)?), ids.pointer()],
-        overlaps: true,
-    })
+    let blocks = size32("vocabulary", vocab)?.div_ceil(BEST_LOGITS);
+    let launch = |kernel, blocks, arguments: &[Argument]| {
+        gpu.launch(&Launch {
+            file: "sampling",
+            kernel,
+            grid: [blocks, 1, 1],
+            block: 256,
+            shared: 8 * 8,
+            arguments,
+            overlaps: true,
+        })
+    };
+    let (logits, parts) = (logits.pointer(), workspace.pointer());
+    launch("argmax_parts", blocks, &[logits, Argument::U32(vocab as u32), parts])?;
+    launch("argmax", 1, &[logits, parts, Argument::U32(blocks), ids.pointer()])
+}
+
+/// Logits of a block of [`argmax`].
+const BEST_LOGITS: u32 = 2048;
+
+/// Bytes of workspace of [`argmax`].
+#[must_use]
+pub fn argmax_workspace_bytes(vocab: usize) -> usize {
+    8 * vocab.div_ceil(BEST_LOGITS as usize)
 }
 
 /// `*position += tokens` (U32).

@@ -1,16 +1,17 @@
 //! What a model takes of a GPU's memory, from headers alone: said before anything is loaded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_entropy::fixed12::Grid;
-use llmpress_formats::{Encoding, Error, Result};
+use llmpress_formats::{Dtype, Encoding, Error, Result};
 use llmpress_kernels::gpu::attention::{Cache, workspace_bytes};
 use llmpress_kernels::gpu::product::split_bytes;
-use llmpress_kernels::gpu::sampling::DRAW_WORKSPACE_BYTES;
+use llmpress_kernels::gpu::sampling::{DRAW_WORKSPACE_BYTES, argmax_workspace_bytes};
 use serde::Serialize;
 
-use super::session::{WORKSPACE_BYTES, chunk, heads, padded};
-use super::{RUN_LOGITS, layer_groups};
+use super::session::{WORKSPACE_BYTES, chunk, heads, mlp_elements, padded, plan_bytes};
+use super::weights::{LayerLinears, decodes_in_place, plain_bytes, stored};
+use super::{RUN_LOGITS, layer_linears, routing};
 use crate::linear::Linear;
 use crate::{Model, Weights};
 
@@ -36,39 +37,67 @@ impl GpuNeeds {
     /// # Errors
     /// Experts, heads that no kernel does; a tensor that is missing.
     pub fn of(model: &Model, weights: Weights, capacity: usize) -> Result<Self> {
-        let mut sizes = Sizes { model, weights, units: BTreeSet::new(), bytes: 0, scratch: 0, decoded: 0 };
+        Self::counted(model, weights, None, capacity)
+    }
+
+    /// What a model will take, as it is stored, when its tensors lie in these forms: what is not named stays plain.
+    ///
+    /// # Errors
+    /// Those of [`Self::of`].
+    pub fn planned(model: &Model, forms: &BTreeMap<&str, Weights>, capacity: usize) -> Result<Self> {
+        Self::counted(model, Weights::Stored, Some(forms), capacity)
+    }
+
+    fn counted(
+        model: &Model,
+        weights: Weights,
+        planned: Option<&BTreeMap<&str, Weights>>,
+        capacity: usize,
+    ) -> Result<Self> {
+        let units = BTreeSet::new();
+        let mut sizes = Sizes { model, weights, planned, units, bytes: 0, scratch: 0, decoded: 0 };
         sizes.matrix(&model.embedding, true)?;
         if model.head.tensor() != model.embedding.tensor() {
             sizes.matrix(&model.head, false)?;
         }
         let mut splits = split_bytes(model.head.rows(), model.head.rows(), capacity);
-        let (mut attentions, mut inner) = (0u64, 0);
+        let mut attentions = 0u64;
         let c = model.config();
         let heads = heads(c);
         heads.check().map_err(super::device)?;
         let chunk = chunk(capacity);
+        let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+        let mut inputs = chunk * padded(c.hidden_size.max(heads.heads * heads.head_dim));
+        let mut outputs = chunk * qkv.max(c.hidden_size);
+        let mut routings = Vec::new();
         for index in 0..model.layers.len() {
-            let (groups, _) = layer_groups(model, index)?;
+            let linears = layer_linears(model, index)?;
             attentions += u64::from(model.layers[index].attention.is_some());
-            sizes.layer(&groups)?;
-            for group in &groups {
+            sizes.layer(&linears)?;
+            for group in &linears.groups {
                 let rows = group.iter().map(|linear| linear.rows()).sum();
                 splits = splits.max(split_bytes(rows, rows, chunk));
             }
-            if let (Some(_), Some(down)) = (&model.layers[index].mlp, groups.last().and_then(|g| g.first())) {
-                inner = inner.max(down.cols());
+            let of_experts = routing(model, index)?;
+            routings.extend(of_experts);
+            let down =
+                linears.down.first().or(linears.groups.last().filter(|_| model.layers[index].mlp.is_some()));
+            if let Some(down) = down.and_then(|group| group.first()) {
+                let (input, output) = mlp_elements(c.hidden_size, down.cols(), of_experts, chunk);
+                (inputs, outputs) = (inputs.max(input), outputs.max(output));
             }
         }
-        let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
-        let widest_input = padded(c.hidden_size.max(heads.heads * heads.head_dim).max(inner));
-        let widest_output = qkv.max(2 * inner).max(c.hidden_size);
         let vocab = model.vocab_size();
-        let activations = chunk * (4 * c.hidden_size + 2 * widest_input + 4 * widest_output);
+        let plan: usize = plan_bytes(routings.into_iter(), chunk).iter().sum();
+        let activations = 4 * chunk * c.hidden_size + 2 * inputs + 4 * outputs + plan;
         let attention = workspace_bytes(heads, chunk, capacity)
             .min(WORKSPACE_BYTES)
             .max(workspace_bytes(heads, 1, capacity));
         let angles: usize = c.ropes.iter().map(|rope| 8 * capacity * rope.frequencies(1).0.len()).sum();
-        let logits = 4 * vocab + 4 * RUN_LOGITS.min(chunk * vocab) + DRAW_WORKSPACE_BYTES;
+        let logits = 4 * vocab
+            + 4 * RUN_LOGITS.min(chunk * vocab)
+            + DRAW_WORKSPACE_BYTES
+            + argmax_workspace_bytes(vocab);
         let rest = activations + attention + angles + logits + splits;
         Ok(Self {
             weights: sizes.bytes,
@@ -88,6 +117,8 @@ impl GpuNeeds {
 struct Sizes<'a> {
     model: &'a Model,
     weights: Weights,
+    /// Forms in which tensors are going to be stored.
+    planned: Option<&'a BTreeMap<&'a str, Weights>>,
     /// Units that are counted already.
     units: BTreeSet<String>,
     bytes: u64,
@@ -98,25 +129,38 @@ struct Sizes<'a> {
 }
 
 impl Sizes<'_> {
-    fn layer(&mut self, groups: &[Vec<&Linear>]) -> Result<()> {
-        let plain: u64 = groups.iter().flatten().map(|linear| bf16_bytes(linear)).sum();
-        let mut stored = true;
-        for linear in groups.iter().flatten() {
-            stored &= matches!(self.encoding(linear)?, Encoding::Dfloat11);
-        }
-        if self.weights == Weights::Dfloat11 && !stored {
+    fn layer(&mut self, layer: &LayerLinears<'_>) -> Result<()> {
+        let mut groups = layer.groups.clone();
+        let unit = match self.planned {
+            None => layer.becomes_unit(&self.model.checkpoint, self.weights)?,
+            Some(_) => {
+                let mut all = true;
+                for linear in layer.members() {
+                    all &= decodes_in_place(linear) && matches!(self.encoding(linear)?, Encoding::Dfloat11);
+                }
+                all
+            }
+        };
+        if unit {
+            let plain: u64 = layer.members().map(plain_bytes).sum();
             self.bytes += (plain as f64 * DFLOAT11_RATIO) as u64;
             self.scratch = self.scratch.max(plain);
-            return Ok(());
+            // A router is no part of it.
+            groups =
+                groups.split_off(if layer.gate_up.is_empty() { groups.len() } else { layer.of_attention });
+        } else {
+            for linear in layer.gate_up.iter().chain(&layer.down).flatten() {
+                self.matrix(linear, false)?;
+            }
         }
-        for group in groups {
+        for group in &groups {
             let before = self.bytes;
             let mut fixed12 = false;
             for linear in group {
                 fixed12 |= self.matrix(linear, false)?;
             }
             if fixed12 && self.bytes > before {
-                self.decoded = self.decoded.max(group.iter().map(|linear| bf16_bytes(linear)).sum());
+                self.decoded = self.decoded.max(group.iter().map(|linear| plain_bytes(linear)).sum());
             }
         }
         Ok(())
@@ -128,13 +172,22 @@ impl Sizes<'_> {
         let bias = 4 * linear.bias().map_or(0, <[f32]>::len) as u64;
         self.bytes += bias;
         match (self.weights, encoding) {
-            (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) | (Weights::Fixed12, _) => {
+            (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) | (Weights::Fixed12, _)
+                if linear.dtype() == Dtype::BF16 =>
+            {
                 let grid = Grid::new(linear.rows() as u64, linear.cols() as u64);
                 let tiles = grid.map_or(0, |grid| grid.tiles());
                 self.bytes += tiles.saturating_mul(FIXED12_TILE);
                 return Ok(true);
             }
-            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) if !table => {
+            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11)
+                if !table && decodes_in_place(linear) =>
+            {
+                if self.planned.is_some() {
+                    self.bytes += (plain_bytes(linear) as f64 * DFLOAT11_RATIO) as u64;
+                    self.scratch = self.scratch.max(plain_bytes(linear));
+                    return Ok(false);
+                }
                 let checkpoint = &self.model.checkpoint;
                 let info = checkpoint.tensor(linear.tensor())?;
                 let unit = checkpoint.unit_of(info)?;
@@ -146,20 +199,37 @@ impl Sizes<'_> {
                     self.scratch = self.scratch.max(2 * elements);
                 }
             }
-            _ => self.bytes += bf16_bytes(linear),
+            _ => self.bytes += plain_bytes(linear),
         }
         Ok(false)
     }
 
     fn encoding(&self, linear: &Linear) -> Result<Encoding> {
         let checkpoint = &self.model.checkpoint;
-        let info = checkpoint.tensor(linear.tensor())?;
-        Ok(checkpoint.unit_of(info)?.encoding().clone())
+        if let Some(planned) = self.planned {
+            let (tensor, tied) = (linear.tensor(), checkpoint.tied());
+            let tensor = tied.get(tensor).map_or(tensor, String::as_str);
+            return Ok(match planned.get(tensor) {
+                Some(Weights::Dfloat11) => Encoding::Dfloat11,
+                Some(Weights::Fixed12) => Encoding::Fixed12 { base: 0 },
+                _ => Encoding::Raw,
+            });
+        }
+        let encoding = stored(checkpoint, linear)?;
+        let Encoding::Abq(abq) = &encoding else { return Ok(encoding) };
+        let refuse = |what: String| Err(Error::unsupported(checkpoint.root(), Some(linear.tensor()), what));
+        match (abq.activation_bits, self.weights) {
+            (Some(bits), _) => refuse(format!(
+                "has what it multiplies quantised to {bits} bits, which is not done on a GPU yet: leave out --device cuda"
+            )),
+            (None, Weights::Stored) => refuse(
+                "is stored as abq, which is not multiplied on a GPU yet: --weights bf16 decodes it once, or leave out \
+                 --device cuda"
+                    .to_owned(),
+            ),
+            _ => Ok(encoding),
+        }
     }
-}
-
-fn bf16_bytes(linear: &Linear) -> u64 {
-    2 * linear.rows() as u64 * linear.cols() as u64
 }
 
 fn size(bytes: u64) -> String {

@@ -1,25 +1,33 @@
 //! One sequence on a GPU: its cache, its activations, and a recorded step.
 
+mod experts;
+
 use std::cell::Cell;
 use std::ops::Range;
 
 use llmpress_formats::{Error, Result};
 use llmpress_kernels::gpu::attention::{Attend, Cache, Heads, attend, workspace_bytes};
-use llmpress_kernels::gpu::embedding::{Gather, embed_bf16, embed_fixed12};
+use llmpress_kernels::gpu::dense::{Element, row_stride};
+use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
+use llmpress_kernels::gpu::experts::Routing;
 use llmpress_kernels::gpu::gate::{Activation as Gate, gate};
 use llmpress_kernels::gpu::product::{Product, Weights, Workspace, product, split_bytes};
 use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
-use llmpress_kernels::gpu::sampling::{DRAW_WORKSPACE_BYTES, Draw, advance, argmax, draw, soft_cap};
+use llmpress_kernels::gpu::sampling::{
+    DRAW_WORKSPACE_BYTES, Draw, advance, argmax, argmax_workspace_bytes, draw, soft_cap,
+};
 use llmpress_kernels::gpu::{self, Buffer, Graph, View};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 
 use super::weights::{GpuLinear, Source};
-use super::{GpuAttention, GpuLayer, GpuMlp, GpuModel, device};
+use super::{GpuAttention, GpuLayer, GpuMlp, GpuMlpBody, GpuModel, device};
 use crate::config::Activation;
 use crate::rope::cos_sin;
 use crate::{ModelConfig, Panels, Sampling, Session, Skips, SubLayer};
+use experts::PlanBuffers;
+pub(super) use experts::plan_bytes;
 
 /// Most tokens that are read at a time.
 const CHUNK_TOKENS: usize = 2048;
@@ -41,6 +49,26 @@ pub(super) fn chunk(capacity: usize) -> usize {
 /// The heads of a model.
 pub(super) fn heads(c: &ModelConfig) -> Heads {
     Heads { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
+}
+
+/// The function of a gate.
+fn activation(function: Activation) -> Gate {
+    match function {
+        Activation::Silu => Gate::Silu,
+        Activation::GeluTanh => Gate::GeluTanh,
+    }
+}
+
+/// Elements of the activations of `tokens` tokens: inputs and outputs of the products of an MLP with so many features inside.
+pub(super) fn mlp_elements(
+    hidden: usize,
+    inner: usize,
+    routing: Option<Routing>,
+    tokens: usize,
+) -> (usize, usize) {
+    let rows = routing.map_or(tokens, |routing| routing.slots(tokens));
+    let logits = routing.map_or(0, |routing| tokens * routing.experts);
+    (rows * padded(inner), (rows * hidden.max(2 * inner)).max(logits))
 }
 
 /// Angles of one rotary embedding on the device.
@@ -75,6 +103,7 @@ pub(super) struct GpuSession<'a> {
     y: Buffer,
     workspace: Buffer,
     products: Workspace,
+    plan: PlanBuffers,
     /// A decoded unit, and which.
     scratch: Buffer,
     held: Cell<Option<usize>>,
@@ -85,6 +114,8 @@ pub(super) struct GpuSession<'a> {
     state: Buffer,
     logits: Buffer,
     next: Buffer,
+    /// Where the likeliest token is looked for.
+    best: Buffer,
     /// A random number, what a draw works in, and what it draws.
     random: Buffer,
     drawing: Buffer,
@@ -108,10 +139,16 @@ impl<'a> GpuSession<'a> {
         let allocate = |bytes: usize| model.gpu.allocate(bytes).map_err(device);
         let cache_bytes = Cache::bytes(heads, capacity);
         let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
-        let inner =
-            model.layers.iter().filter_map(|layer| Some(layer.mlp.as_ref()?.down.cols)).max().unwrap_or(0);
-        let widest_input = padded(c.hidden_size.max(heads.heads * heads.head_dim).max(inner));
-        let widest_output = qkv.max(2 * inner).max(c.hidden_size);
+        let (mut inputs, mut outputs) =
+            (chunk * padded(c.hidden_size.max(heads.heads * heads.head_dim)), chunk * qkv.max(c.hidden_size));
+        for mlp in model.layers.iter().filter_map(|layer| layer.mlp.as_ref()) {
+            let (inner, routing) = match &mlp.body {
+                GpuMlpBody::Dense { down, .. } => (down.cols, None),
+                GpuMlpBody::Experts(experts) => (experts.down.cols, Some(experts.routing)),
+            };
+            let (input, output) = mlp_elements(c.hidden_size, inner, routing, chunk);
+            (inputs, outputs) = (inputs.max(input), outputs.max(output));
+        }
         // The head's products are of few tokens, or of few rows at a time: not worth room for a decoded vocabulary.
         let products = model.layers.iter().flat_map(GpuLayer::linears).map(|linear| match &linear.source {
             Source::Fixed12(matrix) => {
@@ -143,10 +180,11 @@ impl<'a> GpuSession<'a> {
             position: model.gpu.upload(&[0u32]).map_err(device)?,
             ids: allocate(4 * chunk)?,
             h: allocate(4 * chunk * c.hidden_size)?,
-            x: allocate(2 * chunk * widest_input)?,
-            y: allocate(4 * chunk * widest_output)?,
+            x: allocate(2 * inputs)?,
+            y: allocate(4 * outputs)?,
             workspace: allocate(workspace)?,
             products: Workspace::new(&model.gpu, products).map_err(device)?,
+            plan: PlanBuffers::new(model, chunk)?,
             scratch: allocate(2 * model.scratch_elements())?,
             held: Cell::new(None),
             kept: allocate(0)?,
@@ -154,6 +192,7 @@ impl<'a> GpuSession<'a> {
             state: allocate(2 * padded(c.hidden_size))?,
             logits: allocate(4 * model.head().rows)?,
             next: allocate(4)?,
+            best: allocate(argmax_workspace_bytes(model.head().rows))?,
             random: allocate(8)?,
             drawing: allocate(DRAW_WORKSPACE_BYTES)?,
             drawn: allocate(4)?,
@@ -202,11 +241,13 @@ impl<'a> GpuSession<'a> {
         let scale = m.config.embedding_scale();
         let gather = Gather { ids: self.ids.view(), tokens, scale, h: self.h.view() };
         match &m.embedding.source {
-            Source::Dense(words) => embed_bf16(&m.gpu, words.view(), m.embedding.rows, hidden, &gather)?,
+            Source::Dense { words, element } => {
+                embed(&m.gpu, words.view(), *element, m.embedding.rows, hidden, &gather)?;
+            }
             Source::Fixed12(matrix) => embed_fixed12(&m.gpu, matrix, &gather)?,
             Source::Dfloat11 { unit, first } => {
                 let words = self.unit(*unit, *first, m.embedding.rows * hidden)?;
-                embed_bf16(&m.gpu, words, m.embedding.rows, hidden, &gather)?;
+                embed(&m.gpu, words, Element::Bf16, m.embedding.rows, hidden, &gather)?;
             }
         }
         let norm = |weight| {
@@ -268,21 +309,21 @@ impl<'a> GpuSession<'a> {
     }
 
     fn mlp(&self, mlp: &GpuMlp, tokens: usize) -> gpu::Result<()> {
-        let inner = mlp.down.cols;
+        let (gate_up, down) = match &mlp.body {
+            GpuMlpBody::Dense { gate_up, down } => (gate_up, down),
+            GpuMlpBody::Experts(experts) => return self.experts(experts, mlp.activation, tokens),
+        };
+        let inner = down.cols;
         let mut at = 0;
-        for linear in &mlp.gate_up {
+        for linear in gate_up {
             let y = self.y.slice(4 * at..self.y.bytes())?;
             self.product(linear, tokens, y, 2 * inner, false)?;
             at += linear.rows;
         }
-        let activation = match mlp.activation {
-            Activation::Silu => Gate::Silu,
-            Activation::GeluTanh => Gate::GeluTanh,
-        };
         let up = self.y.slice(4 * inner..self.y.bytes())?;
-        let gpu = &self.model.gpu;
-        gate(gpu, activation, self.y.view(), up, inner, 2 * inner, tokens, self.x.view(), padded(inner))?;
-        self.add_output(&mlp.down, mlp.post_norm.as_ref(), tokens)
+        let (gpu, function) = (&self.model.gpu, activation(mlp.activation));
+        gate(gpu, function, self.y.view(), up, inner, 2 * inner, tokens, self.x.view(), padded(inner))?;
+        self.add_output(down, mlp.post_norm.as_ref(), tokens)
     }
 
     /// `h += W x`, or the norm of `W x`.
@@ -323,14 +364,24 @@ impl<'a> GpuSession<'a> {
         adds: bool,
     ) -> gpu::Result<()> {
         let (cols, count) = (linear.cols, rows.len());
-        let dense = |words, fresh| Weights::Dense { words, rows: count, cols, whole: linear.whole, fresh };
+        let dense = |words, element, fresh| Weights::Dense {
+            words,
+            element,
+            rows: count,
+            cols,
+            whole: linear.whole,
+            fresh,
+        };
         let weights = match &linear.source {
-            Source::Dense(words) => dense(words.slice(2 * rows.start * cols..2 * rows.end * cols)?, false),
+            Source::Dense { words, element } => {
+                let row = element.bytes() * row_stride(cols);
+                dense(words.slice(row * rows.start..row * rows.end)?, *element, false)
+            }
             Source::Fixed12(matrix) => {
                 Weights::Fixed12 { matrix, first: rows.start, rows: count, whole: linear.whole }
             }
             Source::Dfloat11 { unit, first } => {
-                dense(self.unit(*unit, first + rows.start * cols, count * cols)?, true)
+                dense(self.unit(*unit, first + rows.start * cols, count * cols)?, Element::Bf16, true)
             }
         };
         let bias = match &linear.bias {
@@ -342,10 +393,10 @@ impl<'a> GpuSession<'a> {
         product(&self.model.gpu, weights, &operands, &self.model.picker)
     }
 
-    /// Some words of a unit, which is decoded unless it was the last one.
+    /// Some words of a unit, which is decoded unless it was the last one: but for what belongs to experts.
     fn unit(&self, unit: usize, first: usize, count: usize) -> gpu::Result<View<'_>> {
         if self.held.get() != Some(unit) {
-            self.model.units[unit].decode(&self.model.gpu, self.scratch.view())?;
+            self.model.units[unit].decode_common(&self.model.gpu, self.scratch.view())?;
             self.held.set(Some(unit));
         }
         self.scratch.slice(2 * first..2 * (first + count))
@@ -368,7 +419,7 @@ impl<'a> GpuSession<'a> {
         if let Some(cap) = m.config.final_softcap {
             soft_cap(&m.gpu, self.logits.view(), vocab, cap)?;
         }
-        argmax(&m.gpu, self.logits.view(), vocab, self.next.view())
+        argmax(&m.gpu, self.logits.view(), vocab, self.best.view(), self.next.view())
     }
 
     /// One token, whose id is on the device.

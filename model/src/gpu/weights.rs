@@ -1,20 +1,23 @@
 //! Weights in a GPU's memory: as they are stored, or encoded anew when they are loaded.
 //!
 //! ```text
-//! plain BF16   [rows, cols]           multiplied as it is
+//! plain        [rows, cols]           BF16, F16 or F32, multiplied as it is
 //! fixed12      tiles                  multiplied as it is
 //! DFloat11     units of some tensors  decoded into one scratch buffer when a layer begins
 //! ```
 
 use std::collections::HashMap;
 
+use bytemuck::Pod;
 use llmpress_entropy::{dfloat11, fixed12};
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, encoding};
+use llmpress_kernels::gpu::dense::{Element, padded, row_stride};
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
-use llmpress_kernels::gpu::{Buffer, Gpu};
+use llmpress_kernels::gpu::{Buffer, Gpu, View};
 
 use super::device;
+use super::experts::ExpertLinear;
 use crate::Weights;
 use crate::linear::Linear;
 
@@ -33,7 +36,11 @@ pub(super) struct GpuLinear {
 /// Where the weights are.
 #[derive(Debug)]
 pub(super) enum Source {
-    Dense(Buffer),
+    /// Rows of [`llmpress_kernels::gpu::dense::row_stride`] elements.
+    Dense {
+        words: Buffer,
+        element: Element,
+    },
     Fixed12(Matrix),
     /// Elements from `first` on of a decoded unit.
     Dfloat11 {
@@ -44,16 +51,60 @@ pub(super) enum Source {
 
 /// Loads matrices, and keeps the units that they share.
 pub(super) struct Loader<'a> {
-    gpu: &'a Gpu,
-    checkpoint: &'a Checkpoint,
+    pub(super) gpu: &'a Gpu,
+    pub(super) checkpoint: &'a Checkpoint,
     weights: Weights,
-    units: Vec<Unit>,
+    pub(super) units: Vec<Unit>,
     by_name: HashMap<String, usize>,
+    /// Unit and first element of the matrices of a layer that were encoded anew.
+    made: HashMap<String, (usize, usize)>,
+}
+
+/// The matrices of a layer.
+#[derive(Debug, Default)]
+pub(super) struct LayerLinears<'a> {
+    /// In groups with the same input: of attention, then those of the MLP, or the router alone.
+    pub(super) groups: Vec<Vec<&'a Linear>>,
+    /// How many groups are of attention.
+    pub(super) of_attention: usize,
+    /// Of each expert the gate and up.
+    pub(super) gate_up: Vec<Vec<&'a Linear>>,
+    /// Of each expert the way back.
+    pub(super) down: Vec<Vec<&'a Linear>>,
+}
+
+impl<'a> LayerLinears<'a> {
+    /// Those that DFloat11 holds together: all but a router.
+    pub(super) fn members(&self) -> impl Iterator<Item = &'a Linear> {
+        let groups = if self.gate_up.is_empty() { self.groups.len() } else { self.of_attention };
+        let experts =
+            self.gate_up.iter().zip(&self.down).flat_map(|(gate_up, down)| gate_up.iter().chain(down));
+        self.groups[..groups].iter().flatten().chain(experts).copied()
+    }
+
+    /// Whether loading encodes them anew as one unit.
+    pub(super) fn becomes_unit(&self, checkpoint: &Checkpoint, weights: Weights) -> Result<bool> {
+        let (mut is_stored, mut fit) = (true, true);
+        for linear in self.members() {
+            is_stored &= matches!(stored(checkpoint, linear)?, Encoding::Dfloat11);
+            fit &= decodes_in_place(linear);
+        }
+        Ok(weights == Weights::Dfloat11 && !is_stored && fit)
+    }
+}
+
+/// A layer in a GPU's memory.
+pub(super) struct LoadedLayer {
+    /// As [`LayerLinears`] groups them.
+    pub(super) groups: Vec<Vec<GpuLinear>>,
+    pub(super) gate_up: Vec<ExpertLinear>,
+    pub(super) down: Option<ExpertLinear>,
 }
 
 impl<'a> Loader<'a> {
     pub(super) fn new(gpu: &'a Gpu, checkpoint: &'a Checkpoint, weights: Weights) -> Self {
-        Self { gpu, checkpoint, weights, units: Vec::new(), by_name: HashMap::new() }
+        let (by_name, made) = (HashMap::new(), HashMap::new());
+        Self { gpu, checkpoint, weights, units: Vec::new(), by_name, made }
     }
 
     /// The units that matrices lie in.
@@ -61,25 +112,30 @@ impl<'a> Loader<'a> {
         self.units
     }
 
-    /// The matrices of a layer, in groups with the same input: those of a group become one where their encoding lets them, which
-    /// saves launches. Those that become DFloat11 share a unit.
-    pub(super) fn layer(&mut self, groups: &[Vec<&Linear>]) -> Result<Vec<Vec<GpuLinear>>> {
-        let mut stored = true;
-        for linear in groups.iter().flatten() {
-            stored &= matches!(self.stored(linear)?, Encoding::Dfloat11);
+    /// The matrices of a layer: those of a group become one where their encoding lets them, which saves launches. Those that become
+    /// DFloat11 share a unit.
+    pub(super) fn layer(&mut self, layer: &LayerLinears<'_>) -> Result<LoadedLayer> {
+        if layer.becomes_unit(self.checkpoint, self.weights)? {
+            self.make_unit(layer)?;
         }
-        if self.weights != Weights::Dfloat11 || stored {
-            return groups.iter().map(|group| self.group(group)).collect();
-        }
+        let groups = layer.groups.iter().map(|group| self.group(group)).collect::<Result<_>>()?;
+        let gate_up = self.experts(&layer.gate_up)?;
+        let down = self.experts(&layer.down)?.pop();
+        let all = layer.gate_up.iter().zip(&layer.down);
+        let all: Vec<Vec<&Linear>> = all.map(|(gate_up, down)| [&gate_up[..], &down[..]].concat()).collect();
+        self.own(&all)?;
+        self.made.clear();
+        Ok(LoadedLayer { groups, gate_up, down })
+    }
+
+    /// Encodes the matrices of a layer as one unit. What the format cannot hold stays plain, as it does on disk.
+    fn make_unit(&mut self, layer: &LayerLinears<'_>) -> Result<()> {
         let (mut words, mut firsts) = (Vec::new(), Vec::new());
-        for linear in groups.iter().flatten() {
-            firsts.push(words.len());
-            words.extend(self.words(linear)?);
+        for linear in layer.members() {
+            firsts.push((linear.tensor(), words.len()));
+            words.extend(self.elements::<u16>(linear)?);
         }
-        // What the format cannot hold stays plain, as it does on disk.
-        let Ok(encoded) = dfloat11::encode(&words) else {
-            return groups.iter().map(|group| self.plain_group(group)).collect();
-        };
+        let Ok(encoded) = dfloat11::encode(&words) else { return Ok(()) };
         let positions: Vec<u32> = bytemuck::pod_collect_to_vec(&encoded.output_positions);
         let unit = self.upload(&Components {
             luts: &encoded.luts,
@@ -88,14 +144,8 @@ impl<'a> Loader<'a> {
             output_positions: &positions,
             gaps: &encoded.gaps,
         })?;
-        let mut firsts = firsts.into_iter();
-        let mut layer = Vec::with_capacity(groups.len());
-        for group in groups {
-            let places =
-                group.iter().zip(firsts.by_ref()).map(|(_, first)| (unit, first)).collect::<Vec<_>>();
-            layer.push(self.units_group(group, &places)?);
-        }
-        Ok(layer)
+        self.made = firsts.into_iter().map(|(name, first)| (name.to_owned(), (unit, first))).collect();
+        Ok(())
     }
 
     /// A matrix by itself.
@@ -105,11 +155,16 @@ impl<'a> Loader<'a> {
     }
 
     /// What a matrix becomes.
-    fn target(&self, linear: &Linear) -> Result<Target> {
+    pub(super) fn target(&self, linear: &Linear) -> Result<Target> {
+        if self.made.contains_key(linear.tensor()) {
+            return Ok(Target::Unit);
+        }
         Ok(match (self.weights, self.stored(linear)?) {
-            (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { base }) => Target::StoredFixed12(base),
-            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) => Target::Unit,
-            (Weights::Fixed12, _) => Target::Fixed12,
+            (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) => Target::Fixed12,
+            (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) if decodes_in_place(linear) => {
+                Target::Unit
+            }
+            (Weights::Fixed12, _) if linear.dtype() == Dtype::BF16 => Target::Fixed12,
             _ => Target::Plain,
         })
     }
@@ -121,11 +176,11 @@ impl<'a> Loader<'a> {
             return self.plain_group(group);
         }
         if all(|target| matches!(target, Target::Unit)) {
-            let places = group.iter().map(|linear| self.stored_unit(linear)).collect::<Result<Vec<_>>>()?;
+            let places = group.iter().map(|linear| self.place(linear)).collect::<Result<Vec<_>>>()?;
             return self.units_group(group, &places);
         }
-        if all(|target| matches!(target, Target::Fixed12 | Target::StoredFixed12(_))) && stacks(group) {
-            return Ok(vec![self.fixed12_stack(group, &targets)?]);
+        if all(|target| matches!(target, Target::Fixed12)) && stacks(group) {
+            return Ok(vec![self.fixed12_stack(group)?]);
         }
         group
             .iter()
@@ -134,12 +189,10 @@ impl<'a> Loader<'a> {
                 let mut one = match target {
                     Target::Plain => self.plain_stack(&[linear])?,
                     Target::Unit => {
-                        let (unit, first) = self.stored_unit(linear)?;
+                        let (unit, first) = self.place(linear)?;
                         self.with(&[linear], Source::Dfloat11 { unit, first })?
                     }
-                    Target::Fixed12 | Target::StoredFixed12(_) => {
-                        self.fixed12_stack(&[linear], std::slice::from_ref(target))?
-                    }
+                    Target::Fixed12 => self.fixed12_stack(&[linear])?,
                 };
                 one.whole = group.iter().map(|linear| linear.rows()).sum();
                 Ok(one)
@@ -149,23 +202,33 @@ impl<'a> Loader<'a> {
 
     fn plain_group(&self, group: &[&Linear]) -> Result<Vec<GpuLinear>> {
         let whole = group.iter().map(|linear| linear.rows()).sum();
-        if stacks(group) {
+        if stacks(group) && one_dtype(group) {
             return Ok(vec![self.plain_stack(group)?]);
         }
         group.iter().map(|linear| Ok(GpuLinear { whole, ..self.plain_stack(&[linear])? })).collect()
     }
 
+    /// Plain matrices of one dtype, one below the other.
     fn plain_stack(&self, group: &[&Linear]) -> Result<GpuLinear> {
-        let bytes = 2 * group.iter().map(|linear| linear.rows() * linear.cols()).sum::<usize>();
-        let buffer = self.gpu.allocate(bytes).map_err(device)?;
+        let element = group.first().map_or(Element::Bf16, |linear| element(linear));
+        let bytes: u64 = group.iter().map(|linear| plain_bytes(linear)).sum();
+        let words = self.gpu.allocate(bytes as usize).map_err(device)?;
         let mut first = 0;
         for linear in group {
-            let words = self.words(linear)?;
-            let last = first + 2 * words.len();
-            buffer.slice(first..last).and_then(|view| view.write(&words)).map_err(device)?;
+            let last = first + plain_bytes(linear) as usize;
+            self.write_plain(linear, words.slice(first..last).map_err(device)?)?;
             first = last;
         }
-        self.with(group, Source::Dense(buffer))
+        self.with(group, Source::Dense { words, element })
+    }
+
+    /// Copies a plain matrix to where it is to lie.
+    pub(super) fn write_plain(&self, linear: &Linear, to: View<'_>) -> Result<()> {
+        match element(linear) {
+            Element::F32 => to.write(&padded(linear.cols(), &self.elements::<u32>(linear)?)),
+            _ => to.write(&padded(linear.cols(), &self.elements::<u16>(linear)?)),
+        }
+        .map_err(device)
     }
 
     /// Matrices that lie in units: one, if each begins where the one before it ends.
@@ -195,8 +258,7 @@ impl<'a> Loader<'a> {
     }
 
     fn stored(&self, linear: &Linear) -> Result<Encoding> {
-        let info = self.checkpoint.tensor(linear.tensor())?;
-        Ok(self.checkpoint.unit_of(info)?.encoding().clone())
+        stored(self.checkpoint, linear)
     }
 
     fn with(&self, group: &[&Linear], source: Source) -> Result<GpuLinear> {
@@ -204,15 +266,6 @@ impl<'a> Loader<'a> {
         let (mut rows, mut cols) = (0, 0);
         for linear in group {
             cols = linear.cols();
-            if !cols.is_multiple_of(8) {
-                return Err(Error::unsupported(
-                    self.checkpoint.root(),
-                    Some(linear.tensor()),
-                    format!(
-                        "has {cols} columns; products on a GPU take multiples of 8: leave out --device cuda"
-                    ),
-                ));
-            }
             rows += linear.rows();
             bias.extend_from_slice(linear.bias().unwrap_or_default());
         }
@@ -220,20 +273,9 @@ impl<'a> Loader<'a> {
         Ok(GpuLinear { rows, whole: rows, cols, source, bias })
     }
 
-    /// A matrix's words. Products on a GPU take BF16 only.
-    fn words(&self, linear: &Linear) -> Result<Vec<u16>> {
-        let info = self.checkpoint.tensor(linear.tensor())?;
-        if info.dtype != Dtype::BF16 {
-            return Err(Error::unsupported(
-                self.checkpoint.root(),
-                Some(linear.tensor()),
-                format!(
-                    "is {}; models run on a GPU from BF16 weights only: leave out --device cuda",
-                    info.dtype.name()
-                ),
-            ));
-        }
-        let mut words = vec![0u16; linear.rows() * linear.cols()];
+    /// A matrix's elements, which take as many bytes as `T`.
+    fn elements<T: Pod>(&self, linear: &Linear) -> Result<Vec<T>> {
+        let mut words = vec![T::zeroed(); linear.rows() * linear.cols()];
         self.checkpoint.read(linear.tensor(), 0, bytemuck::cast_slice_mut(&mut words))?;
         Ok(words)
     }
@@ -241,6 +283,29 @@ impl<'a> Loader<'a> {
     fn upload(&mut self, components: &Components<'_>) -> Result<usize> {
         self.units.push(Unit::upload(self.gpu, components).map_err(device)?);
         Ok(self.units.len() - 1)
+    }
+
+    /// Whether matrices lie in one unit.
+    pub(super) fn share_unit<'l>(&self, linears: impl Iterator<Item = &'l &'l Linear>) -> Result<bool> {
+        let mut unit = None;
+        for linear in linears {
+            let own = match self.made.get(linear.tensor()) {
+                Some((unit, _)) => unit.to_string(),
+                None => self.checkpoint.tensor(linear.tensor())?.unit.clone(),
+            };
+            if *unit.get_or_insert_with(|| own.clone()) != own {
+                return Ok(false);
+            }
+        }
+        Ok(unit.is_some())
+    }
+
+    /// The unit that a matrix lies in, and where it begins there.
+    pub(super) fn place(&mut self, linear: &Linear) -> Result<(usize, usize)> {
+        match self.made.get(linear.tensor()) {
+            Some(place) => Ok(*place),
+            None => self.stored_unit(linear),
+        }
     }
 
     /// The unit that a matrix is stored in, and where it begins there.
@@ -267,22 +332,21 @@ impl<'a> Loader<'a> {
         Ok((index, first))
     }
 
-    fn fixed12_stack(&self, group: &[&Linear], targets: &[Target]) -> Result<GpuLinear> {
+    fn fixed12_stack(&self, group: &[&Linear]) -> Result<GpuLinear> {
         let cols = group.first().map_or(0, |linear| linear.cols());
-        let parts = group
-            .iter()
-            .zip(targets)
-            .map(|(linear, target)| match target {
-                Target::StoredFixed12(base) => self.stored_fixed12(linear, *base),
-                _ => {
-                    let words = self.words(linear)?;
-                    Ok(Fixed12::Made(Encoded::new(linear.rows(), cols, &words).map_err(device)?))
-                }
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let parts = group.iter().map(|linear| self.fixed12(linear)).collect::<Result<Vec<_>>>()?;
         let parts: Vec<Part<'_>> = parts.iter().map(Fixed12::part).collect();
         let matrix = Matrix::stack(self.gpu, cols, &parts).map_err(device)?;
         self.with(group, Source::Fixed12(matrix))
+    }
+
+    /// A BF16 matrix in fixed12: as it is stored, or encoded.
+    pub(super) fn fixed12(&self, linear: &Linear) -> Result<Fixed12<'a>> {
+        if let Encoding::Fixed12 { base } = self.stored(linear)? {
+            return self.stored_fixed12(linear, base);
+        }
+        let words = self.elements::<u16>(linear)?;
+        Ok(Fixed12::Made(Encoded::new(linear.rows(), linear.cols(), &words).map_err(device)?))
     }
 
     fn stored_fixed12(&self, linear: &Linear, base: i16) -> Result<Fixed12<'a>> {
@@ -304,15 +368,53 @@ impl<'a> Loader<'a> {
 
 /// What a matrix becomes.
 #[derive(Clone, Copy, Debug)]
-enum Target {
+pub(super) enum Target {
     Plain,
     Unit,
-    StoredFixed12(i16),
     Fixed12,
 }
 
+/// How a matrix is stored. What an edit made zero is not what its unit stores: its elements are read.
+pub(super) fn stored(checkpoint: &Checkpoint, linear: &Linear) -> Result<Encoding> {
+    let info = checkpoint.tensor(linear.tensor())?;
+    match checkpoint.unit_of(info)?.encoding() {
+        _ if info.is_zero() => Ok(Encoding::Raw),
+        Encoding::Abq(_) => Err(Error::unsupported(
+            checkpoint.root(),
+            Some(linear.tensor()),
+            "is stored as abq, which does not run on a GPU yet: leave out --device cuda",
+        )),
+        encoding => Ok(encoding.clone()),
+    }
+}
+
+/// What a matrix is made of, plain.
+pub(super) fn element(linear: &Linear) -> Element {
+    match linear.dtype() {
+        Dtype::F32 => Element::F32,
+        Dtype::F16 => Element::F16,
+        // A model opens from no other.
+        _ => Element::Bf16,
+    }
+}
+
+/// Bytes of a plain matrix in a GPU's memory.
+pub(super) fn plain_bytes(linear: &Linear) -> u64 {
+    element(linear).bytes() as u64 * linear.rows() as u64 * row_stride(linear.cols()) as u64
+}
+
+/// Whether products read a matrix where a unit is decoded to: its rows begin at multiples of 16 bytes there.
+pub(super) fn decodes_in_place(linear: &Linear) -> bool {
+    linear.dtype() == Dtype::BF16 && row_stride(linear.cols()) == linear.cols()
+}
+
+/// Whether matrices are of one dtype.
+pub(super) fn one_dtype(group: &[&Linear]) -> bool {
+    group.windows(2).all(|pair| pair[0].dtype() == pair[1].dtype())
+}
+
 /// Whether matrices can lie one below the other: whole strips of 16 rows, and all or none have a bias.
-fn stacks(group: &[&Linear]) -> bool {
+pub(super) fn stacks(group: &[&Linear]) -> bool {
     let whole = group.split_last().is_none_or(|(_, above)| above.iter().all(|l| l.rows().is_multiple_of(16)));
     let cols = group.windows(2).all(|pair| pair[0].cols() == pair[1].cols());
     let biases = group.windows(2).all(|pair| pair[0].bias().is_some() == pair[1].bias().is_some());
@@ -320,7 +422,7 @@ fn stacks(group: &[&Linear]) -> bool {
 }
 
 /// A matrix in fixed12 on its way to the device.
-enum Fixed12<'a> {
+pub(super) enum Fixed12<'a> {
     Stored {
         rows: usize,
         base: i16,
@@ -334,7 +436,7 @@ enum Fixed12<'a> {
 }
 
 impl Fixed12<'_> {
-    fn part(&self) -> Part<'_> {
+    pub(super) fn part(&self) -> Part<'_> {
         match self {
             Self::Made(encoded) => encoded.part(),
             Self::Stored {

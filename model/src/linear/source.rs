@@ -6,6 +6,8 @@ use std::ops::Range;
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Result, Tensor};
 use llmpress_kernels::cpu::{Elements, dot_rows};
 
+use super::abq::Quantised;
+
 /// A matrix that is to be opened: its tensor by the name that it is stored under, of a dtype that products take.
 pub(super) struct Stored<'a> {
     pub(super) checkpoint: &'a Checkpoint,
@@ -49,9 +51,29 @@ pub(super) trait Source: Debug + Send + Sync {
         Ok(())
     }
 
+    /// What it is where products run from codes and not from weights: their inputs are prepared first.
+    fn quantised(&self) -> Option<&Quantised> {
+        None
+    }
+
     /// Whether a product with one token reads the weights where they lie.
     fn in_place(&self) -> bool {
         true
+    }
+}
+
+/// Room for so many bytes, aligned for every dtype.
+pub(super) fn buffer(words: &mut Vec<u64>, bytes: usize) -> &mut [u8] {
+    words.resize(bytes.div_ceil(8), 0);
+    &mut bytemuck::cast_slice_mut::<u64, u8>(words)[..bytes]
+}
+
+/// Some of the elements.
+pub(super) fn part(elements: Elements<'_>, range: Range<usize>) -> Elements<'_> {
+    match elements {
+        Elements::F32(x) => Elements::F32(&x[range]),
+        Elements::Bf16(x) => Elements::Bf16(&x[range]),
+        Elements::F16(x) => Elements::F16(&x[range]),
     }
 }
 

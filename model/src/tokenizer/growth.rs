@@ -4,17 +4,16 @@
 //! normalizer:  Replace "a" by "bb", Replace "b" by "cc", ...      growth 2 x 2 x ...
 //! ```
 //!
-//! What only reads a text, or what Unicode bounds, counts as 1.
+//! What only reads a text, or what does nothing when it is done again, counts as 1.
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::charsmap::longest_replacement;
+use super::expressions::Expressions;
+
 /// Most rules of a kind; published tokenizers have some ten.
 const MAX_RULES: usize = 256;
-/// Most regular expressions: each may take some MiB.
-const MAX_EXPRESSIONS: usize = 16;
-/// Longest regular expression, in bytes.
-const MAX_EXPRESSION_BYTES: usize = 4096;
 
 /// Most growth; published tokenizers have some two. Even a short text would become one that no model ends reading.
 const MAX_GROWTH: f64 = 256.0;
@@ -30,28 +29,29 @@ pub(super) struct Rules {
     decoder: Value,
 }
 
-/// How many characters may come of one.
+/// How many bytes may come of one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Growth {
     pub(super) encoding: f64,
     pub(super) decoding: f64,
+    /// Whether decoding searches the text, which may take long.
+    pub(super) decoder_searches: bool,
 }
 
 impl Rules {
-    /// The growth, or what is too much of these rules.
+    /// The growth, or what is too much of these rules: also of their regular expressions.
     pub(super) fn growth(&self) -> Result<Growth, String> {
-        let [normalizer, pre_tokenizer, decoder] = [&self.normalizer, &self.pre_tokenizer, &self.decoder]
-            .map(|part| {
-                let mut sum = Sum { growth: 1.0, rules: 0, expressions: 0 };
-                sum.add(part).map(|()| sum)
-            });
-        let (normalizer, pre_tokenizer, decoder) = (normalizer?, pre_tokenizer?, decoder?);
-        if normalizer.expressions + pre_tokenizer.expressions + decoder.expressions > MAX_EXPRESSIONS {
-            return Err(format!("has more than {MAX_EXPRESSIONS} regular expressions"));
-        }
-        let growth = Growth { encoding: normalizer.growth * pre_tokenizer.growth, decoding: decoder.growth };
+        let mut expressions = Expressions::default();
+        let mut growth = |part: &Value| {
+            let mut sum = Sum { growth: 1.0, rules: 0, expressions: &mut expressions };
+            sum.add(part).map(|()| sum.growth)
+        };
+        let encoding = growth(&self.normalizer)? * growth(&self.pre_tokenizer)?;
+        let decoding = growth(&self.decoder)?;
+        let decoder_searches = self.decoder.to_string().contains("\"Regex\"");
+        let growth = Growth { encoding, decoding, decoder_searches };
         match growth.encoding.max(growth.decoding) {
-            most if most <= MAX_GROWTH => Ok(growth),
+            most if most <= MAX_GROWTH => expressions.check().map(|()| growth),
             most => {
                 Err(format!("has rules that make a text {most:.0} times as long; {MAX_GROWTH} are allowed"))
             }
@@ -59,13 +59,13 @@ impl Rules {
     }
 }
 
-struct Sum {
+struct Sum<'a> {
     growth: f64,
     rules: usize,
-    expressions: usize,
+    expressions: &'a mut Expressions,
 }
 
-impl Sum {
+impl Sum<'_> {
     /// Takes every object for a rule, whatever it is called: tokenizers read several notations.
     fn add(&mut self, value: &Value) -> Result<(), String> {
         match value {
@@ -75,14 +75,21 @@ impl Sum {
                 if self.rules > MAX_RULES {
                     return Err(format!("has more than {MAX_RULES} rules that change a text"));
                 }
-                if let Some(Value::String(expression)) = members.get("Regex") {
-                    self.expressions += 1;
-                    if expression.len() > MAX_EXPRESSION_BYTES {
-                        return Err(format!(
-                            "has a regular expression of {} bytes, the most is {MAX_EXPRESSION_BYTES}",
-                            expression.len()
-                        ));
+                for kind in ["Regex", "String"] {
+                    if let Some(Value::String(pattern)) = members.get(kind) {
+                        self.expressions.add(kind, pattern)?;
                     }
+                }
+                self.growth *= match members.get("type").and_then(Value::as_str) {
+                    // A character of two bytes for every byte.
+                    Some("ByteLevel") => 2.0,
+                    // Spaces around every Chinese character of three bytes.
+                    Some("BertNormalizer") => 5.0 / 3.0,
+                    _ => 1.0,
+                };
+                if let Some(Value::String(table)) = members.get("precompiled_charsmap") {
+                    // Unicode's longest stand for characters of three bytes.
+                    self.growth *= (longest_replacement(table).unwrap_or(0) as f64 / 3.0).max(1.0);
                 }
                 let characters =
                     |key: &str| members.get(key).and_then(Value::as_str).map(|s| s.chars().count());
@@ -143,8 +150,9 @@ mod tests {
         assert!(growth(llama).unwrap().encoding <= 2.0);
         let xlm = json!({"normalizer": {"type": "Sequence", "normalizers": [
             {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, replace(json!({"Regex": " {2,}"}), "▁")]}});
-        assert_eq!(growth(xlm).unwrap(), Growth { encoding: 1.0, decoding: 1.0 });
-        assert_eq!(growth(json!({})).unwrap(), Growth { encoding: 1.0, decoding: 1.0 });
+        let none = Growth { encoding: 1.0, decoding: 1.0, decoder_searches: false };
+        assert_eq!(growth(xlm).unwrap(), none);
+        assert_eq!(growth(json!({})).unwrap(), none);
     }
 
     #[test]
@@ -158,5 +166,8 @@ mod tests {
         assert_eq!(growth(between).unwrap().decoding, 4.0);
         let expressions = json!({"pre_tokenizer": vec![json!({"pattern": {"Regex": "a"}}); 17]});
         assert!(growth(expressions).unwrap_err().contains("expressions"));
+        let bytes = |n: usize| json!({"normalizer": vec![json!({"type": "ByteLevel"}); n]});
+        assert_eq!(growth(bytes(2)).unwrap().encoding, 4.0);
+        assert!(growth(bytes(40)).unwrap_err().contains("times as long"));
     }
 }

@@ -100,7 +100,7 @@ pub(super) fn width(dtype: Dtype) -> usize {
 }
 
 /// Writes values in F16, BF16 or F32, rounded to the nearest, of two to the even one.
-pub(super) fn write_rounded(dtype: Dtype, values: &[f32], out: &mut [u8]) {
+pub(crate) fn write_rounded(dtype: Dtype, values: &[f32], out: &mut [u8]) {
     match dtype {
         Dtype::F16 => each::<2>(values, out, |x| f16::from_f32(x).to_le_bytes()),
         Dtype::BF16 => each::<2>(values, out, |x| bf16::from_f32(x).to_le_bytes()),

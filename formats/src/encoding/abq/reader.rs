@@ -54,7 +54,7 @@ impl Reader {
         let part = single(&set, parts)?;
         let invalid = |what: String| Error::Invalid(format!("unit {}: {what}", set.unit));
         abq.check().map_err(|e| invalid(e.to_string()))?;
-        if let Some(other) = set.components.keys().find(|name| !COMPONENTS.contains(&name.as_str())) {
+        if let Some(other) = set.components.keys().find(|name| !COMPONENTS.contains(name)) {
             return Err(invalid(format!("has a component {other}, which abq does not know")));
         }
         if !DTYPES.contains(&part.dtype) {
@@ -121,6 +121,21 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Some rows as they are stored.
+    pub(in crate::encoding) fn packed_rows(&self, rows: Range<u64>) -> Result<Packed<'static>> {
+        let count = rows.end.checked_sub(rows.start).filter(|_| rows.end <= self.rows);
+        let count = count.and_then(|count| usize::try_from(count).ok());
+        let count = count.ok_or_else(|| {
+            Error::Invalid(format!("{}: rows {rows:?} of {} were asked for", self.planes.name(), self.rows))
+        })?;
+        let piece = Piece { row: rows.start, rows: count, columns: 0..self.cols, abq: self.abq };
+        let mut buffers = Buffers::default();
+        self.load(&piece, &mut buffers)?;
+        let packed = self.packed(&piece, &buffers.planes, &buffers.scale, &buffers.zero)?.into_owned();
+        packed.check().map_err(|e| self.planes.corrupt(e.to_string()))?;
+        Ok(packed)
     }
 
     /// What to read to decode on from a row and a column; rows end before `rows_end`.

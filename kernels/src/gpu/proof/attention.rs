@@ -31,7 +31,10 @@ const fn case(
     Case { heads: Heads { heads, kv_heads, head_dim }, half, norms, window, past, tokens, room }
 }
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 13] = [
+    case((3, 1, 1), 0, false, None, 2, 2, 0),
+    case((6, 2, 18), 9, true, None, 63, 3, 70),
+    case((9, 3, 77), 38, true, Some(50), 130, 20, 3),
     case((1, 1, 8), 4, false, None, 0, 1, 0),
     case((6, 2, 24), 6, true, Some(9), 63, 3, 70),
     case((4, 4, 80), 0, false, None, 5, 17, 1),
@@ -65,7 +68,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
     let Heads { heads, kv_heads, head_dim: d } = c.heads;
     let (all, group, capacity) = (heads + 2 * kv_heads, heads / kv_heads, c.past + c.tokens + c.room);
     let (stride, ld) = (all * d, (heads * d).next_multiple_of(64));
-    let cache_len = kv_heads * capacity.next_multiple_of(8) * d;
+    let cache_len = kv_heads * capacity.next_multiple_of(8) * c.heads.width();
     let qkv = numbers.floats(c.tokens * stride, 0);
     let angles = numbers.floats(capacity * c.half, 0);
     let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
@@ -79,6 +82,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
                 keys[key_place(capacity, d, head, at, i)] = round(numbers.float());
                 values[value_place(capacity, d, head, at, i)] = round(numbers.float());
             }
+            (d..c.heads.width()).for_each(|i| keys[key_place(capacity, d, head, at, i)] = 0);
         }
     }
     let scale = 1.0 / (d as f32).sqrt();
@@ -116,6 +120,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
                 x.iter()
                     .enumerate()
                     .for_each(|(i, x)| keys[key_place(capacity, d, head, row, i)] = round(*x));
+                (d..c.heads.width()).for_each(|i| keys[key_place(capacity, d, head, row, i)] = 0);
             }
         }
     }

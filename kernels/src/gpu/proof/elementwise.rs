@@ -1,14 +1,20 @@
 //! Norms, gates, embeddings, the last steps of a token: the same bits as on the processor.
 
+use half::f16;
+
 use super::numbers::Numbers;
 use super::{Bf16, Court, Result};
 use crate::cpu::{self, Limits};
-use crate::gpu::embedding::{Gather, embed_bf16, embed_fixed12};
+use crate::gpu::Buffer;
+use crate::gpu::dense::Element;
+use crate::gpu::embedding::{Gather, embed, embed_fixed12};
 use crate::gpu::fixed12::Matrix;
 use crate::gpu::gate::{Activation, gate};
 use crate::gpu::reference::{inverse_root, round, widen};
 use crate::gpu::rms_norm::{add_rms_norm, rms_norm};
-use crate::gpu::sampling::{DRAW_WORKSPACE_BYTES, Draw, advance, argmax, draw, soft_cap};
+use crate::gpu::sampling::{
+    DRAW_WORKSPACE_BYTES, Draw, advance, argmax, argmax_workspace_bytes, draw, soft_cap,
+};
 
 fn bf16(words: Vec<u16>) -> Vec<Bf16> {
     words.into_iter().map(Bf16).collect()
@@ -101,10 +107,25 @@ fn embeddings(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {
             let matrix = Matrix::encode(gpu, vocab, hidden, &words)?;
             let h = gpu.allocate(4 * expected.len())?;
             let gather = Gather { ids: id_buffer.view(), tokens: ids.len(), scale: 3.3, h: h.view() };
-            embed_bf16(gpu, table.view(), vocab, hidden, &gather)?;
-            let found: Vec<f32> = h.view().read(expected.len())?;
-            court.same("embed_bf16", &shape, &found, &expected);
-            h.view().write(&vec![0u8; h.bytes()])?;
+            let mut plain = |name: &str, table: &Buffer, element, expected: &[f32]| {
+                embed(gpu, table.view(), element, vocab, hidden, &gather)?;
+                let found: Vec<f32> = h.view().read(expected.len())?;
+                court.same(name, &shape, &found, expected);
+                h.view().write(&vec![0u8; h.bytes()])
+            };
+            plain("embed_bf16", &table, Element::Bf16, &expected)?;
+            // Any word is a number of half precision too.
+            let half =
+                |id: &u32| words[row(id)..row(id) + hidden].iter().map(|w| f16::from_bits(*w).to_f32() * 3.3);
+            plain("embed_f16", &table, Element::F16, &ids.iter().flat_map(half).collect::<Vec<_>>())?;
+            let wide: Vec<f32> = words.iter().map(|word| widen(*word) * 1.01).collect();
+            let single = |id: &u32| wide[row(id)..row(id) + hidden].iter().map(|x| x * 3.3);
+            plain(
+                "embed_f32",
+                &gpu.upload(&wide)?,
+                Element::F32,
+                &ids.iter().flat_map(single).collect::<Vec<_>>(),
+            )?;
             embed_fixed12(gpu, &matrix, &gather)?;
             let found: Vec<f32> = h.view().read(expected.len())?;
             court.same("embed_fixed12", &shape, &found, &expected);
@@ -122,7 +143,8 @@ fn last_steps(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {
         court.case("argmax", &shape, |court| {
             let gpu = court.gpu;
             let (buffer, id) = (gpu.upload(&logits)?, gpu.upload(&[u32::MAX])?);
-            argmax(gpu, buffer.view(), vocab, id.view())?;
+            let parts = gpu.allocate(argmax_workspace_bytes(vocab))?;
+            argmax(gpu, buffer.view(), vocab, parts.view(), id.view())?;
             let best = (0..vocab).reduce(|a, b| if logits[b] > logits[a] { b } else { a }).unwrap_or(0);
             let found: Vec<u32> = id.view().read(1)?;
             court.same("argmax", &shape, &found, &[best as u32]);

@@ -1,8 +1,10 @@
 //! Products of every variant: near the reference, and the same bits from all of them and from every encoding.
 
+use half::f16;
+
 use super::numbers::Numbers;
 use super::{Court, Result};
-use crate::gpu::dense;
+use crate::gpu::dense::{self, Element};
 use crate::gpu::fixed12::Matrix;
 use crate::gpu::product::{Product, Variant, Weights, Workspace, product_in, variants};
 use crate::gpu::reference;
@@ -38,7 +40,69 @@ fn padded(x: &[u16], cols: usize) -> (Vec<u16>, usize) {
     (out, stride)
 }
 
+/// Rows, columns and tokens for weights of F16 and F32.
+const SHAPES_OF_PIECES: [(usize, usize, usize); 6] =
+    [(1, 8, 1), (39, 600, 5), (150, 136, 19), (33, 12, 64), (8192, 136, 17), (2048, 1024, 128)];
+
 pub(super) fn prove(court: &mut Court<'_>) -> Result<()> {
+    for (seed, (rows, cols, tokens)) in SHAPES_OF_PIECES.into_iter().enumerate() {
+        if court.too_large(3 * rows * cols * tokens) {
+            continue;
+        }
+        let mut numbers = Numbers::new(71 + seed as u64);
+        let (x, stride) = padded(&numbers.weights(tokens * cols, 0), cols);
+        let single: Vec<f32> = numbers.floats(rows * cols, 0).iter().map(|w| w / 40.0).collect();
+        let half: Vec<f16> = single.iter().map(|w| f16::from_f32(*w)).collect();
+        let sizes: Vec<f32> = single.iter().map(|w| w.abs()).collect();
+        let x_sizes: Vec<u16> = x.iter().map(|word| word & 0x7fff).collect();
+        let allowed = reference::product_of_pieces(&sizes, |w| [w], rows, cols, &x_sizes, stride, tokens);
+        let allowed: Vec<f32> = allowed.iter().map(|size| PRECISION * size).collect();
+        let shape = format!("{rows} x {cols}, {tokens} tokens");
+        let cut = |w: f16| reference::pieces::<2>(w.to_f32());
+        let of_half = reference::product_of_pieces(&half, cut, rows, cols, &x, stride, tokens);
+        let of_single =
+            reference::product_of_pieces(&single, reference::pieces::<3>, rows, cols, &x, stride, tokens);
+        court.case("product", &shape, |court| {
+            let gpu = court.gpu;
+            let words: Vec<u16> = half.iter().map(|w| w.to_bits()).collect();
+            let x = gpu.upload(&x)?;
+            for (name, element, table, expected) in [
+                ("dense F16", Element::F16, dense::upload(gpu, rows, cols, &words)?, of_half),
+                ("dense F32", Element::F32, dense::upload(gpu, rows, cols, &single)?, of_single),
+            ] {
+                let weights = Weights::plain(table.view(), element, rows, cols);
+                let mut first: Option<Vec<f32>> = None;
+                for variant in Variant::all(gpu, weights) {
+                    let kernel = format!("{name} {variant}");
+                    court.case(&kernel, &shape, |court| {
+                        let workspace = Workspace::new(gpu, variant.workspace_bytes(weights, tokens))?;
+                        let y = gpu.allocate(4 * tokens * rows)?;
+                        let operands = Product {
+                            x: x.view(),
+                            stride,
+                            tokens,
+                            y: y.view(),
+                            y_stride: rows,
+                            bias: None,
+                            adds: false,
+                            workspace: Some(&workspace),
+                        };
+                        product_in(gpu, weights, &operands, variant)?;
+                        let found: Vec<f32> = y.view().read(tokens * rows)?;
+                        match &first {
+                            None => court.near(&kernel, &shape, &found, &expected, &allowed),
+                            Some(first) => {
+                                court.same(&kernel, &format!("{shape}, as the first"), &found, first)
+                            }
+                        }
+                        first.get_or_insert(found);
+                        Ok(())
+                    })?;
+                }
+            }
+            Ok(())
+        })?;
+    }
     for (seed, (rows, cols, tokens, odd)) in SHAPES.into_iter().enumerate() {
         if court.too_large(rows * cols * tokens) {
             continue;

@@ -1,0 +1,143 @@
+//! Checkpoints that other tools quantised: their codes are taken over, or their numbers given back.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use llmpress_formats::{Checkpoint, Encoding};
+use support::{LLAMA, checkpoint, fails, ok, path, tiny_llama};
+
+const WEIGHT: &str = "model.layers.0.self_attn.q_proj.weight";
+
+/// The checkpoints that those tools wrote, without what they decode to.
+fn sources(dir: &Path) -> Vec<(String, PathBuf, Vec<u8>)> {
+    let written = Path::new(env!("CARGO_MANIFEST_DIR")).join("../formats/tests/foreign");
+    let mut sources = Vec::new();
+    for entry in std::fs::read_dir(&written).unwrap().map(Result::unwrap).filter(|e| e.path().is_dir()) {
+        let name = entry.file_name().into_string().unwrap();
+        let source = dir.join(&name);
+        std::fs::create_dir(&source).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(entry.path().join(file), source.join(file)).unwrap();
+        }
+        let expected = std::fs::read(entry.path().join("expected.safetensors")).unwrap();
+        let expected =
+            safetensors::SafeTensors::deserialize(&expected).unwrap().tensor(WEIGHT).unwrap().data().to_vec();
+        sources.push((name, source, expected));
+    }
+    assert!(sources.len() >= 10);
+    sources
+}
+
+#[test]
+fn codes_are_taken_over_without_changing_a_number() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, source, expected) in sources(dir.path()) {
+        let (out, back) = (dir.path().join(format!("{name}-out")), dir.path().join(format!("{name}-back")));
+        ok(&["convert", path(&source), path(&out), "--to", "abq"]);
+        ok(&["verify", path(&out)]);
+        ok(&["verify", path(&out), "--against", path(&source)]);
+        let converted = Checkpoint::open(&out).unwrap();
+        assert!(converted.read_tensor(WEIGHT).unwrap() == expected, "{name}");
+        let unit = converted.unit_of(converted.tensor(WEIGHT).unwrap()).unwrap();
+        // Columns that are spread over groups have no home there.
+        assert_eq!(matches!(unit.encoding(), Encoding::Abq(_)), name != "gptq-act-order", "{name}");
+        let manifest = std::fs::read_to_string(out.join("llmpress.json")).unwrap();
+        assert_eq!(manifest.contains("act-order"), name == "gptq-act-order", "{name}");
+        for config in [&out, &back] {
+            if config == &back {
+                ok(&["restore", path(&source), path(&back)]);
+            }
+            assert!(
+                !std::fs::read_to_string(config.join("config.json")).unwrap().contains("quantization_config")
+            );
+        }
+        assert!(Checkpoint::open(&back).unwrap().read_tensor(WEIGHT).unwrap() == expected, "{name}");
+        ok(&["diff", path(&back), path(&source)]);
+    }
+}
+
+#[test]
+fn whoever_only_stores_tensors_gets_them_back_as_the_tool_packed_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, source, _) in sources(dir.path()) {
+        let (out, back) = (dir.path().join(format!("{name}-out")), dir.path().join(format!("{name}-back")));
+        ok(&["convert", path(&source), path(&out), "--to", "planes"]);
+        ok(&["verify", path(&out), "--against", path(&source)]);
+        ok(&["restore", path(&out), path(&back)]);
+        ok(&["verify", path(&back), "--against", path(&source)]);
+        let [a, b] = [&source, &back].map(|dir| std::fs::read(dir.join("config.json")).unwrap());
+        assert!(a == b && Checkpoint::open(&back).unwrap().tensors().len() > 2, "{name}");
+    }
+}
+
+#[test]
+fn abq_without_widths_is_for_what_is_quantised_already() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("s");
+    checkpoint(&source, LLAMA, &tiny_llama());
+    let error = fails(&["convert", path(&source), path(&dir.path().join("o")), "--to", "abq"]);
+    assert!(error.contains("abq:w4"), "{error}");
+    assert!(!dir.path().join("o").exists());
+}
+
+#[test]
+fn what_was_taken_over_is_exported_as_it_came_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, source, expected) in sources(dir.path()) {
+        let format = if name.starts_with("gptq") { "gptq" } else { "compressed-tensors" };
+        let (ours, out) = (dir.path().join(format!("{name}-abq")), dir.path().join(format!("{name}-out")));
+        ok(&["convert", path(&source), path(&ours), "--to", "abq"]);
+        if name == "gptq-act-order" {
+            assert!(
+                fails(&["export", path(&ours), path(&out), "--as", format])
+                    .contains("nothing that is quantised")
+            );
+            continue;
+        }
+        ok(&["export", path(&ours), path(&out), "--as", format]);
+        ok(&["verify", path(&out), "--against", path(&ours)]);
+        ok(&["verify", path(&out), "--against", path(&source)]);
+        let exported = Checkpoint::open_dequantised(&out).unwrap();
+        assert!(exported.read_tensor(WEIGHT).unwrap() == expected, "{name}");
+        let again = ok(&["export", path(&ours), path(&out), "--as", format, "--resume", "--json"]);
+        assert!(again.contains("\"resumed_shards\": 1"), "{again}");
+        if name == "awq-g32" {
+            continue;
+        }
+        let [a, b] = [&source, &out].map(|dir| Checkpoint::open(dir).unwrap());
+        assert!(a.tensors().keys().eq(b.tensors().keys()), "{name}");
+        for tensor in a.tensors().keys() {
+            assert_eq!(a.tensors()[tensor].shape, b.tensors()[tensor].shape, "{name} {tensor}");
+            assert!(a.read_tensor(tensor).unwrap() == b.read_tensor(tensor).unwrap(), "{name} {tensor}");
+        }
+    }
+}
+
+#[test]
+fn what_a_format_cannot_say_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, source, _) in sources(dir.path()) {
+        let (ours, out) = (dir.path().join(format!("{name}-abq")), dir.path().join(format!("{name}-out")));
+        ok(&["convert", path(&source), path(&ours), "--to", "abq"]);
+        let wanted = match name.as_str() {
+            "pack-w3-sym" => None,
+            "pack-w5-a8" | "int-w8-a8" => Some("quantises what it multiplies to 8 bits"),
+            "gptq-act-order" => Some("nothing that is quantised"),
+            _ => continue,
+        };
+        let arguments = ["export", path(&ours), path(&out), "--as", "gptq"];
+        match wanted {
+            None => drop(ok(&arguments)),
+            Some(wanted) => {
+                let error = fails(&arguments);
+                assert!(error.contains(wanted) && !out.exists(), "{name}: {error}");
+            }
+        }
+    }
+    let plain = dir.path().join("s");
+    checkpoint(&plain, LLAMA, &tiny_llama());
+    let error = fails(&["export", path(&plain), path(&dir.path().join("o")), "--as", "gptq"]);
+    assert!(error.contains("nothing that is quantised"), "{error}");
+}

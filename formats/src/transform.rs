@@ -1,0 +1,372 @@
+//! What was done to the weights beside storing them: rotations, scales, and quantised heads (section 2.2 of the format).
+//!
+//! ```text
+//! folded    into the weights: the model is the same, and a reader need not know    scale; rotation of values
+//! online    the reader does a part of it whenever a token is read                  rotation of the residual stream, of what
+//!                                                                                  down_proj gets; quantised heads
+//! ```
+//!
+//! The list is in the order in which it was done. A reader that runs the model must know every online one, so a manifest
+//! with one says `requires: ["transforms"]`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// Required where there is an online transformation.
+pub(crate) const TRANSFORMS: &str = "transforms";
+
+/// The largest size of a rotation.
+const MAX_SIZE: u32 = 1 << 24;
+/// Most factors of a rotation.
+const MAX_FACTORS: usize = 32;
+/// Most layers.
+const MAX_LAYERS: usize = 1 << 16;
+
+/// One transformation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Transform {
+    /// An orthogonal matrix between two products.
+    Rotation {
+        /// Between which.
+        site: RotationSite,
+        /// The matrix.
+        #[serde(flatten)]
+        rotation: Rotation,
+    },
+    /// Outputs divided by scales that the columns of their readers are multiplied by.
+    Scale {
+        /// Which outputs.
+        site: ScaleSite,
+        /// The layer.
+        layer: usize,
+        /// A scale for each output; of `up` those of all experts, one after the other.
+        scales: Scales,
+    },
+    /// Activations that are quantised whenever a token is read, each head of each token by itself.
+    Quantize {
+        /// Which ones.
+        site: QuantizeSite,
+        /// Width: 1 to 8.
+        bits: u8,
+    },
+}
+
+/// Where a rotation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RotationSite {
+    /// The residual stream (R1): turned after the embedding and back before the last norm.
+    Residual,
+    /// Each head's values, turned back by the output projection (R2).
+    Value,
+    /// The input of the last product of an MLP (R4), wherever it has this size.
+    Down,
+}
+
+/// Whose outputs are scaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleSite {
+    /// The norm before attention; query, key and value read it.
+    AttentionNorm,
+    /// The norm before the MLP; gate and up of all experts and the router read it.
+    MlpNorm,
+    /// Values, KV head after KV head; the output projection reads them.
+    Value,
+    /// The up projection; the down projection reads it.
+    Up,
+}
+
+/// Which activations are quantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantizeSite {
+    /// Query and key after the rotary embedding, and value.
+    Qkv,
+}
+
+/// A block-diagonal orthogonal matrix: in each block the Kronecker product of Hadamard matrices, over a diagonal of signs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// Rows and columns.
+    pub size: u32,
+    /// The orders of the Hadamard matrices, the slowest index first. Their product is the size of a block and divides `size`.
+    pub factors: Vec<u32>,
+    /// Signs of the features are drawn from it; none are flipped where there is no seed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub seed: Option<u32>,
+}
+
+/// Scales in single precision: in JSON eight hexadecimal digits each, their bits from the most significant on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scales(Vec<u32>);
+
+impl Scales {
+    /// Of values.
+    pub fn new(values: &[f32]) -> Self {
+        Self(values.iter().map(|s| s.to_bits()).collect())
+    }
+
+    /// The values.
+    pub fn values(&self) -> Vec<f32> {
+        self.0.iter().map(|bits| f32::from_bits(*bits)).collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for Scales {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        use std::fmt::Write as _;
+        let mut text = String::with_capacity(8 * self.0.len());
+        for bits in &self.0 {
+            write!(text, "{bits:08x}").map_err(serde::ser::Error::custom)?;
+        }
+        s.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Scales {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        let wrong = || serde::de::Error::custom("scales must be eight lower-case hexadecimal digits each");
+        if !text.len().is_multiple_of(8) || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(wrong());
+        }
+        // Every digit is one byte.
+        let digits = |at: usize| text.get(at..at + 8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        (0..text.len()).step_by(8).map(|at| digits(at).ok_or_else(wrong)).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Transform {
+    /// Kinds and sites that this version knows, by their names.
+    pub const KINDS: [(&'static str, &'static [&'static str]); 3] = [
+        ("rotation", &["residual", "value", "down"]),
+        ("scale", &["attention_norm", "mlp_norm", "value", "up"]),
+        ("quantize", &["qkv"]),
+    ];
+
+    /// Whether a reader must do a part of it whenever a token is read.
+    pub fn online(&self) -> bool {
+        match self {
+            Self::Rotation { site, .. } => *site != RotationSite::Value,
+            Self::Scale { .. } => false,
+            Self::Quantize { .. } => true,
+        }
+    }
+
+    /// Kind and site, as `rotation of residual`.
+    pub fn name(&self) -> String {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        format!("{} of {}", text("kind"), text("site"))
+    }
+
+    /// Refuses online transformations where what is written cannot say them: a foreign format, a GPU.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] that names the first one; `what` says who cannot have it.
+    pub fn refuse_online(all: &[Self], path: &Path, what: &str) -> Result<()> {
+        match all.iter().find(|transform| transform.online()) {
+            Some(transform) => {
+                let what = format!("has the online transformation {}, {what}", transform.name());
+                Err(Error::unsupported(path, None, what))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What a manifest with these transformations requires of its readers.
+    pub fn requirements(all: &[Self]) -> Vec<String> {
+        if all.iter().any(Self::online) { vec![TRANSFORMS.to_owned()] } else { Vec::new() }
+    }
+
+    /// Reads and checks a manifest's list.
+    ///
+    /// # Errors
+    /// A kind or a site that this version does not know, by name; values that fit nothing.
+    pub fn parse_all(path: &Path, values: &[Value]) -> Result<Vec<Self>> {
+        let all: Vec<Self> =
+            values.iter().enumerate().map(|(i, value)| Self::parse(path, i, value)).collect::<Result<_>>()?;
+        for (i, one) in all.iter().enumerate() {
+            if all[..i].iter().any(|other| one.excludes(other)) {
+                let what = format!("transforms: {i} repeats the {}, which stands there once", one.name());
+                return Err(Error::corrupt(path, None, what));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether both are of a kind that a site has once.
+    fn excludes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Rotation { site: a, rotation: of_a }, Self::Rotation { site: b, rotation: of_b }) => {
+                a == b && (*a != RotationSite::Down || of_a.size == of_b.size)
+            }
+            (Self::Quantize { site: a, .. }, Self::Quantize { site: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+
+    fn parse(path: &Path, index: usize, value: &Value) -> Result<Self> {
+        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+        let (kind, site) = (text("kind"), text("site"));
+        let unknown = |what: &str, name: &str, known: &[&str]| {
+            let what = format!(
+                "transforms: {index} has {what} {name:?}, which is not known to this version (it reads {}): a newer \
+                 llmpress is needed",
+                known.join(", ")
+            );
+            Err(Error::unsupported(path, None, what))
+        };
+        let Some((_, sites)) = Self::KINDS.iter().find(|(name, _)| *name == kind) else {
+            return unknown("kind", kind, &Self::KINDS.map(|(name, _)| name));
+        };
+        if !sites.contains(&site) {
+            return unknown(&format!("a {kind} at site"), site, sites);
+        }
+        let corrupt = |what: String| Error::corrupt(path, None, format!("transforms: {index}: {what}"));
+        let transform = Self::deserialize(value).map_err(|e| corrupt(e.to_string()))?;
+        transform.check().map_err(corrupt)?;
+        Ok(transform)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Rotation { rotation, .. } => rotation.check(),
+            Self::Scale { layer, scales, .. } => {
+                if *layer >= MAX_LAYERS {
+                    return Err(format!("layer is {layer}; no model has {MAX_LAYERS} of them"));
+                }
+                match scales.values().iter().position(|s| !s.is_finite()) {
+                    Some(at) => Err(format!("scale {at} is not finite")),
+                    None => Ok(()),
+                }
+            }
+            Self::Quantize { bits: 1..=8, .. } => Ok(()),
+            Self::Quantize { bits, .. } => Err(format!("bits is {bits}; it must be 1 to 8")),
+        }
+    }
+}
+
+impl Rotation {
+    /// Rows and columns of a block of the diagonal.
+    pub fn block(&self) -> u32 {
+        self.factors.iter().fold(1u32, |n, f| n.saturating_mul(*f))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.size == 0 || self.size > MAX_SIZE {
+            return Err(format!("size is {}; it must be 1 to {MAX_SIZE}", self.size));
+        }
+        if self.factors.len() > MAX_FACTORS || self.factors.iter().any(|f| *f < 2) {
+            return Err(format!("factors must be at most {MAX_FACTORS} numbers from 2 on"));
+        }
+        if !self.size.is_multiple_of(self.block()) {
+            return Err(format!(
+                "the product of factors {:?} does not divide size {}",
+                self.factors, self.size
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Vec<Transform>> {
+        let values: Vec<Value> = serde_json::from_str(text).unwrap();
+        Transform::parse_all("llmpress.json".as_ref(), &values)
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let rotation = Rotation { size: 576, factors: vec![12, 12, 4], seed: Some(7) };
+        let all = vec![
+            Transform::Scale {
+                site: ScaleSite::AttentionNorm,
+                layer: 3,
+                scales: Scales::new(&[1.0, -0.0, f32::MIN_POSITIVE, 3.4e38, 1e-45]),
+            },
+            Transform::Rotation { site: RotationSite::Residual, rotation: rotation.clone() },
+            Transform::Rotation { site: RotationSite::Value, rotation: Rotation { seed: None, ..rotation } },
+            Transform::Quantize { site: QuantizeSite::Qkv, bits: 4 },
+        ];
+        let text = serde_json::to_string(&all).unwrap();
+        assert_eq!(parse(&text).unwrap(), all, "{text}");
+        assert!(
+            text.contains(r#""kind":"rotation","site":"residual","size":576,"factors":[12,12,4],"seed":7"#),
+            "{text}"
+        );
+        assert_eq!(all.iter().map(Transform::online).collect::<Vec<_>>(), [false, true, false, true]);
+        assert_eq!(all[1].name(), "rotation of residual");
+        assert_eq!(Transform::requirements(&all), ["transforms"]);
+        assert!(
+            Transform::requirements(&all[..1]).is_empty() && Transform::requirements(&all[2..3]).is_empty()
+        );
+    }
+
+    #[test]
+    fn unknown_kinds_and_sites_are_refused_by_name() {
+        for (text, named) in [
+            (r#"[{"kind":"permutation","site":"residual"}]"#, "\"permutation\""),
+            (r#"[{"kind":"rotation","site":"query","size":4,"factors":[4]}]"#, "\"query\""),
+            (r#"[{"site":"residual"}]"#, "kind \"\""),
+            (r#"[7]"#, "kind \"\""),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+            assert!(error.to_string().contains(named) && error.to_string().contains("newer"), "{error}");
+        }
+    }
+
+    #[test]
+    fn values_that_fit_nothing_are_refused() {
+        let rotation = |fields: &str| format!(r#"{{"kind":"rotation","site":"down",{fields}}}"#);
+        let scale = |fields: &str| format!(r#"{{"kind":"scale","site":"up",{fields}}}"#);
+        for (one, named) in [
+            (rotation(r#""size":0,"factors":[]"#), "size is 0"),
+            (rotation(r#""size":4294967295,"factors":[]"#), "size is"),
+            (rotation(r#""size":-4,"factors":[4]"#), "invalid value"),
+            (rotation(r#""size":12,"factors":[8]"#), "does not divide"),
+            (rotation(r#""size":12,"factors":[65536,65536,65536]"#), "does not divide"),
+            (rotation(r#""size":12,"factors":[0]"#), "from 2 on"),
+            (rotation(r#""size":12"#), "factors"),
+            (rotation(r#""size":4,"factors":[4],"seed":-1"#), "invalid value"),
+            (scale(r#""layer":65536,"scales":"3f800000""#), "layer is 65536"),
+            (scale(r#""layer":0,"scales":"3f80000""#), "eight"),
+            (scale(r#""layer":0,"scales":"3F800000""#), "eight"),
+            (scale(r#""layer":0,"scales":"é3f8000""#), "eight"),
+            (scale(r#""layer":0,"scales":"7f800000""#), "not finite"),
+            (r#"{"kind":"quantize","site":"qkv","bits":9}"#.to_owned(), "bits is 9"),
+        ] {
+            let error = parse(&format!("[{one}]")).unwrap_err();
+            assert!(
+                matches!(error, Error::Corrupt { .. }) && error.to_string().contains(named),
+                "{one}: {error}"
+            );
+        }
+        let twice =
+            r#"[{"kind":"quantize","site":"qkv","bits":4},{"kind":"quantize","site":"qkv","bits":8}]"#;
+        assert!(parse(twice).unwrap_err().to_string().contains("quantize of qkv"));
+        let r4 = |size| format!(r#"{{"kind":"rotation","site":"down","size":{size},"factors":[4]}}"#);
+        assert!(parse(&format!("[{},{}]", r4(8), r4(16))).is_ok());
+        assert!(parse(&format!("[{},{}]", r4(8), r4(8))).is_err());
+    }
+}

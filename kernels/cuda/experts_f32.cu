@@ -1,0 +1,20 @@
+// Products of experts with plain F32 weights.
+//
+// KERNEL_NAME(experts_f32_stream_1_1_3)
+// KERNEL_NAME(experts_f32_stream_4_1_3)
+// KERNEL_NAME(experts_f32_panel_8_1_2)
+#include "dense.cuh"
+#include "experts.cuh"
+
+#define EXPERT_PRODUCT stream_product<COLUMNS, 1, 3>(weights, rows, operands)
+#define COLUMNS 1
+PLAIN_EXPERTS(experts_f32_stream_1_1_3, Single)
+#undef COLUMNS
+#define COLUMNS 4
+PLAIN_EXPERTS(experts_f32_stream_4_1_3, Single)
+#undef EXPERT_PRODUCT
+
+#ifndef LLMPRESS_STEP
+#define EXPERT_PRODUCT panel_product<8, 1, 2>(weights, rows, operands, {nullptr, nullptr})
+PLAIN_EXPERTS(experts_f32_panel_8_1_2, Single)
+#endif

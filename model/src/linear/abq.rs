@@ -1,0 +1,167 @@
+//! abq: multiplied from the codes, which lie in memory in the order of the kernels.
+//!
+//! ```text
+//! components --check, regroup--> Matrix     inputs (quantised where the encoding says so) --> product, group by group
+//! ```
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use llmpress_formats::encoding::abq::{Abq, Floats, OFFSET, PLANES, Packed, SCALE, ZERO, Zero};
+use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result};
+use llmpress_kernels::cpu::Elements;
+use llmpress_kernels::cpu::abq::{self as kernel, Inputs, Matrix};
+
+use super::source::{Source, Stored, typed};
+use crate::Panels;
+
+/// A quantised matrix.
+#[derive(Debug)]
+pub(super) struct Quantised {
+    abq: Abq,
+    matrix: Matrix,
+}
+
+/// Opens an abq matrix: every code and scale is checked.
+pub(super) fn open(stored: &Stored<'_>) -> Result<Option<Box<dyn Source>>> {
+    let Encoding::Abq(abq) = *stored.encoding()? else { return Ok(None) };
+    let at_fault = |what: String| Error::corrupt(stored.checkpoint.root(), Some(stored.tensor), what);
+    let parts = Parts::read(stored)?;
+    let packed = parts.packed(stored, abq)?;
+    packed.check().map_err(|e| at_fault(e.to_string()))?;
+    let (scale, zero) = (Words::of(packed.scale()), Words::of_zero(packed.zero()));
+    let matrix = Matrix::new(&kernel::Stored {
+        rows: stored.rows,
+        cols: stored.cols,
+        bits: abq.bits,
+        planes: abq.planes() as u8,
+        group_size: abq.group_size.map(|size| size as usize),
+        activation_bits: abq.activation_bits,
+        words: packed.planes(),
+        scale: scale.elements(),
+        zero: match packed.zero() {
+            Zero::Symmetric => kernel::Zero::Symmetric,
+            Zero::Integer(zeros) => kernel::Zero::Integer(zeros),
+            Zero::Real(_) => kernel::Zero::Real(zero.elements()),
+        },
+    });
+    let matrix = matrix.map_err(|e| at_fault(e.to_string()))?;
+    Ok(Some(Box::new(Quantised { abq, matrix })))
+}
+
+/// The components where they lie.
+struct Parts<'a> {
+    planes: Cow<'a, [u32]>,
+    scale: Floats<'a>,
+    zero: Zero<'a>,
+}
+
+impl<'a> Parts<'a> {
+    fn read(stored: &Stored<'a>) -> Result<Self> {
+        let (unit, checkpoint) = (&stored.info.unit, stored.checkpoint);
+        let components = checkpoint.unit_of(stored.info)?.components();
+        let floats = |name: &str| {
+            let dtype = components.get(name).map_or(Dtype::F32, |component| component.dtype());
+            Floats::new(dtype, checkpoint.view(unit, name)?)
+        };
+        let planes = checkpoint.view(unit, PLANES)?;
+        let planes = match bytemuck::try_cast_slice(planes) {
+            Ok(words) => Cow::Borrowed(words),
+            Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(planes)),
+        };
+        let zero = if components.contains_key(OFFSET) {
+            Zero::Real(floats(OFFSET)?)
+        } else if components.contains_key(ZERO) {
+            Zero::Integer(checkpoint.view(unit, ZERO)?.into())
+        } else {
+            Zero::Symmetric
+        };
+        Ok(Self { planes, scale: floats(SCALE)?, zero })
+    }
+
+    fn packed(self, stored: &Stored<'_>, abq: Abq) -> Result<Packed<'a>> {
+        Packed::new(abq, stored.rows, stored.cols, self.planes, self.scale, self.zero)
+    }
+}
+
+/// Scales or offsets at an address that their dtype allows.
+struct Words {
+    words: Vec<u64>,
+    dtype: Dtype,
+    bytes: usize,
+}
+
+impl Words {
+    fn of(floats: &Floats<'_>) -> Self {
+        let bytes = floats.bytes();
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Self { words, dtype: floats.dtype(), bytes: bytes.len() }
+    }
+
+    fn of_zero(zero: &Zero<'_>) -> Self {
+        match zero {
+            Zero::Real(offsets) => Self::of(offsets),
+            _ => Self { words: Vec::new(), dtype: Dtype::F32, bytes: 0 },
+        }
+    }
+
+    fn elements(&self) -> Elements<'_> {
+        let bytes = &bytemuck::cast_slice::<u64, u8>(&self.words)[..self.bytes];
+        typed(bytes, self.dtype).unwrap_or(Elements::F32(&[]))
+    }
+}
+
+impl Source for Quantised {
+    fn elements<'a>(
+        &'a self,
+        _checkpoint: &'a Checkpoint,
+        rows: Range<usize>,
+        words: &'a mut Vec<u64>,
+    ) -> Result<Elements<'a>> {
+        let cols = self.matrix.cols();
+        let count = rows.len() * cols;
+        words.resize(count.div_ceil(2), 0);
+        let values = &mut bytemuck::cast_slice_mut::<u64, f32>(words)[..count];
+        for (row, out) in rows.zip(values.chunks_exact_mut(cols.max(1))) {
+            self.matrix.row(row, out);
+        }
+        Ok(Elements::F32(values))
+    }
+
+    fn quantised(&self) -> Option<&Quantised> {
+        Some(self)
+    }
+}
+
+impl Quantised {
+    /// The parameters: what is prepared for one matrix does for others that have the same.
+    pub(super) fn abq(&self) -> Abq {
+        self.abq
+    }
+
+    /// Bits to which inputs are quantised.
+    pub(super) fn activation_bits(&self) -> Option<u8> {
+        self.abq.activation_bits
+    }
+
+    /// Prepares the panels of `x`.
+    ///
+    /// # Errors
+    /// The token that has a value which cannot be quantised.
+    pub(super) fn prepare(&self, x: &Panels) -> Result<Vec<Inputs>, usize> {
+        let panels = (0..x.count()).map(|panel| {
+            let mut inputs = Inputs::default();
+            let done = self.matrix.prepare(x.panel(panel), x.width(panel), &mut inputs);
+            done.map(|()| inputs).map_err(|e| x.range(panel).start + e.token)
+        });
+        panels.collect()
+    }
+
+    /// `rows` of the product with prepared panels, into their part of each.
+    pub(super) fn multiply(&self, rows: Range<usize>, inputs: &[Inputs], parts: &mut [&mut [f32]]) {
+        for (inputs, part) in inputs.iter().zip(parts) {
+            self.matrix.multiply(rows.clone(), inputs, part);
+        }
+    }
+}

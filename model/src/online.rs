@@ -1,0 +1,74 @@
+//! What transformations ask of a decoder whenever a token is read (section 2.2 of the format).
+//!
+//! ```text
+//! ids -> embedding -> R1 -> [ ... q, k, v -> quantised ... inner -> R4 -> down ] x layers -> R1 back -> norm -> head
+//! ```
+
+use std::sync::Arc;
+
+use llmpress_formats::{Error, QuantizeSite, Result, RotationSite, Transform};
+use llmpress_kernels::cpu::{Hadamard, quantize_columns};
+use rayon::prelude::*;
+
+use crate::Panels;
+
+/// The online operations of a model, but those that belong to a matrix.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Online {
+    /// R1, between the embedding and the last norm.
+    pub(crate) residual: Option<Hadamard>,
+    /// R4 by their sizes.
+    pub(crate) down: Vec<Arc<Hadamard>>,
+    /// Bits of each head's query, key and value.
+    pub(crate) qkv_bits: Option<u8>,
+}
+
+impl Online {
+    /// Those of a list.
+    pub(crate) fn of(transforms: &[Transform]) -> Result<Self> {
+        let mut online = Self::default();
+        for transform in transforms {
+            match transform {
+                Transform::Rotation { site: RotationSite::Residual, rotation } => {
+                    online.residual = Some(hadamard(rotation)?);
+                }
+                Transform::Rotation { site: RotationSite::Down, rotation } => {
+                    online.down.push(Arc::new(hadamard(rotation)?));
+                }
+                Transform::Quantize { site: QuantizeSite::Qkv, bits } => online.qkv_bits = Some(*bits),
+                Transform::Rotation { site: RotationSite::Value, .. } | Transform::Scale { .. } => {}
+            }
+        }
+        Ok(online)
+    }
+}
+
+/// The matrix that a manifest describes.
+pub(crate) fn hadamard(rotation: &llmpress_formats::Rotation) -> Result<Hadamard> {
+    Hadamard::with_factors(rotation.size as usize, &rotation.factors, rotation.seed).map_err(Error::Invalid)
+}
+
+/// Turns every token, forward or back.
+pub(crate) fn turn(by: &Hadamard, x: &mut Panels, forward: bool) {
+    let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
+    let one = |(panel, data): (usize, &mut [f32])| {
+        if forward { by.forward(data, widths[panel]) } else { by.back(data, widths[panel]) }
+    };
+    let panels: Vec<_> = x.panels_mut().enumerate().collect();
+    if panels.len() == 1 {
+        panels.into_iter().for_each(one);
+    } else {
+        panels.into_par_iter().for_each(one);
+    }
+}
+
+/// Quantises each head of each token to `bits` and back; false where a value is NaN or infinite.
+pub(crate) fn quantize_heads(x: &mut Panels, head_dim: usize, bits: u8) -> bool {
+    let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
+    let one = |(panel, data): (usize, &mut [f32])| {
+        let width = widths[panel];
+        data.chunks_exact_mut(head_dim * width).all(|head| quantize_columns(head, width, bits))
+    };
+    let panels: Vec<_> = x.panels_mut().enumerate().collect();
+    panels.into_par_iter().map(one).reduce(|| true, |a, b| a && b)
+}
