@@ -7,12 +7,14 @@
 //! windows --> residual streams, a layer at a time --> second moments of what its linears multiply
 //! ```
 
+mod drift;
 mod moments;
 mod sensitivity;
 mod stream;
 mod texts;
 mod windows;
 
+pub use drift::Drift;
 pub use moments::{Extent, Moments};
 pub use sensitivity::output_energy;
 pub use stream::{Room, Streams};

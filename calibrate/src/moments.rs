@@ -15,7 +15,7 @@ use llmpress_model::Panels;
 use rayon::prelude::*;
 
 /// Tokens that are added up before they are added to the sum: rounding errors of single precision stay small.
-const RUN_TOKENS: usize = 480;
+pub(crate) const RUN_TOKENS: usize = 480;
 
 /// Which second moments are gathered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,21 +47,25 @@ impl Moments {
     pub fn new(features: usize, extent: Extent) -> Result<Self> {
         let full = match extent {
             Extent::Diagonal => None,
-            Extent::Full => {
-                let count = features.checked_mul(features).filter(|n| n.checked_mul(4).is_some());
-                let mut sums = Vec::new();
-                let room = count.map(|n| sums.try_reserve_exact(n));
-                if !matches!(room, Some(Ok(()))) {
-                    return Err(Error::Limit(format!(
-                        "a Hessian of {features} x {features} does not fit into memory"
-                    )));
-                }
-                sums.resize(count.unwrap_or(0), 0.0);
-                Some(sums)
-            }
+            Extent::Full => Some(Self::square(features)?),
         };
         let diagonal = vec![0.0; features];
         Ok(Self { features, tokens: 0, diagonal, full, closed: false, rows: vec![], panels: vec![] })
+    }
+
+    /// Zeros, one for each pair of features.
+    pub(crate) fn square(features: usize) -> Result<Vec<f32>> {
+        let count = features.checked_mul(features).filter(|n| n.checked_mul(4).is_some());
+        let mut sums = Vec::new();
+        match count.map(|n| sums.try_reserve_exact(n)) {
+            Some(Ok(())) => sums.resize(count.unwrap_or(0), 0.0),
+            _ => {
+                return Err(Error::Limit(format!(
+                    "a Hessian of {features} x {features} does not fit into memory"
+                )));
+            }
+        }
+        Ok(sums)
     }
 
     /// Bytes that the moments of so many features take.
@@ -89,17 +93,7 @@ impl Moments {
         if tokens == 0 {
             return Ok(());
         }
-        // Token after token of a feature.
-        self.rows.resize(features * tokens, 0.0);
-        self.rows.par_chunks_mut(PANEL * tokens).enumerate().for_each(|(block, rows)| {
-            for panel in 0..x.count() {
-                let (range, width) = (x.range(panel), x.width(panel));
-                let from = x.panel(panel)[block * PANEL * width..].chunks_exact(width);
-                for (row, from) in rows.chunks_exact_mut(tokens).zip(from) {
-                    row[range.clone()].copy_from_slice(from);
-                }
-            }
-        });
+        token_rows(x, &mut self.rows);
         for (sum, row) in self.diagonal.iter_mut().zip(self.rows.chunks_exact(tokens)) {
             *sum += row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
         }
@@ -111,7 +105,7 @@ impl Moments {
         if let Some(sums) = &mut self.full {
             for first in (0..tokens).step_by(RUN_TOKENS) {
                 let run = first..(first + RUN_TOKENS).min(tokens);
-                add_run(sums, &self.rows, &mut self.panels, features, tokens, run);
+                add_run(sums, [&self.rows; 2], &mut self.panels, (features, tokens), run, Blocks::Above);
             }
         }
         self.tokens += tokens;
@@ -166,22 +160,47 @@ impl Moments {
     }
 }
 
-/// `sums += X X^T` over a run of tokens, in blocks of `PANEL` features, those above the diagonal.
-fn add_run(
+/// Token after token of each feature.
+pub(crate) fn token_rows(x: &Panels, rows: &mut Vec<f32>) {
+    let tokens = x.tokens();
+    rows.resize(x.features() * tokens, 0.0);
+    rows.par_chunks_mut((PANEL * tokens).max(1)).enumerate().for_each(|(block, rows)| {
+        for panel in 0..x.count() {
+            let (range, width) = (x.range(panel), x.width(panel));
+            let from = x.panel(panel)[block * PANEL * width..].chunks_exact(width);
+            for (row, from) in rows.chunks_exact_mut(tokens).zip(from) {
+                row[range.clone()].copy_from_slice(from);
+            }
+        }
+    });
+}
+
+/// Which blocks of a sum are made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blocks {
+    /// Those on and above the diagonal.
+    Above,
+    /// All of them.
+    All,
+}
+
+/// `sums += A B^T` over a run of tokens, in blocks of `PANEL` features; `rows` are A and B.
+pub(crate) fn add_run(
     sums: &mut [f32],
-    rows: &[f32],
+    rows: [&[f32]; 2],
     panels: &mut Vec<f32>,
-    features: usize,
-    tokens: usize,
+    (features, tokens): (usize, usize),
     run: std::ops::Range<usize>,
+    blocks: Blocks,
 ) {
     let length = run.len();
-    // X^T in panels of features: panel[token * width + feature].
+    let [a, b] = rows;
+    // B^T in panels of features: panel[token * width + feature].
     panels.resize(features * length, 0.0);
     panels.par_chunks_mut(PANEL * length).enumerate().for_each(|(block, panel)| {
         let width = panel.len() / length;
         for feature in 0..width {
-            let row = &rows[(block * PANEL + feature) * tokens..][run.clone()];
+            let row = &b[(block * PANEL + feature) * tokens..][run.clone()];
             for (to, x) in panel[feature..].iter_mut().step_by(width).zip(row) {
                 *to = *x;
             }
@@ -189,14 +208,14 @@ fn add_run(
     });
     let panels = &*panels;
     sums.par_chunks_mut(PANEL * features).enumerate().with_max_len(1).for_each(|(block, sums)| {
-        let first = block * PANEL;
         let height = sums.len() / features;
-        let x = &rows[first * tokens + run.start..];
+        let a = &a[block * PANEL * tokens + run.start..];
         let mut products = [0.0f32; PANEL * PANEL];
-        for (at, panel) in panels.chunks(PANEL * length).enumerate().skip(block) {
+        let first = if blocks == Blocks::Above { block } else { 0 };
+        for (at, panel) in panels.chunks(PANEL * length).enumerate().skip(first) {
             let width = panel.len() / length;
             let products = &mut products[..height * width];
-            multiply(x, tokens, panel, width, products);
+            multiply(a, tokens, panel, width, products);
             for (sums, products) in sums.chunks_exact_mut(features).zip(products.chunks_exact(width)) {
                 let sums = &mut sums[at * PANEL..at * PANEL + width];
                 sums.iter_mut().zip(products).for_each(|(sum, p)| *sum += p);

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use llmpress_formats::{Error, Result};
 use llmpress_model::{Cache, Model, Observer, Panels, Reads, SharedInput, Skips, SubLayer, Unobserved};
 
-use crate::{Calibration, Extent, Moments};
+use crate::{Calibration, Drift, Extent, Moments};
 
 /// Where streams may lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -239,6 +239,77 @@ impl Streams {
             progress();
         }
         Ok(taps.moments.into_iter().map(Moments::close).collect())
+    }
+}
+
+impl Streams {
+    /// The second moments of one input, and how far it has drifted from the same input of the `original` model on its own
+    /// streams. `progress` is told each window.
+    ///
+    /// # Errors
+    /// Those of [`Self::moments`]; streams that are not of the same windows; an expert's input, whose tokens may be others.
+    pub fn moments_and_drift(
+        &mut self,
+        model: &Model,
+        original: (&Model, &mut Self),
+        input: &SharedInput,
+        progress: &mut dyn FnMut(),
+    ) -> Result<(Moments, Drift)> {
+        let (base, others) = original;
+        if (self.windows, self.tokens, self.features) != (others.windows, others.tokens, others.features)
+            || matches!(input.reads, Reads::ExpertTokens(_) | Reads::ExpertInner(_))
+        {
+            return Err(Error::Invalid(
+                "drift is between equal windows, of what all tokens go through".to_owned(),
+            ));
+        }
+        let inputs = [(input, Extent::Full)];
+        let moments = vec![Moments::new(input.features, Extent::Full)?];
+        let mut taps = Taps { inputs: &inputs, moments, window: 0, error: None };
+        let mut drift = Drift::new(input.features)?;
+        let tensor = input.tensors.first().map_or("", String::as_str);
+        let mut cache = model.cache(self.tokens);
+        let (mut now, mut was) = (Seen::of(tensor), Seen::of(tensor));
+        let mut stream = Panels::default();
+        for window in 0..self.windows {
+            taps.window = window;
+            for (streams, model, seen) in [(&mut *self, model, &mut now), (&mut *others, base, &mut was)] {
+                streams.get(window, &mut stream)?;
+                if input.reads == Reads::Normed {
+                    model.normed(input.sub_layer, &stream, &mut seen.input);
+                } else {
+                    run(model, input.sub_layer, &mut stream, &mut cache, seen)?;
+                }
+            }
+            taps.linear_input(tensor, &now.input);
+            if let Some(error) = taps.error {
+                return Err(error);
+            }
+            drift.add(&now.input, &was.input)?;
+            progress();
+        }
+        let moments = taps.moments.pop().map(Moments::close);
+        Ok((moments.ok_or_else(|| Error::Invalid("no moments were gathered".to_owned()))?, drift))
+    }
+}
+
+/// Keeps what one linear multiplies.
+struct Seen<'a> {
+    tensor: &'a str,
+    input: Panels,
+}
+
+impl<'a> Seen<'a> {
+    fn of(tensor: &'a str) -> Self {
+        Self { tensor, input: Panels::default() }
+    }
+}
+
+impl Observer for Seen<'_> {
+    fn linear_input(&mut self, weight: &str, input: &Panels) {
+        if weight == self.tensor {
+            self.input.clone_from(input);
+        }
     }
 }
 

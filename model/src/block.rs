@@ -43,6 +43,14 @@ pub struct SharedInput {
 }
 
 impl Model {
+    /// The same model once more, with the checkpoint's own weights, which both read.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn twin(&self) -> Result<Self> {
+        Self::open(self.checkpoint.clone())
+    }
+
     /// The linears of a layer by what they read, in the order in which they run; without routers, which decide where
     /// tokens go, and without what was pruned away.
     pub fn inputs_of(&self, layer: usize) -> Vec<SharedInput> {

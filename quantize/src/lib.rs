@@ -1,9 +1,34 @@
 //! Quantisers: what turns a matrix into codes of a few bits and grids.
 //!
 //! ```text
-//! model (+ calibration) --> fold: transformations that make it easier to quantise
+//! Spec: width, groups, zero point, rung
+//! weights (+ h, the squares of what each column multiplies) --> Grid: scales and zero points as they are stored
+//! weights, Grid (+ Factor of the Hessian)                   --> codes --> a finished unit
+//! model, specs, calibration                                 --> run: block by block, to a Sink
+//! model (+ calibration)                                     --> fold: transformations that make it easier to quantise
 //! ```
 
+mod factor;
 mod fold;
+mod gptq;
+mod grid;
+mod line;
+mod matrix;
+mod memory;
+mod polish;
+mod report;
+mod residuals;
+mod retarget;
+mod run;
+mod search;
+mod spec;
 
+pub use factor::{DAMPING, Factor};
 pub use fold::{Rotate, Smooth, rotations, smoothing};
+pub use gptq::{Fed, gptq};
+pub use grid::Grid;
+pub use memory::{InputShape, block_peak_bytes};
+pub use report::{Finished, Report};
+pub use residuals::Residuals;
+pub use run::{Job, Sink, State, run};
+pub use spec::{Rung, Spec, ZeroPoint};

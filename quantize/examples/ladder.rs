@@ -1,0 +1,133 @@
+//! Measures rungs against each other on a model: perplexity and KL divergence on a text, bits a weight, seconds.
+//!
+//! ```sh
+//! cargo run --release -p llmpress-quantize --example ladder -- \
+//!     MODEL --calib CALIB.txt --eval EVAL.txt rtn:w4 grid:w3,g128 gptq:w2,g64 gptq:w4,symmetric ...
+//! ```
+//!
+//! Windows of evaluation: the first 16 of 512 tokens, no BOS. Calibration: the first 64 of 256 tokens (`--windows`,
+//! `--length`). `--layers` prints each tensor's relative error as well.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use llmpress_calibrate::{Calibration, Cut, Room};
+use llmpress_formats::Checkpoint;
+use llmpress_formats::encoding::abq::Abq;
+use llmpress_model::{Model, Skips, Tokenizer};
+use llmpress_quantize::{Finished, Job, Residuals, Rung, Sink, Spec, State, ZeroPoint, run};
+use llmpress_validation::{Protocol, kl_divergence};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let (mut model, mut calib, mut eval) = (PathBuf::new(), PathBuf::new(), PathBuf::new());
+    let (mut windows, mut length, mut layers, mut settings) = (64, 256, false, Vec::new());
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or("a value is missing");
+        match argument.as_str() {
+            "--calib" => calib = value()?.into(),
+            "--eval" => eval = value()?.into(),
+            "--windows" => windows = value()?.parse()?,
+            "--length" => length = value()?.parse()?,
+            "--layers" => layers = true,
+            setting if setting.contains(':') => settings.push(setting.to_owned()),
+            _ => model = argument.into(),
+        }
+    }
+    let tokenizer = Tokenizer::open(&model)?;
+    let checkpoint = Arc::new(Checkpoint::open(&model)?);
+    let base = Model::open(checkpoint.clone())?;
+    let mut model = Model::open(checkpoint)?;
+    let cut = Cut { windows, length, seed: None };
+    // The first windows alone: as the prototype and the peers were calibrated, without a BOS.
+    let text = std::fs::read_to_string(&calib)?;
+    let ids = tokenizer.encode(&text)?;
+    let calibration = Calibration::new(&ids, cut, None)?;
+    let text = std::fs::read_to_string(&eval)?;
+    let ids = tokenizer.encode(&text)?;
+    let protocol = Protocol { window: 512, stride: None, limit: Some(16), bos: None };
+    println!(
+        "| setting | bits | ppl | base | KL | relative error | seconds |\n|---|---|---|---|---|---|---|"
+    );
+    for setting in settings {
+        let spec = parse(&setting)?;
+        let tensors: Vec<String> = (0..model.config().layers.len())
+            .flat_map(|layer| model.inputs_of(layer))
+            .flat_map(|input| input.tensors)
+            .collect();
+        let specs: BTreeMap<String, Spec> = tensors.iter().map(|t| (t.clone(), spec)).collect();
+        let room = Room { memory: 1 << 30, file: std::env::temp_dir().join("ladder-streams") };
+        let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 30 };
+        let started = Instant::now();
+        let mut kept = Kept::default();
+        run(&mut model, job, State::default(), &mut kept)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let (mut bits, mut weights, mut error) = (0.0, 0.0, 0.0);
+        for done in &kept.0 {
+            let (rows, cols) = (done.unit.rows(), done.unit.cols());
+            let mut values = vec![0.0; rows * cols];
+            for (row, values) in values.chunks_exact_mut(cols).enumerate() {
+                done.unit.decode_row(row, values)?;
+            }
+            model.replace(&done.tensor, values)?;
+            let count = (rows * cols) as f64;
+            bits += done.unit.bits_per_weight() * count;
+            weights += count;
+            error += done.report.relative_error;
+            if layers {
+                println!("{:?}", done.report);
+            }
+        }
+        let kl = kl_divergence(&base, &model, &Skips::new(), &ids, protocol, None, &mut |_| ())?;
+        println!(
+            "| {setting} | {:.3} | {:.3} | {:.3} | {:.4} | {:.5} | {seconds:.1} |",
+            bits / weights,
+            kl.perplexity,
+            kl.base_perplexity,
+            kl.kl.mean,
+            error / kept.0.len() as f64
+        );
+        for tensor in &tensors {
+            model.restore(tensor)?;
+        }
+    }
+    Ok(())
+}
+
+/// `RUNG:wP[*][,gG][,integer|symmetric]`
+fn parse(setting: &str) -> Result<Spec, Box<dyn Error>> {
+    let (rung, rest) = setting.split_once(':').ok_or("a setting is RUNG:wP")?;
+    let rung =
+        [Rung::Rtn, Rung::Grid, Rung::Gptq].into_iter().find(|r| r.name() == rung).ok_or("no such rung")?;
+    let mut parts = rest.split(',');
+    let width = parts.next().and_then(|w| w.strip_prefix('w')).ok_or("a width is wP")?;
+    let mut abq = Abq::new(width.trim_end_matches('*').parse()?);
+    abq.balanced = width.ends_with('*');
+    let mut zero = ZeroPoint::Real;
+    for part in parts {
+        match part {
+            "integer" => zero = ZeroPoint::Integer,
+            "symmetric" => zero = ZeroPoint::Symmetric,
+            group => abq.group_size = Some(group.trim_start_matches('g').parse()?),
+        }
+    }
+    Ok(Spec { abq, zero, rung })
+}
+
+#[derive(Default)]
+struct Kept(Vec<Finished>);
+
+impl Sink for Kept {
+    fn block(
+        &mut self,
+        _block: usize,
+        finished: Vec<Finished>,
+        _residuals: Option<&mut Residuals>,
+    ) -> llmpress_formats::Result<()> {
+        self.0.extend(finished);
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! One input's matrices: from weights and second moments to finished units.
+//!
+//! ```text
+//! moments --> factor, once
+//! drift   --> weights to aim at -- diagonal of the moments --> grid -- factor --> codes -- moments --> polished
+//! ```
+
+use std::time::Instant;
+
+use llmpress_calibrate::{Moments, output_energy};
+use llmpress_formats::{Error, Result};
+
+use crate::polish::{Damped, polish};
+use crate::report::{Finished, Report};
+use crate::retarget::retarget;
+use crate::{Factor, Grid, Rung, Spec, gptq};
+
+/// A full Hessian of `n` columns from fewer than `n / TOO_FEW` tokens says too little.
+pub(crate) const TOO_FEW: usize = 8;
+
+/// The most columns for which the Hessian stays in memory beside its factor, for what goes beyond error feedback: making up
+/// for drift, and polishing.
+pub(crate) const MOST_COLUMNS: usize = 8192;
+/// Tokens a column from which on drift is made up for. Measured at full share: on tinylm 64 a column gain much and 16 next to
+/// nothing, on SmolLM2 28 (10 before `down_proj`), of a text unlike the one it is judged by, do harm.
+const SURE: f32 = 16.0;
+/// Rounds of polishing: later ones gain next to nothing.
+const ROUNDS: usize = 4;
+
+/// A matrix that is to be quantised, with its weights, rows of as many columns as the input has features.
+pub(crate) struct Matrix {
+    pub(crate) tensor: String,
+    pub(crate) spec: Spec,
+    pub(crate) weights: Vec<f32>,
+}
+
+/// What is known of an input.
+#[derive(Default)]
+pub(crate) struct Input {
+    pub(crate) moments: Option<Moments>,
+    /// D of `drift.rs`, `[features, features]`.
+    pub(crate) drift: Option<Vec<f32>>,
+}
+
+/// A matrix in work.
+struct InWork {
+    matrix: Matrix,
+    rung: Rung,
+    instead: Option<String>,
+    /// Of its outputs.
+    energy: f64,
+    seconds: f64,
+}
+
+/// Quantises matrices that multiply the same `features`. Returns each with its new weights. Moments are needed where a
+/// rung goes by them.
+///
+/// # Errors
+/// Weights that are not finite, a setting that the encoding does not have, a Hessian that does not factor: by tensor.
+pub(crate) fn quantise(
+    matrices: Vec<Matrix>,
+    features: usize,
+    input: Input,
+) -> Result<Vec<(Finished, Vec<f32>)>> {
+    let Input { moments, drift } = input;
+    let few = moments.as_ref().and_then(|moments| too_few(moments, features));
+    let h: Option<Vec<f32>> = moments
+        .as_ref()
+        .filter(|_| few.is_none())
+        .map(|moments| moments.diagonal().iter().map(|&h| h as f32).collect());
+    let begin = |matrix: Matrix| {
+        let started = Instant::now();
+        let (mut rung, mut instead) = (matrix.spec.rung, None);
+        if rung == Rung::Gptq && h.is_none() {
+            rung = Rung::Grid;
+            instead = Some(few.clone().unwrap_or_else(|| "no calibration tokens go through it".to_owned()));
+        }
+        let energy = energy(&matrix.weights, moments.as_ref())?;
+        Ok(InWork { matrix, rung, instead, energy, seconds: started.elapsed().as_secs_f64() })
+    };
+    let works = matrices.into_iter().map(begin).collect::<Result<Vec<_>>>()?;
+    let (fed, nearest): (Vec<_>, Vec<_>) =
+        works.into_iter().enumerate().partition(|(_, work)| work.rung == Rung::Gptq);
+    let mut finished = Vec::new();
+    for (index, work) in nearest {
+        let done = round_to_nearest(work, features, h.as_deref(), moments.as_ref());
+        finished.push((index, done?));
+    }
+    if let (Some(moments), Some(h), false) = (moments, &h, fed.is_empty()) {
+        finished.extend(feed_back(fed, features, moments, drift, h)?);
+    }
+    finished.sort_by_key(|(index, _)| *index);
+    Ok(finished.into_iter().map(|(_, finished)| finished).collect())
+}
+
+/// The rungs that take each weight by itself.
+fn round_to_nearest(
+    mut work: InWork,
+    features: usize,
+    h: Option<&[f32]>,
+    moments: Option<&Moments>,
+) -> Result<(Finished, Vec<f32>)> {
+    let started = Instant::now();
+    let spec = Spec { rung: work.rung, ..work.matrix.spec };
+    let grid = match work.rung {
+        Rung::Rtn => Grid::min_max(&work.matrix.weights, features, spec),
+        Rung::Grid | Rung::Gptq => Grid::search(&work.matrix.weights, features, spec, h),
+    };
+    let grid = grid.map_err(|e| named(&work.matrix.tensor, e))?;
+    let codes = grid.nearest(&work.matrix.weights);
+    let values = grid.values(&codes);
+    work.matrix.weights.iter_mut().zip(&values).for_each(|(w, v)| *w -= v);
+    let error = energy(&work.matrix.weights, moments)?;
+    let tokens = moments.map_or(0, Moments::tokens);
+    finish(work, &grid, &codes, values, Outcome { error, tokens, damping: None, started })
+}
+
+/// Error feedback on a searched grid, towards weights that make up for drift, and polishing: of all matrices on one
+/// factor.
+fn feed_back(
+    works: Vec<(usize, InWork)>,
+    features: usize,
+    moments: Moments,
+    drift: Option<Vec<f32>>,
+    h: &[f32],
+) -> Result<Vec<(usize, (Finished, Vec<f32>))>> {
+    let started = Instant::now();
+    let tokens = moments.tokens();
+    let first = works.first().map_or("", |(_, work)| work.matrix.tensor.as_str());
+    let (factor, moments) = if features <= MOST_COLUMNS {
+        (Factor::new(&moments), Some(moments))
+    } else {
+        (Factor::new(moments), None)
+    };
+    let factor = factor.map_err(|e| named(first, e))?;
+    let damped = moments.as_ref().and_then(|moments| Damped::new(moments, &factor));
+    let share = started.elapsed().as_secs_f64() / works.len() as f64;
+    let one = |(index, mut work): (usize, InWork)| {
+        let started = Instant::now();
+        work.seconds += share;
+        let weights = &mut work.matrix.weights;
+        let named = |e| named(&work.matrix.tensor, e);
+        if let Some(drift) = &drift {
+            retarget(weights, drift, &factor, share_of(tokens, features));
+        }
+        let spec = Spec { rung: Rung::Gptq, ..work.matrix.spec };
+        let mut grid = Grid::search(weights, features, spec, Some(h)).map_err(named)?;
+        let mut fed = gptq(weights, &grid, &factor).map_err(named)?;
+        if let Some(damped) = &damped {
+            fed.error = polish(weights, &mut grid, &mut fed.codes, damped, ROUNDS);
+        }
+        *weights = Vec::new();
+        let values = grid.values(&fed.codes);
+        let outcome = Outcome { error: fed.error, tokens, damping: Some(factor.damping()), started };
+        Ok((index, finish(work, &grid, &fed.codes, values, outcome)?))
+    };
+    works.into_iter().map(one).collect()
+}
+
+/// How much of the drift is made up for: all of it where there are very many tokens, none where they are no more than
+/// `SURE` times the columns. From few tokens the weights would learn the text.
+pub(crate) fn share_of(tokens: usize, features: usize) -> f32 {
+    (1.0 - SURE * features as f32 / tokens.max(1) as f32).max(0.0)
+}
+
+/// What the report says of the work.
+struct Outcome {
+    error: f64,
+    tokens: usize,
+    damping: Option<f64>,
+    started: Instant,
+}
+
+fn finish(
+    work: InWork,
+    grid: &Grid,
+    codes: &[u8],
+    values: Vec<f32>,
+    outcome: Outcome,
+) -> Result<(Finished, Vec<f32>)> {
+    let InWork { matrix, rung, instead, energy, seconds } = work;
+    let unit = grid.pack(codes).map_err(|e| named(&matrix.tensor, e))?;
+    let report = Report {
+        tensor: matrix.tensor.clone(),
+        rung,
+        instead,
+        tokens: outcome.tokens,
+        damping: outcome.damping,
+        relative_error: if energy > 0.0 { outcome.error / energy } else { 0.0 },
+        bits_per_weight: unit.bits_per_weight(),
+        seconds: seconds + outcome.started.elapsed().as_secs_f64(),
+    };
+    Ok((Finished { tensor: matrix.tensor, unit, report }, values))
+}
+
+/// Whether so few tokens were seen that a Hessian says little, in words.
+pub(crate) fn too_few(moments: &Moments, features: usize) -> Option<String> {
+    let (tokens, needed) = (moments.tokens(), features.div_ceil(TOO_FEW));
+    (tokens < needed)
+        .then(|| format!("{tokens} calibration tokens went through it where {needed} are needed"))
+}
+
+/// The mean square of outputs; without moments that of the weights.
+fn energy(weights: &[f32], moments: Option<&Moments>) -> Result<f64> {
+    match moments {
+        Some(moments) if moments.tokens() > 0 => output_energy(weights, moments),
+        _ => Ok(weights.iter().map(|&w| f64::from(w) * f64::from(w)).sum()),
+    }
+}
+
+/// An error that says of which tensor.
+pub(crate) fn named(tensor: &str, error: Error) -> Error {
+    match error {
+        Error::Invalid(what) => Error::Invalid(format!("{tensor}: {what}")),
+        Error::Limit(what) => Error::Limit(format!("{tensor}: {what}")),
+        other => other,
+    }
+}

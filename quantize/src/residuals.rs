@@ -1,0 +1,63 @@
+//! What a job carries from block to block.
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use llmpress_calibrate::{Calibration, Room, Streams};
+use llmpress_formats::Result;
+use llmpress_model::Model;
+
+/// The residual streams of the model as it is quantised so far, and, where error feedback makes up for what it has lost,
+/// those of the original one.
+#[derive(Debug)]
+pub struct Residuals {
+    pub(crate) now: Streams,
+    pub(crate) original: Option<Streams>,
+}
+
+impl Residuals {
+    pub(crate) fn embed(model: &Model, calibration: &Calibration, room: &Room, both: bool) -> Result<Self> {
+        let now = Streams::embed(model, calibration, &half(room, both, false))?;
+        let original =
+            both.then(|| Streams::embed(model, calibration, &half(room, both, true))).transpose()?;
+        Ok(Self { now, original })
+    }
+
+    /// Writes all streams, as [`Streams::save`] does. `path` is for errors.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written.
+    pub fn save(&mut self, to: &mut dyn Write, path: &Path) -> Result<()> {
+        self.now.save(to, path)?;
+        self.original.as_mut().map_or(Ok(()), |original| original.save(to, path))
+    }
+
+    /// Reads what [`Self::save`] wrote in the same job. `path` is for errors.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is too short.
+    pub fn load(
+        model: &Model,
+        job: &crate::Job<'_>,
+        from: &mut dyn Read,
+        path: &Path,
+    ) -> Result<Option<Self>> {
+        let Some(calibration) = job.calibration else { return Ok(None) };
+        let both = job.makes_up(model);
+        let now = Streams::load(model, calibration, &half(job.room, both, false), from, path)?;
+        let original = match both {
+            true => Some(Streams::load(model, calibration, &half(job.room, both, true), from, path)?),
+            false => None,
+        };
+        Ok(Some(Self { now, original }))
+    }
+}
+
+/// The room of one of two streams.
+fn half(room: &Room, both: bool, second: bool) -> Room {
+    let mut file = room.file.clone();
+    if second {
+        file.as_mut_os_string().push(".original");
+    }
+    Room { memory: if both { room.memory / 2 } else { room.memory }, file }
+}

@@ -1,0 +1,366 @@
+//! The pass: block by block, each on what the quantised blocks before it give out.
+//!
+//! ```text
+//! streams --norm--> moments --> q, k, v    new weights in the model
+//!         --attention--> moments --> o     so that what follows sees them
+//!         --attention--> streams           likewise the MLP: gate and up, then down; experts some at a time
+//! finished units, streams --> sink         then the block's own weights again
+//! ```
+
+use std::collections::BTreeMap;
+
+use llmpress_calibrate::{Calibration, Extent, Moments, Room};
+use llmpress_formats::encoding::abq;
+use llmpress_formats::{Checkpoint, Dtype, Error, Result};
+use llmpress_kernels::cpu::Elements;
+use llmpress_model::{Model, Reads, SharedInput, SubLayer};
+
+use crate::matrix::{Input, MOST_COLUMNS, Matrix, TOO_FEW, quantise, share_of};
+use crate::report::Finished;
+use crate::residuals::Residuals;
+use crate::{Rung, Spec};
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    /// How each tensor is to be quantised; others stay. Those that are no linears of a layer go by no text.
+    pub specs: &'a BTreeMap<String, Spec>,
+    /// The windows to go by; without them what goes by no text runs.
+    pub calibration: Option<&'a Calibration>,
+    /// Where streams may lie.
+    pub room: &'a Room,
+    /// Bytes that the Hessians of one sub-layer's experts may take together; one is gathered whatever it takes.
+    pub hessians: u64,
+}
+
+impl Job<'_> {
+    /// Whether error feedback makes up for what the layers before have lost, which takes the original's streams as well.
+    pub(crate) fn makes_up(&self, model: &Model) -> bool {
+        let layers = model.config().layers.len();
+        self.calibration.is_some()
+            && (0..layers).flat_map(|layer| model.inputs_of(layer)).any(|input| self.makes_up_for(&input))
+    }
+
+    fn makes_up_for(&self, input: &SharedInput) -> bool {
+        let of_expert = matches!(input.reads, Reads::ExpertTokens(_) | Reads::ExpertInner(_));
+        let feedback = |tensor: &String| self.specs.get(tensor).is_some_and(|spec| spec.rung == Rung::Gptq);
+        let tokens = self.calibration.map_or(0, Calibration::tokens);
+        !of_expert
+            && input.features <= MOST_COLUMNS
+            && share_of(tokens, input.features) > 0.0
+            && input.tensors.iter().any(feedback)
+    }
+}
+
+/// Where a job goes on.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Blocks that are finished.
+    pub blocks: usize,
+    /// The streams after them, where the job goes by a text and any is still needed.
+    pub residuals: Option<Residuals>,
+}
+
+/// Takes what is finished.
+pub trait Sink {
+    /// The weights that there are to quantise, and those of them that were finished before.
+    fn start(&mut self, weights: u64, finished: u64) {
+        let _ = (weights, finished);
+    }
+
+    /// So many more are.
+    fn step(&mut self, weights: u64) {
+        let _ = weights;
+    }
+
+    /// The tensors of a block, from 0, are finished; last of all, as one more block, those that are in none. With `residuals`
+    /// the job goes on from here: [`State`] of `block + 1` blocks.
+    ///
+    /// # Errors
+    /// They cannot be kept: the job ends.
+    fn block(
+        &mut self,
+        block: usize,
+        finished: Vec<Finished>,
+        residuals: Option<&mut Residuals>,
+    ) -> Result<()>;
+}
+
+/// Quantises a model's tensors. The model is as before at the end.
+///
+/// # Errors
+/// A tensor that is not there, or is no matrix; a setting that the encoding does not have; error feedback without a text, or
+/// too short a one; NaN or infinite activations or weights; what cannot be read; what `sink` says.
+pub fn run(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn Sink) -> Result<()> {
+    let layers = model.config().layers.len();
+    let inputs: Vec<Vec<SharedInput>> = (0..layers).map(|layer| model.inputs_of(layer)).collect();
+    let plan = Plan::new(model, job, &inputs)?;
+    let weights = |blocks: &[Vec<SharedInput>]| -> u64 {
+        blocks.iter().flatten().flat_map(|input| &input.tensors).map(|t| plan.weights(t)).sum()
+    };
+    let done = from.blocks.min(layers);
+    sink.start(plan.total, weights(&inputs[..done]));
+    // Streams are there up to the last layer that goes by them.
+    let last = (0..layers).rev().find(|&layer| plan.goes_by_text(&inputs[layer]));
+    let both = job.makes_up(model);
+    let mut residuals = from.residuals;
+    if let (Some(calibration), Some(last)) = (job.calibration, last) {
+        if done == 0 {
+            residuals = Some(Residuals::embed(model, calibration, job.room, both)?);
+        } else if done <= last && residuals.as_ref().is_none_or(|r| r.original.is_some() != both) {
+            return Err(Error::Invalid(format!("no streams to go on with after {done} finished blocks")));
+        }
+    }
+    // The original, beside the one whose weights change.
+    let original = if both { Some(model.twin()?) } else { None };
+    for layer in done..layers {
+        if last.is_none_or(|last| layer > last) {
+            residuals = None;
+        }
+        let mut work = Work { plan: &plan, original: original.as_ref(), last, residuals, finished: vec![] };
+        let result = work.block(model, &inputs[layer], layer, sink);
+        for tensor in inputs[layer].iter().flat_map(|input| &input.tensors) {
+            model.restore(tensor)?;
+        }
+        result?;
+        let finished = work.finished;
+        residuals = work.residuals;
+        let needed = last.is_some_and(|last| layer < last);
+        sink.block(layer, finished, residuals.as_mut().filter(|_| needed))?;
+    }
+    if from.blocks <= layers && !plan.others.is_empty() {
+        let finished = others(model.checkpoint(), &plan, sink)?;
+        sink.block(layers, finished, None)?;
+    }
+    Ok(())
+}
+
+/// A job that was checked against a model.
+struct Plan<'a> {
+    job: Job<'a>,
+    sizes: BTreeMap<&'a str, (usize, usize)>,
+    /// Tensors that are no linears of a layer.
+    others: Vec<&'a str>,
+    total: u64,
+}
+
+impl<'a> Plan<'a> {
+    fn new(model: &Model, job: Job<'a>, inputs: &[Vec<SharedInput>]) -> Result<Self> {
+        let linears: BTreeMap<&str, &SharedInput> = inputs
+            .iter()
+            .flatten()
+            .flat_map(|input| input.tensors.iter().map(move |t| (t.as_str(), input)))
+            .collect();
+        let mut plan = Self { job, sizes: BTreeMap::new(), others: Vec::new(), total: 0 };
+        for (tensor, spec) in job.specs {
+            let named = |e| crate::matrix::named(tensor, e);
+            spec.check().map_err(named)?;
+            let info = model.checkpoint().tensor(tensor)?;
+            let Some((rows, cols)) = abq::matrix(&info.shape).filter(|_| abq::DTYPES.contains(&info.dtype))
+            else {
+                return Err(Error::Invalid(format!(
+                    "{tensor}: {} of shape {:?} is no matrix of floating-point weights",
+                    info.dtype.name(),
+                    info.shape
+                )));
+            };
+            plan.total += rows * cols;
+            plan.sizes.insert(tensor, (rows as usize, cols as usize));
+            let Some(input) = linears.get(tensor.as_str()) else {
+                plan.others.push(tensor);
+                continue;
+            };
+            if spec.rung == Rung::Gptq {
+                let Some(calibration) = job.calibration else {
+                    return Err(Error::Invalid(format!("{tensor}: {} goes by a text", spec.rung)));
+                };
+                // An expert may see few tokens of a long text; all others see each.
+                let needed = input.features.div_ceil(TOO_FEW);
+                if calibration.tokens() < needed {
+                    return Err(Error::Invalid(format!(
+                        "{tensor}: {} calibration tokens say too little of {} columns: give {needed} at least, better {}",
+                        calibration.tokens(),
+                        input.features,
+                        4 * input.features
+                    )));
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    fn weights(&self, tensor: &str) -> u64 {
+        self.sizes.get(tensor).map_or(0, |(rows, cols)| (rows * cols) as u64)
+    }
+
+    /// What moments an input's tensors need; none where no tensor goes by a text.
+    fn extent(&self, input: &SharedInput) -> Option<Extent> {
+        self.job.calibration?;
+        let rungs = input.tensors.iter().filter_map(|t| self.job.specs.get(t)).map(|spec| spec.rung);
+        match rungs.max()? {
+            Rung::Rtn => None,
+            Rung::Grid => Some(Extent::Diagonal),
+            Rung::Gptq => Some(Extent::Full),
+        }
+    }
+
+    fn goes_by_text(&self, inputs: &[SharedInput]) -> bool {
+        inputs.iter().any(|input| self.extent(input).is_some())
+    }
+}
+
+/// A block in work.
+struct Work<'a> {
+    plan: &'a Plan<'a>,
+    original: Option<&'a Model>,
+    last: Option<usize>,
+    residuals: Option<Residuals>,
+    finished: Vec<Finished>,
+}
+
+impl Work<'_> {
+    /// One block; its new weights are in the model at the end, and the streams past it where a later layer needs them.
+    fn block(
+        &mut self,
+        model: &mut Model,
+        inputs: &[SharedInput],
+        layer: usize,
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
+        for site in [SubLayer::Attention(layer), SubLayer::Mlp(layer)] {
+            // What a sub-layer reads first, then what it reads of that.
+            for first in [true, false] {
+                let stage: Vec<&SharedInput> = inputs
+                    .iter()
+                    .filter(|input| input.sub_layer == site && reads_first(input.reads) == first)
+                    .filter(|input| input.tensors.iter().any(|t| self.plan.job.specs.contains_key(t)))
+                    .collect();
+                for batch in batches(self.plan, &stage) {
+                    self.batch(model, &batch, sink)?;
+                }
+            }
+            let more = self.last.is_some_and(|last| layer < last) || site == SubLayer::Attention(layer);
+            if let Some(residuals) = self.residuals.as_mut().filter(|_| more) {
+                residuals.now.advance(model, site, &mut || ())?;
+                if let (Some(streams), Some(original)) = (&mut residuals.original, self.original) {
+                    streams.advance(original, site, &mut || ())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gathers the moments of some inputs and quantises what multiplies them.
+    fn batch(
+        &mut self,
+        model: &mut Model,
+        batch: &[(&SharedInput, Option<Extent>)],
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
+        let known = self.gather(model, batch)?;
+        for ((input, _), known) in batch.iter().zip(known) {
+            let matrices = input
+                .tensors
+                .iter()
+                .filter_map(|tensor| Some((tensor, *self.plan.job.specs.get(tensor)?)))
+                .map(|(tensor, spec)| {
+                    let weights = model.weights(tensor)?;
+                    Ok(Matrix { tensor: tensor.clone(), spec, weights })
+                })
+                .collect::<Result<Vec<_>>>()?;
+            for (done, weights) in quantise(matrices, input.features, known)? {
+                model.replace(&done.tensor, weights)?;
+                sink.step(self.plan.weights(&done.tensor));
+                self.finished.push(done);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be known of each input.
+    fn gather(&mut self, model: &Model, batch: &[(&SharedInput, Option<Extent>)]) -> Result<Vec<Input>> {
+        let none = || batch.iter().map(|_| Input::default()).collect();
+        let Some(residuals) = &mut self.residuals else { return Ok(none()) };
+        if let ([(input, _)], Some(original), Some(streams)) = (batch, self.original, &mut residuals.original)
+            && self.plan.job.makes_up_for(input)
+        {
+            let (moments, drift) =
+                residuals.now.moments_and_drift(model, (original, streams), input, &mut || ())?;
+            return Ok(vec![Input { moments: Some(moments), drift: Some(drift.close()) }]);
+        }
+        let wanted: Vec<(&SharedInput, Extent)> =
+            batch.iter().filter_map(|&(input, extent)| Some((input, extent?))).collect();
+        if wanted.is_empty() {
+            return Ok(none());
+        }
+        let mut moments = residuals.now.moments(model, &wanted, &mut || ())?.into_iter();
+        let of_each = batch.iter().map(|(_, extent)| extent.and_then(|_| moments.next()));
+        Ok(of_each.map(|moments| Input { moments, drift: None }).collect())
+    }
+}
+
+fn reads_first(reads: Reads) -> bool {
+    matches!(reads, Reads::Normed | Reads::ExpertTokens(_))
+}
+
+/// Inputs whose moments are gathered in one go: as many as fit the memory for Hessians.
+fn batches<'i>(plan: &Plan<'_>, inputs: &[&'i SharedInput]) -> Vec<Vec<(&'i SharedInput, Option<Extent>)>> {
+    let mut batches: Vec<Vec<_>> = Vec::new();
+    let mut bytes = 0u64;
+    for &input in inputs {
+        let extent = plan.extent(input);
+        let more = extent.map_or(0, |extent| Moments::bytes(input.features, extent));
+        bytes = bytes.saturating_add(more);
+        let alone = plan.job.makes_up_for(input);
+        match batches.last_mut().filter(|_| bytes <= plan.job.hessians && !alone) {
+            Some(batch) => batch.push((input, extent)),
+            None => {
+                batches.push(vec![(input, extent)]);
+                bytes = more;
+            }
+        }
+    }
+    batches
+}
+
+/// Tensors that are no linears of a layer, one after the other.
+fn others(checkpoint: &Checkpoint, plan: &Plan<'_>, sink: &mut dyn Sink) -> Result<Vec<Finished>> {
+    let mut finished = Vec::new();
+    for &tensor in &plan.others {
+        let (Some(&(rows, cols)), Some(&spec)) = (plan.sizes.get(tensor), plan.job.specs.get(tensor)) else {
+            continue;
+        };
+        let weights = read(checkpoint, tensor, rows, cols)?;
+        let matrix = Matrix { tensor: tensor.to_owned(), spec, weights };
+        finished.extend(quantise(vec![matrix], cols, Input::default())?.into_iter().map(|(done, _)| done));
+        sink.step(plan.weights(tensor));
+    }
+    Ok(finished)
+}
+
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 22;
+
+/// A whole tensor in single precision.
+fn read(checkpoint: &Checkpoint, tensor: &str, rows: usize, cols: usize) -> Result<Vec<f32>> {
+    let dtype = checkpoint.tensor(tensor)?.dtype;
+    let width = (dtype.bits() as usize / 8).max(1);
+    let mut out = Vec::with_capacity(rows * cols);
+    let total = rows * cols * width;
+    let mut words = vec![0u64; PIECE.min(total).div_ceil(8)];
+    for at in (0..total).step_by(PIECE) {
+        let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..PIECE.min(total - at)];
+        checkpoint.read(tensor, at as u64, bytes)?;
+        let from = out.len();
+        out.resize(from + bytes.len() / width, 0.0);
+        let elements = match dtype {
+            Dtype::F32 => bytemuck::try_cast_slice(bytes).ok().map(Elements::F32),
+            Dtype::BF16 => bytemuck::try_cast_slice(bytes).ok().map(Elements::Bf16),
+            _ => bytemuck::try_cast_slice(bytes).ok().map(Elements::F16),
+        };
+        if let Some(elements) = elements {
+            elements.widen(0, &mut out[from..]);
+        }
+    }
+    Ok(out)
+}
