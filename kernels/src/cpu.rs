@@ -15,6 +15,7 @@ mod isa;
 mod jensen_shannon;
 mod log_sum_exp;
 mod multiply;
+mod multiply_double;
 mod norm;
 mod quantize_columns;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use isa::limit_instruction_set;
 pub use jensen_shannon::jensen_shannon;
 pub use log_sum_exp::{divergence, log_sum_exp};
 pub use multiply::multiply;
+pub use multiply_double::{DOUBLE_PANEL, multiply_double};
 pub use norm::rms_norm;
 pub use quantize_columns::quantize_columns;
 
