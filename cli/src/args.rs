@@ -116,7 +116,9 @@ pub(crate) struct InspectArgs {
 #[command(next_help_heading = "What to make")]
 pub(crate) struct RecipeArgs {
     /// The method: dfloat11, fixed12, planes or raw; prunings such as drop:attn=8, drop:mlp=4, drop:joint=12,
-    /// drop:block=4 or finercut:25%; or a chain of any number of prunings and a method: drop:attn=8+dfloat11.
+    /// drop:block=4 or finercut:25%; quantisers such as rtn:w8, grid:w3,g128 or gptq:w4a8,g128 (weights of 1 to 8 bits,
+    /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them); or a
+    /// chain of any number of prunings, a quantiser and a method: drop:attn=8+gptq:w4+dfloat11.
     #[arg(long, value_name = "CHAIN", value_parser = parse_to, conflicts_with = "recipe")]
     pub(crate) to: Option<Recipe>,
     /// A TOML file with passes, the method, and exceptions by tensor name.
@@ -259,6 +261,7 @@ pub(crate) struct JobArgs {
   llmpress plan MODEL --to fixed12 --json > plan.json && llmpress convert MODEL OUT --plan plan.json
   llmpress plan MODEL --to finercut:25%+dfloat11      what ranking, and what is left, would take
   llmpress plan MODEL --to fixed12 --device cuda --context 8192
+  llmpress plan MODEL --to gptq:w4a8,g128             bytes of every tensor, bits a weight, work
 
 Reads headers alone. What a pruning removes is known only when it has judged: until then, or with a --ranking, sizes are
 those of a model that loses as much.")]
@@ -295,6 +298,7 @@ pub(crate) struct PlanArgs {
   llmpress convert MODEL OUT --recipe recipe.toml
   llmpress convert MODEL OUT --to drop:attn=8+dfloat11 --calib text.txt
   llmpress convert MODEL OUT --to drop:attn=8+drop:mlp=2+fixed12 --calib a.txt --calib b.jsonl --calib-seed 1
+  llmpress convert MODEL OUT --to gptq:w4,g128 --calib text.txt
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {
     /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.

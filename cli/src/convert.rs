@@ -94,11 +94,11 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
             text.push_str(&format!("{} of {} shards were there already\n", summary.resumed, summary.shards));
         }
         for (unit, why) in summary.fallbacks.iter().take(SHOWN) {
-            text.push_str(&format!("kept raw: {}: {why}\n", printable(unit)));
+            text.push_str(&format!("not as asked for: {}: {why}\n", printable(unit)));
         }
         if summary.fallbacks.len() > SHOWN {
             text.push_str(&format!(
-                "kept raw: {} more (see llmpress.json)\n",
+                "not as asked for: {} more (see llmpress.json)\n",
                 summary.fallbacks.len() - SHOWN
             ));
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use llmpress_formats::Removal;
-use llmpress_pipeline::{Pass, PlannedPass};
+use llmpress_pipeline::{Pass, PassForecast, PlannedPass, QuantiseForecast, Quantised};
 
 use crate::report::bytes;
 
@@ -11,8 +11,15 @@ use crate::report::bytes;
 pub(crate) fn describe(pass: &Pass) -> String {
     match pass {
         Pass::Remove(removal) => describe_removal(removal),
-        Pass::Prune(pass) => pass.to_string(),
+        Pass::Prune(_) | Pass::Quantise(_) => pass.to_string(),
+        Pass::Quantised(done) => describe_quantised(done),
     }
+}
+
+fn describe_quantised(done: &Quantised) -> String {
+    let text = done.calibration.as_ref();
+    let text = text.map(|text| format!(" by {} windows of {} tokens", text.windows, text.window));
+    format!("quantised: {}{}", done.to, text.unwrap_or_default())
 }
 
 fn describe_removal(removal: &Removal) -> String {
@@ -34,13 +41,41 @@ fn describe_removal(removal: &Removal) -> String {
 
 /// What a pass that is still to be worked out will do and take.
 pub(crate) fn forecast(pass: &PlannedPass) -> String {
-    let f = &pass.forecast;
+    match &pass.forecast {
+        PassForecast::Prune(f) => forecast_pruning(&pass.pass, f),
+        PassForecast::Quantise(f) => forecast_quantiser(&pass.pass, f),
+    }
+}
+
+fn forecast_quantiser(pass: &Pass, f: &QuantiseForecast) -> String {
+    let by = match f.windows {
+        0 => "by no text".to_owned(),
+        windows => format!(
+            "by {windows} windows of {} tokens, {:.1e} multiplications",
+            f.window,
+            f.million_products as f64 * 1e6
+        ),
+    };
+    format!(
+        "{pass}: {} tensors, {} weights, {} -> {}, {:.3} bits a weight\n  {by}; memory: about {} beside the mapped weights; \
+         disk for finished blocks: about {}\n",
+        f.tensors,
+        f.weights,
+        bytes(f.source_bytes),
+        bytes(f.bytes),
+        f.bits_per_weight,
+        bytes(f.memory_bytes),
+        bytes(f.bytes),
+    )
+}
+
+fn forecast_pruning(pass: &Pass, f: &llmpress_prune::Forecast) -> String {
     let size = match (f.dropped_bytes_least, f.dropped_bytes_most) {
         (0, 0) => "made zero".to_owned(),
         (least, most) if least == most => bytes(least),
         (least, most) => format!("{} to {}", bytes(least), bytes(most)),
     };
-    let what = format!("{}: {} of {} {} go, {size}", pass.pass, f.removed, f.of, f.what);
+    let what = format!("{}: {} of {} {} go, {size}", pass, f.removed, f.of, f.what);
     if f.windows == 0 {
         return format!("{what}; which ones, the passes before decide\n");
     }

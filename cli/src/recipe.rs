@@ -13,7 +13,7 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
         (None, Some(to)) => to.clone(),
         (None, None) => {
             return Err(Failure::Usage(
-                "say what to make: --to dfloat11, fixed12, planes or a pruning, or --recipe FILE".to_owned(),
+                "say what to make: --to dfloat11, fixed12, planes, a pruning or a quantiser, or --recipe FILE".to_owned(),
             ));
         }
     };
@@ -27,7 +27,7 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
     }
     recipe.tied_embedding |= args.tied_embedding;
     if args.portable {
-        if recipe.passes.is_empty() {
+        if !recipe.passes.iter().any(llmpress_pipeline::Pass::prunes) {
             return Err(Failure::Usage(
                 "--portable is for prunings: --to drop:... or finercut:...".to_owned(),
             ));

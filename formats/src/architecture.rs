@@ -111,6 +111,16 @@ pub fn derive_units<'a>(traits: Traits<'_>, linears: impl IntoIterator<Item = &'
     units
 }
 
+/// The linears of each repeated block, of the names of a checkpoint's matrices: the weights that are multiplied with
+/// activations, in the order of the published models; no routers, embeddings or head.
+pub fn block_linears<'a>(
+    model_type: Option<&str>,
+    matrices: impl IntoIterator<Item = &'a str>,
+) -> Vec<Vec<String>> {
+    let traits = Traits { model_type, tied: true, tied_embedding: false };
+    derive_units(traits, matrices).into_iter().map(|unit| unit.tensors()).collect()
+}
+
 fn is_head_or_embedding(parts: &[&str], traits: Traits<'_>) -> bool {
     match parts.last() {
         Some(&"lm_head") => !traits.tied,

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
-use crate::manifest::{MANIFEST_FILE, Manifest};
+use crate::manifest::{MANIFEST_FILE, Manifest, UnitEntry};
 use crate::{
     Component, Config, Directory, Dtype, Error, Named, Remake, Result, ShardFile, Transform, foreign,
     official,
@@ -249,6 +249,8 @@ pub struct Checkpoint {
     units: OnceLock<BTreeMap<String, Unit>>,
     /// Shards outside of the directory that hold finished units.
     pub(crate) added: Vec<ShardFile>,
+    /// What is known of finished units.
+    pub(crate) finished: BTreeMap<String, UnitEntry>,
     pub(crate) tied: BTreeMap<String, String>,
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
@@ -362,6 +364,7 @@ impl Checkpoint {
             tensors,
             units,
             added: Vec::new(),
+            finished: BTreeMap::new(),
             tied,
             dropped,
             edited: false,

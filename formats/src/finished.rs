@@ -24,10 +24,21 @@ impl Checkpoint {
             unit.reader(name)?;
             self.take_place(shard.path(), name, entry)?;
             self.put_unit(name, unit);
+            self.finished.insert(name.clone(), entry.clone());
         }
         self.added.push(shard);
         self.edited = true;
         Ok(self)
+    }
+
+    /// The units that [`Self::with_finished`] put there, by name, as they were described.
+    pub fn finished(&self) -> &BTreeMap<String, UnitEntry> {
+        &self.finished
+    }
+
+    /// The shards that hold them.
+    pub fn finished_shards(&self) -> impl Iterator<Item = &Path> {
+        self.added.iter().map(ShardFile::path)
     }
 
     fn finished_unit(&self, name: &str, entry: &UnitEntry, shard: &ShardFile) -> Result<Unit> {

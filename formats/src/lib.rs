@@ -48,7 +48,8 @@ mod shard_writer;
 mod transform;
 
 pub use architecture::{
-    KNOWN_MODEL_TYPES, PatternDict, Traits, UnitPattern, block_counts, derive_units, pattern_dict,
+    KNOWN_MODEL_TYPES, PatternDict, Traits, UnitPattern, block_counts, block_linears, derive_units,
+    pattern_dict,
 };
 pub use checkpoint::{Checkpoint, Kind, StoredSize, Tensor, Unit};
 pub use component::Component;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! view 0 (source) --ranking 1--> view 1 --ranking 2--> view 2 ...     rankings: kept, resumed, published
+//! view n --quantiser--> finished units, kept block by block --> view n + 1
 //! ```
 
 use std::collections::BTreeMap;
@@ -9,15 +10,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Texts};
-use llmpress_formats::{Checkpoint, Removal};
+use llmpress_formats::{Checkpoint, Digest, Manifest, Removal, ShardFile, UnitEntry};
 use llmpress_model::{Model, Tokenizer};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
+use llmpress_quantize::Spec;
 
 use crate::fingerprint::fingerprint;
 use crate::pass::{Pass, apply};
 use crate::progress::{Counted, Progress, Task, Watch};
+use crate::quantise::{Blocks, Run, expected_bytes, forecast as forecast_of_quantiser, run, targets};
 use crate::stage::Stage;
-use crate::{Error, Recipe, Result, view};
+use crate::{
+    CalibrationRecord, Error, PassForecast, Quantised, Quantiser, Recipe, Result, recorded_passes, view,
+};
 
 /// What passes go by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +41,9 @@ impl CalibrationText {
     /// Tokens of a window where nobody says.
     pub const LENGTH: usize = 256;
 
-    pub(crate) fn cut(&self, pass: &prune::Pass) -> Cut {
-        Cut { windows: self.windows.unwrap_or(pass.default_windows()), length: self.length, seed: self.seed }
+    /// Of so many windows where nobody says how many.
+    pub(crate) fn cut(&self, windows: usize) -> Cut {
+        Cut { windows: self.windows.unwrap_or(windows), length: self.length, seed: self.seed }
     }
 }
 
@@ -82,12 +88,23 @@ impl Request {
     pub(crate) fn check(&self) -> Result<()> {
         let calibrated = |pass: &&Pass| matches!(pass, Pass::Prune(pass) if pass.calibrated());
         let count = self.recipe.passes.iter().filter(calibrated).count();
-        if count == 0 && (!self.calibration.texts.files.is_empty() || !self.rankings.is_empty()) {
+        let by_rules = self
+            .recipe
+            .rules
+            .iter()
+            .any(|rule| matches!(rule.to, crate::Target::Quantise(quantiser) if quantiser.takes_text()));
+        let takes_text = by_rules || self.recipe.passes.iter().any(Pass::takes_text);
+        if !takes_text && !self.calibration.texts.files.is_empty() || count == 0 && !self.rankings.is_empty()
+        {
             return Err(Error::Invalid(
-                "--calib and --ranking are for prunings that judge: --to drop:... or finercut:...".into(),
+                "--calib is for prunings that judge and for quantisers that go by a text (--to drop:..., finercut:..., \
+                 grid:..., gptq:...), --ranking for prunings alone"
+                    .into(),
             ));
         }
-        if count > 0 && self.rankings.len() == count && !self.calibration.texts.files.is_empty() {
+        let others =
+            by_rules || self.recipe.passes.iter().any(|pass| pass.takes_text() && !calibrated(&pass));
+        if count > 0 && !others && self.rankings.len() == count && !self.calibration.texts.files.is_empty() {
             return Err(Error::Invalid(
                 "every pass has a --ranking already: leave out --calib, or the rankings".into(),
             ));
@@ -117,6 +134,55 @@ pub(crate) struct Earlier<'a> {
     pub(crate) stage: Option<&'a Stage>,
     /// A finished output of what may be the same job.
     pub(crate) finished: Option<&'a Path>,
+    /// Whether what is there is to be replaced.
+    pub(crate) force: bool,
+    /// Most memory to use, in bytes.
+    pub(crate) memory: Option<u64>,
+}
+
+/// The units of a quantising pass that has run.
+enum Made {
+    /// In its stage.
+    Blocks(Blocks),
+    /// In a finished output of the same job.
+    Output(PathBuf),
+}
+
+impl Made {
+    fn view(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
+        match self {
+            Self::Blocks(blocks) => blocks.view(checkpoint),
+            Self::Output(out) => units_of_output(checkpoint, out),
+        }
+    }
+}
+
+/// The source after passes, of which one may have made units.
+fn view_after(source: Checkpoint, passes: &[Pass], made: Option<&Made>) -> Result<Checkpoint> {
+    passes.iter().try_fold(source, |checkpoint, pass| match (pass, made) {
+        (Pass::Quantised(_), Some(made)) => made.view(checkpoint),
+        _ => apply(checkpoint, pass),
+    })
+}
+
+/// A view with the quantised units of a finished output in place of its tensors.
+fn units_of_output(checkpoint: Checkpoint, out: &Path) -> Result<Checkpoint> {
+    let done = Checkpoint::open(out)?;
+    let manifest =
+        done.manifest().ok_or_else(|| Error::Invalid(format!("{}: has no manifest", out.display())))?;
+    let mut view = checkpoint;
+    for shard in done.directory().shards() {
+        let here = |unit: &UnitEntry| {
+            unit.components.values().all(|link| shard.header().get(&link.tensor).is_some())
+        };
+        let lossy = |name: &String| done.units().get(name).is_some_and(|u| u.encoding().is_lossy());
+        let units = manifest.units.iter().filter(|(name, unit)| lossy(name) && here(unit));
+        let units: BTreeMap<String, UnitEntry> = units.map(|(n, u)| (n.clone(), u.clone())).collect();
+        if !units.is_empty() {
+            view = view.with_finished(ShardFile::open(shard.path())?, &units)?;
+        }
+    }
+    Ok(view)
 }
 
 /// Works out every pass.
@@ -130,6 +196,7 @@ pub(crate) fn settle(
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
     let mut files = BTreeMap::new();
     let mut rankings = request.rankings.iter();
+    let mut made = None;
     for (index, pass) in request.recipe.passes.iter().enumerate() {
         let number = index + 1;
         let pruning = match pass {
@@ -137,10 +204,24 @@ pub(crate) fn settle(
                 recipe.passes.push(pass.clone());
                 continue;
             }
+            Pass::Quantise(quantiser) => {
+                let before = view_after(request.recipe.open(dir)?, &recipe.passes, None)?;
+                let step = Quantising { number, quantiser: *quantiser, recipe: &recipe, request, earlier };
+                let (done, units) = step.run(before, watch)?;
+                made = Some(units);
+                recipe.passes.push(Pass::Quantised(done));
+                continue;
+            }
+            Pass::Quantised(done) => {
+                return Err(Error::Invalid(format!(
+                    "{} has run where this recipe comes from: ask for it by its name, \"{}\"",
+                    done.to, done.to
+                )));
+            }
             Pass::Prune(pruning) => pruning,
         };
         let given = if pruning.calibrated() { rankings.next() } else { None };
-        let before = view(request.recipe.open(dir)?, &recipe.passes)?;
+        let before = view_after(request.recipe.open(dir)?, &recipe.passes, made.as_ref())?;
         let mark = Mark { number, name: file_name(files.len()), recipe: &recipe, request };
         let model = Model::open(Arc::new(before))?;
         let ranking = match given {
@@ -151,8 +232,93 @@ pub(crate) fn settle(
         files.insert(mark.name, ranking.to_json()?);
         recipe.passes.push(Pass::Remove(removal));
     }
-    let view = view(request.recipe.open(dir)?, &recipe.passes)?;
+    let view = view_after(request.recipe.open(dir)?, &recipe.passes, made.as_ref())?;
     Ok(Settled { recipe, view, files })
+}
+
+/// A quantiser and its place in the chain.
+struct Quantising<'a> {
+    number: usize,
+    quantiser: Quantiser,
+    /// The passes before it.
+    recipe: &'a Recipe,
+    request: &'a Request,
+    earlier: &'a Earlier<'a>,
+}
+
+impl Quantising<'_> {
+    /// Runs what is left of it.
+    fn run(&self, before: Checkpoint, watch: &dyn Watch) -> Result<(Quantised, Made)> {
+        let specs = targets(&before, self.quantiser.0, &self.request.recipe.compile()?)?;
+        let before_it = fingerprint(&before, self.recipe, 0)?;
+        let before = Arc::new(before);
+        let calibration = self.calibration(&before, &specs)?;
+        let done = Quantised {
+            to: self.quantiser,
+            calibration: calibration.as_ref().map(|calibration| CalibrationRecord {
+                windows: calibration.windows().len(),
+                window: calibration.length(),
+                digest: calibration.digest(),
+            }),
+        };
+        if let Some(out) = self.earlier.finished.filter(|_| !self.earlier.force) {
+            return match self.is_of_output(&done, out)? {
+                true => Ok((done, Made::Output(out.to_owned()))),
+                false => Err(Error::Output {
+                    path: out.to_owned(),
+                    what: "already holds a checkpoint, made by another recipe: use --force to replace it, or choose \
+                           another output directory"
+                        .to_owned(),
+                }),
+            };
+        }
+        let stage = self.earlier.stage.ok_or_else(|| {
+            Error::Invalid(format!("{}: there is no place for what it finishes", self.quantiser))
+        })?;
+        let digest = calibration.as_ref().map(Calibration::digest).unwrap_or_default();
+        let specs_text: Vec<String> =
+            specs.iter().map(|(name, s)| format!("{name} {}", Quantiser(*s))).collect();
+        let identity = format!("{before_it}\n{digest}\n{}", specs_text.join("\n"));
+        let mut blocks =
+            Blocks::open(&stage.folder(self.number)?, &Digest::of(identity.as_bytes()).to_string())?;
+        let pass = Run { specs: &specs, calibration: calibration.as_ref(), memory: self.earlier.memory };
+        run(before, &pass, &mut blocks, watch)?;
+        Ok((done, Made::Blocks(blocks)))
+    }
+
+    /// Whether a finished output was quantised like this.
+    fn is_of_output(&self, done: &Quantised, out: &Path) -> Result<bool> {
+        let recipe = Manifest::read(out)?.map(|manifest| manifest.recipe).unwrap_or_default();
+        // Whether all else is the same is looked at later.
+        Ok(recorded_passes(&recipe)?.get(self.number - 1) == Some(&Pass::Quantised(done.clone())))
+    }
+
+    fn calibration(
+        &self,
+        before: &Arc<Checkpoint>,
+        specs: &BTreeMap<String, Spec>,
+    ) -> Result<Option<Calibration>> {
+        let by_text: Vec<(&String, Quantiser)> = specs
+            .iter()
+            .map(|(name, spec)| (name, Quantiser(*spec)))
+            .filter(|(_, q)| q.takes_text())
+            .collect();
+        let text = &self.request.calibration;
+        if by_text.is_empty() {
+            return Ok(None);
+        }
+        if text.texts.files.is_empty() {
+            return match by_text.iter().find(|(_, quantiser)| quantiser.needs_text()) {
+                Some((name, quantiser)) => Err(Error::Invalid(format!(
+                    "{name}: {quantiser} goes by what the model reads: give a text with --calib"
+                ))),
+                None => Ok(None),
+            };
+        }
+        let tokenizer = Tokenizer::open(before.root())?;
+        let vocab = Model::open(before.clone())?.vocab_size();
+        Ok(Some(text.texts.calibration(&tokenizer, vocab, text.cut(Quantiser::WINDOWS))?))
+    }
 }
 
 /// What a pass's ranking is called among the files of the output, after `before` others.
@@ -194,7 +360,7 @@ pub(crate) fn calibration(
         )));
     }
     let tokenizer = Tokenizer::open(model.checkpoint().root())?;
-    Ok(Some(text.texts.calibration(&tokenizer, model.vocab_size(), text.cut(pass))?))
+    Ok(Some(text.texts.calibration(&tokenizer, model.vocab_size(), text.cut(pass.default_windows()))?))
 }
 
 /// A pass and its place in the chain.
@@ -286,11 +452,26 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     request.check()?;
     let mut checkpoint = request.recipe.open(dir)?;
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
-    let mut passes = Vec::new();
+    let compiled = request.recipe.compile()?;
+    let mut quantised: BTreeMap<String, u64> = BTreeMap::new();
+    let mut passes: Vec<(Pass, Option<PassForecast>)> = Vec::new();
     let mut rankings = request.rankings.iter();
     for (index, pass) in request.recipe.passes.iter().enumerate() {
         let settled = match pass {
-            Pass::Remove(_) => pass.clone(),
+            Pass::Remove(_) | Pass::Quantised(_) => pass.clone(),
+            Pass::Quantise(quantiser) => {
+                let specs = targets(&checkpoint, quantiser.0, &compiled)?;
+                let cut = request.calibration.cut(Quantiser::WINDOWS);
+                let found = forecast_of_quantiser(&checkpoint, &specs, cut)?;
+                for (name, spec) in &specs {
+                    quantised.insert(name.clone(), expected_bytes(spec, checkpoint.tensor(name)?));
+                }
+                let settled = Pass::Quantised(Quantised { to: *quantiser, calibration: None });
+                checkpoint = apply(checkpoint, &settled)?;
+                recipe.passes.push(pass.clone());
+                passes.push((settled, Some(PassForecast::Quantise(found))));
+                continue;
+            }
             Pass::Prune(pruning) => {
                 let given = if pruning.calibrated() { rankings.next() } else { None };
                 let before = stand_in(&recipe, &passes);
@@ -304,24 +485,41 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                     None => {
                         // Later passes that name layers must find them.
                         let named = named_layers(&request.recipe.passes[index + 1..]);
-                        let (forecast, removal) =
-                            pruning.forecast(&checkpoint, request.calibration.cut(pruning), &named)?;
+                        let (forecast, removal) = pruning.forecast(
+                            &checkpoint,
+                            request.calibration.cut(pruning.default_windows()),
+                            &named,
+                        )?;
+                        rename(&mut quantised, &removal, &checkpoint)?;
                         let settled = Pass::Remove(removal);
                         checkpoint = apply(checkpoint, &settled)?;
                         recipe.passes.push(pass.clone());
-                        passes.push((settled, Some(forecast)));
+                        passes.push((settled, Some(PassForecast::Prune(forecast))));
                         continue;
                     }
                 }
             }
         };
+        if let Pass::Remove(removal) = &settled {
+            rename(&mut quantised, removal, &checkpoint)?;
+        }
         checkpoint = apply(checkpoint, &settled)?;
         recipe.passes.push(settled.clone());
         passes.push((settled, None));
     }
     let stand_in = stand_in(&recipe, &passes);
     let forecasts = recipe.passes.iter().zip(passes).map(|(pass, (_, forecast))| (pass.clone(), forecast));
-    Ok(Forecasts { passes: forecasts.collect(), recipe, stand_in, view: checkpoint })
+    Ok(Forecasts { passes: forecasts.collect(), recipe, stand_in, view: checkpoint, quantised })
+}
+
+/// What is known of tensors goes with their names.
+fn rename(known: &mut BTreeMap<String, u64>, removal: &Removal, checkpoint: &Checkpoint) -> Result<()> {
+    let edit = removal.edit(checkpoint)?;
+    let left = std::mem::take(known)
+        .into_iter()
+        .filter(|(name, _)| !edit.drop.contains_key(name) && !edit.zero.contains(name));
+    *known = left.map(|(name, bytes)| (edit.rename.get(&name).cloned().unwrap_or(name), bytes)).collect();
+    Ok(())
 }
 
 /// A ranking that takes no data: one that was saved, or a baseline.
@@ -365,7 +563,7 @@ fn named_layers(passes: &[Pass]) -> Removal {
 }
 
 /// The recipe with what stands for passes that are not settled.
-fn stand_in(recipe: &Recipe, passes: &[(Pass, Option<prune::Forecast>)]) -> Recipe {
+fn stand_in(recipe: &Recipe, passes: &[(Pass, Option<PassForecast>)]) -> Recipe {
     Recipe { passes: passes.iter().map(|(pass, _)| pass.clone()).collect(), ..recipe.clone() }
 }
 
@@ -378,5 +576,7 @@ pub(crate) struct Forecasts {
     /// The source as the stand-in leaves it.
     pub(crate) view: Checkpoint,
     /// Every pass, and what it takes if it is still to be worked out.
-    pub(crate) passes: Vec<(Pass, Option<prune::Forecast>)>,
+    pub(crate) passes: Vec<(Pass, Option<PassForecast>)>,
+    /// Bytes of the tensors of the view that a quantiser is to take.
+    pub(crate) quantised: BTreeMap<String, u64>,
 }

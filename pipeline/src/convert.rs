@@ -22,7 +22,7 @@ use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};
 use crate::stage::Stage;
 use crate::work::{Threads, Work};
-use crate::{Budget, Error, Plan, Progress, Request, Result, Uncovered};
+use crate::{Budget, Error, Pass, Plan, Progress, Request, Result, Uncovered};
 
 /// How a conversion is to run. None of it changes the output.
 #[derive(Debug, Clone)]
@@ -78,9 +78,19 @@ pub fn convert_request(
     let mut options = options.clone();
     let allow = Permissions { resume: options.resume, force: options.force };
     let open = request.recipe.passes.iter().any(|pass| !pass.is_settled());
-    let stage = if open { Stage::open(out, allow)? } else { None };
+    let quantises = request.recipe.passes.iter().any(|pass| matches!(pass, Pass::Quantise(_)));
+    // A stage is put beside what it is to replace, before anything else is looked at.
+    let holds_source = || Some(dir.canonicalize().ok()?.starts_with(out.canonicalize().ok()?));
+    if quantises && holds_source() == Some(true) {
+        return Err(Error::Output {
+            path: out.to_owned(),
+            what: "is or contains the source: choose another output directory".to_owned(),
+        });
+    }
+    let stage = if open { Stage::open(out, allow, quantises)? } else { None };
     let finished = (options.resume && out.join(MANIFEST_FILE).exists()).then_some(out);
-    let earlier = Earlier { stage: stage.as_ref(), finished };
+    let earlier =
+        Earlier { stage: stage.as_ref(), finished, force: options.force, memory: options.max_memory };
     let settled = pool(options.jobs.unwrap_or(0))?.install(|| settle(dir, request, &earlier, watch))?;
     options.extra_files.extend(settled.files);
     // What the passes left in a new directory is an unfinished job's: this one's.

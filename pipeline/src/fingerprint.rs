@@ -1,7 +1,7 @@
 //! The fingerprint of a conversion: what its output depends on, as far as headers tell.
 //!
 //! ```text
-//! BLAKE3( versions, recipe, shard bound, every file of the source: name, size, time of change, header )
+//! BLAKE3( versions, recipe, shard bound, finished units, every file of the source: name, size, time of change, header )
 //! ```
 
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -25,6 +25,14 @@ pub(crate) fn fingerprint(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_by
     let recipe = serde_json::to_vec(recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?;
     field(&recipe);
     field(&max_shard_bytes.to_le_bytes());
+    // What passes finished is not among the source's files.
+    for (name, entry) in checkpoint.finished() {
+        field(name.as_bytes());
+        for (component, link) in entry.components.iter() {
+            field(component.as_bytes());
+            field(&link.blake3.0);
+        }
+    }
     for (name, path) in crate::source::files(checkpoint, &carried(checkpoint)?) {
         let io = |e| FormatError::io(&path, "read", e);
         let file = open_file(&path)?;

@@ -1,7 +1,7 @@
 //! Plans and runs conversions.
 //!
 //! ```text
-//! recipe -> passes (views; rankings, kept as they are found)
+//! recipe -> passes (views; rankings and finished units, kept as they are found)
 //!        -> plan (headers only) -> shard after shard: survey, encode, decode and compare, publish
 //!                               -> merge (index, configuration, manifest last)
 //! ```
@@ -28,6 +28,7 @@ mod output;
 mod pass;
 mod plan;
 mod progress;
+mod quantise;
 mod rank;
 mod receipt;
 mod recipe;
@@ -47,7 +48,8 @@ pub use error::{Error, Result};
 pub use export::{ExportFormat, export};
 pub use method::Method;
 pub use pass::{Pass, recorded_passes, view};
-pub use plan::{Plan, PlannedPass, PlannedShard, PlannedUnit};
+pub use plan::{PassForecast, Plan, PlannedPass, PlannedShard, PlannedUnit};
 pub use progress::{Counted, Progress, Task, Watch};
+pub use quantise::{CalibrationRecord, QuantiseForecast, Quantised, Quantiser};
 pub use rank::{Saved, rank};
-pub use recipe::{Recipe, Rule};
+pub use recipe::{Recipe, Rule, Target};

@@ -119,7 +119,11 @@ impl Output {
     fn start(mut self, step: Step, job: Job<'_>) -> Result<Self> {
         if let Step::Replace(names) = step {
             Journal { remove: names.clone(), write: BTreeSet::new() }.write(&self.root)?;
-            clear_state(&self.root, &[LOCK_FILE, JOURNAL_FILE])?;
+            // Units that the passes of this job finished stay.
+            let passes = self.root.join(STATE_DIR).join(PASSES_DIR);
+            let used = job.checkpoint.finished_shards().any(|shard| shard.starts_with(&passes));
+            let kept = [LOCK_FILE, JOURNAL_FILE, PASSES_DIR];
+            clear_state(&self.root, if used { &kept } else { &kept[..2] })?;
             self.removed = remove(&self.root, names)?;
         } else if matches!(step, Step::Resume) {
             return Ok(self);

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! asked for ("drop:attn=8") --calibration, ranking--> settled (which layers) --> an edit of the view before it
+//! asked for ("gptq:w4") --calibration, block by block--> finished units in place of tensors of the view
 //! ```
 
 use std::fmt;
 use std::str::FromStr;
 
-use llmpress_formats::{Checkpoint, Removal};
+use llmpress_formats::{Checkpoint, Edit, Removal};
 use llmpress_prune as prune;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Result};
+use crate::{Error, Quantised, Quantiser, Result};
 
 /// A pass.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,24 +21,43 @@ pub enum Pass {
     Prune(prune::Pass),
     /// Sub-layers that go, by layer.
     Remove(Removal),
+    /// A quantiser that is still to run.
+    Quantise(Quantiser),
+    /// A quantiser that has run: its units are in the view.
+    Quantised(Quantised),
 }
 
 impl Pass {
     /// Whether a text asks for a pass, rightly or not.
     pub fn names(text: &str) -> bool {
-        prune::Pass::names(text)
+        prune::Pass::names(text) || Quantiser::names(text)
     }
 
     /// Whether it says what exactly it does.
     pub fn is_settled(&self) -> bool {
-        matches!(self, Self::Remove(_))
+        matches!(self, Self::Remove(_) | Self::Quantised(_))
     }
 
-    /// Makes it keep every tensor.
+    /// Makes a pruning keep every tensor; no other pass takes any.
     pub fn make_portable(&mut self) {
         match self {
             Self::Prune(pass) => pass.portable = true,
             Self::Remove(removal) => removal.portable = true,
+            Self::Quantise(_) | Self::Quantised(_) => {}
+        }
+    }
+
+    /// Whether it removes sub-layers.
+    pub fn prunes(&self) -> bool {
+        matches!(self, Self::Prune(_) | Self::Remove(_))
+    }
+
+    /// Whether it goes by a text where there is one.
+    pub(crate) fn takes_text(&self) -> bool {
+        match self {
+            Self::Prune(pass) => pass.calibrated(),
+            Self::Quantise(quantiser) => quantiser.takes_text(),
+            Self::Remove(_) | Self::Quantised(_) => false,
         }
     }
 }
@@ -49,6 +69,8 @@ impl fmt::Display for Pass {
             Self::Remove(removal) => {
                 write!(f, "prune {} attentions and {} MLPs", removal.attention.len(), removal.mlp.len())
             }
+            Self::Quantise(quantiser) => quantiser.fmt(f),
+            Self::Quantised(quantised) => quantised.to.fmt(f),
         }
     }
 }
@@ -57,7 +79,10 @@ impl FromStr for Pass {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Ok(Self::Prune(text.parse()?))
+        match Quantiser::names(text) {
+            true => text.parse().map(Self::Quantise),
+            false => Ok(Self::Prune(text.parse()?)),
+        }
     }
 }
 
@@ -73,6 +98,7 @@ enum Written {
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 enum Settled {
     Prune(Removal),
+    Quantise(Quantised),
 }
 
 impl Serialize for Pass {
@@ -80,6 +106,8 @@ impl Serialize for Pass {
         match self {
             Self::Prune(pass) => Written::Asked(pass.to_string()),
             Self::Remove(removal) => Written::Settled(Settled::Prune(removal.clone())),
+            Self::Quantise(quantiser) => Written::Asked(quantiser.to_string()),
+            Self::Quantised(quantised) => Written::Settled(Settled::Quantise(quantised.clone())),
         }
         .serialize(serializer)
     }
@@ -90,11 +118,12 @@ impl<'de> Deserialize<'de> for Pass {
         match Written::deserialize(deserializer)? {
             Written::Asked(text) => text.parse().map_err(serde::de::Error::custom),
             Written::Settled(Settled::Prune(removal)) => Ok(Self::Remove(removal)),
+            Written::Settled(Settled::Quantise(quantised)) => Ok(Self::Quantised(quantised)),
         }
     }
 }
 
-/// A checkpoint as passes leave it: nothing is copied or written.
+/// A checkpoint as passes leave it: nothing is copied or written. What was quantised is seen as it was before.
 ///
 /// # Errors
 /// A pass that is not settled, or that this checkpoint does not admit.
@@ -121,6 +150,10 @@ pub(crate) fn apply(checkpoint: Checkpoint, pass: &Pass) -> Result<Checkpoint> {
         Pass::Remove(removal) => {
             let edit = removal.edit(&checkpoint)?;
             Ok(checkpoint.edited(&edit)?)
+        }
+        Pass::Quantised(_) => Ok(checkpoint.edited(&Edit::default())?),
+        Pass::Quantise(quantiser) => {
+            Err(Error::Invalid(format!("{quantiser} is still to run: give --to instead of a plan")))
         }
         Pass::Prune(pass) => Err(Error::Invalid(format!(
             "{pass} is still to be worked out: give --to with --calib FILE, or plan with --ranking FILE"

@@ -18,7 +18,7 @@ use crate::method::kept_unit;
 use crate::method::room::{Asked, Fit, missing_tensor};
 use crate::pass::Pass;
 use crate::recipe::Compiled;
-use crate::{Error, Method, Recipe, Request, Result};
+use crate::{Error, Method, QuantiseForecast, Recipe, Request, Result};
 
 /// Version of the plan's JSON.
 const PLAN_VERSION: u32 = 1;
@@ -59,7 +59,27 @@ pub struct PlannedPass {
     pub pass: Pass,
     /// What it will do and take.
     #[serde(flatten)]
-    pub forecast: llmpress_prune::Forecast,
+    pub forecast: PassForecast,
+}
+
+/// What a pass will do and take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PassForecast {
+    /// Of a pruning.
+    Prune(llmpress_prune::Forecast),
+    /// Of a quantiser.
+    Quantise(QuantiseForecast),
+}
+
+impl PassForecast {
+    /// Of a pruning, if it is one.
+    pub fn pruning(&self) -> Option<&llmpress_prune::Forecast> {
+        match self {
+            Self::Prune(forecast) => Some(forecast),
+            Self::Quantise(_) => None,
+        }
+    }
 }
 
 /// An output shard: the unit of work.
@@ -90,6 +110,13 @@ impl Plan {
     /// Plans a conversion: reads nothing but the open checkpoint's headers. What is quantised already is kept as it is,
     /// unless a rule names it.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_bytes: u64) -> Result<Self> {
+        if recipe.passes.iter().any(|pass| matches!(pass, Pass::Quantised(_)))
+            && checkpoint.finished().is_empty()
+        {
+            return Err(Error::Invalid(
+                "a recipe whose quantiser has run goes with the units that it finished: convert with --to instead".into(),
+            ));
+        }
         let stored = |_: &str, tensor: &Tensor| kept_unit(checkpoint, tensor).map(Unit::stored_bytes);
         Self::make(checkpoint, recipe, max_shard_bytes, &stored)
     }
@@ -171,7 +198,11 @@ impl Plan {
     /// checkpoint as the passes leave it, or are expected to.
     pub fn forecast(dir: &Path, request: &Request, max_shard_bytes: u64) -> Result<(Self, Checkpoint)> {
         let chain = crate::chain::forecast(dir, request)?;
-        let mut plan = Self::new(&chain.view, &chain.stand_in, max_shard_bytes)?;
+        let kept = |name: &str, tensor: &Tensor| {
+            let quantised = chain.quantised.get(name).copied();
+            quantised.or_else(|| kept_unit(&chain.view, tensor).map(Unit::stored_bytes))
+        };
+        let mut plan = Self::make(&chain.view, &chain.stand_in, max_shard_bytes, &kept)?;
         plan.recipe = chain.recipe;
         let passes = chain.passes.into_iter();
         plan.passes = passes.filter_map(|(pass, f)| Some(PlannedPass { pass, forecast: f? })).collect();

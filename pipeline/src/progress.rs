@@ -21,6 +21,8 @@ pub enum Counted {
     Passes,
     /// Prompts that are gone on from.
     Prompts,
+    /// Weights.
+    Weights,
 }
 
 /// A part of a job that is about to begin.

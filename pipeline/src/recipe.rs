@@ -1,21 +1,23 @@
 //! A recipe: what happens to a checkpoint, and then which method each tensor is to get.
 //!
 //! ```text
-//! passes = ["drop:attn=8"]        what goes first, pass after pass
-//! to = "dfloat11"                 the method for everything
-//! [[rule]]                        exceptions by tensor name, the last that matches counts
+//! passes = ["drop:attn=8", "gptq:w4"]   what happens first, pass after pass
+//! to = "dfloat11"                       the method for everything
+//! [[rule]]                              exceptions by tensor name, the last that matches counts
 //! tensors = 'lm_head\.weight'
-//! to = "raw"
+//! to = "raw"                            or a quantiser, where one of the passes is
 //! ```
 
+use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
 use llmpress_formats::{Checkpoint, PatternDict, Removal};
 use regex::Regex;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::pass::Pass;
-use crate::{Error, Method, Result};
+use crate::{Error, Method, Quantiser, Result};
 
 /// An exception for some tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +25,59 @@ use crate::{Error, Method, Result};
 pub struct Rule {
     /// A regular expression that must match the whole name of a tensor.
     pub tensors: String,
-    /// The method for them.
-    pub to: Method,
+    /// What becomes of them.
+    pub to: Target,
+}
+
+/// What a rule asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// A method. No pass quantises these tensors, and what is quantised already is decoded.
+    Method(Method),
+    /// How the quantising pass of the recipe treats them.
+    Quantise(Quantiser),
+}
+
+impl Target {
+    /// The method, if it is one.
+    pub fn method(self) -> Option<Method> {
+        match self {
+            Self::Method(method) => Some(method),
+            Self::Quantise(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Method(method) => f.write_str(method.name()),
+            Self::Quantise(quantiser) => quantiser.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match Quantiser::names(text) {
+            true => text.parse().map(Self::Quantise),
+            false => text.parse().map(Self::Method),
+        }
+    }
+}
+
+impl Serialize for Target {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Target {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// What is to be made of a checkpoint.
@@ -100,7 +153,7 @@ impl Recipe {
     /// # Errors
     /// As for [`Checkpoint::open_dequantised`].
     pub fn open(&self, dir: &Path) -> Result<Checkpoint> {
-        let methods = || self.rules.iter().map(|rule| rule.to).chain([self.to]);
+        let methods = || self.rules.iter().filter_map(|rule| rule.to.method()).chain([self.to]);
         let numbers = !self.passes.is_empty() || methods().any(|m| m == Method::Abq || m.room().bf16_only());
         Ok(if numbers { Checkpoint::open_dequantised(dir)? } else { Checkpoint::open(dir)? })
     }
@@ -131,11 +184,25 @@ impl Recipe {
 
     /// The recipe, checked and ready to be asked.
     pub(crate) fn compile(&self) -> Result<Compiled> {
-        let methods = || self.rules.iter().map(|rule| rule.to).chain([self.to]);
+        let methods = || self.rules.iter().filter_map(|rule| rule.to.method()).chain([self.to]);
         if let Some(method) = methods().find(|method| !Method::ALL.contains(method)) {
             return Err(Error::Invalid(format!(
                 "`{}` is not for recipes: what is quantised is kept as it is unless a rule names it",
                 method.name()
+            )));
+        }
+        let quantising =
+            self.passes.iter().filter(|p| matches!(p, Pass::Quantise(_) | Pass::Quantised(_))).count();
+        if quantising > 1 {
+            return Err(Error::Invalid(
+                "two passes quantise: give one of them, and other widths to some tensors by rules".into(),
+            ));
+        }
+        let quantises = |rule: &&Rule| matches!(rule.to, Target::Quantise(_));
+        if let Some(rule) = self.rules.iter().find(quantises).filter(|_| quantising == 0) {
+            return Err(Error::Invalid(format!(
+                "rule {:?} asks for {}, but no pass quantises: add one, such as passes = [\"{}\"]",
+                rule.tensors, rule.to, rule.to
             )));
         }
         let rules = self.rules.iter().map(|rule| {
@@ -159,22 +226,28 @@ impl Recipe {
 /// A recipe with its expressions compiled.
 pub(crate) struct Compiled {
     to: Method,
-    rules: Vec<(Regex, Method)>,
+    rules: Vec<(Regex, Target)>,
     pub(crate) patterns: Option<PatternDict>,
 }
 
 impl Compiled {
-    /// The method for a tensor, and whether a rule asked for it by name.
+    /// What a rule asks for a tensor, if one matches.
+    pub(crate) fn rule(&self, tensor: &str) -> Option<Target> {
+        self.rules.iter().rev().find(|(regex, _)| regex.is_match(tensor)).map(|(_, target)| *target)
+    }
+
+    /// The method for a tensor, and whether a rule asked for it by name. What a rule has quantised is stored so already.
     pub(crate) fn method(&self, tensor: &str) -> (Method, bool) {
-        match self.rules.iter().rev().find(|(regex, _)| regex.is_match(tensor)) {
-            Some((_, method)) => (*method, true),
-            None => (self.to, false),
+        match self.rule(tensor) {
+            Some(Target::Method(method)) => (method, true),
+            Some(Target::Quantise(_)) | None => (self.to, false),
         }
     }
 
     /// The methods that it names, each once.
     pub(crate) fn methods(&self) -> impl Iterator<Item = Method> {
-        Method::ALL.iter().copied().filter(|m| self.to == *m || self.rules.iter().any(|(_, rule)| rule == m))
+        let of_rules = |m: &Method| self.rules.iter().any(|(_, rule)| *rule == Target::Method(*m));
+        Method::ALL.iter().copied().filter(move |m| self.to == *m || of_rules(m))
     }
 
     /// Rules that no tensor matches: surely a mistake.
@@ -237,6 +310,8 @@ mod tests {
         for (bad, words) in [
             ("to = \"raw\"\npasses = [\"drop:heads=2\"]\n", "no such target"),
             ("to = \"raw\"\npasses = [\"raw\"]\n", "starts with neither"),
+            ("to = \"raw\"\npasses = [\"rtn:w9\"]\n", "weights of 9 bits"),
+            ("to = \"raw\"\n[[rule]]\ntensors = \"a\"\nto = \"rtn:w4,g33\"\n", "a multiple of 32"),
             ("to = \"raw\"\npasses = [\"drop:attn=2\"]\n[prune]\nmlp = [1]\n", "both"),
         ] {
             let error = toml(bad).unwrap_err().to_string();

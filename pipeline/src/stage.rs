@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! OUT/.llmpress/passes/1.json     {"fingerprint": source, passes before, text; "ranking": finished or not}
+//! OUT/.llmpress/passes/2/         finished units of a quantiser, block by block
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -25,6 +26,8 @@ pub(crate) struct Stage {
     out: PathBuf,
     dir: PathBuf,
     lock: OnceLock<File>,
+    /// Nothing of an earlier run counts.
+    anew: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -34,17 +37,21 @@ struct Kept {
 }
 
 impl Stage {
-    /// Takes the folder of an output that is new or unfinished. `None` where a finished checkpoint is there, which stays
-    /// as it is until all passes are done.
-    pub(crate) fn open(out: &Path, allow: Permissions) -> Result<Option<Self>> {
+    /// Takes the folder of an output that is new or unfinished, or is to be replaced. `None` where a finished checkpoint is
+    /// there, which stays as it is until all passes are done; with `needed`, the folder is put beside it.
+    pub(crate) fn open(out: &Path, allow: Permissions, needed: bool) -> Result<Option<Self>> {
+        let made = |anew| {
+            let dir = out.join(STATE_DIR).join(PASSES_DIR);
+            Ok(Some(Self { out: out.to_owned(), dir, lock: OnceLock::new(), anew }))
+        };
         let refuse = |what: &str| Err(Error::Output { path: out.to_owned(), what: what.to_owned() });
-        let state = out.join(STATE_DIR);
         if out.symlink_metadata().is_ok() {
             let has_state = check_state_dir(out)?;
             let complete = [MANIFEST_FILE, RESTORED_FILE].iter().any(|mark| out.join(mark).exists());
             let mut entries = std::fs::read_dir(out).map_err(|e| FormatError::io(out, "read", e))?;
             match (has_state, entries.next().is_none()) {
                 (true, _) if allow.resume => {}
+                (true, _) if allow.force && needed => return made(true),
                 (true, _) if allow.force => return Ok(None),
                 (true, _) => {
                     return refuse(
@@ -52,7 +59,8 @@ impl Stage {
                     );
                 }
                 (false, true) => {}
-                (false, false) if allow.force => return Ok(None),
+                (false, false) if allow.force && needed && complete => return made(true),
+                (false, false) if allow.force && !needed => return Ok(None),
                 (false, false) if allow.resume && complete => return Ok(None),
                 (false, false) if complete => {
                     return refuse(
@@ -66,7 +74,29 @@ impl Stage {
                 }
             }
         }
-        Ok(Some(Self { out: out.to_owned(), dir: state.join(PASSES_DIR), lock: OnceLock::new() }))
+        made(false)
+    }
+
+    /// The folder of the pass of this number, made and kept from others.
+    pub(crate) fn folder(&self, number: usize) -> Result<PathBuf> {
+        self.take()?;
+        let dir = self.dir.join(number.to_string());
+        if self.anew && dir.symlink_metadata().is_ok() {
+            std::fs::remove_dir_all(&dir).map_err(|e| FormatError::io(&dir, "remove", e))?;
+        }
+        match std::fs::create_dir(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(FormatError::io(&dir, "create", e).into());
+            }
+            _ => {}
+        }
+        if !dir.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
+            return Err(Error::Output {
+                path: dir,
+                what: "is a link or a file where a folder is needed: remove it or choose another output directory".to_owned(),
+            });
+        }
+        Ok(dir)
     }
 
     /// Makes the folder, and keeps others out of it.
@@ -108,6 +138,9 @@ impl Stage {
 
     /// What the pass of this number came to, if it is what the fingerprint stands for.
     pub(crate) fn read(&self, number: usize, fingerprint: &str) -> Option<Ranking> {
+        if self.anew {
+            return None;
+        }
         let bytes = read_small_file(&self.path(number), MAX_BYTES).ok()?;
         let kept: Kept = serde_json::from_slice(&bytes).ok()?;
         (kept.fingerprint == fingerprint).then_some(kept.ranking)

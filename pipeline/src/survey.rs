@@ -6,12 +6,12 @@
 
 use llmpress_formats::Checkpoint;
 
-use crate::Result;
 use crate::method::raw_coding;
 use crate::method::room::Coding;
 use crate::plan::PlannedUnit;
 use crate::source::UnitSource;
 use crate::work::Work;
+use crate::{Method, Result};
 
 /// A unit whose encoding is settled.
 pub(crate) struct SettledUnit<'a> {
@@ -32,7 +32,8 @@ pub(crate) fn settle<'a>(
     let first = checkpoint.tensor(planned.tensors.first().unwrap_or(&planned.name))?;
     let reason = match planned.method.room().survey(&source, first, work)? {
         Ok(coding) => {
-            return Ok(vec![SettledUnit { name: planned.name.clone(), source, coding, fallback: None }]);
+            let fallback = kept_fallback(checkpoint, planned, &first.unit);
+            return Ok(vec![SettledUnit { name: planned.name.clone(), source, coding, fallback }]);
         }
         Err(reason) => reason,
     };
@@ -49,4 +50,13 @@ pub(crate) fn settle<'a>(
             })
         })
         .collect()
+}
+
+/// Why what is kept was made otherwise than asked for, as whoever made it said.
+fn kept_fallback(checkpoint: &Checkpoint, planned: &PlannedUnit, unit: &str) -> Option<String> {
+    if planned.method != Method::Kept {
+        return None;
+    }
+    let of_source = || checkpoint.manifest().and_then(|manifest| manifest.units.get(unit));
+    checkpoint.finished().get(unit).or_else(of_source)?.fallback.clone()
 }

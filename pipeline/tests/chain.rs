@@ -197,20 +197,20 @@ fn every_chain_is_forecast_from_headers_alone() {
         }
         convert_request(&tinylm(), &out, &asked, 1 << 30, &options(false), &watched).unwrap();
         let found: u64 = Checkpoint::open(&out).unwrap().tensors().values().map(|t| t.bytes).sum();
-        let least: u64 = plan.passes.iter().map(|p| p.forecast.dropped_bytes_least).sum();
-        let most: u64 = plan.passes.iter().map(|p| p.forecast.dropped_bytes_most).sum();
+        let least: u64 = plan.passes.iter().map(|p| p.forecast.pruning().unwrap().dropped_bytes_least).sum();
+        let most: u64 = plan.passes.iter().map(|p| p.forecast.pruning().unwrap().dropped_bytes_most).sum();
         if open > 0 {
             assert!((source - most..=source - least).contains(&found), "{chain}: {found} {least} {most}");
         }
         if exact {
             assert_eq!(plan.source_bytes, found, "{chain}");
         }
-        let passes: u64 = plan.passes.iter().map(|p| p.forecast.forward_passes).sum();
+        let passes: u64 = plan.passes.iter().map(|p| p.forecast.pruning().unwrap().forward_passes).sum();
         assert_eq!(watched.passes.load(Ordering::SeqCst), passes, "{chain}");
         for pass in &plan.passes {
-            let judged = pass.forecast.windows > 0;
-            assert_eq!(pass.forecast.million_products > 0, judged, "{chain}");
-            assert_eq!(pass.forecast.memory_bytes > 0, judged, "{chain}");
+            let judged = pass.forecast.pruning().unwrap().windows > 0;
+            assert_eq!(pass.forecast.pruning().unwrap().million_products > 0, judged, "{chain}");
+            assert_eq!(pass.forecast.pruning().unwrap().memory_bytes > 0, judged, "{chain}");
         }
     }
     // A later pass finds the layers that it names, whatever the earlier one will choose.

@@ -1,0 +1,100 @@
+//! Quantised checkpoints at the program: made, looked at, verified, restored, run.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use support::{fails, ok, path, tinylm};
+
+#[test]
+fn a_quantised_model_is_verified_by_its_errors_restored_and_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, back, source) = (dir.path().join("out"), dir.path().join("back"), tinylm());
+    ok(&["convert", path(&source), path(&out), "--to", "rtn:w8,g128+planes"]);
+    assert!(ok(&["verify", path(&out)]).contains("every digest is right"));
+    let found = ok(&["verify", path(&out), "--against", path(&source)]);
+    assert!(found.contains("19 bit-identical, 56 quantised with a relative error of 0.00"), "{found}");
+    assert!(found.contains("model.layers.7.mlp.down_proj.weight"), "{found}");
+    let json = ok(&["verify", path(&out), "--against", path(&source), "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let worst = &json["comparison"]["quantised"]["tensors"][0];
+    assert!(worst["relative"].as_f64().unwrap() < 0.01 && worst["max_abs"].as_f64().unwrap() > 0.0);
+    let inspected = ok(&["inspect", path(&out)]);
+    assert!(inspected.contains("w8,g128") && inspected.contains("8.250"), "{inspected}");
+    let rows: serde_json::Value =
+        serde_json::from_str(&ok(&["inspect", path(&out), "--tensors", "--json"])).unwrap();
+    assert_eq!(rows["quantised"]["w8,g128"]["weights"], 6_291_456);
+    let of_q =
+        rows["tensors"].as_array().unwrap().iter().find(|t| t["unit"].as_str().unwrap().contains("q_proj"));
+    assert_eq!(of_q.unwrap()["bits_per_weight"], 8.25);
+    ok(&["restore", path(&out), path(&back)]);
+    assert!(ok(&["verify", path(&back), "--against", path(&out)]).contains("bit-identical"));
+    let text = source.join("eval.txt");
+    let perplexity = |model: &std::path::Path| -> f64 {
+        let args =
+            ["eval", "ppl", path(model), "--text", path(&text), "--window", "256", "--limit", "2", "--json"];
+        serde_json::from_str::<serde_json::Value>(&ok(&args)).unwrap()["perplexity"].as_f64().unwrap()
+    };
+    let (base, quantised, dense) = (perplexity(&source), perplexity(&out), perplexity(&back));
+    assert!((quantised / base - 1.0).abs() < 0.005, "{base} {quantised}");
+    assert!((quantised / dense - 1.0).abs() < 0.001, "{dense} {quantised}");
+    let refused = fails(&[
+        "verify",
+        path(&out),
+        "--against",
+        path(&source),
+        "--logits",
+        "--text",
+        path(&text),
+        "--limit",
+        "1",
+    ]);
+    assert!(refused.contains("quantised") && refused.contains("eval kld"), "{refused}");
+}
+
+#[test]
+fn a_lossless_tensor_that_differs_and_a_changed_code_are_faults() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, other, source) = (dir.path().join("out"), dir.path().join("other"), tinylm());
+    ok(&["convert", path(&source), path(&out), "--to", "rtn:w4"]);
+    std::fs::create_dir(&other).unwrap();
+    for file in std::fs::read_dir(&source).unwrap().map(|f| f.unwrap().path()) {
+        std::fs::copy(&file, other.join(file.file_name().unwrap())).unwrap();
+    }
+    let change = |file: &std::path::Path, tensor: &str| {
+        let shard = llmpress_formats::ShardFile::open(file).unwrap();
+        let at = shard.component(shard.header().get(tensor).unwrap()).file_offset() as usize;
+        let mut bytes = std::fs::read(file).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(file, bytes).unwrap();
+    };
+    change(&other.join("model.safetensors"), "model.norm.weight");
+    let output = support::run(&["verify", path(&out), "--against", path(&other)]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && text.contains("DIFFERS model.norm.weight"), "{text}");
+    change(&out.join("model-00001-of-00001.safetensors"), "model.layers.2.mlp.up_proj.weight.planes");
+    let output = support::run(&["verify", path(&out)]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        !output.status.success() && text.contains("up_proj.weight.planes: its bytes were changed"),
+        "{text}"
+    );
+    assert!(text.contains("does not decode to the bytes that it stands for"), "{text}");
+}
+
+#[test]
+fn widths_out_of_range_are_refused_as_they_are_read() {
+    for (to, words) in [
+        ("rtn:w9", "weights of 9 bits"),
+        ("gptq:w4a12", "activations of 12 bits"),
+        ("abq:w4,g48", "a multiple of 32"),
+        ("abq:w3*", "w3*"),
+        ("rtn:w4+rtn:w4", "two passes quantise"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let output = support::run(&["convert", path(&tinylm()), path(&out), "--to", to]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(words), "{to}: {error}");
+        assert!(!out.exists());
+    }
+}

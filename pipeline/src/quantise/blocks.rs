@@ -1,0 +1,312 @@
+//! The stage of a quantising pass: finished units, block by block, and the streams that the next block needs.
+//!
+//! ```text
+//! OUT/.llmpress/passes/N/pass.json                what the pass is of: another one's blocks are none of its
+//!                       /block-00003.safetensors  the units of a block, synced before
+//!                       /block-00003.json         their receipt
+//!                       /block-00003.streams      only of the last one: what goes on from there
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use llmpress_formats::encoding::abq::Packed;
+use llmpress_formats::encoding::{Encoding, stored_name};
+use llmpress_formats::{
+    Checkpoint, ComponentEntry, Digest, Error as FormatError, ShardEntry, ShardFile, ShardWriter, SlotPlan,
+    UnitEntry, read_small_file, write_atomic,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+const PASS_FILE: &str = "pass.json";
+/// The extension of streams.
+const STREAMS: &str = "streams";
+const MAX_PASS_BYTES: u64 = 1 << 20;
+const MAX_RECEIPT_BYTES: u64 = 1 << 28;
+/// Bytes that are hashed at a time.
+const PIECE: usize = 1 << 20;
+
+/// The finished blocks of a pass.
+pub(crate) struct Blocks {
+    dir: PathBuf,
+    fingerprint: String,
+    finished: Vec<Finished>,
+}
+
+/// Writes streams to a file of this name.
+pub(super) type Save<'a> = &'a mut dyn FnMut(&mut dyn Write, &Path) -> llmpress_formats::Result<()>;
+
+/// A finished tensor, and why it is not as it was asked for.
+pub(crate) struct Made {
+    pub(crate) name: String,
+    pub(crate) unit: Packed<'static>,
+    pub(crate) instead: Option<String>,
+}
+
+/// A finished block.
+struct Finished {
+    shard: PathBuf,
+    receipt: Receipt,
+}
+
+/// What a finished block holds. The file begins with the digest of the rest.
+#[derive(Serialize, Deserialize)]
+struct Receipt {
+    fingerprint: String,
+    /// Its shard; a block without units has none.
+    shard: Option<ShardEntry>,
+    units: BTreeMap<String, UnitEntry>,
+    /// Of the streams after it, where the next block needs them.
+    streams: Option<Digest>,
+}
+
+impl Receipt {
+    fn write(&self, path: &Path) -> llmpress_formats::Result<()> {
+        let json = serde_json::to_vec(self).map_err(|e| FormatError::Invalid(format!("receipt: {e}")))?;
+        let mut bytes = format!("{}\n", Digest::of(&json)).into_bytes();
+        bytes.extend(json);
+        write_atomic(path, &bytes)
+    }
+
+    /// The receipt of a block of this pass, if there is a whole one.
+    fn read(path: &Path, fingerprint: &str) -> Option<Self> {
+        let bytes = read_small_file(path, MAX_RECEIPT_BYTES).ok()?;
+        let end = bytes.iter().position(|b| *b == b'\n')?;
+        let (digest, json) = (&bytes[..end], &bytes[end + 1..]);
+        if digest != Digest::of(json).to_string().as_bytes() {
+            return None;
+        }
+        let receipt: Self = serde_json::from_slice(json).ok()?;
+        (receipt.fingerprint == fingerprint).then_some(receipt)
+    }
+
+    /// Whether a shard has the bytes that the receipt says.
+    fn is_of(&self, path: &Path) -> Result<bool> {
+        let Some(said) = &self.shard else { return Ok(true) };
+        let shard = ShardFile::open(path)?;
+        if shard.entry()? != *said {
+            return Ok(false);
+        }
+        let mut buffer = vec![0; PIECE];
+        for link in self.units.values().flat_map(|unit| unit.components.values()) {
+            let Some(info) = shard.header().get(&link.tensor) else { return Ok(false) };
+            let component = shard.component(info);
+            let mut hasher = blake3::Hasher::new();
+            for at in (0..component.bytes()).step_by(PIECE) {
+                let piece = &mut buffer[..(component.bytes() - at).min(PIECE as u64) as usize];
+                component.read_at(at, piece)?;
+                hasher.update_rayon(piece);
+            }
+            if Digest::from(hasher.finalize()) != link.blake3 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct PassFile {
+    fingerprint: String,
+}
+
+impl Blocks {
+    /// Goes on in `dir`, which is there, after the blocks that a pass of the same fingerprint finished: they are hashed, not
+    /// believed, and what is damaged is made again. What else is there is removed.
+    pub(crate) fn open(dir: &Path, fingerprint: &str) -> Result<Self> {
+        let mut blocks =
+            Self { dir: dir.to_owned(), fingerprint: fingerprint.to_owned(), finished: Vec::new() };
+        let path = dir.join(PASS_FILE);
+        let pass = read_small_file(&path, MAX_PASS_BYTES).ok();
+        let pass: Option<PassFile> = pass.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if pass.is_some_and(|pass| pass.fingerprint == fingerprint) {
+            while let Some(block) = blocks.read(blocks.finished.len()) {
+                blocks.finished.push(block);
+            }
+            // Streams of earlier blocks are gone: without those of the last one all is made again.
+            if !blocks.has_streams().unwrap_or(false) {
+                blocks.finished.clear();
+            }
+        }
+        blocks.clear()?;
+        let pass = PassFile { fingerprint: fingerprint.to_owned() };
+        let bytes = serde_json::to_vec(&pass).map_err(|e| Error::Invalid(format!("{PASS_FILE}: {e}")))?;
+        write_atomic(&path, &bytes)?;
+        Ok(blocks)
+    }
+
+    /// A file for what does not fit the memory while the pass runs.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.dir.join("scratch")
+    }
+
+    /// How many blocks are finished.
+    pub(crate) fn count(&self) -> usize {
+        self.finished.len()
+    }
+
+    fn path(&self, block: usize, extension: &str) -> PathBuf {
+        self.dir.join(format!("block-{block:05}.{extension}"))
+    }
+
+    fn read(&self, block: usize) -> Option<Finished> {
+        let shard = self.path(block, "safetensors");
+        let receipt = Receipt::read(&self.path(block, "json"), &self.fingerprint)?;
+        receipt.is_of(&shard).unwrap_or(false).then_some(Finished { shard, receipt })
+    }
+
+    /// Removes what is of no finished block.
+    fn clear(&self) -> Result<()> {
+        let mut kept: Vec<PathBuf> = Vec::new();
+        for block in 0..self.count() {
+            kept.extend(["safetensors", "json"].map(|extension| self.path(block, extension)));
+        }
+        if let Some(last) = self.count().checked_sub(1) {
+            kept.push(self.path(last, STREAMS));
+        }
+        let io = |e| FormatError::io(&self.dir, "read", e);
+        for entry in std::fs::read_dir(&self.dir).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            if !kept.contains(&path) {
+                std::fs::remove_file(&path).map_err(|e| FormatError::io(&path, "remove", e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the units of the next block, and its streams: written and synced before their receipt.
+    pub(crate) fn write(
+        &mut self,
+        units: &[Made],
+        streams: Option<Save<'_>>,
+    ) -> llmpress_formats::Result<()> {
+        let block = self.count();
+        let shard = self.path(block, "safetensors");
+        let mut receipt = Receipt {
+            fingerprint: self.fingerprint.clone(),
+            shard: None,
+            units: BTreeMap::new(),
+            streams: None,
+        };
+        if !units.is_empty() {
+            self.write_shard(&shard, units, &mut receipt)?;
+        }
+        if let Some(save) = streams {
+            let path = self.path(block, STREAMS);
+            let io = |e| FormatError::io(&path, "write", e);
+            let mut file = Hashing {
+                file: BufWriter::new(File::create(&path).map_err(io)?),
+                hasher: blake3::Hasher::new(),
+            };
+            save(&mut file, &path)?;
+            file.flush().map_err(io)?;
+            file.file.get_ref().sync_all().map_err(io)?;
+            receipt.streams = Some(file.hasher.finalize().into());
+        }
+        receipt.write(&self.path(block, "json"))?;
+        self.finished.push(Finished { shard, receipt });
+        if let Some(before) = block.checked_sub(1) {
+            // Of no more use; what is left of it does no harm.
+            let _ = std::fs::remove_file(self.path(before, STREAMS));
+        }
+        Ok(())
+    }
+
+    fn write_shard(
+        &self,
+        path: &Path,
+        units: &[Made],
+        receipt: &mut Receipt,
+    ) -> llmpress_formats::Result<()> {
+        let mut slots = Vec::new();
+        for Made { name, unit, instead } in units {
+            let encoding = Encoding::Abq(*unit.abq());
+            for (spec, bytes) in unit.components() {
+                let stored = stored_name(name, &encoding, spec.name);
+                slots.push((
+                    SlotPlan { name: stored, dtype: spec.dtype, shape: spec.shape, exact: true },
+                    bytes,
+                    name,
+                    spec.name,
+                ));
+            }
+            let entry = UnitEntry {
+                encoding: serde_json::to_value(&encoding)
+                    .map_err(|e| FormatError::Invalid(format!("unit {name}: {e}")))?
+                    .into(),
+                tensors: vec![name.clone()],
+                components: BTreeMap::new().into(),
+                fallback: instead.clone(),
+            };
+            receipt.units.insert(name.clone(), entry);
+        }
+        // As all shards are laid out: larger dtypes first.
+        slots.sort_by(|(a, ..), (b, ..)| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+        let plan: Vec<SlotPlan> = slots.iter().map(|(slot, ..)| slot.clone()).collect();
+        let mut writer = ShardWriter::create(path, plan.into_iter(), BTreeMap::new())?;
+        for (slot, bytes, unit, component) in slots {
+            writer.place(&slot.name, slot.dtype, &slot.shape)?.write_at(0, bytes)?;
+            if let Some(entry) = receipt.units.get_mut(unit) {
+                let link = ComponentEntry { tensor: slot.name, blake3: Digest::of(bytes) };
+                entry.components.insert(component, link);
+            }
+        }
+        let written = writer.finish()?;
+        receipt.shard = Some(ShardEntry { bytes: written.bytes, header_blake3: written.header_blake3 });
+        Ok(())
+    }
+
+    /// Whether the streams after the last finished block are there and whole, if there are to be any.
+    fn has_streams(&self) -> Result<bool> {
+        let Some(said) = self.finished.last().and_then(|last| last.receipt.streams) else { return Ok(true) };
+        let path = self.path(self.count() - 1, STREAMS);
+        let io = |e| FormatError::io(&path, "read", e);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(&path).map_err(io)?).map_err(io)?;
+        Ok(Digest::from(hasher.finalize()) == said)
+    }
+
+    /// Reads the streams after the last finished block, if there are any.
+    pub(crate) fn streams<T>(
+        &self,
+        load: impl FnOnce(&mut dyn Read, &Path) -> llmpress_formats::Result<T>,
+    ) -> Result<Option<T>> {
+        if self.finished.last().is_none_or(|last| last.receipt.streams.is_none()) {
+            return Ok(None);
+        }
+        let path = self.path(self.count() - 1, STREAMS);
+        let file = File::open(&path).map_err(|e| FormatError::io(&path, "read", e))?;
+        Ok(Some(load(&mut BufReader::new(file), &path)?))
+    }
+
+    /// The checkpoint with all finished units in place of what they were made from.
+    pub(crate) fn view(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
+        let mut made = self.finished.iter().filter(|block| !block.receipt.units.is_empty());
+        let view = |view: Checkpoint, block: &Finished| {
+            view.with_finished(ShardFile::open(&block.shard)?, &block.receipt.units)
+        };
+        Ok(made.try_fold(checkpoint, view)?)
+    }
+}
+
+/// Hashes what it writes.
+struct Hashing {
+    file: BufWriter<File>,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}

@@ -1,0 +1,111 @@
+//! What a quantising pass will leave and take, from headers alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use llmpress_calibrate::Cut;
+use llmpress_formats::encoding::abq::{self, ZeroKind};
+use llmpress_formats::{Checkpoint, Dtype, Tensor};
+use llmpress_quantize::{Rung, Spec, ZeroPoint};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// What the process takes besides weights and activations: code, tables, buffers of the threads.
+const BASE_BYTES: u64 = 64 << 20;
+/// Bytes a weight of the matrix in work takes: itself, what is left of it, its value, its code.
+const WORK_BYTES: u64 = 13;
+/// Bytes of an element of second moments and of their factor, together.
+const MOMENT_BYTES: u64 = 16;
+/// The most that streams take in memory.
+const MOST_STREAM_BYTES: u64 = 1 << 30;
+
+/// A quantising pass that is still to run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuantiseForecast {
+    /// Tensors that are quantised.
+    pub tensors: u64,
+    /// Their weights.
+    pub weights: u64,
+    /// Their bytes in the source.
+    pub source_bytes: u64,
+    /// Their bytes when they are quantised, with scales and zero points of 16 bits, which few matrices exceed. The stage
+    /// takes as much disk until the job is done.
+    pub bytes: u64,
+    /// The same by weight.
+    pub bits_per_weight: f64,
+    /// Windows that are read; none where nothing goes by a text.
+    pub windows: u64,
+    /// Tokens of each.
+    pub window: u64,
+    /// Multiplications, in millions: of weights with activations, of second moments, of error feedback.
+    pub million_products: u64,
+    /// Memory that it takes besides the weights, which are mapped.
+    pub memory_bytes: u64,
+}
+
+/// Bytes of a quantised tensor.
+pub(crate) fn expected_bytes(spec: &Spec, tensor: &Tensor) -> u64 {
+    let zero = match spec.zero {
+        ZeroPoint::Symmetric => ZeroKind::Symmetric,
+        ZeroPoint::Integer => ZeroKind::Integer,
+        ZeroPoint::Real => ZeroKind::Real(Dtype::F16),
+    };
+    let (rows, cols) = abq::matrix(&tensor.shape).unwrap_or_default();
+    let components = abq::components(&spec.abq, rows, cols, Dtype::F16, zero);
+    components.iter().filter_map(|c| c.dtype.byte_len(&c.shape)).fold(0, u64::saturating_add)
+}
+
+/// What it comes to on a view, by windows cut so.
+pub(crate) fn forecast(
+    view: &Checkpoint,
+    specs: &BTreeMap<String, Spec>,
+    cut: Cut,
+) -> Result<QuantiseForecast> {
+    let by_text = |spec: &Spec| spec.rung != Rung::Rtn;
+    let any_text = specs.values().any(by_text);
+    let (windows, window) = if any_text { (cut.windows as u64, cut.length as u64) } else { (0, 0) };
+    let tokens = u128::from(windows) * u128::from(window);
+    let mut found = QuantiseForecast {
+        tensors: specs.len() as u64,
+        weights: 0,
+        source_bytes: 0,
+        bytes: 0,
+        bits_per_weight: 0.0,
+        windows,
+        window,
+        million_products: 0,
+        memory_bytes: BASE_BYTES,
+    };
+    let mut products = 0u128;
+    let (mut largest, mut widest) = (0, 0);
+    let mut inputs: BTreeSet<(&str, u64)> = BTreeSet::new();
+    for (name, spec) in specs {
+        let tensor = view.tensor(name)?;
+        let (rows, cols) = abq::matrix(&tensor.shape).unwrap_or_default();
+        let weights = rows * cols;
+        found.weights += weights;
+        found.source_bytes += tensor.bytes;
+        found.bytes += expected_bytes(spec, tensor);
+        largest = largest.max(weights);
+        // Once for what they multiply, once for what comes out.
+        products += 2 * tokens * u128::from(weights);
+        if spec.rung == Rung::Gptq {
+            widest = widest.max(cols);
+            products += u128::from(weights) * u128::from(cols);
+            // Linears of a sub-layer that are as wide mostly multiply the same.
+            let sub_layer = name.rsplitn(3, '.').nth(2).unwrap_or_default();
+            if inputs.insert((sub_layer, cols)) {
+                products += tokens * u128::from(cols) * u128::from(cols) / 2 + u128::from(cols).pow(3) / 3;
+            }
+        }
+    }
+    let hidden =
+        view.config().and_then(|c| c.get("hidden_size")).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let streams = u64::try_from(tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX).min(MOST_STREAM_BYTES);
+    found.million_products = u64::try_from(products / 1_000_000).unwrap_or(u64::MAX);
+    found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
+    found.memory_bytes = [largest * WORK_BYTES, widest * widest * MOMENT_BYTES, streams]
+        .into_iter()
+        .fold(BASE_BYTES, u64::saturating_add);
+    Ok(found)
+}

@@ -1,0 +1,94 @@
+//! Running a quantising pass: the crate `quantize` computes, a stage keeps. Without a text no model is run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use llmpress_calibrate::{Calibration, Room};
+use llmpress_formats::Checkpoint;
+use llmpress_model::Model;
+use llmpress_quantize::{Finished, Job, Residuals, Sink, Spec, State};
+
+use super::blocks::{Blocks, Made};
+use super::data_free;
+use crate::Result;
+use crate::progress::{Counted, Progress, Task, Watch};
+
+/// Memory for streams, and for Hessians, where nobody says how much there is.
+const MEMORY: u64 = 1 << 30;
+
+/// What is to be quantised, how, and by what.
+pub(crate) struct Pass<'a> {
+    pub(crate) specs: &'a BTreeMap<String, Spec>,
+    pub(crate) calibration: Option<&'a Calibration>,
+    /// Bytes of memory that the job may take.
+    pub(crate) memory: Option<u64>,
+}
+
+/// Does what is left of a pass after the finished blocks.
+pub(crate) fn run(
+    before: Arc<Checkpoint>,
+    pass: &Pass<'_>,
+    blocks: &mut Blocks,
+    watch: &dyn Watch,
+) -> Result<()> {
+    let Some(calibration) = pass.calibration else {
+        return data_free::run(&before, pass.specs, blocks, watch);
+    };
+    let model = &mut Model::open(before)?;
+    let memory = pass.memory.map_or(MEMORY, |all| (all / 4).min(MEMORY));
+    let room = Room { memory, file: blocks.scratch() };
+    let job = Job { specs: pass.specs, calibration: Some(calibration), room: &room, hessians: memory };
+    let residuals = blocks.streams(|from, path| Residuals::load(model, &job, from, path))?;
+    let state = State { blocks: blocks.count(), residuals: residuals.flatten() };
+    let mut kept = Kept { blocks, watch, progress: None };
+    Ok(llmpress_quantize::run(model, job, state, &mut kept)?)
+}
+
+/// Keeps what is finished, and tells how far the pass is.
+struct Kept<'a> {
+    blocks: &'a mut Blocks,
+    watch: &'a dyn Watch,
+    progress: Option<Box<dyn Progress + 'a>>,
+}
+
+impl Sink for Kept<'_> {
+    fn start(&mut self, weights: u64, finished: u64) {
+        let progress = self.watch.begin(Task { verb: "quantise", size: weights, counted: Counted::Weights });
+        progress.start(weights);
+        progress.advance(finished);
+        self.progress = Some(progress);
+    }
+
+    fn step(&mut self, weights: u64) {
+        if let Some(progress) = &self.progress {
+            progress.advance(weights);
+        }
+    }
+
+    fn block(
+        &mut self,
+        block: usize,
+        finished: Vec<Finished>,
+        residuals: Option<&mut Residuals>,
+    ) -> llmpress_formats::Result<()> {
+        if block != self.blocks.count() {
+            return Err(llmpress_formats::Error::Invalid(format!(
+                "block {block} was finished after {} blocks",
+                self.blocks.count()
+            )));
+        }
+        let made: Vec<Made> = finished
+            .into_iter()
+            .map(|done| Made { name: done.tensor, unit: done.unit, instead: instead(&done.report) })
+            .collect();
+        let mut save = residuals.map(|r| move |to: &mut dyn std::io::Write, path: &Path| r.save(to, path));
+        let save = save.as_mut().map(|save| save as super::blocks::Save<'_>);
+        self.blocks.write(&made, save)
+    }
+}
+
+/// Why a tensor was not quantised as it was asked for.
+fn instead(report: &llmpress_quantize::Report) -> Option<String> {
+    report.instead.as_ref().map(|why| format!("by {} instead: {why}", report.rung))
+}

@@ -1,0 +1,167 @@
+//! The short form of a quantiser.
+//!
+//! ```text
+//! gptq : w4 a8 , g128 , symmetric      rung : bits of weights [*] [a bits of activations] [, groups] [, zero point]
+//! ```
+
+use llmpress_formats::encoding::abq::{Abq, BITS, WORD_COLUMNS};
+use llmpress_quantize::{Rung, Spec, ZeroPoint};
+
+use crate::{Error, Result};
+
+/// Names of rungs; `abq` is the best that there is.
+const RUNGS: [(&str, Rung); 4] =
+    [("rtn", Rung::Rtn), ("grid", Rung::Grid), ("gptq", Rung::Gptq), ("abq", Rung::Gptq)];
+/// What stands for activations in floating point.
+const FLOATING: u8 = 16;
+
+/// Whether a text asks for a quantiser, rightly or not. `abq` alone is a method.
+pub(super) fn names(text: &str) -> bool {
+    let head = text.split([':', '=', ',']).next();
+    text != "abq" && RUNGS.iter().any(|(name, _)| head == Some(name))
+}
+
+/// Reads it.
+pub(super) fn parse(text: &str) -> Result<Spec> {
+    let bad = |what: String| Error::Invalid(format!("{text:?}: {what}"));
+    let (head, rest) = text.split_once(':').unwrap_or((text, ""));
+    let rung = RUNGS.iter().find(|(name, _)| *name == head);
+    let Some((_, rung)) = rung else {
+        return Err(bad(format!("{head:?} is no quantiser: rtn, grid, gptq or abq")));
+    };
+    let mut options = rest.split(',');
+    let mut abq = widths(options.next().unwrap_or_default()).map_err(bad)?;
+    let mut zero = None;
+    for option in options {
+        match option {
+            "symmetric" | "int" if zero.is_some() => {
+                return Err(bad("says twice where zero lies".to_owned()));
+            }
+            "symmetric" => zero = Some(ZeroPoint::Symmetric),
+            "int" => zero = Some(ZeroPoint::Integer),
+            _ => {
+                let size = option.strip_prefix('g').and_then(|size| size.parse::<u32>().ok());
+                match size {
+                    Some(_) if abq.group_size.is_some() => return Err(bad("has two group sizes".to_owned())),
+                    Some(size) if size > 0 && (size as usize).is_multiple_of(WORD_COLUMNS) => {
+                        abq.group_size = Some(size);
+                    }
+                    Some(size) => {
+                        return Err(bad(format!(
+                            "groups of {size} columns: a multiple of {WORD_COLUMNS} it must be"
+                        )));
+                    }
+                    None => {
+                        return Err(bad(format!(
+                            "there is no option {option:?}: g128 (or other groups), int, symmetric"
+                        )));
+                    }
+                }
+            }
+        }
+    }
+    let spec = Spec { abq, zero: zero.unwrap_or_default(), rung: *rung };
+    spec.check().map_err(|e| bad(e.to_string()))?;
+    Ok(spec)
+}
+
+/// `w4`, `w2*a8`, `w4a16`.
+fn widths(text: &str) -> Result<Abq, String> {
+    let form =
+        || format!("{text:?} says no widths: w4 (weights of 4 bits), w4a8 (activations of 8, too), w2*a8");
+    let (weights, activations) = match text.strip_prefix('w').ok_or_else(form)?.split_once('a') {
+        Some((weights, activations)) => (weights, Some(activations)),
+        None => (text.strip_prefix('w').ok_or_else(form)?, None),
+    };
+    let (digits, balanced) = weights.strip_suffix('*').map_or((weights, false), |digits| (digits, true));
+    let number = |digits: &str| {
+        let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+        plain.then(|| digits.parse::<u8>().unwrap_or(u8::MAX)).ok_or_else(form)
+    };
+    let bits = number(digits)?;
+    if !BITS.contains(&bits) {
+        return Err(format!("weights of {digits} bits: 1 to 8 there are"));
+    }
+    if balanced && bits > 2 {
+        return Err(format!("w{bits}*: 1 and 2 bits are balanced by one level more (w1*, w2*)"));
+    }
+    let activation_bits = match activations {
+        None => None,
+        Some(digits) => match number(digits)? {
+            FLOATING => None,
+            bits if BITS.contains(&bits) => Some(bits),
+            _ => {
+                return Err(format!(
+                    "activations of {digits} bits: 1 to 8 there are, or 16 for floating point"
+                ));
+            }
+        },
+    };
+    Ok(Abq { bits, balanced, group_size: None, activation_bits })
+}
+
+/// Writes it, in the one form that recipes record.
+pub(super) fn print(spec: &Spec) -> String {
+    let zero = match spec.zero {
+        ZeroPoint::Real => "",
+        ZeroPoint::Integer => ",int",
+        ZeroPoint::Symmetric => ",symmetric",
+    };
+    format!("{}:{}{zero}", spec.rung.name(), spec.abq.widths())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_forms_are_written_as_they_are_read() {
+        for (text, canonical) in [
+            ("rtn:w8", "rtn:w8"),
+            ("abq:w4a8", "gptq:w4a8"),
+            ("gptq:w4a16,g128", "gptq:w4,g128"),
+            ("grid:w2*a8,symmetric,g64", "grid:w2*a8,g64,symmetric"),
+            ("rtn:w1*", "rtn:w1*"),
+            ("rtn:w1,int", "rtn:w1,int"),
+        ] {
+            let spec = parse(text).unwrap();
+            assert_eq!(print(&spec), canonical);
+            assert_eq!(parse(canonical).unwrap(), spec);
+            assert!(names(text));
+        }
+        let spec = parse("abq:w2*a8,g64").unwrap();
+        assert_eq!(spec.abq, Abq { bits: 2, balanced: true, group_size: Some(64), activation_bits: Some(8) });
+        assert!(
+            !names("drop:attn=8") && !names("raw") && !names("abq") && names("abq:nonsense") && names("rtn")
+        );
+    }
+
+    #[test]
+    fn widths_out_of_range_and_unknown_options_are_named() {
+        for (text, words) in [
+            ("rtn", "says no widths"),
+            ("rtn:", "says no widths"),
+            ("rtn:4", "says no widths"),
+            ("rtn:w", "says no widths"),
+            ("rtn:w4a", "says no widths"),
+            ("rtn:w+4", "says no widths"),
+            ("rtn:w0", "weights of 0 bits: 1 to 8"),
+            ("rtn:w9", "weights of 9 bits: 1 to 8"),
+            ("rtn:w99999", "weights of 99999 bits: 1 to 8"),
+            ("rtn:w4a0", "activations of 0 bits"),
+            ("rtn:w4a9", "activations of 9 bits"),
+            ("rtn:w4a15", "1 to 8 there are, or 16"),
+            ("rtn:w3*", "w3*"),
+            ("rtn:w4,g0", "groups of 0"),
+            ("rtn:w4,g100", "a multiple of 32"),
+            ("rtn:w4,g64,g128", "two group sizes"),
+            ("rtn:w4,int,symmetric", "twice"),
+            ("rtn:w1,symmetric", "w1*"),
+            ("rtn:w4,fast", "there is no option \"fast\""),
+            ("zip:w4", "is no quantiser"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains(text), "{error}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Quantising passes: kept block by block, resumed to the same bytes, planned exactly, kept by what comes after.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use llmpress_calibrate::Texts;
+use llmpress_formats::{Checkpoint, Encoding, Producer};
+use llmpress_pipeline::{
+    CalibrationText, Counted, Method, Options, Plan, Progress, Recipe, Request, Task, Watch, convert_request,
+    restore,
+};
+
+fn tinylm() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm")
+}
+
+fn request(recipe: Recipe, texts: bool) -> Request {
+    let files = if texts { vec![tinylm().join("calib.txt")] } else { Vec::new() };
+    let calibration = CalibrationText { texts: Texts { files }, windows: Some(4), length: 64, seed: None };
+    Request { recipe, calibration, rankings: Vec::new() }
+}
+
+fn short(chain: &str, texts: bool) -> Request {
+    request(Recipe::from_short(chain).unwrap(), texts)
+}
+
+fn toml(text: &str) -> Request {
+    request(Recipe::from_toml(Path::new("r.toml"), text).unwrap(), false)
+}
+
+fn options() -> Options {
+    Options {
+        jobs: Some(2),
+        max_memory: None,
+        resume: false,
+        force: false,
+        producer: Producer {
+            name: "test".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: None,
+        },
+        extra_files: BTreeMap::new(),
+    }
+}
+
+/// Copies the output whenever another tensor is quantised, as it would be left if the job were killed then.
+struct Copies<'a> {
+    out: &'a Path,
+    to: &'a Path,
+    made: Mutex<Vec<PathBuf>>,
+}
+
+struct Step<'a>(Option<&'a Copies<'a>>);
+
+impl Watch for Copies<'_> {
+    fn begin(&self, task: Task) -> Box<dyn Progress + '_> {
+        Box::new(Step((task.counted == Counted::Weights).then_some(self)))
+    }
+}
+
+impl Progress for Step<'_> {
+    fn start(&self, _total: u64) {}
+
+    fn advance(&self, _amount: u64) {
+        let Some(copies) = self.0.filter(|copies| copies.out.exists()) else { return };
+        let mut made = copies.made.lock().unwrap();
+        let to = copies.to.join(made.len().to_string());
+        copy(copies.out, &to);
+        made.push(to);
+    }
+
+    fn shard(&self, _file: &str) {}
+}
+
+/// Nobody watches.
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn begin(&self, _task: Task) -> Box<dyn Progress + '_> {
+        Box::new(Step(None))
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .map(|p| (p.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&p).unwrap()))
+        .collect()
+}
+
+fn convert(out: &Path, request: &Request, options: &Options) -> Result<(), String> {
+    let run = convert_request(&tinylm(), out, request, 4 << 30, options, &Unwatched);
+    run.map(drop).map_err(|e| e.to_string())
+}
+
+#[test]
+fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
+    for (chain, texts, spared) in [("rtn:w4,g128+planes", false, 9), ("gptq:w2a8", true, 5)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+        let request = short(chain, texts);
+        convert(&whole, &request, &options()).unwrap();
+        let expected = files(&whole);
+        assert!(!whole.join(".llmpress").exists());
+        let copies = Copies { out: &out, to: &dir.path().join("copies"), made: Mutex::default() };
+        convert_request(&tinylm(), &out, &request, 4 << 30, &options(), &copies).unwrap();
+        assert!(files(&out) == expected, "{chain}");
+        let made = copies.made.into_inner().unwrap();
+        assert!(made.len() > 40, "{}", made.len());
+        for (number, copy) in made.iter().enumerate().step_by(spared) {
+            let error = convert(copy, &request, &options()).unwrap_err();
+            assert!(error.contains("use --resume"), "{error}");
+            convert(copy, &request, &Options { resume: true, ..options() }).unwrap();
+            assert!(files(copy) == expected, "{chain}: killed at {number}");
+        }
+    }
+}
+
+#[test]
+fn what_is_damaged_in_a_stage_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let request = short("gptq:w3", true);
+    let copies = Copies { out: &out, to: &dir.path().join("copies"), made: Mutex::default() };
+    convert_request(&tinylm(), &out, &request, 4 << 30, &options(), &copies).unwrap();
+    let expected = files(&out);
+    let made = copies.made.into_inner().unwrap();
+    let resume = Options { resume: true, ..options() };
+    let stage = |copy: &Path| copy.join(".llmpress/passes/1");
+    let change = |path: &Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        let at = bytes.len() - 3;
+        bytes[at] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    // In the middle, with a few blocks finished.
+    let copies = made.iter().filter(|copy| stage(copy).join("block-00002.json").exists());
+    for (copy, name) in copies.zip(["block-00001.safetensors", "block-00001.json", "pass.json", ".streams"]) {
+        let found = std::fs::read_dir(stage(copy)).unwrap().map(|entry| entry.unwrap().path());
+        let found: Vec<PathBuf> = found.filter(|path| path.to_str().unwrap().ends_with(name)).collect();
+        assert_eq!(found.len(), 1, "{name}: {found:?}");
+        change(&found[0]);
+        convert(copy, &request, &resume).unwrap();
+        assert!(files(copy) == expected, "{name}");
+    }
+}
+
+#[test]
+fn rules_give_widths_and_what_is_planned_is_what_is_stored() {
+    let request = toml(
+        "to = \"planes\"\npasses = [\"rtn:w3,g64\"]\n\
+         [[rule]]\ntensors = '.*down_proj\\.weight'\nto = \"rtn:w8,symmetric\"\n\
+         [[rule]]\ntensors = '.*layers\\.0\\.self_attn.*_proj\\.weight'\nto = \"raw\"\n\
+         [[rule]]\ntensors = 'model\\.embed_tokens\\.weight'\nto = \"grid:w6a8,g128,int\"\n",
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let (plan, _) = Plan::forecast(&tinylm(), &request, 4 << 30).unwrap();
+    convert(&out, &request, &options()).unwrap();
+    let done = Checkpoint::open(&out).unwrap();
+    let mut widths: BTreeMap<String, usize> = BTreeMap::new();
+    let mut planned = 0;
+    for unit in plan.units() {
+        let stored = &done.units()[&unit.name];
+        let Encoding::Abq(abq) = stored.encoding() else {
+            assert_ne!(unit.method, Method::Kept, "{}", unit.name);
+            continue;
+        };
+        *widths.entry(abq.widths()).or_default() += 1;
+        assert_eq!(
+            (unit.method, unit.expected_bytes),
+            (Method::Kept, stored.stored_bytes()),
+            "{}",
+            unit.name
+        );
+        planned += 1;
+    }
+    // Eight layers of seven linears; the attention of one stays.
+    let expected = [("w3,g64", 44), ("w6a8,g128", 1), ("w8", 8)].map(|(w, n)| (w.to_owned(), n));
+    assert_eq!(widths, BTreeMap::from(expected));
+    assert_eq!(planned, 53);
+    assert_eq!(done.units()["model.layers.0.self_attn.q_proj.weight"].encoding(), &Encoding::Raw);
+    assert!(done.units()["model.embed_tokens.weight"].components().contains_key("zero"));
+    let json = serde_json::to_value(&plan).unwrap();
+    assert_eq!(json["passes"][0]["pass"], "rtn:w3,g64");
+    assert_eq!(json["passes"][0]["tensors"], 53);
+    let manifest = done.manifest().unwrap();
+    assert_eq!(manifest.recipe["passes"][0]["quantise"]["to"], "rtn:w3,g64");
+    assert_eq!(manifest.recipe["rule"][0]["to"], "rtn:w8,symmetric");
+}
+
+#[test]
+fn recipes_that_cannot_be_carried_out_are_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let refused = |request: &Request, words: &[&str]| {
+        let error = convert(&out, request, &options()).unwrap_err();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        assert!(!out.exists(), "{error}");
+    };
+    let rule = |tensors: &str, to: &str| format!("[[rule]]\ntensors = '{tensors}'\nto = \"{to}\"\n");
+    refused(
+        &toml(&format!("to = \"raw\"\n{}", rule(".*q_proj.*", "rtn:w4"))),
+        &["no pass quantises", "rtn:w4"],
+    );
+    refused(&toml("to = \"raw\"\npasses = [\"rtn:w4\", \"rtn:w8\"]\n"), &["two passes quantise"]);
+    let norms = toml(&format!("to = \"raw\"\npasses = [\"rtn:w4\"]\n{}", rule(".*norm.*", "rtn:w4")));
+    refused(&norms, &["norm", "matrices"]);
+    let nothing = toml(&format!("to = \"raw\"\npasses = [\"rtn:w4\"]\n{}", rule(".*", "raw")));
+    refused(&nothing, &["none of its tensors"]);
+    refused(&short("gptq:w4", false), &["gptq:w4", "--calib"]);
+    refused(&short("rtn:w4", true), &["--calib is for"]);
+    let settled = "to = \"raw\"\npasses = [{ quantise = { to = \"rtn:w4\" } }]\n";
+    refused(&toml(settled), &["ask for it by its name", "rtn:w4"]);
+    let too_short = Request {
+        calibration: CalibrationText { windows: Some(1), length: 8, ..short("gptq:w4", true).calibration },
+        ..short("gptq:w4", true)
+    };
+    let error = convert(&out, &too_short, &options()).unwrap_err();
+    assert!(error.contains("calibration tokens"), "{error}");
+}
+
+#[test]
+fn what_is_quantised_is_kept_unless_a_rule_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b, c, plain) =
+        (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"), dir.path().join("plain"));
+    convert(&a, &short("rtn:w4a8,g128,symmetric", false), &options()).unwrap();
+    let again = |out: &Path, request: &Request| {
+        convert_request(&a, out, request, 4 << 30, &options(), &Unwatched).map_err(|e| e.to_string())
+    };
+    again(&b, &short("fixed12", false)).unwrap();
+    let (first, second) = (Checkpoint::open(&a).unwrap(), Checkpoint::open(&b).unwrap());
+    let mut kept = 0;
+    for (name, unit) in first.units().iter().filter(|(_, unit)| unit.encoding().is_lossy()) {
+        let other = &second.units()[name];
+        assert_eq!(other.encoding(), unit.encoding());
+        for component in unit.components().keys() {
+            assert!(first.view(name, component).unwrap() == second.view(name, component).unwrap(), "{name}");
+        }
+        kept += 1;
+    }
+    assert_eq!(kept, 56);
+    assert_eq!(second.units()["model.embed_tokens.weight"].encoding().name(), "fixed12");
+    let rule = "to = \"raw\"\n[[rule]]\ntensors = '.*q_proj.*'\nto = \"dfloat11\"\n";
+    again(&c, &toml(rule)).unwrap();
+    let third = Checkpoint::open(&c).unwrap();
+    let q = "model.layers.3.self_attn.q_proj.weight";
+    assert_eq!(third.unit_of(third.tensor(q).unwrap()).unwrap().encoding().name(), "dfloat11");
+    assert!(third.read_tensor(q).unwrap() == first.read_tensor(q).unwrap());
+    let before = files(&a);
+    let force = Options { force: true, ..options() };
+    let onto = convert_request(&a, &a, &short("rtn:w4", false), 4 << 30, &force, &Unwatched);
+    assert!(onto.unwrap_err().to_string().contains("contains the source"));
+    assert!(files(&a) == before && !a.join(".llmpress").exists());
+    let error = again(&dir.path().join("d"), &short("rtn:w4", false)).unwrap_err();
+    assert!(error.contains("is quantised already"), "{error}");
+    // Back to plain tensors of what the codes stand for.
+    restore(&second, &plain, 4 << 30, &options(), &Step(None)).unwrap();
+    let dense = Checkpoint::open(&plain).unwrap();
+    for name in first.tensors().keys() {
+        assert!(dense.read_tensor(name).unwrap() == first.read_tensor(name).unwrap(), "{name}");
+        assert!(!dense.unit_of(dense.tensor(name).unwrap()).unwrap().encoding().is_lossy());
+    }
+    // A component whose bytes do not show in what it decodes to is compared all the same.
+    let shard = first.units()[q].components().get("planes").unwrap().clone();
+    let mut bytes = std::fs::read(shard.path()).unwrap();
+    bytes[shard.file_offset() as usize] ^= 1;
+    std::fs::write(shard.path(), bytes).unwrap();
+    let error = again(&dir.path().join("e"), &short("planes", false)).unwrap_err();
+    assert!(error.contains("planes") && error.contains("good copy"), "{error}");
+}
+
+#[test]
+fn a_finished_output_is_checked_and_never_mistaken_for_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let request = short("grid:w3", true);
+    convert(&out, &request, &options()).unwrap();
+    let expected = files(&out);
+    let resume = Options { resume: true, ..options() };
+    convert(&out, &request, &resume).unwrap();
+    assert!(files(&out) == expected);
+    for other in [short("grid:w4", true), short("rtn:w3", false), short("grid:w3", false)] {
+        let error = convert(&out, &other, &resume).unwrap_err();
+        assert!(error.contains("made by another recipe"), "{error}");
+        assert!(files(&out) == expected);
+    }
+    // Replaced when all is done, not before.
+    convert(&out, &short("rtn:w2", false), &Options { force: true, ..options() }).unwrap();
+    assert!(files(&out) != expected && !out.join(".llmpress").exists());
+    convert(&out, &request, &Options { force: true, ..options() }).unwrap();
+    assert!(files(&out) == expected);
+}
+
+#[test]
+fn quantising_and_pruning_go_in_any_order() {
+    let dir = tempfile::tempdir().unwrap();
+    for (number, chain) in
+        ["drop:last=2+rtn:w4", "rtn:w4+drop:last=2", "rtn:w4+drop:block=1"].iter().enumerate()
+    {
+        let out = dir.path().join(number.to_string());
+        let calibrated = chain.contains("block");
+        let request = short(chain, calibrated);
+        let (plan, _) = Plan::forecast(&tinylm(), &request, 4 << 30).unwrap();
+        convert(&out, &request, &options()).unwrap();
+        let done = Checkpoint::open(&out).unwrap();
+        let lossy: Vec<_> = done.units().values().filter(|u| u.encoding().is_lossy()).collect();
+        let planned: Vec<_> = plan.units().filter(|u| u.method == Method::Kept).collect();
+        assert_eq!(lossy.len(), planned.len(), "{chain}");
+        let stored: u64 = lossy.iter().map(|u| u.stored_bytes()).sum();
+        assert_eq!(stored, planned.iter().map(|u| u.expected_bytes).sum::<u64>(), "{chain}");
+    }
+}
