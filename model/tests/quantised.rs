@@ -55,12 +55,17 @@ fn view(dir: &Path, abq: Abq, scale_of: impl Fn(&str) -> f32) -> Checkpoint {
         let encoding = serde_json::to_value(&encoding).unwrap();
         units.insert(
             name.clone(),
-            UnitEntry { encoding, tensors: vec![name.clone()], components, fallback: None },
+            UnitEntry {
+                encoding: encoding.into(),
+                tensors: vec![name.clone()],
+                components: components.into(),
+                fallback: None,
+            },
         );
     }
     let path = dir.join("units.safetensors");
     let plan: Vec<SlotPlan> = slots.iter().map(|(plan, _)| plan.clone()).collect();
-    let mut writer = ShardWriter::create(&path, &plan, BTreeMap::new()).unwrap();
+    let mut writer = ShardWriter::create(&path, plan.into_iter(), BTreeMap::new()).unwrap();
     for (plan, bytes) in slots {
         writer.place(&plan.name, plan.dtype, &plan.shape).unwrap().write_at(0, &bytes).unwrap();
     }
