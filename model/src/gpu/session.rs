@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use llmpress_formats::{Error, Result};
+use llmpress_kernels::gpu::abq::{self, integer};
 use llmpress_kernels::gpu::attention::{Attend, Cache, Heads, attend, workspace_bytes};
 use llmpress_kernels::gpu::dense::{Element, row_stride};
 use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
@@ -116,6 +117,8 @@ pub(super) struct GpuSession<'a> {
     random: Buffer,
     drawing: Buffer,
     drawn: Buffer,
+    /// The label of the first matrix whose activations could not be quantised; 0: of none.
+    fault: Buffer,
     /// Whether those are of the last kept token.
     picked: bool,
     steps: usize,
@@ -151,10 +154,23 @@ impl<'a> GpuSession<'a> {
                 let weights = Weights::Fixed12 { matrix, first: 0, rows: linear.rows, whole: linear.whole };
                 weights.workspace_bytes(&model.gpu, chunk)
             }
+            Source::Abq(matrix) => {
+                let weights = abq::Weights { matrix, first: 0, rows: linear.rows, whole: linear.whole };
+                abq::workspace_bytes(&model.gpu, weights, chunk)
+            }
+            Source::Integers { matrix, .. } => {
+                integer::workspace_bytes(&model.gpu, integer::Weights::all(matrix), chunk)
+            }
             _ => split_bytes(linear.rows, linear.whole, chunk),
         });
-        let products =
-            products.max().unwrap_or(0).max(split_bytes(model.head().rows, model.head().rows, chunk));
+        let of_head = match &model.head().source {
+            // As many tokens as are kept.
+            Source::Integers { matrix, .. } => {
+                integer::workspace_bytes(&model.gpu, integer::Weights::all(matrix), capacity)
+            }
+            _ => split_bytes(model.head().rows, model.head().rows, chunk),
+        };
+        let products = products.max().unwrap_or(0).max(of_head);
         // A layer without attention has no keys and values.
         let cache = model.layers.iter().map(|layer| {
             let bytes = if layer.attention.is_some() { cache_bytes } else { 0 };
@@ -191,6 +207,7 @@ impl<'a> GpuSession<'a> {
             random: allocate(8)?,
             drawing: allocate(DRAW_WORKSPACE_BYTES)?,
             drawn: allocate(4)?,
+            fault: model.gpu.upload(&[0u32]).map_err(device)?,
             picked: false,
             steps: 0,
             graph: None,
@@ -243,6 +260,9 @@ impl<'a> GpuSession<'a> {
             Source::Dfloat11 { unit, first } => {
                 let words = self.unit(*unit, *first, m.embedding.rows * hidden)?;
                 embed(&m.gpu, words, Element::Bf16, m.embedding.rows, hidden, &gather)?;
+            }
+            Source::Abq(_) | Source::Integers { .. } => {
+                return Err(gpu::Error::Unsupported("rows of an abq matrix are not gathered".to_owned()));
             }
         }
         let norm = |weight| {
@@ -359,6 +379,13 @@ impl<'a> GpuSession<'a> {
         adds: bool,
     ) -> gpu::Result<()> {
         let (cols, count) = (linear.cols, rows.len());
+        let bias = match &linear.bias {
+            Some(bias) => Some(bias.slice(4 * rows.start..4 * rows.end)?),
+            None => None,
+        };
+        let workspace = Some(&self.products);
+        let operands = Product { x, stride: padded(cols), tokens, y, y_stride, bias, adds, workspace };
+        let (gpu, picker) = (&self.model.gpu, &self.model.picker);
         let dense = |words, element, fresh| Weights::Dense {
             words,
             element,
@@ -378,14 +405,18 @@ impl<'a> GpuSession<'a> {
             Source::Dfloat11 { unit, first } => {
                 dense(self.unit(*unit, first + rows.start * cols, count * cols)?, Element::Bf16, true)
             }
+            Source::Abq(matrix) => {
+                let weights = abq::Weights { matrix, first: rows.start, rows: count, whole: linear.whole };
+                return abq::product(gpu, weights, &operands, picker);
+            }
+            Source::Integers { matrix, label } => {
+                let weights = integer::Weights { matrix, first: rows.start, rows: count };
+                let quantising =
+                    integer::Quantising { wide: false, fault: Some((self.fault.view(), *label)) };
+                return integer::product(gpu, weights, &operands, &quantising, picker);
+            }
         };
-        let bias = match &linear.bias {
-            Some(bias) => Some(bias.slice(4 * rows.start..4 * rows.end)?),
-            None => None,
-        };
-        let workspace = Some(&self.products);
-        let operands = Product { x, stride: padded(cols), tokens, y, y_stride, bias, adds, workspace };
-        product(&self.model.gpu, weights, &operands, &self.model.picker)
+        product(gpu, weights, &operands, picker)
     }
 
     /// Some words of a unit, which is decoded unless it was the last one: but for what belongs to experts.
@@ -395,6 +426,24 @@ impl<'a> GpuSession<'a> {
             self.held.set(Some(unit));
         }
         self.scratch.slice(2 * first..2 * (first + count))
+    }
+
+    /// Refuses what was computed from activations that could not be quantised.
+    fn check_quantised(&self) -> Result<()> {
+        let names = &self.model.quantised;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let label = self.fault.view().read::<u32>(1).map_err(device)?[0] as usize;
+        match label.checked_sub(1).and_then(|at| names.get(at)) {
+            None => Ok(()),
+            Some(name) => {
+                self.fault.view().write(&[0u32]).map_err(device)?;
+                Err(Error::Invalid(format!(
+                    "an activation that {name} multiplies is NaN or infinite, or too large to quantise"
+                )))
+            }
+        }
     }
 
     /// The last norm of some rows of `h`.
@@ -522,6 +571,7 @@ impl Session for GpuSession<'_> {
             soft_cap(&m.gpu, logits.view(), count, cap).map_err(device)?;
         }
         let values: Vec<f32> = logits.view().read(count).map_err(device)?;
+        self.check_quantised()?;
         for (token, values) in values.chunks_exact(run.len()).enumerate() {
             out.set_token(token, values.iter().copied());
         }
@@ -542,6 +592,7 @@ impl Session for GpuSession<'_> {
                 .map_err(device)?;
             self.picked = true;
         }
+        self.check_quantised()?;
         if sampling.temperature == 0.0 {
             return Ok(self.next.view().read::<u32>(1).map_err(device)?[0]);
         }
