@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::TypedValueParser;
-use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
 use llmpress_pipeline::{CalibrationText, ExportFormat, Recipe};
 use llmpress_prune::Pass;
@@ -15,6 +15,7 @@ use crate::report::Failure;
 /// Compresses, converts, restores and proves checkpoints of large language models.
 #[derive(Debug, Parser)]
 #[command(version, long_version = crate::version::long(), about, max_term_width = 100, propagate_version = true)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
 #[command(after_help = "Examples:
   llmpress convert examples/tinylm OUT --to dfloat11   compress, checking every bit
   llmpress verify OUT --against examples/tinylm        prove it
@@ -37,8 +38,14 @@ pub(crate) struct Cli {
     #[arg(long, short, global = true, help_heading = "Output")]
     pub(crate) quiet: bool,
     /// Colours on stderr and in help pages.
-    #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto, help_heading = "Output")]
     pub(crate) color: ColorChoice,
+    /// Print help: -h a line for each option, --help everything.
+    #[arg(long, short, global = true, action = ArgAction::Help, help_heading = "Output")]
+    pub(crate) help: Option<bool>,
+    /// Print the version: --version with revision, target and kernels.
+    #[arg(long, short = 'V', global = true, action = ArgAction::Version, help_heading = "Output")]
+    pub(crate) version: Option<bool>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -62,7 +69,12 @@ pub(crate) enum Command {
     /// Show how far the tensors of two checkpoints are from each other.
     Diff(DiffArgs),
     /// Measure what a model predicts: perplexity, or KL divergence from its base.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  llmpress eval ppl OUT --text wiki.txt
+  llmpress eval kld OUT --base MODEL --text wiki.txt"
+    )]
     Eval(EvalCommand),
     /// Generate text with a model.
     Generate(GenerateArgs),
@@ -86,6 +98,7 @@ pub(crate) enum Command {
 #[command(after_help = "Examples:
   llmpress inspect examples/tinylm --entropy
   llmpress inspect OUT --tensors")]
+#[command(next_help_heading = "What to show")]
 pub(crate) struct InspectArgs {
     /// The checkpoint's directory.
     #[arg(value_hint = ValueHint::DirPath)]
@@ -195,21 +208,21 @@ pub(crate) struct RankArgs {
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
     /// How: as --to of convert says it.
-    #[arg(long, value_name = "METHOD", value_parser = parse_by)]
+    #[arg(long, value_name = "METHOD", value_parser = parse_by, help_heading = "What to rank")]
     pub(crate) by: Pass,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
     /// Where the ranking goes; FinerCut saves it there after each removal.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Result")]
     pub(crate) out: Option<PathBuf>,
     /// FinerCut: go on from what is at --out.
-    #[arg(long, requires = "out")]
+    #[arg(long, requires = "out", help_heading = "Result")]
     pub(crate) resume: bool,
     /// Draw the scores by layer into this file.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Result")]
     pub(crate) svg: Option<PathBuf>,
     /// Threads [default: one per processor].
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Job")]
     pub(crate) jobs: Option<u16>,
 }
 
@@ -245,6 +258,7 @@ pub(crate) struct JobArgs {
   llmpress plan examples/tinylm --to dfloat11
   llmpress plan MODEL --to fixed12 --json > plan.json && llmpress convert MODEL OUT --plan plan.json
   llmpress plan MODEL --to finercut:25%+dfloat11      what ranking, and what is left, would take
+  llmpress plan MODEL --to fixed12 --device cuda --context 8192
 
 Reads headers alone. What a pruning removes is known only when it has judged: until then, or with a --ranking, sizes are
 those of a model that loses as much.")]
@@ -263,8 +277,15 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Job")]
     pub(crate) max_memory: Option<u64>,
     /// List every unit.
-    #[arg(long)]
+    #[arg(long, help_heading = "What to show")]
     pub(crate) tensors: bool,
+    /// Also say what the model takes of a GPU's memory, now and after the conversion: weights, cache, workspace. Without
+    /// --to or --recipe, only that.
+    #[arg(long, value_name = "DEVICE", value_parser = parse_device, help_heading = "What to show")]
+    pub(crate) device: Option<Device>,
+    /// Tokens of the sequence that the GPU has to hold [default: 4096].
+    #[arg(long, value_name = "TOKENS", requires = "device", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize), help_heading = "What to show")]
+    pub(crate) context: Option<usize>,
 }
 
 #[derive(Debug, Args)]
@@ -297,6 +318,7 @@ pub(crate) struct ConvertArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   llmpress restore OUT BACK")]
+#[command(next_help_heading = "What to make")]
 pub(crate) struct RestoreArgs {
     /// The compressed checkpoint: llmpress or official DFloat11.
     #[arg(value_hint = ValueHint::DirPath)]
@@ -343,25 +365,25 @@ pub(crate) struct VerifyArgs {
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
     /// Compare every tensor with the one of this checkpoint, bit for bit.
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "What to check")]
     pub(crate) against: Option<PathBuf>,
     /// Check the digests of the stored bytes only, without decoding.
-    #[arg(long, conflicts_with = "against")]
+    #[arg(long, conflicts_with = "against", help_heading = "What to check")]
     pub(crate) no_decode: bool,
     /// Also run both models on a text and compare their logits, then 32 greedy tokens, bit for bit.
-    #[arg(long, requires = "against", requires = "text")]
+    #[arg(long, requires = "against", requires = "text", help_heading = "Logits")]
     pub(crate) logits: bool,
     /// The text to run on.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "logits")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "logits", help_heading = "Logits")]
     pub(crate) text: Option<PathBuf>,
     /// Tokens of a window of the text.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, requires = "logits")]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, requires = "logits", help_heading = "Logits")]
     pub(crate) window: usize,
     /// Take the first so many windows only.
-    #[arg(long, value_name = "N", requires = "logits")]
+    #[arg(long, value_name = "N", requires = "logits", help_heading = "Logits")]
     pub(crate) limit: Option<usize>,
     /// Worker threads [default: one per processor].
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Where it runs")]
     pub(crate) jobs: Option<u16>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -381,10 +403,10 @@ pub(crate) struct DiffArgs {
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) b: PathBuf,
     /// Most tensors to list, the largest relative error first; --json lists all.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, help_heading = "What to show")]
     pub(crate) limit: usize,
     /// Worker threads [default: one per processor].
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Job")]
     pub(crate) jobs: Option<u16>,
 }
 
@@ -398,6 +420,7 @@ pub(crate) struct DiffArgs {
   llmpress bench kernels --tokens 1,16
   llmpress bench gpu REPORT"
 )]
+#[command(next_help_heading = "What to measure")]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     pub(crate) command: Option<BenchCommand>,
@@ -446,43 +469,44 @@ pub(crate) struct BenchGpuArgs {
     #[arg(value_name = "OUTDIR", value_hint = ValueHint::DirPath)]
     pub(crate) out: PathBuf,
     /// A small checkpoint with its tokenizer, to compare GPU and processor on; one with random weights is made otherwise.
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "What to run")]
     pub(crate) model: Option<PathBuf>,
     /// The text for it [default: its eval.txt, or words in no order].
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to run")]
     pub(crate) text: Option<PathBuf>,
     /// Time for everything, such as 90s, 7m or 1h. A longer one than the default lengthens the limits of the steps.
-    #[arg(long, value_name = "TIME", default_value = "7m", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", default_value = "7m", value_parser = parse_time, help_heading = "Job")]
     pub(crate) budget: Duration,
     /// The GPU: cuda, or cuda:1 for the second, ...
-    #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device)]
+    #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device, help_heading = "Where it runs")]
     pub(crate) device: Device,
     /// Most layers of the model of 8B shapes; fewer where disk or GPU have no room.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=128).map(usize::from))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=128).map(usize::from), help_heading = "What to run")]
     pub(crate) layers: usize,
     /// Run these steps and what they need only.
-    #[arg(long, value_name = "STEP,...", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(STEPS))]
+    #[arg(long, value_name = "STEP,...", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(STEPS), help_heading = "What to run")]
     pub(crate) only: Vec<String>,
     /// Run nothing after this step.
-    #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(STEPS))]
+    #[arg(long, value_name = "STEP", value_parser = clap::builder::PossibleValuesParser::new(STEPS), help_heading = "What to run")]
     pub(crate) stop_after: Option<String>,
     /// Where models lie that are made, and removed at the end: 6 GB for 8 layers [default: the system's folder for
     /// temporary files].
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Job")]
     pub(crate) scratch: Option<PathBuf>,
     /// Replace the report that is there.
-    #[arg(long)]
+    #[arg(long, help_heading = "Job")]
     pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchProofsArgs {
     /// The GPU: cuda, or cuda:1 for the second, ...
-    #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device)]
+    #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device, help_heading = "Where it runs")]
     pub(crate) device: Device,
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "What to make")]
 pub(crate) struct RandomModelArgs {
     /// The directory to make.
     #[arg(value_hint = ValueHint::DirPath)]
@@ -513,23 +537,23 @@ pub(crate) enum Shapes {
 Without --model and --shape the matrices are those of Llama 3 8B. Exit code 1 where a result is wrong.")]
 pub(crate) struct BenchKernelsArgs {
     /// Take the shapes of this checkpoint's matrices.
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "shape")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "shape", help_heading = "What to measure")]
     pub(crate) model: Option<PathBuf>,
     /// A matrix of N output and K input features; may be given several times.
-    #[arg(long, value_name = "NxK", value_parser = parse_shape)]
+    #[arg(long, value_name = "NxK", value_parser = parse_shape, help_heading = "What to measure")]
     pub(crate) shape: Vec<(usize, usize)>,
     /// Numbers of tokens.
     #[arg(long, value_name = "M,...", value_delimiter = ',', default_value = "1,8,16,32,64,128,256",
-          value_parser = clap::value_parser!(u32).range(1..=65536).map(|n| n as usize))]
+          value_parser = clap::value_parser!(u32).range(1..=65536).map(|n| n as usize), help_heading = "What to measure")]
     pub(crate) tokens: Vec<usize>,
     /// Replays of each kernel; the median counts.
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=10000))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=10000), help_heading = "How")]
     pub(crate) runs: u16,
     /// Bytes that the copies of a matrix take together at least: several times the GPU's cache.
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size, help_heading = "How")]
     pub(crate) working_set: u64,
     /// The GPU: cuda, or cuda:1 for the second, ...
-    #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device)]
+    #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device, help_heading = "Where it runs")]
     pub(crate) device: Device,
 }
 
@@ -553,22 +577,25 @@ pub(crate) enum EvalCommand {
 #[derive(Debug, Args)]
 pub(crate) struct ProtocolArgs {
     /// The text, UTF-8; encoded as a whole without special tokens.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Text")]
     pub(crate) text: PathBuf,
     /// Tokens of a window. All full windows are read; in each, every position but the first is scored.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Text")]
     pub(crate) window: usize,
     /// Slide the window by so many tokens and score only the new ones.
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", help_heading = "Text")]
     pub(crate) stride: Option<usize>,
     /// Take the first so many windows only.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize), help_heading = "Text")]
     pub(crate) limit: Option<usize>,
     /// Put a BOS before every window where the tokenizer adds one by default, or never.
-    #[arg(long, value_enum, default_value_t = BosChoice::Auto)]
+    #[arg(long, value_enum, default_value_t = BosChoice::Auto, help_heading = "Text")]
     pub(crate) bos: BosChoice,
+    /// Windows that a GPU reads at once; the figures are the same to the bit [default: as many as keep it busy and fit].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=2048).map(usize::from), help_heading = "Where it runs")]
+    pub(crate) batch: Option<usize>,
     /// Threads [default: one per processor].
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Where it runs")]
     pub(crate) jobs: Option<u16>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -576,6 +603,7 @@ pub(crate) struct ProtocolArgs {
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Where it runs")]
 pub(crate) struct DeviceArgs {
     /// cpu, or cuda for the first GPU, cuda:1 for the second, ...
     #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = parse_device)]
@@ -648,7 +676,7 @@ pub(crate) struct KldArgs {
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) model: PathBuf,
     /// The checkpoint that it was made from.
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "What to compare with")]
     pub(crate) base: PathBuf,
     #[command(flatten)]
     pub(crate) protocol: ProtocolArgs,
@@ -657,41 +685,49 @@ pub(crate) struct KldArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   llmpress generate examples/tinylm --prompt 'It is a truth universally acknowledged'
-  llmpress generate MODEL --chat --prompt 'What is entropy coding?' --temperature 0.7 --seed 1")]
+  llmpress generate MODEL --chat --prompt 'What is entropy coding?' --temperature 0.7 --seed 1
+  llmpress generate MODEL --prompts PROMPTS.txt --batch 8 --device cuda")]
 pub(crate) struct GenerateArgs {
     /// The checkpoint, compressed or not.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) model: PathBuf,
-    /// The text to go on from.
-    #[arg(long, short, value_name = "TEXT")]
-    pub(crate) prompt: String,
+    /// The text to go on from; several times for several texts.
+    #[arg(long, short, value_name = "TEXT", required_unless_present = "prompts", help_heading = "Prompt")]
+    pub(crate) prompt: Vec<String>,
+    /// A file with a text to go on from in each line; empty lines are left out. They come after those of --prompt.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Prompt")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Texts that are gone on from at once; each gets the tokens that it gets by itself [default: all, at most 16, as far as they
+    /// fit].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=2048).map(usize::from), help_heading = "Prompt")]
+    pub(crate) batch: Option<usize>,
     /// Wrap the prompt as the user's message in the model's chat template.
-    #[arg(long)]
+    #[arg(long, help_heading = "Prompt")]
     pub(crate) chat: bool,
     /// The system message of the chat.
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    #[arg(long, value_name = "TEXT", requires = "chat", help_heading = "Prompt")]
     pub(crate) system: Option<String>,
     /// Most tokens to generate.
     #[arg(long, short = 'n', value_name = "N", default_value_t = 128,
-          value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+          value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize), help_heading = "Text to make")]
     pub(crate) max_new_tokens: usize,
     /// 0 takes the likeliest token always; higher values draw more freely.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, help_heading = "Text to make")]
     pub(crate) temperature: f32,
     /// Draw from the so many likeliest tokens only; 0 for all.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Text to make")]
     pub(crate) top_k: usize,
     /// Draw from the likeliest tokens that reach this share of the probability together.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Text to make")]
     pub(crate) top_p: f32,
     /// Seed of the draws: the same seed gives the same text.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Text to make")]
     pub(crate) seed: u64,
     /// Go on after an end-of-sequence token.
-    #[arg(long)]
+    #[arg(long, help_heading = "Text to make")]
     pub(crate) ignore_eos: bool,
     /// Threads [default: one per processor].
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Where it runs")]
     pub(crate) jobs: Option<u16>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -706,32 +742,38 @@ pub(crate) struct SpeedArgs {
     #[arg(value_hint = ValueHint::DirPath, required = true)]
     pub(crate) models: Vec<PathBuf>,
     /// Tokens of the prompt.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize), help_heading = "What to measure")]
     pub(crate) prompt_tokens: usize,
     /// Tokens generated after it.
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize), help_heading = "What to measure")]
     pub(crate) new_tokens: usize,
     /// Rounds; each runs every model once.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..), help_heading = "What to measure")]
     pub(crate) runs: u16,
     /// A command to run beside them that prints a line of JSON with prefill_tokens_per_s and
     /// decode_tokens_per_s; --prompt-tokens, --new-tokens and --threads are appended.
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", help_heading = "What to measure")]
     pub(crate) peer: Vec<String>,
     /// Threads [default: one per processor].
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Where it runs")]
     pub(crate) jobs: Option<u16>,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress completions bash > ~/.local/share/bash-completion/completions/llmpress
+  llmpress completions zsh > ~/.zfunc/_llmpress
+  llmpress completions fish > ~/.config/fish/completions/llmpress.fish")]
 pub(crate) struct CompletionsArgs {
     /// bash, elvish, fish, powershell or zsh.
     pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress man ~/.local/share/man/man1")]
 pub(crate) struct ManArgs {
     /// Where the pages go.
     #[arg(value_hint = ValueHint::DirPath)]
@@ -764,6 +806,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
   llmpress doctor
   llmpress doctor --prove
   llmpress doctor --model MODEL --context 8192")]
+#[command(next_help_heading = "What to say")]
 pub(crate) struct DoctorArgs {
     /// Say what this model takes of a GPU's memory: weights in each form, cache, workspace.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -807,41 +850,91 @@ mod tests {
         assert!(parse_by("drop:joint,iterative").is_ok() && parse_by("finercut").is_err());
     }
 
-    #[test]
-    fn options_of_convert_stand_under_headings() {
+    /// Every verb that people see, with the words that call it.
+    fn verbs() -> Vec<(Vec<String>, clap::Command)> {
+        fn below(command: &clap::Command, words: &[String], all: &mut Vec<(Vec<String>, clap::Command)>) {
+            for verb in command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+                let words = [words, &[verb.get_name().to_owned()]].concat();
+                below(verb, &words, all);
+                all.push((words, verb.clone()));
+            }
+        }
         let mut command = Cli::command();
         command.build();
-        let convert = command.find_subcommand_mut("convert").unwrap();
-        let mut place = std::collections::BTreeMap::new();
-        for arg in convert.get_arguments().filter(|a| !a.is_positional()) {
-            let heading = arg.get_help_heading().unwrap_or("Options").to_owned();
-            place.insert(arg.get_id().as_str().to_owned(), heading);
+        let mut all = Vec::new();
+        below(&command, &["llmpress".to_owned()], &mut all);
+        assert!(all.len() > 16);
+        all
+    }
+
+    #[test]
+    fn every_option_of_every_verb_stands_under_a_heading() {
+        for (words, mut verb) in verbs() {
+            for arg in verb.get_arguments().filter(|a| !a.is_positional()) {
+                let heading = arg.get_help_heading();
+                assert!(heading.is_some(), "{words:?}: {}", arg.get_id());
+                let everywhere =
+                    ["json", "quiet", "color", "help", "version"].contains(&arg.get_id().as_str());
+                assert_eq!(everywhere, heading == Some("Output"), "{words:?}: {}", arg.get_id());
+            }
+            // What every verb has comes last.
+            let help = verb.render_long_help().to_string();
+            assert!(!help.contains("\nOptions:\n"), "{help}");
+            let heading = |line: &&str| line.ends_with(':') && !line.starts_with(' ');
+            let headings: Vec<&str> = help.lines().filter(heading).collect();
+            let output = headings.iter().position(|h| *h == "Output:").unwrap();
+            assert!(
+                headings[output + 1..].iter().all(|h| ["Examples:", "Exit codes:"].contains(h)),
+                "{headings:?}"
+            );
         }
-        for (arg, heading) in [
-            ("to", "What to make"),
-            ("recipe", "What to make"),
-            ("plan", "What to make"),
-            ("calib", "Pruning"),
-            ("calib_seed", "Pruning"),
-            ("ranking", "Pruning"),
-            ("pattern_file", "DFloat11"),
-            ("jobs", "Job"),
-            ("resume", "Job"),
+    }
+
+    #[test]
+    fn every_verb_has_an_example_that_works() {
+        for (words, verb) in verbs() {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let (_, examples) =
+                help.split_once("Examples:\n").unwrap_or_else(|| panic!("{words:?} has none"));
+            let lines: Vec<&str> =
+                examples.lines().take_while(|line| line.starts_with("  llmpress ")).collect();
+            assert!(!lines.is_empty(), "{words:?}");
+            let mut own = 0;
+            for command in lines.iter().flat_map(|line| line.split(" && ")) {
+                // What stands after a gap says what it is for; quoted words are one.
+                let command = command.trim().split("   ").next().unwrap_or_default();
+                let mut arguments: Vec<String> = Vec::new();
+                for (i, part) in command.split('\'').enumerate() {
+                    match i % 2 {
+                        0 => arguments.extend(part.split_whitespace().map(str::to_owned)),
+                        _ => arguments.push(part.to_owned()),
+                    }
+                }
+                arguments.truncate(arguments.iter().position(|a| a == ">").unwrap_or(arguments.len()));
+                let parsed = Cli::try_parse_from(&arguments);
+                assert!(parsed.is_ok(), "{command}: {}", parsed.unwrap_err());
+                own += usize::from(arguments.starts_with(&words));
+            }
+            assert!(own > 0, "{words:?}: {examples}");
+        }
+    }
+
+    #[test]
+    fn what_a_person_needs_first_comes_first() {
+        for (verb, expected) in [
+            ("convert", &["What to make:", "Pruning:", "DFloat11:", "Job:", "Output:"][..]),
+            ("plan", &["What to make:", "Pruning:", "DFloat11:", "Job:", "What to show:", "Output:"]),
+            ("rank", &["What to rank:", "Pruning:", "Result:", "Job:", "Output:"]),
+            ("restore", &["What to make:", "Job:", "Output:"]),
+            ("verify", &["What to check:", "Logits:", "Where it runs:", "Output:"]),
+            ("generate", &["Prompt:", "Text to make:", "Where it runs:", "Output:"]),
         ] {
-            assert_eq!(place[arg], heading, "{arg}");
+            let mut all = verbs();
+            let found = all.iter_mut().find(|(words, _)| words[1..] == [verb.to_owned()]);
+            let help = found.unwrap().1.render_long_help().to_string();
+            let headings: Vec<&str> = help.lines().filter(|line| expected.contains(line)).collect();
+            assert_eq!(headings, expected, "{help}");
         }
-        // Without a heading stands only what every verb has.
-        let bare: Vec<&String> = place.iter().filter(|(_, h)| *h == "Options").map(|(a, _)| a).collect();
-        assert!(
-            bare.iter().all(|a| ["json", "quiet", "help", "version", "color"].contains(&a.as_str())),
-            "{bare:?}"
-        );
-        let help = convert.render_long_help().to_string();
-        let at = |heading: &str| help.find(&format!("\n{heading}:\n")).unwrap_or(usize::MAX);
-        let headings = ["What to make", "Pruning", "DFloat11", "Job", "Output"];
-        assert!(headings.iter().all(|h| help.matches(&format!("\n{h}:\n")).count() == 1), "{help}");
-        // What a person needs first comes first.
-        assert!(headings.map(at).is_sorted(), "{help}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `llmpress convert`: carry out a plan.
 
 use llmpress_formats::printable;
-use llmpress_pipeline::{Options, Plan, Summary, convert, convert_request, view};
+use llmpress_pipeline::{Options, Plan, Request, Summary, convert, convert_request, view};
 
 use crate::Outcome;
 use crate::args::{ConvertArgs, JobArgs};
@@ -23,6 +23,7 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
         }
         None => {
             let request = request(&args.recipe, args.calibration.text()?)?;
+            warn_of_rankings(&request, output)?;
             convert_request(&args.dir, &args.out, &request, args.recipe.max_shard_size, &options, &watch)?
         }
     };
@@ -30,6 +31,17 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
         output.warn(&uncovered.to_string());
     }
     summarise(output, &args.out, &summary);
+    Ok(())
+}
+
+/// Says which rankings nobody can check.
+pub(crate) fn warn_of_rankings(request: &Request, output: Output) -> Outcome {
+    for path in request.unmarked_rankings()? {
+        output.warn(&format!(
+            "{} does not say which model it was made of: rank again if it was another one",
+            printable(&path.display().to_string())
+        ));
+    }
     Ok(())
 }
 

@@ -1,19 +1,17 @@
 //! `llmpress doctor`: what there is to run models on, and what is missing.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use llmpress_formats::Checkpoint;
 use llmpress_kernels::cpu::instruction_set;
 use llmpress_kernels::gpu::cuda::{Cuda, DeviceInfo, devices};
 use llmpress_kernels::gpu::modules;
 use llmpress_kernels::gpu::proof::{self, Proof};
-use llmpress_model::{GpuNeeds, Model, Weights};
 use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::DoctorArgs;
-use crate::report::{Failure, Output, bytes, table};
+use crate::gpu_memory::ModelNeeds;
+use crate::report::{Failure, Output, bytes};
 
 #[derive(Serialize)]
 struct Report {
@@ -28,40 +26,6 @@ struct Report {
     /// What the model that was asked about takes of a GPU's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<ModelNeeds>,
-}
-
-#[derive(Serialize)]
-struct ModelNeeds {
-    path: String,
-    /// Tokens of the sequence.
-    context: usize,
-    forms: Vec<Needs>,
-}
-
-#[derive(Serialize)]
-struct Needs {
-    weights_form: &'static str,
-    #[serde(flatten)]
-    bytes: GpuNeeds,
-    total: u64,
-}
-
-/// What a model takes in each form of its weights.
-fn model_needs(args: &DoctorArgs) -> Result<Option<ModelNeeds>, Failure> {
-    let Some(dir) = &args.model else { return Ok(None) };
-    let model = Model::open(Arc::new(Checkpoint::open_dequantised(dir)?))?;
-    let forms = [
-        ("stored", Weights::Stored),
-        ("bf16", Weights::Bf16),
-        ("dfloat11", Weights::Dfloat11),
-        ("fixed12", Weights::Fixed12),
-    ];
-    let forms = forms.map(|(form, weights)| {
-        let bytes = GpuNeeds::of(&model, weights, args.context)?;
-        Ok::<_, Failure>(Needs { weights_form: form, bytes, total: bytes.total() })
-    });
-    let forms = forms.into_iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(Some(ModelNeeds { path: dir.display().to_string(), context: args.context, forms }))
 }
 
 #[derive(Serialize)]
@@ -84,7 +48,7 @@ struct Gpu {
 }
 
 pub(crate) fn run(args: &DoctorArgs, output: Output) -> Outcome {
-    let model = model_needs(args)?;
+    let model = args.model.as_ref().map(|dir| ModelNeeds::of(dir, args.context)).transpose()?;
     let (gpus, no_gpu) = match devices() {
         Ok(found) => (found.into_iter().map(|info| examine(info, args.prove, output)).collect(), None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -171,22 +135,8 @@ fn text(report: &Report) -> String {
     lines.extend(report.no_gpu.iter().map(|why| format!("no GPU: {why}")));
     let mut text = lines.join("\n") + "\n";
     if let Some(model) = &report.model {
-        text += &needs_text(model, &report.gpus);
+        let memory: Vec<u64> = report.gpus.iter().map(|gpu| gpu.memory_bytes as u64).collect();
+        text += &format!("\n{}", model.text(&memory));
     }
     text
-}
-
-fn needs_text(model: &ModelNeeds, gpus: &[Gpu]) -> String {
-    let mut head = ["--weights", "weights", "cache", "workspace", "together"].map(str::to_owned).to_vec();
-    head.extend(gpus.iter().map(|gpu| format!("GPU {}", gpu.ordinal)));
-    let mut lines = vec![head];
-    lines.extend(model.forms.iter().map(|form| {
-        let GpuNeeds { weights, cache, workspace, .. } = form.bytes;
-        let mut line = vec![form.weights_form.to_owned()];
-        line.extend([weights, cache, workspace, form.total].map(bytes));
-        let fits = |gpu: &Gpu| if form.total <= gpu.memory_bytes as u64 { "fits" } else { "too large" };
-        line.extend(gpus.iter().map(|gpu| fits(gpu).to_owned()));
-        line
-    }));
-    format!("\n{}, a sequence of {} tokens:\n{}", model.path, model.context, table(&lines))
 }

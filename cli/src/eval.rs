@@ -8,10 +8,10 @@ use llmpress_validation::{Distribution, Divergence, Perplexity, Protocol, kl_div
 use serde::Serialize;
 
 use crate::Outcome;
-use crate::args::{BosChoice, EvalCommand, KldArgs, PerplexityArgs, ProtocolArgs};
+use crate::args::{BosChoice, Device, EvalCommand, KldArgs, PerplexityArgs, ProtocolArgs};
 use crate::models::{Loaded, check_length, in_pool};
 use crate::progress::Bar;
-use crate::report::{Output, bytes, table};
+use crate::report::{Failure, Output, bytes, table};
 use crate::text::read_text;
 
 pub(crate) fn run(command: &EvalCommand, output: Output) -> Outcome {
@@ -52,7 +52,7 @@ impl Text {
         model: &Loaded,
         args: &ProtocolArgs,
         output: Output,
-    ) -> Result<Self, crate::report::Failure> {
+    ) -> Result<Self, Failure> {
         let text = read_text(path)?;
         let ids = model.tokenizer.encode(&text)?;
         let bos = match args.bos {
@@ -75,11 +75,23 @@ impl Text {
     }
 }
 
+/// Refuses several windows at once where they would not be read so.
+fn check_batch(args: &ProtocolArgs) -> Result<(), Failure> {
+    match (args.device.device, args.batch) {
+        (Device::Cpu, Some(batch)) if batch > 1 => Err(Failure::Usage(format!(
+            "--batch {batch} is for --device cuda: one window keeps the processor busy, so it reads one after the other"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
+    check_batch(&args.protocol)?;
     let model = Loaded::open(&args.model, args.protocol.device, output)?;
     let text = Text::read(&args.protocol.text, &model, &args.protocol, output)?;
     let bar = Bar::of("ppl", text.windows as u64, Counted::Windows, output);
-    let result = perplexity(&*model.model, &Skips::new(), &text.ids, text.bytes, text.protocol, &mut |_| {
+    let (none, batch) = (Skips::new(), args.protocol.batch);
+    let result = perplexity(&*model.model, &none, &text.ids, text.bytes, text.protocol, batch, &mut |_| {
         bar.advance(1)
     });
     let seconds = bar.finish();
@@ -122,14 +134,16 @@ fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
 }
 
 fn kld(args: &KldArgs, output: Output) -> Outcome {
+    check_batch(&args.protocol)?;
     let model = Loaded::open(&args.model, args.protocol.device, output)?;
     let base = Loaded::open(&args.base, args.protocol.device, output)?;
     // The base's tokenizer: the question is what became of the base.
     let text = Text::read(&args.protocol.text, &base, &args.protocol, output)?;
     model.check_ids(&text.ids)?;
     let bar = Bar::of("kld", text.windows as u64, Counted::Windows, output);
+    let (none, batch) = (Skips::new(), args.protocol.batch);
     let result =
-        kl_divergence(&*base.model, &*model.model, &Skips::new(), &text.ids, text.protocol, &mut |_| {
+        kl_divergence(&*base.model, &*model.model, &none, &text.ids, text.protocol, batch, &mut |_| {
             bar.advance(1)
         });
     let seconds = bar.finish();

@@ -15,6 +15,7 @@ mod environment;
 mod eval;
 mod export;
 mod generate;
+mod gpu_memory;
 mod inspect;
 mod memory;
 mod models;

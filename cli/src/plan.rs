@@ -1,23 +1,49 @@
 //! `llmpress plan`: what a conversion would do.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use llmpress_kernels::gpu::cuda::devices;
 use llmpress_pipeline::{Plan, Uncovered};
+use serde::Serialize;
 
 use crate::Outcome;
-use crate::args::PlanArgs;
+use crate::args::{Device, PlanArgs};
+use crate::convert::warn_of_rankings;
+use crate::gpu_memory::ModelNeeds;
 use crate::passes::{describe, forecast};
 use crate::recipe::request;
-use crate::report::{Output, bytes, percent, table};
+use crate::report::{Failure, Output, bytes, percent, table};
 
 pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
+    let context = args.context.unwrap_or(CONTEXT);
+    let mut gpu = match args.device {
+        None => None,
+        Some(Device::Cuda(_)) => Some(ModelNeeds::of(&args.dir, context)?),
+        Some(Device::Cpu) => {
+            return Err(Failure::Usage(
+                "--device is for GPUs: on a processor a model takes its stored size, and some MiB a thread"
+                    .to_owned(),
+            ));
+        }
+    };
+    if let Some(gpu) = gpu.as_ref().filter(|_| args.recipe.to.is_none() && args.recipe.recipe.is_none()) {
+        output.result(gpu, || gpu.text(&memory(args.device)));
+        return Ok(());
+    }
     let request = request(&args.recipe, args.cut.without_text())?;
+    warn_of_rankings(&request, output)?;
     let (plan, checkpoint) = Plan::forecast(&args.dir, &request, args.recipe.max_shard_size)?;
     if let Some(uncovered) = Uncovered::of(&checkpoint, &plan) {
         output.warn(&uncovered.to_string());
     }
     let budget = plan.budget(&checkpoint, args.jobs.map(usize::from), args.max_memory)?;
-    output.result(&plan, || {
+    let dropped = checkpoint.dropped().len();
+    if let Some(gpu) = &mut gpu {
+        gpu.add("as planned", plan.on_gpu(Arc::new(checkpoint), context)?);
+    }
+    let planned = Planned { plan: &plan, gpu: gpu.as_ref() };
+    output.result(&planned, || {
         let mut text = String::new();
         if args.tensors {
             let mut rows =
@@ -71,9 +97,31 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
             });
         }
         if !plan.recipe.passes.is_empty() && plan.passes.is_empty() {
-            text.push_str(&format!("{} tensors go\n", checkpoint.dropped().len()));
+            text.push_str(&format!("{dropped} tensors go\n"));
+        }
+        if let Some(gpu) = &gpu {
+            text.push_str(&format!("\n{}", gpu.text(&memory(args.device))));
         }
         text
     });
     Ok(())
+}
+
+/// Tokens that a GPU has to hold where nobody says.
+const CONTEXT: usize = 4096;
+
+/// A plan, and what its output takes of a GPU.
+#[derive(Serialize)]
+struct Planned<'a> {
+    #[serde(flatten)]
+    plan: &'a Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<&'a ModelNeeds>,
+}
+
+/// The memory of the GPU that is asked about, if it is there.
+fn memory(device: Option<Device>) -> Vec<u64> {
+    let Some(Device::Cuda(ordinal)) = device else { return Vec::new() };
+    let found = devices().ok().and_then(|all| all.into_iter().nth(ordinal));
+    found.map(|gpu| gpu.memory as u64).into_iter().collect()
 }

@@ -17,6 +17,7 @@ fn template(counted: Counted) -> &'static str {
         Counted::Bytes => "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
         Counted::Windows => "{msg} {wide_bar} {pos}/{len} windows  {per_sec}  {eta} left",
         Counted::Passes => "{msg} {wide_bar} {pos}/{len} passes  {per_sec}  {eta} left",
+        Counted::Prompts => "{msg} {wide_bar} {pos}/{len} prompts  {elapsed}",
     }
 }
 
@@ -25,6 +26,7 @@ fn amount(n: u64, counted: Counted) -> String {
         Counted::Bytes => crate::report::bytes(n),
         Counted::Windows => format!("{n} windows"),
         Counted::Passes => format!("{n} passes"),
+        Counted::Prompts => format!("{n} prompts"),
     }
 }
 

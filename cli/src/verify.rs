@@ -122,6 +122,7 @@ fn logits(
         stride: None,
         limit: args.limit,
         bos: BosChoice::Auto,
+        batch: None,
         jobs: args.jobs,
         device: args.device,
     };

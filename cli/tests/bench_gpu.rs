@@ -75,6 +75,42 @@ fn ctrl_c_ends_what_runs_and_leaves_the_report() {
 }
 
 #[test]
+fn what_runs_ends_with_the_program_even_where_that_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, number) = (dir.path().join("out"), dir.path().join("number"));
+    let slow = dir.path().join("nvidia-smi");
+    let script = format!("#!/bin/sh\necho $$ > {0}.new\nmv {0}.new {0}\nexec sleep 300\n", path(&number));
+    std::fs::write(&slow, script).unwrap();
+    std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let start = Instant::now();
+    let mut child = support::llmpress()
+        .args(["bench", "gpu", path(&out), "--scratch", path(dir.path()), "--only", "doctor", "--quiet"])
+        .env("PATH", format!("{}:{}", path(dir.path()), std::env::var("PATH").unwrap()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !number.exists() {
+        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let number = std::fs::read_to_string(&number).unwrap();
+    // A process that ended and was not waited for is a zombie.
+    let runs = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", number.trim()));
+        status.is_ok_and(|status| !status.contains(") Z "))
+    };
+    assert!(runs());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let start = Instant::now();
+    while runs() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{number} goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn wrong_usage_is_refused_before_anything_runs() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");

@@ -66,9 +66,9 @@ fn a_raw_component_of_another_size_is_refused_by_every_verb() {
                 // The planes' frames, U8 and too few, are said to be the matrix itself.
                 let data = unit.components.remove("planes").unwrap();
                 let lengths = unit.components.remove("lengths").unwrap();
-                unit.encoding = serde_json::json!({"name": "raw"});
-                unit.components.insert("data".to_owned(), data);
-                unit.components.insert("rest".to_owned(), lengths);
+                unit.encoding = serde_json::json!({"name": "raw"}).into();
+                unit.components.insert("data", data);
+                unit.components.insert("rest", lengths);
             } else {
                 let entry = manifest.tensors.get_mut(tensor).unwrap();
                 entry.shape = vec![entry.shape[0] * 2];

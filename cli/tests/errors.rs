@@ -232,8 +232,8 @@ fn manifests_that_do_not_fit() {
     // With a digest that is right again, unknown encodings are refused by name.
     let mut manifest: llmpress_formats::Manifest = serde_json::from_str(&text).unwrap();
     for unit in manifest.units.values_mut() {
-        if unit.encoding["name"] == "planes" {
-            unit.encoding = serde_json::json!({"name": "sparse24", "bits": 2});
+        if unit.encoding.value()["name"] == "planes" {
+            unit.encoding = serde_json::json!({"name": "sparse24", "bits": 2}).into();
         }
     }
     let again = String::from_utf8(manifest.to_bytes().unwrap()).unwrap();

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use llmpress_driver_standin::{CUBLAS_NAMES, DRIVER_NAMES, SETTINGS, hide, install};
 use serde_json::Value;
-use support::{llmpress, path, tinylm};
+use support::{llmpress, ok, path, run, tinylm};
 
 /// A directory in which the loader finds the stand-in.
 struct Machine(tempfile::TempDir);
@@ -112,6 +112,11 @@ fn text_is_generated_alike_from_encoded_weights() {
     let plain = machine.ok("", &generate(&tinylm(), "bf16"));
     assert!(plain.len() > 4, "{plain}");
     assert_eq!(machine.ok("", &generate(&tinylm(), "fixed12")), plain);
+    // The same text beside another one.
+    let model = tinylm();
+    let two = [&generate(&model, "fixed12")[..], &["-p", "It is a"]].concat();
+    let two = machine.json("", &two);
+    assert_eq!(two["prompts"][0]["text"].as_str().unwrap().trim_end(), plain.trim_end());
 }
 
 #[test]
@@ -134,13 +139,15 @@ fn perplexity_is_near_the_processors() {
         ]
         .map(str::to_owned)
     };
-    let of = |device| {
+    let of = |device, more: &[&'static str]| {
         let args = args(device);
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
         machine.json("", &args)["perplexity"].as_f64().unwrap()
     };
-    let (gpu, cpu) = (of("cuda"), of("cpu"));
+    let (gpu, cpu) = (of("cuda", &[]), of("cpu", &[]));
     assert!(gpu != cpu && (gpu / cpu - 1.0).abs() < 5e-3, "{gpu} {cpu}");
+    // All three windows at once, and one after the other.
+    assert_eq!(of("cuda", &["--batch", "1"]).to_bits(), gpu.to_bits());
 }
 
 #[test]
@@ -242,4 +249,38 @@ fn a_proof_on_a_gpu_that_is_lost_is_a_failure() {
         let error = machine.fails(settings, &["doctor", "--prove"]);
         assert!(error.contains("nothing is proven"), "{settings}: {error}");
     }
+}
+
+#[test]
+fn a_plan_says_what_its_output_will_take_of_a_gpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tinylm();
+    let json = |args: &[&str]| -> serde_json::Value { serde_json::from_str(&ok(args)).unwrap() };
+    let needs = |model: &Path| {
+        json(&["doctor", "--json", "--model", path(model), "--context", "300"])["model"]["forms"].clone()
+    };
+    let gpu = ["--device", "cuda", "--context", "300", "--json"];
+    // Of a checkpoint as it is, the same as doctor says.
+    let now = json(&[&["plan", path(&model)], &gpu[..]].concat());
+    assert_eq!((&now["forms"], &now["context"]), (&needs(&model), &300.into()));
+    for to in ["fixed12", "dfloat11", "planes", "raw"] {
+        let planned = json(&[&["plan", path(&model), "--to", to], &gpu[..]].concat());
+        let planned = planned["gpu"]["forms"].as_array().unwrap().last().unwrap().clone();
+        assert_eq!(planned["weights_form"], "as planned");
+        let out = dir.path().join(to);
+        ok(&["convert", path(&model), path(&out), "--to", to, "--quiet"]);
+        let made = &needs(&out)[0];
+        for part in ["weights", "cache", "workspace"] {
+            let (planned, made) = (planned[part].as_f64().unwrap(), made[part].as_f64().unwrap());
+            assert!((planned / made - 1.0).abs() < 0.05, "{to}, {part}: {planned} planned, {made} made");
+        }
+    }
+    // A plan with it is carried out like any other.
+    let (plan, out) = (dir.path().join("plan.json"), dir.path().join("out"));
+    std::fs::write(&plan, ok(&[&["plan", path(&model), "--to", "fixed12"], &gpu[..]].concat())).unwrap();
+    ok(&["convert", path(&model), path(&out), "--plan", path(&plan), "--quiet"]);
+    let text = ok(&["plan", path(&model), "--to", "fixed12", "--device", "cuda:1"]);
+    assert!(text.contains("a sequence of 4096 tokens") && text.contains("as planned"), "{text}");
+    let usage = run(&["plan", path(&model), "--to", "raw", "--device", "cpu"]);
+    assert_eq!(usage.status.code(), Some(2));
 }

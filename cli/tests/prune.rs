@@ -292,3 +292,52 @@ fn rank_resumes_only_the_model_it_began_with() {
         assert_eq!(std::fs::read(&out).unwrap(), first);
     }
 }
+
+#[test]
+fn a_ranking_fits_the_model_it_was_made_of_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (ranking, old, other, calib) = (at("r.json"), at("old.json"), at("other"), calib());
+    let model = tinylm();
+    let rank =
+        ["rank", path(&model), "--by", "drop:attn", "--calib", &calib, "--calib-windows", "1", "--quiet"];
+    ok(&[&rank[..], &["--out", path(&ranking)]].concat());
+    // The same layers, other weights.
+    std::fs::create_dir(&other).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(model.join(name), other.join(name)).unwrap();
+    }
+    let mut bytes = std::fs::read(other.join("model.safetensors")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(other.join("model.safetensors"), bytes).unwrap();
+    let out = at("out");
+    for args in [&["plan", path(&other)][..], &["convert", path(&other), path(&out)]] {
+        let args = [args, &["--to", "drop:attn=2+raw", "--ranking", path(&ranking)]].concat();
+        let error = support::fails(&args);
+        assert!(error.contains("other weights") && error.contains("llmpress rank"), "{error}");
+    }
+    assert!(!out.exists());
+    // The same model in another encoding is the same model.
+    let packed = at("packed");
+    ok(&["convert", path(&model), path(&packed), "--to", "dfloat11", "--quiet"]);
+    for (number, source) in [&model, &packed].into_iter().enumerate() {
+        let out = at(&number.to_string());
+        ok(&[
+            "convert",
+            path(source),
+            path(&out),
+            "--to",
+            "drop:attn=2+planes",
+            "--ranking",
+            path(&ranking),
+            "--quiet",
+        ]);
+    }
+    // A ranking of an earlier version does not say whose it is.
+    let mut value = json_file(&ranking);
+    value.as_object_mut().unwrap().remove("model").unwrap();
+    std::fs::write(&old, value.to_string()).unwrap();
+    let output = run(&["plan", path(&other), "--to", "drop:attn=2+raw", "--ranking", path(&old)]);
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("does not say which model"));
+}

@@ -54,3 +54,20 @@ fn restoring_wide_rows_keeps_to_the_memory_allowed_and_ends_soon() {
     assert!(took < Duration::from_secs(60), "{took:?}");
     ok(&["verify", path(&back), "--against", path(&source)]);
 }
+
+#[test]
+fn converting_wide_rows_keeps_to_the_memory_allowed_and_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    // A strip and most of another; columns that fill no tile.
+    let (source, out) = matrix(dir.path(), 31, 1_000_001);
+    let small = dir.path().join("small");
+    let args = ["convert", path(&source), path(&small), "--to", "fixed12", "--jobs", "2", "--json"];
+    let started = Instant::now();
+    let summary = ok(&[&args[..], &["--max-memory", "60M"]].concat());
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    let peak = summary["peak_memory_bytes"].as_u64().unwrap();
+    assert!(peak <= 60 << 20, "{} KiB", peak >> 10);
+    assert!(support::files(&out) == support::files(&small));
+    ok(&["verify", path(&small), "--against", path(&source)]);
+}

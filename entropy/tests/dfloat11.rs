@@ -5,17 +5,12 @@ use llmpress_entropy::dfloat11::{
     Assembler, Code, EncodedUnit, Histogram, Layout, Piece, Position, Sections, Span, Unrepresentable,
     decode_span, decode_span_reference, encode, encode_piece, encode_piece_reference, encode_reference,
 };
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
-/// A small deterministic generator.
 fn random(seed: u64) -> impl FnMut() -> u64 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
+    let mut numbers = Numbers::new(seed);
+    move || numbers.bits()
 }
 
 /// Words whose exponents fall off by about half a step, as trained weights do, or by `skew`.

@@ -4,6 +4,7 @@
 
 use llmpress_entropy::Error;
 use llmpress_entropy::fixed12::*;
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
 /// The escape offsets that a whole file would hold, from `start` on.
@@ -151,15 +152,9 @@ proptest! {
         cuts in prop::array::uniform5(prop::bool::weighted(0.1)), sorted in any::<bool>(), zero in any::<bool>(),
         escapes in 0..40_usize,
     ) {
-        let mut state = seed | 1;
-        let mut next = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
+        let mut numbers = Numbers::new(seed);
         let grid = Grid::new(rows as u64, cols as u64).unwrap();
-        let mut random = |n: usize| (0..n).map(|_| next()).collect::<Vec<_>>();
+        let mut random = |n: usize| (0..n).map(|_| numbers.bits()).collect::<Vec<_>>();
         let mask = if zero { 0 } else { 0xff };
         let bytes = |v: Vec<u64>| v.into_iter().map(|x| x as u8 & mask).collect::<Vec<_>>();
         let sign_mantissa = bytes(random((grid.sign_mantissa_bytes() as usize).saturating_sub(cuts[0].into())));

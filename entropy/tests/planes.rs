@@ -4,6 +4,7 @@
 
 use llmpress_entropy::Error;
 use llmpress_entropy::planes::*;
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
 fn round_trip(level: i32, width: usize, rotate: bool, bytes: &[u8]) -> (Vec<u8>, Vec<u32>) {
@@ -19,14 +20,8 @@ fn round_trip(level: i32, width: usize, rotate: bool, bytes: &[u8]) -> (Vec<u8>,
 }
 
 fn noise(n: usize) -> impl Iterator<Item = u64> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    std::iter::repeat_with(move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    })
-    .take(n)
+    let mut numbers = Numbers::new(1);
+    std::iter::repeat_with(move || numbers.bits()).take(n)
 }
 
 fn width() -> impl Strategy<Value = usize> {

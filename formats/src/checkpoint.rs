@@ -15,7 +15,8 @@ use crate::discovery::STATE_DIR;
 use crate::encoding::{self, Encoding, Part, UnitReader};
 use crate::manifest::{MANIFEST_FILE, Manifest};
 use crate::{
-    Component, Config, Directory, Dtype, Error, Remake, Result, ShardFile, Transform, foreign, official,
+    Component, Config, Directory, Dtype, Error, Named, Remake, Result, ShardFile, Transform, foreign,
+    official,
 };
 
 /// What a matrix that another tool quantised appears as.
@@ -91,7 +92,7 @@ pub struct Unit {
 #[derive(Debug, Default)]
 struct Made {
     /// What a plain tensor looks like as an encoded one.
-    plain: OnceLock<Encoded>,
+    plain: OnceLock<Box<Encoded>>,
     reader: OnceLock<UnitReader>,
 }
 
@@ -106,7 +107,7 @@ enum Stored {
 struct Encoded {
     encoding: Encoding,
     parts: Vec<Part>,
-    components: BTreeMap<String, Component>,
+    components: Named<Component>,
 }
 
 impl Encoded {
@@ -117,13 +118,15 @@ impl Encoded {
             shape: component.shape().to_vec(),
             bytes: component.bytes(),
         };
-        let components = BTreeMap::from([(encoding::raw::DATA.to_owned(), component.clone())]);
+        let mut components = Named::new();
+        components.insert(encoding::raw::DATA, component.clone());
         Self { encoding: Encoding::Raw, parts: vec![part], components }
     }
 }
 
 impl Unit {
-    pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: BTreeMap<String, Component>) -> Self {
+    pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: impl Into<Named<Component>>) -> Self {
+        let components = components.into();
         Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts, components })))
     }
 
@@ -138,7 +141,7 @@ impl Unit {
     fn encoded(&self) -> &Encoded {
         match &self.stored {
             Stored::Encoded(encoded) => encoded,
-            Stored::Plain(component) => self.made().plain.get_or_init(|| Encoded::plain(component)),
+            Stored::Plain(component) => self.made().plain.get_or_init(|| Box::new(Encoded::plain(component))),
         }
     }
 
@@ -156,7 +159,7 @@ impl Unit {
     }
 
     /// Its components by their last name.
-    pub fn components(&self) -> &BTreeMap<String, Component> {
+    pub fn components(&self) -> &Named<Component> {
         &self.encoded().components
     }
 
@@ -194,13 +197,39 @@ impl Unit {
         if let Some(reader) = self.made().reader.get() {
             return Ok(reader);
         }
-        let open = |e: &Encoded| UnitReader::open(name, &e.encoding, &e.parts, &e.components);
-        let reader = match &self.stored {
-            Stored::Encoded(encoded) => open(encoded)?,
-            Stored::Plain(component) => open(&Encoded::plain(component))?,
-        };
+        let reader = self.open_reader(name)?;
         Ok(self.made().reader.get_or_init(|| reader))
     }
+
+    fn open_reader(&self, name: &str) -> Result<UnitReader> {
+        let open = |e: &Encoded| UnitReader::open(name, &e.encoding, &e.parts, &e.components);
+        match &self.stored {
+            Stored::Encoded(encoded) => open(encoded),
+            Stored::Plain(component) => open(&Encoded::plain(component)),
+        }
+    }
+
+    /// What opening its reader checks, without keeping one.
+    fn check(&self, name: &str) -> Result<()> {
+        match (&self.stored, self.made.get().and_then(|made| made.reader.get())) {
+            // A header that was read has sizes that fit.
+            (Stored::Plain(_), _) | (_, Some(_)) => Ok(()),
+            (Stored::Encoded(_), None) => self.open_reader(name).map(|_| ()),
+        }
+    }
+}
+
+/// How many units there are of an encoding, and what they come to.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct StoredSize {
+    /// Units.
+    pub units: u64,
+    /// Their tensors.
+    pub tensors: u64,
+    /// Bytes of these when decoded.
+    pub bytes: u64,
+    /// Bytes of their components.
+    pub stored_bytes: u64,
 }
 
 /// An open checkpoint directory. `Send + Sync`; nothing is decoded before it is asked for.
@@ -211,7 +240,8 @@ pub struct Checkpoint {
     pub(crate) config: Option<Config>,
     pub(crate) manifest: Option<Manifest>,
     pub(crate) tensors: BTreeMap<String, Tensor>,
-    pub(crate) units: BTreeMap<String, Unit>,
+    /// Those of a plain checkpoint are made when they are asked for: they say what its headers say.
+    units: OnceLock<BTreeMap<String, Unit>>,
     /// Shards outside of the directory that hold finished units.
     pub(crate) added: Vec<ShardFile>,
     pub(crate) tied: BTreeMap<String, String>,
@@ -264,6 +294,7 @@ impl Checkpoint {
         let components =
             || directory.tensors().map(|(shard, info)| (info.name.clone(), shard.component(info)));
         let mut kind = Kind::HuggingFace;
+        let mut plain = false;
         let mut units = BTreeMap::new();
         if let Some(manifest) = &manifest {
             kind = Kind::Llmpress;
@@ -303,11 +334,12 @@ impl Checkpoint {
                 }
             }
         } else {
-            // Sorted already: the tree is built in one go.
-            units =
-                components().map(|(name, component)| (name, Unit::of(Stored::Plain(component)))).collect();
+            plain = true;
         }
-        let tensors = collect_tensors(root, &units)?;
+        let (tensors, units) = match plain {
+            true => (plain_tensors(&directory), OnceLock::new()),
+            false => (collect_tensors(root, &units)?, OnceLock::from(units)),
+        };
         let tied = match &manifest {
             Some(manifest) => manifest.tied.clone(),
             None => tied_head(config.as_ref(), &tensors),
@@ -366,7 +398,46 @@ impl Checkpoint {
 
     /// The units by name.
     pub fn units(&self) -> &BTreeMap<String, Unit> {
-        &self.units
+        self.units.get_or_init(|| self.plain_units())
+    }
+
+    /// A unit for each tensor of the directory.
+    fn plain_units(&self) -> BTreeMap<String, Unit> {
+        // Sorted already: the tree is built in one go.
+        let tensors = self.directory.tensors();
+        tensors
+            .map(|(shard, info)| (info.name.clone(), Unit::of(Stored::Plain(shard.component(info)))))
+            .collect()
+    }
+
+    /// Puts a unit in the place of one of its name.
+    pub(crate) fn put_unit(&mut self, name: &str, unit: Unit) {
+        let mut units = self.units.take().unwrap_or_else(|| self.plain_units());
+        units.insert(name.to_owned(), unit);
+        self.units = OnceLock::from(units);
+    }
+
+    /// What the units come to, by encoding: cheaper than the units themselves where these are a million tensors as they
+    /// are.
+    pub fn stored_sizes(&self) -> BTreeMap<&'static str, StoredSize> {
+        let mut sizes: BTreeMap<&'static str, StoredSize> = BTreeMap::new();
+        let mut add = |encoding: &Encoding, (tensors, bytes): (usize, u64), stored: u64| {
+            let size = sizes.entry(encoding.name()).or_default();
+            size.units += 1;
+            size.tensors += tensors as u64;
+            size.bytes = size.bytes.saturating_add(bytes);
+            size.stored_bytes = size.stored_bytes.saturating_add(stored);
+        };
+        match self.units.get() {
+            Some(units) => {
+                units.values().for_each(|u| add(u.encoding(), u.decoded_size(), u.stored_bytes()));
+            }
+            None => {
+                let tensors = self.directory.tensors();
+                tensors.for_each(|(_, info)| add(&Encoding::Raw, (1, info.bytes), info.bytes));
+            }
+        }
+        sizes
     }
 
     /// Tensors that share another one's weights: name -> stored tensor.
@@ -396,7 +467,7 @@ impl Checkpoint {
 
     /// The unit that stores a tensor.
     pub fn unit_of(&self, tensor: &Tensor) -> Result<&Unit> {
-        self.units
+        self.units()
             .get(&tensor.unit)
             .ok_or_else(|| Error::Invalid(format!("there is no unit {}", tensor.unit)))
     }
@@ -405,8 +476,8 @@ impl Checkpoint {
     /// shorten the file while the view is used). The unit's components have the sizes and dtypes that its encoding
     /// and the shapes of its tensors ask for.
     pub fn view(&self, unit: &str, component: &str) -> Result<&[u8]> {
-        let found = self.units.get(unit);
-        if let Some(found) = found {
+        let found = self.units().get(unit);
+        if let Some(found) = found.filter(|unit| matches!(unit.stored, Stored::Encoded(_))) {
             found.reader(unit)?;
         }
         let stored = found.and_then(|u| u.components().get(component));
@@ -434,12 +505,14 @@ impl Checkpoint {
     /// # Errors
     /// The first component that does not fit, by name.
     pub fn check_units(&self) -> Result<()> {
-        self.units.iter().try_for_each(|(name, unit)| unit.reader(name).map(|_| ()))
+        self.units().iter().try_for_each(|(name, unit)| unit.check(name))
     }
 
     /// Whether matrices that another tool quantised appear as numbers.
     pub fn is_dequantised(&self) -> bool {
-        self.units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_)))
+        self.units
+            .get()
+            .is_some_and(|units| units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_))))
     }
 
     /// Some rows of a matrix that is stored as `abq`, as they are stored.
@@ -497,7 +570,12 @@ impl Checkpoint {
                 tensor.bytes
             )));
         }
-        self.unit_of(tensor)?.reader(&tensor.unit)?.read(tensor.unit_offset + offset, out)
+        let unit = self.unit_of(tensor)?;
+        match &unit.stored {
+            // Its header says all there is to know: a reader for each of a million of them would take more than they do.
+            Stored::Plain(component) => component.read_at(offset, out),
+            Stored::Encoded(_) => unit.reader(&tensor.unit)?.read(tensor.unit_offset + offset, out),
+        }
     }
 
     /// Decodes rows (of the first dimension) of a tensor into the caller's buffer, which must have
@@ -535,7 +613,7 @@ fn manifest_units(
     for (name, entry) in &manifest.units {
         let encoding = entry.encoding(path, name)?;
         let mut components = BTreeMap::new();
-        for (component, link) in &entry.components {
+        for (component, link) in entry.components.iter() {
             let found = stored.remove(&link.tensor).ok_or_else(|| {
                 let hint = directory.nearest(&link.tensor).map(|n| format!(" (the nearest is {n})"));
                 Error::corrupt(
@@ -544,7 +622,7 @@ fn manifest_units(
                     format!("is in no shard, or is used twice{}", hint.unwrap_or_default()),
                 )
             })?;
-            components.insert(component.clone(), found);
+            components.insert(component.to_owned(), found);
         }
         let mut parts = Vec::with_capacity(entry.tensors.len());
         for tensor in &entry.tensors {
@@ -559,24 +637,25 @@ fn manifest_units(
     Ok(units)
 }
 
+/// The tensors of a plain checkpoint, each a unit by itself.
+fn plain_tensors(directory: &Directory) -> BTreeMap<String, Tensor> {
+    // Sorted already, and no name occurs twice: the tree is built in one go.
+    let tensors = directory.tensors().map(|(_, info)| {
+        let tensor = Tensor {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            bytes: info.bytes,
+            unit: info.name.clone(),
+            unit_offset: 0,
+            zero: false,
+            made: false,
+        };
+        (info.name.clone(), tensor)
+    });
+    tensors.collect()
+}
+
 fn collect_tensors(root: &Path, units: &BTreeMap<String, Unit>) -> Result<BTreeMap<String, Tensor>> {
-    if units.values().all(|unit| matches!(unit.stored, Stored::Plain(_))) {
-        // Sorted already, and no name occurs twice.
-        let tensors = units.iter().map(|(name, unit)| {
-            let Stored::Plain(component) = &unit.stored else { return Err(Error::Invalid(name.clone())) };
-            let tensor = Tensor {
-                dtype: component.dtype(),
-                shape: component.shape().to_vec(),
-                bytes: component.bytes(),
-                unit: name.clone(),
-                unit_offset: 0,
-                zero: false,
-                made: false,
-            };
-            Ok((name.clone(), tensor))
-        });
-        return tensors.collect();
-    }
     let mut tensors = BTreeMap::new();
     let mut total = 0u64;
     for (unit_name, unit) in units {

@@ -15,12 +15,10 @@ pub mod fixed12;
 pub mod planes;
 pub mod raw;
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::foreign::{Codes, Foreign};
-use crate::{Component, Dtype, Error, Result};
+use crate::{Component, Dtype, Error, Named, Result};
 
 /// An encoding and its parameters, as the manifest stores them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,7 +136,7 @@ impl UnitReader {
         unit: &str,
         encoding: &Encoding,
         parts: &[Part],
-        components: &BTreeMap<String, Component>,
+        components: &Named<Component>,
     ) -> Result<Self> {
         let set = ComponentSet { unit, components };
         Ok(Self(match encoding {
@@ -188,7 +186,7 @@ impl UnitReader {
 #[derive(Clone, Copy)]
 pub(crate) struct ComponentSet<'a> {
     unit: &'a str,
-    components: &'a BTreeMap<String, Component>,
+    components: &'a Named<Component>,
 }
 
 impl ComponentSet<'_> {

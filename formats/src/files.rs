@@ -115,9 +115,14 @@ pub(crate) fn create_anew(path: &Path) -> Result<File> {
 
 /// Writes a file so that it is there whole or not at all, also after a crash. A link at `path` is replaced, not followed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic_with(path, |mut file| file.write_all(bytes).map_err(|e| Error::io(path, "write", e)))
+}
+
+/// [`write_atomic`] of a file that is written in pieces.
+pub fn write_atomic_with(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let temporary = temporary_path(path);
-    let mut file = create_anew(&temporary)?;
-    file.write_all(bytes).map_err(|e| Error::io(path, "write", e))?;
+    let file = create_anew(&temporary)?;
+    write(&file)?;
     publish(&file, &temporary, path)
 }
 

@@ -23,7 +23,7 @@ impl Checkpoint {
             let unit = self.finished_unit(name, entry, &shard)?;
             unit.reader(name)?;
             self.take_place(shard.path(), name, entry)?;
-            self.units.insert(name.clone(), unit);
+            self.put_unit(name, unit);
         }
         self.added.push(shard);
         self.edited = true;
@@ -33,11 +33,11 @@ impl Checkpoint {
     fn finished_unit(&self, name: &str, entry: &UnitEntry, shard: &ShardFile) -> Result<Unit> {
         let encoding = entry.encoding(shard.path(), name)?;
         let mut components: BTreeMap<String, Component> = BTreeMap::new();
-        for (last, link) in &entry.components {
+        for (last, link) in entry.components.iter() {
             let info = shard.header().get(&link.tensor).ok_or_else(|| {
                 Error::corrupt(shard.path(), Some(&link.tensor), "is missing: make it again")
             })?;
-            components.insert(last.clone(), shard.component(info));
+            components.insert(last.to_owned(), shard.component(info));
         }
         let parts = entry.tensors.iter().map(|tensor| {
             let found = self.tensor(tensor)?;
@@ -53,7 +53,7 @@ impl Checkpoint {
 
     /// Makes the tensors of a unit those of the finished one.
     fn take_place(&mut self, shard: &Path, name: &str, entry: &UnitEntry) -> Result<()> {
-        if let Some(old) = self.units.get(name)
+        if let Some(old) = self.units().get(name)
             && old.parts().iter().any(|part| !entry.tensors.contains(&part.name))
         {
             return Err(Error::corrupt(shard, Some(name), "has the name of a unit that holds other tensors"));

@@ -9,11 +9,12 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::{Dtype, Error, Result};
@@ -55,8 +56,42 @@ pub const METADATA_KEY: &str = "__metadata__";
 struct RawEntry<'a> {
     #[serde(borrow)]
     dtype: Cow<'a, str>,
-    shape: Vec<u64>,
+    shape: Shape,
     data_offsets: (u64, u64),
+}
+
+/// A shape in no more memory than it needs: a header may have a million of them.
+#[derive(Debug)]
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Sizes;
+        impl<'de> Visitor<'de> for Sizes {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a list of sizes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sizes: A) -> Result<Shape, A::Error> {
+                let mut first = [0; 4];
+                for (i, size) in first.iter_mut().enumerate() {
+                    match sizes.next_element()? {
+                        Some(found) => *size = found,
+                        None => return Ok(Shape(first[..i].to_vec())),
+                    }
+                }
+                let mut all = first.to_vec();
+                while let Some(size) = sizes.next_element()? {
+                    all.push(size);
+                }
+                all.shrink_to_fit();
+                Ok(Shape(all))
+            }
+        }
+        deserializer.deserialize_seq(Sizes)
+    }
 }
 
 impl RawEntry<'_> {
@@ -68,21 +103,17 @@ impl RawEntry<'_> {
             let bytes = end
                 .checked_sub(begin)
                 .ok_or_else(|| format!("its data_offsets [{begin}, {end}] run backwards"))?;
-            let needed = dtype.byte_len(&self.shape).ok_or_else(|| {
-                format!("its shape {:?} is no whole number of bytes of {}", self.shape, dtype.name())
+            let needed = dtype.byte_len(&self.shape.0).ok_or_else(|| {
+                format!("its shape {:?} is no whole number of bytes of {}", self.shape.0, dtype.name())
             })?;
             if bytes != needed {
-                let (shape, dtype) = (&self.shape, dtype.name());
+                let (shape, dtype) = (&self.shape.0, dtype.name());
                 return Err(format!("has {bytes} bytes where {shape:?} of {dtype} needs {needed}"));
             }
             Ok((dtype, bytes))
         };
         match checked() {
-            Ok((dtype, bytes)) => {
-                let mut shape = self.shape;
-                shape.shrink_to_fit();
-                Ok(TensorInfo { name, dtype, shape, offset: begin, bytes })
-            }
+            Ok((dtype, bytes)) => Ok(TensorInfo { name, dtype, shape: self.shape.0, offset: begin, bytes }),
             Err(what) => Err((name, what)),
         }
     }
@@ -280,6 +311,66 @@ pub fn render(
     metadata: &BTreeMap<String, String>,
     reserve: Option<u64>,
 ) -> Result<Vec<u8>> {
+    let all = || {
+        entries.iter().map(|e| (e.name.as_str().into(), e.dtype, e.shape.as_slice().into(), [e.begin, e.end]))
+    };
+    let total = match reserve {
+        Some(total) => total,
+        None => header_bytes(all(), metadata)?,
+    };
+    let mut bytes = Vec::with_capacity(total as usize);
+    write_header(&mut bytes, all(), metadata, total)?;
+    Ok(bytes)
+}
+
+/// Name, dtype, shape, and where it begins and ends in the data section.
+pub(crate) type Entry<'a> = (Cow<'a, str>, Dtype, Cow<'a, [u64]>, [u64; 2]);
+
+/// Bytes of everything before the data section.
+pub(crate) fn header_bytes<'a>(
+    entries: impl Iterator<Item = Entry<'a>>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<u64> {
+    let mut counted = Counted { out: std::io::sink(), bytes: 0 };
+    let count = write_entries(&mut counted, entries, metadata)?;
+    let total = (LENGTH_BYTES + counted.bytes).next_multiple_of(8);
+    if total - LENGTH_BYTES > MAX_HEADER_BYTES {
+        return Err(Error::Limit(format!(
+            "header: {count} tensors need a header of {total} bytes; the format allows {MAX_HEADER_BYTES}: use smaller shards"
+        )));
+    }
+    Ok(total)
+}
+
+/// Writes everything before the data section in exactly `total` bytes.
+pub(crate) fn write_header<'a>(
+    out: &mut dyn Write,
+    entries: impl Iterator<Item = Entry<'a>>,
+    metadata: &BTreeMap<String, String>,
+    total: u64,
+) -> Result<()> {
+    let written = |e| Error::Invalid(format!("header: {e}"));
+    let too_long =
+        |len: u64| Err(Error::Invalid(format!("header: {len} bytes do not fit the {total} reserved")));
+    if !total.is_multiple_of(8) || total < LENGTH_BYTES {
+        return too_long(LENGTH_BYTES);
+    }
+    let mut counted = Counted { out, bytes: 0 };
+    counted.write_all(&(total - LENGTH_BYTES).to_le_bytes()).map_err(written)?;
+    write_entries(&mut counted, entries, metadata)?;
+    let Some(spaces) = total.checked_sub(counted.bytes) else { return too_long(counted.bytes) };
+    for _ in 0..spaces {
+        counted.write_all(b" ").map_err(written)?;
+    }
+    Ok(())
+}
+
+/// Writes the header without what fills it up; gives the number of tensors.
+fn write_entries<'a>(
+    mut out: &mut dyn Write,
+    entries: impl Iterator<Item = Entry<'a>>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<usize> {
     #[derive(Serialize)]
     struct Body<'a> {
         dtype: Dtype,
@@ -287,39 +378,45 @@ pub fn render(
         data_offsets: [u64; 2],
     }
     let failed = |e: serde_json::Error| Error::Invalid(format!("header: {e}"));
-    let mut bytes = vec![0; LENGTH_BYTES as usize];
-    bytes.push(b'{');
+    let put = |out: &mut dyn Write, text: &str| out.write_all(text.as_bytes()).map_err(serde_json::Error::io);
+    let mut separator = "{";
+    let mut count = 0;
     if !metadata.is_empty() {
-        bytes.extend_from_slice(format!("\"{METADATA_KEY}\":").as_bytes());
-        serde_json::to_writer(&mut bytes, metadata).map_err(failed)?;
+        put(out, &format!("{separator}\"{METADATA_KEY}\":")).map_err(failed)?;
+        serde_json::to_writer(&mut out, metadata).map_err(failed)?;
+        separator = ",";
     }
-    for entry in entries {
-        if entry.name == METADATA_KEY {
+    for (name, dtype, shape, data_offsets) in entries {
+        if name == METADATA_KEY {
             return Err(Error::Invalid(format!(
                 "tensor {METADATA_KEY}: the safetensors format uses this name itself: rename the tensor"
             )));
         }
-        if bytes.last() != Some(&b'{') {
-            bytes.push(b',');
-        }
-        serde_json::to_writer(&mut bytes, &entry.name).map_err(failed)?;
-        bytes.push(b':');
-        let body = Body { dtype: entry.dtype, shape: &entry.shape, data_offsets: [entry.begin, entry.end] };
-        serde_json::to_writer(&mut bytes, &body).map_err(failed)?;
+        put(out, separator).map_err(failed)?;
+        serde_json::to_writer(&mut out, &name).map_err(failed)?;
+        put(out, ":").map_err(failed)?;
+        serde_json::to_writer(&mut out, &Body { dtype, shape: &shape, data_offsets }).map_err(failed)?;
+        separator = ",";
+        count += 1;
     }
-    bytes.push(b'}');
-    let len = bytes.len() as u64;
-    let total = reserve.unwrap_or_else(|| len.next_multiple_of(8));
-    if total < len || !total.is_multiple_of(8) {
-        return Err(Error::Invalid(format!("header: {len} bytes do not fit the {total} reserved")));
+    put(out, if separator == "{" { "{}" } else { "}" }).map_err(failed)?;
+    Ok(count)
+}
+
+/// Counts what passes.
+struct Counted<W> {
+    out: W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
     }
-    if total - LENGTH_BYTES > MAX_HEADER_BYTES {
-        return Err(Error::Limit(format!(
-            "header: {} tensors need a header of {total} bytes; the format allows {MAX_HEADER_BYTES}: use smaller shards",
-            entries.len()
-        )));
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
     }
-    bytes.resize(total as usize, b' ');
-    bytes[..LENGTH_BYTES as usize].copy_from_slice(&(total - LENGTH_BYTES).to_le_bytes());
-    Ok(bytes)
 }

@@ -32,10 +32,12 @@ mod error;
 mod files;
 mod finished;
 pub mod foreign;
+mod hashed;
 mod header;
 mod index;
 mod known_files;
 mod manifest;
+mod named;
 mod official;
 mod printable;
 mod python_json;
@@ -48,7 +50,7 @@ mod transform;
 pub use architecture::{
     KNOWN_MODEL_TYPES, PatternDict, Traits, UnitPattern, block_counts, derive_units, pattern_dict,
 };
-pub use checkpoint::{Checkpoint, Kind, Tensor, Unit};
+pub use checkpoint::{Checkpoint, Kind, StoredSize, Tensor, Unit};
 pub use component::Component;
 pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY, QUANTISATION_KEYS, WEIGHTS_KEY};
 pub use directory::Directory;
@@ -57,14 +59,16 @@ pub use dtype::Dtype;
 pub use edit::Edit;
 pub use encoding::Encoding;
 pub use error::{Error, Result};
-pub use files::{is_temporary_name, open_file, read_input, read_small_file, write_atomic};
+pub use files::{is_temporary_name, open_file, read_input, read_small_file, write_atomic, write_atomic_with};
+pub use hashed::{Written, write_json};
 pub use header::{Header, MAX_HEADER_BYTES, METADATA_KEY, RenderEntry, TensorInfo, render};
 pub use index::INDEX_FILE;
 pub use known_files::{is_known_file, is_model_file};
 pub use manifest::{
-    ComponentEntry, Digest, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE, Manifest, Producer,
-    ShardEntry, Source, TensorEntry, UnitEntry,
+    ComponentEntry, Digest, EncodingEntry, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE,
+    Manifest, Producer, ShardEntry, Source, TensorEntry, UnitEntry,
 };
+pub use named::Named;
 pub use official::{PACKAGE_VERSION, dfloat11_config};
 pub use printable::printable;
 pub use python_json::{finite_json, python_json};

@@ -10,13 +10,15 @@
 //! file itself with the 64 digits of that field as zeros.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::read_small_file;
+use crate::files::{read_small_file, write_atomic_with};
+use crate::hashed::write_json;
 use crate::transform::{TRANSFORMS, Transform};
-use crate::{Dtype, Encoding, Error, Result};
+use crate::{Dtype, Encoding, Error, Named, Result};
 
 /// The manifest's file name. A directory is complete when it is there.
 pub const MANIFEST_FILE: &str = "llmpress.json";
@@ -28,6 +30,8 @@ pub const KNOWN_REQUIREMENTS: [&str; 1] = [TRANSFORMS];
 const MAX_MANIFEST_BYTES: u64 = 1 << 30;
 
 const DIGEST_FIELD: &str = "\"manifest_blake3\": \"";
+/// What follows its digits.
+const DIGEST_TAIL: &[u8] = b"\"\n}\n";
 
 /// A BLAKE3 digest, 64 lower-case hexadecimal digits in JSON.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -170,15 +174,55 @@ pub struct TensorEntry {
 /// A unit: one or more tensors stored together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UnitEntry {
-    /// How it is stored: an object whose `name` is one of [`Encoding::NAMES`].
-    pub encoding: serde_json::Value,
+    /// How it is stored.
+    pub encoding: EncodingEntry,
     /// The names of its tensors, in the order they are joined.
     pub tensors: Vec<String>,
     /// Its components by their last name.
-    pub components: BTreeMap<String, ComponentEntry>,
+    pub components: Named<ComponentEntry>,
     /// Why this encoding stands in for the one that was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fallback: Option<String>,
+}
+
+/// An encoding in a manifest: an object whose `name` is one of [`Encoding::NAMES`]. It may be one that this version does
+/// not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodingEntry(Box<str>);
+
+impl EncodingEntry {
+    /// The entry of an encoding.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn of(encoding: &Encoding) -> Result<Self> {
+        let value = serde_json::to_value(encoding).map_err(|e| Error::Invalid(format!("encoding: {e}")))?;
+        Ok(value.into())
+    }
+
+    /// The object.
+    pub fn value(&self) -> serde_json::Value {
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+}
+
+/// As text an object takes a tenth of the memory.
+impl From<serde_json::Value> for EncodingEntry {
+    fn from(value: serde_json::Value) -> Self {
+        Self(value.to_string().into())
+    }
+}
+
+impl Serialize for EncodingEntry {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        self.value().serialize(s)
+    }
+}
+
+impl<'de> Deserialize<'de> for EncodingEntry {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        serde_json::Value::deserialize(d).map(Self::from)
+    }
 }
 
 /// A stored component.
@@ -193,7 +237,8 @@ pub struct ComponentEntry {
 impl UnitEntry {
     /// The encoding, or an error that names one this version does not know.
     pub fn encoding(&self, path: &Path, unit: &str) -> Result<Encoding> {
-        let name = self.encoding.get("name").and_then(|n| n.as_str()).unwrap_or_default();
+        let value = self.encoding.value();
+        let name = value.get("name").and_then(|n| n.as_str()).unwrap_or_default();
         if !Encoding::NAMES.contains(&name) {
             return Err(Error::unsupported(
                 path,
@@ -204,7 +249,7 @@ impl UnitEntry {
                 ),
             ));
         }
-        Encoding::deserialize(&self.encoding)
+        Encoding::deserialize(&value)
             .map_err(|e| Error::corrupt(path, Some(unit), format!("encoding parameters: {e}")))
     }
 }
@@ -277,6 +322,29 @@ impl Manifest {
         let digest = self_digest(&bytes, at).to_string();
         bytes[at..at + 64].copy_from_slice(digest.as_bytes());
         Ok(bytes)
+    }
+
+    /// Writes the file without holding its text, with `manifest_blake3` filled in, here too.
+    pub fn write(&mut self, path: &Path) -> Result<()> {
+        // The digest is of these bytes with its own digits as zeros.
+        self.manifest_blake3 = Digest([0; 32]);
+        let this = &*self;
+        let mut digest = self.manifest_blake3;
+        write_atomic_with(path, |file| {
+            let written = write_json(file, path, 0, |mut out| {
+                serde_json::to_writer_pretty(&mut out, this)?;
+                out.write_all(b"\n").map_err(serde_json::Error::io)
+            })?;
+            digest = written.digest;
+            let tail = (64 + DIGEST_TAIL.len()) as u64;
+            let at = written
+                .bytes
+                .checked_sub(tail)
+                .ok_or_else(|| Error::Invalid("manifest: is empty".to_owned()))?;
+            file.write_all_at(digest.to_string().as_bytes(), at).map_err(|e| Error::io(path, "write", e))
+        })?;
+        self.manifest_blake3 = digest;
+        Ok(())
     }
 
     /// The files of the directory, the manifest itself apart.
@@ -373,10 +441,9 @@ fn check_requirements(path: &Path, requires: &[String]) -> Result<()> {
 
 /// Where the 64 digits of the last field stand, if the file ends as it must.
 fn digest_position(bytes: &[u8]) -> Option<usize> {
-    let tail = b"\"\n}\n";
-    let at = bytes.len().checked_sub(64 + tail.len())?;
+    let at = bytes.len().checked_sub(64 + DIGEST_TAIL.len())?;
     let field = at.checked_sub(DIGEST_FIELD.len())?;
-    (&bytes[field..at] == DIGEST_FIELD.as_bytes() && bytes.ends_with(tail)).then_some(at)
+    (&bytes[field..at] == DIGEST_FIELD.as_bytes() && bytes.ends_with(DIGEST_TAIL)).then_some(at)
 }
 
 fn self_digest(bytes: &[u8], at: usize) -> Digest {

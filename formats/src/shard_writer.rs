@@ -8,13 +8,15 @@
 //! first and the header written last, padded with spaces as the format allows.
 
 use std::collections::BTreeMap;
+use std::io::BufWriter;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::component::OpenFile;
 use crate::files::{create_anew, publish, temporary_path};
-use crate::header::{RenderEntry, TensorInfo, render};
+use crate::hashed::Hashed;
+use crate::header::{TensorInfo, header_bytes, write_header};
 use crate::{Component, Digest, Dtype, Error, Result};
 
 /// A tensor that a shard will hold.
@@ -37,7 +39,7 @@ pub struct ShardWriter {
     file: Arc<OpenFile>,
     data_start: u64,
     end: u64,
-    entries: Vec<RenderEntry>,
+    placed: Vec<Arc<TensorInfo>>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -54,8 +56,8 @@ pub struct WrittenShard {
     pub bytes: u64,
     /// Digest of the length field and the header.
     pub header_blake3: Digest,
-    /// Stored name -> bytes.
-    pub tensors: BTreeMap<String, u64>,
+    /// Bytes of its tensors.
+    pub tensor_bytes: u64,
 }
 
 /// Stands for an offset that is not known yet: no shard is larger.
@@ -64,16 +66,19 @@ const UNKNOWN_OFFSET: u64 = 9_999_999_999_999_999;
 impl ShardWriter {
     /// Creates a hidden file beside `path` with room for a header that holds this `__metadata__` and names these
     /// tensors, which must then be placed in this order.
-    pub fn create(path: &Path, plan: &[SlotPlan], metadata: BTreeMap<String, String>) -> Result<Self> {
+    pub fn create(
+        path: &Path,
+        plan: impl Iterator<Item = SlotPlan>,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<Self> {
         let mut end = Some(0u64);
-        let mut entries = Vec::with_capacity(plan.len());
-        for slot in plan {
+        let entries = plan.map(|slot| {
             let begin = end.unwrap_or(UNKNOWN_OFFSET);
             end = end.filter(|_| slot.exact).and_then(|e| e.checked_add(slot.dtype.byte_len(&slot.shape)?));
             let end = end.unwrap_or(UNKNOWN_OFFSET);
-            entries.push(entry(&slot.name, slot.dtype, &slot.shape, begin, end));
-        }
-        let data_start = render(&entries, &metadata, None)?.len() as u64;
+            (slot.name.into(), slot.dtype, slot.shape.into(), [begin, end])
+        });
+        let data_start = header_bytes(entries, &metadata)?;
         let temporary = temporary_path(path);
         let file = create_anew(&temporary)?;
         Ok(Self {
@@ -81,7 +86,7 @@ impl ShardWriter {
             file: Arc::new(OpenFile { file, path: temporary }),
             data_start,
             end: 0,
-            entries: Vec::with_capacity(plan.len()),
+            placed: Vec::new(),
             metadata,
         })
     }
@@ -93,8 +98,8 @@ impl ShardWriter {
         let (Some(bytes), Some(end)) = (bytes, end) else {
             return Err(Error::Limit(format!("tensor {name}: {shape:?} of {} is too large", dtype.name())));
         };
-        self.entries.push(entry(name, dtype, shape, self.end, end));
         let slot = self.slot(name, dtype, shape.to_vec(), bytes);
+        self.placed.push(slot.component.info.clone());
         self.end = end;
         Ok(slot)
     }
@@ -118,21 +123,19 @@ impl ShardWriter {
 
     /// Writes the header, syncs, and gives the file its final name.
     pub fn finish(self) -> Result<WrittenShard> {
-        let header = render(&self.entries, &self.metadata, Some(self.data_start))?;
+        let OpenFile { file, path } = &*self.file;
+        let entries = self.placed.iter().map(|info| {
+            let range = [info.offset, info.offset + info.bytes];
+            (info.name.as_str().into(), info.dtype, info.shape.as_slice().into(), range)
+        });
+        let mut out = BufWriter::with_capacity(1 << 16, Hashed::new(file, 0));
+        write_header(&mut out, entries, &self.metadata, self.data_start)?;
+        let header = out.into_inner().map_err(|e| Error::io(path, "write", e.into_error()))?.finish();
         let bytes = self.data_start + self.end;
-        self.file.file.write_all_at(&header, 0).map_err(|e| Error::io(&self.file.path, "write", e))?;
-        self.file.file.set_len(bytes).map_err(|e| Error::io(&self.file.path, "resize", e))?;
-        publish(&self.file.file, &self.file.path, &self.path)?;
-        Ok(WrittenShard {
-            bytes,
-            header_blake3: Digest::of(&header),
-            tensors: self.entries.into_iter().map(|e| (e.name, e.end - e.begin)).collect(),
-        })
+        file.set_len(bytes).map_err(|e| Error::io(path, "resize", e))?;
+        publish(file, path, &self.path)?;
+        Ok(WrittenShard { bytes, header_blake3: header.digest, tensor_bytes: self.end })
     }
-}
-
-fn entry(name: &str, dtype: Dtype, shape: &[u64], begin: u64, end: u64) -> RenderEntry {
-    RenderEntry { name: name.to_owned(), dtype, shape: shape.to_vec(), begin, end }
 }
 
 impl Slot {

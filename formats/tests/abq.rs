@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 use llmpress_formats::encoding::abq::{Abq, Floats, Packed, Zero, pack, unpack_row};
 use llmpress_formats::encoding::{Part, UnitReader};
-use llmpress_formats::{Component, Dtype, Encoding, Error, ShardWriter, SlotPlan};
+use llmpress_formats::{Component, Dtype, Encoding, Error, Named, ShardWriter, SlotPlan};
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
 /// A component by hand: dtype, shape, bytes.
@@ -26,12 +27,13 @@ fn open(abq: Abq, dtype: Dtype, shape: &[u64], stored: &BTreeMap<String, Raw>) -
             exact: true,
         })
         .collect();
-    let mut writer = ShardWriter::create(&dir.path().join("s"), &plan, BTreeMap::new()).unwrap();
-    let mut components: BTreeMap<String, Component> = BTreeMap::new();
+    let mut writer =
+        ShardWriter::create(&dir.path().join("s"), plan.iter().cloned(), BTreeMap::new()).unwrap();
+    let mut components: Named<Component> = Named::new();
     for (slot, (name, (dtype, shape, bytes))) in plan.iter().zip(&order) {
         let slot = writer.place(&slot.name, *dtype, shape).unwrap();
         slot.write_at(0, bytes).unwrap();
-        components.insert((*name).clone(), slot.component().clone());
+        components.insert(name, slot.component().clone());
     }
     let bytes = dtype.byte_len(shape).unwrap_or(0);
     let part = Part { name: "u".to_owned(), dtype, shape: shape.to_vec(), bytes };
@@ -44,13 +46,8 @@ fn raw(packed: &Packed<'_>) -> BTreeMap<String, Raw> {
 }
 
 fn noise(seed: u64) -> impl Iterator<Item = u64> {
-    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
-    std::iter::repeat_with(move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state >> 8
-    })
+    let mut numbers = Numbers::new(seed);
+    std::iter::repeat_with(move || numbers.bits() >> 8)
 }
 
 /// A matrix and its codes.

@@ -96,7 +96,7 @@ proptest! {
             .iter()
             .map(|(name, (dtype, shape, _))| SlotPlan { name: name.clone(), dtype: *dtype, shape: shape.clone(), exact: !open_end })
             .collect();
-        let mut writer = ShardWriter::create(&path, &plan, BTreeMap::new()).unwrap();
+        let mut writer = ShardWriter::create(&path, plan.into_iter(), BTreeMap::new()).unwrap();
         let mut slots = Vec::new();
         for (name, (dtype, shape, bytes)) in &tensors {
             if open_end {

@@ -28,7 +28,7 @@ constexpr u32 ONES = 0x3f803f80u;
 
 DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 
-// Heads and positions of a launch.
+// Heads and positions of a sequence in a launch, which has `tokens` tokens of each of several sequences.
 struct Step {
     u32 start, tokens, heads, group, head_dim, window;
     u64 capacity;
@@ -41,6 +41,11 @@ struct Step {
         return window != 0 && end > window ? end - window : 0;
     }
 };
+
+// Where the keys and values of a sequence begin in the cache.
+DEVICE u64 past_of(u32 place, u64 capacity, u32 heads, u32 group, u32 head_dim) {
+    return place * cache_elements(capacity, head_dim, heads / group);
+}
 
 // How keys and values of a tile lie in shared memory: rows are padded so that eight lanes' vectors lie in eight different
 // groups of four banks.
@@ -375,12 +380,15 @@ DEVICE void attend_rows(Query& query, Shared& shared, const float* queries, u32 
 #define ATTEND_ROWS(DIM, WARPS)                                                                                   \
     extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                      \
     attend_rows_##DIM(const float* queries, u32 stride, const u16* keys, const u16* values, u64 capacity,         \
-                      const u32* position, u32 tokens, u32 heads, u32 group, u32 head_dim, u32 window,            \
-                      float scale, u16* x, u32 ld) {                                                              \
+                      const u32* positions, const u32* places, u32 each, u32 heads, u32 group, u32 head_dim,      \
+                      u32 window, float scale, u16* x, u32 ld) {                                                  \
         Shared shared;                                                                                            \
-        Step step = {*position, tokens, heads, group, head_dim, window, capacity};                                \
+        u32 sequence = blockIdx.z;                                                                                \
+        u64 before = (u64)sequence * each, past = past_of(places[sequence], capacity, heads, group, head_dim);    \
+        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity};                        \
         ROWS_QUERY(DIM, WARPS);                                                                                   \
-        attend_rows<DIM, WARPS>(query, shared, queries, stride, keys, values, step, scale, x, ld);                \
+        attend_rows<DIM, WARPS>(query, shared, queries + before * stride, stride, keys + past, values + past,     \
+                                step, scale, x + before * ld, ld);                                                \
     }
 
 #define ROWS_QUERY(DIM, WARPS) Registers<DIM> query
@@ -397,18 +405,18 @@ ATTEND_ROWS(256, 2)
 
 // ---- few tokens --------------------------------------------------------------------------------------------------
 
-// Block (tile, y, z) takes sixteen rows from 16 y on of key-value head z. Its warps share the tile's positions for the
+// Block (tile, y, z) takes sixteen rows from 16 y on of key-value head z, of which each sequence has its own. Its warps share the tile's positions for the
 // scores and the features for the sums. `sums`: F32 [tiles, tokens, heads, the cache's width], `scales`: [tiles, tokens, heads]
 // pairs of the maximum and the sum of p; tiles that none of the sixteen rows sees are not written.
 template <u32 dim>
 DEVICE void attend_tile(const float* queries, u32 stride, const u16* keys, const u16* values, const Step& s,
-                        float scale, float* sums, float2* scales) {
+                        u32 kv_head, u64 before, u64 all, float scale, float* sums, float2* scales) {
     Shared shared;
     u16* key_tile = shared.take<u16>(Layout<dim>::keys);
     u16* value_tile = shared.take<u16>(Layout<dim>::values);
     uint4* fragments = shared.take<uint4>(4 * WARP);
     float* of_warps = shared.take<float>(4 * ROWS);
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, kv_head = blockIdx.z;
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 tile = blockIdx.x, base = tile * TILE;
     u64 first_row = (u64)blockIdx.y * ROWS;
     u64 last_row = min(first_row + ROWS, s.rows()) - 1;
@@ -469,7 +477,7 @@ DEVICE void attend_tile(const float* queries, u32 stride, const u16* keys, const
     for (u32 i = 0; i < 2; i++) {
         u64 row = first_row + lane / 4 + 8 * i;
         is[i] = row < s.rows();
-        slots[i] = ((u64)tile * s.tokens + row / s.group) * s.heads + (u64)kv_head * s.group + row % s.group;
+        slots[i] = (tile * all + before + row / s.group) * s.heads + (u64)kv_head * s.group + row % s.group;
         if (is[i] && threadIdx.x < WARP && lane % 4 == 0) scales[slots[i]] = make_float2(tops[i], totals[2 * i]);
     }
 #pragma unroll
@@ -492,12 +500,15 @@ DEVICE void attend_tile(const float* queries, u32 stride, const u16* keys, const
 #define ATTEND_TILE(DIM)                                                                                          \
     extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                    \
     attend_tile_##DIM(const float* queries, u32 stride, const u16* keys, const u16* values, u64 capacity,         \
-                      const u32* position, u32 tokens, u32 heads, u32 group, u32 head_dim, u32 window,            \
-                      float scale, float* sums, float2* scales) {                                                 \
+                      const u32* positions, const u32* places, u32 each, u32 heads, u32 group, u32 head_dim,      \
+                      u32 window, float scale, float* sums, float2* scales) {                                     \
         let_later_begin();                                                                                        \
         wait_for_earlier();                                                                                       \
-        Step step = {*position, tokens, heads, group, head_dim, window, capacity};                                \
-        attend_tile<DIM>(queries, stride, keys, values, step, scale, sums, scales);                               \
+        u32 kv_heads = heads / group, sequence = blockIdx.z / kv_heads;                                           \
+        u64 before = (u64)sequence * each, past = past_of(places[sequence], capacity, heads, group, head_dim);    \
+        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity};                        \
+        attend_tile<DIM>(queries + before * stride, stride, keys + past, values + past, step,                     \
+                         blockIdx.z % kv_heads, before, (u64)(gridDim.z / kv_heads) * each, scale, sums, scales); \
     }
 ATTEND_TILE(64)
 ATTEND_TILE(96)
@@ -507,8 +518,8 @@ ATTEND_TILE(256)
 // x[token] in BF16 as attend_rows makes it, from what attend_tile left. Block (head, token): the factors of 128 tiles
 // are made side by side, then each thread joins its features tile by tile.
 extern "C" __global__ void __launch_bounds__(JOIN_THREADS)
-join_tiles(const float* sums, const float2* scales, u64 capacity, const u32* position, u32 heads, u32 head_dim,
-           u32 window, u16* x, u32 ld) {
+join_tiles(const float* sums, const float2* scales, u64 capacity, const u32* positions, u32 each, u32 heads,
+           u32 head_dim, u32 window, u16* x, u32 ld) {
     let_later_begin();
     wait_for_earlier();
     Shared shared;
@@ -517,9 +528,9 @@ join_tiles(const float* sums, const float2* scales, u64 capacity, const u32* pos
     float* of_tiles = shared.take<float>(JOIN_THREADS);
     float* of_warps = shared.take<float>(JOIN_THREADS / WARP);
     u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, head = blockIdx.x, tokens = gridDim.y;
-    Step s = {*position, tokens, heads, 1, head_dim, window, capacity};
-    u64 token = blockIdx.y, tile = s.first(token) / TILE;
-    u64 end = (min(s.last(token) + 1, capacity) + TILE - 1) / TILE;
+    Step s = {positions[blockIdx.y / each], each, heads, 1, head_dim, window, capacity};
+    u64 token = blockIdx.y, row = token % each, tile = s.first(row) / TILE;
+    u64 end = (min(s.last(row) + 1, capacity) + TILE - 1) / TILE;
     u64 step = (u64)tokens * heads, slot = token * heads + head;
     float top = minus_infinity(), total = 0, y[2] = {};
     for (; tile < end; tile += JOIN_THREADS) {

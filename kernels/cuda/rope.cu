@@ -5,18 +5,22 @@
 
 // A warp takes one head of one token. `qkv`: rows of `stride` with `heads` query heads, `kv_heads` keys and as many values of
 // `head_dim` features. `cos`, `sin`: [positions, half]; feature i < half turns with feature i + half, those from 2 half on
-// stay. Queries are written back in F32; keys and values go to the cache (cache.cuh) at position *position + token.
+// stay. Queries are written back in F32; keys and values go to the cache (cache.cuh). Tokens are those of several sequences, `each`
+// of one: the first of sequence s is at position positions[s], and its keys and values are number places[s] of the cache.
 // A norm's squares are added by lanes over features lane, lane + 32, ..., then as warp.cuh says.
 extern "C" __global__ void __launch_bounds__(128)
 rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, const float* cos, const float* sin,
-     const u32* position, const float* q_norm, const float* k_norm, float eps, u16* keys, u16* values, u64 capacity) {
+     const u32* positions, const u32* places, u32 each, const float* q_norm, const float* k_norm, float eps, u16* keys, u16* values, u64 capacity) {
     let_later_begin();
     wait_for_earlier();
     u32 lane = threadIdx.x % WARP, head = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    u64 token = blockIdx.y, row = *position + token;
+    u32 sequence = blockIdx.y / each;
+    u64 token = blockIdx.y, row = positions[sequence] + token % each;
     // Whole warps leave; nothing below waits for the block.
     if (head >= heads + 2 * kv_heads || row >= capacity) return;
     float* x = qkv + token * stride + (u64)head * head_dim;
+    u64 before = places[sequence] * cache_elements(capacity, head_dim, kv_heads);
+    keys += before, values += before;
     if (head >= heads + kv_heads) {
         u16* to = values + value_place(capacity, head_dim, head - heads - kv_heads, row, 0);
         // Features lie eight elements apart.

@@ -1,55 +1,79 @@
 // The next token, and what must move on with it.
 #include "device.cuh"
 
-// The largest of two candidates; of equals the lower id. A NaN is never larger.
-DEVICE void keep_larger(float& value, u32& id, float other, u32 other_id) {
-    if (other > value || (other == value && other_id < id)) {
-        value = other;
-        id = other_id;
-    }
+// ---- the likeliest token -----------------------------------------------------------------------------------------
+//
+// Two launches: each block finds the largest of its logits, then one block the largest of these. A logit and its id are one
+// number, which is larger where the logit is and, of equals, where the id is lower: the order of comparisons does not matter.
+
+constexpr u32 BEST_THREADS = 256;
+// Logits of a block: a load of four for each thread, twice.
+constexpr u32 BEST_LOGITS = 2048;
+
+// A NaN is below everything; -0 is 0.
+DEVICE u64 ranked(float x, u32 id) {
+    u32 bits = __float_as_uint(__fadd_rn(x, 0.0f));
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0;
+    return (u64)(bits >> 31 ? ~bits : bits | 0x80000000u) << 32 | (u32)~id;
 }
 
-// ids[0] = the id of the largest logit, of equals the lowest; 0 where the first logit is a NaN. One block.
-extern "C" __global__ void __launch_bounds__(1024) argmax(const float* logits, u32 vocab, u32* ids) {
-    let_later_begin();
-    wait_for_earlier();
-    Shared shared;
-    float* values = shared.take<float>(WARP);
-    u32* places = shared.take<u32>(WARP);
-    float value = logits[0];
-    u32 id = 0;
-    // Four at a time, as far as they are aligned.
-    u32 fours = (u64)logits % sizeof(float4) == 0 ? vocab / 4 : 0;
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < fours; i += blockDim.x) {
-        float4 four = ((const float4*)logits)[i];
-        keep_larger(value, id, four.x, 4 * i);
-        keep_larger(value, id, four.y, 4 * i + 1);
-        keep_larger(value, id, four.z, 4 * i + 2);
-        keep_larger(value, id, four.w, 4 * i + 3);
-    }
-    for (u32 i = 4 * fours + threadIdx.x; i < vocab; i += blockDim.x) keep_larger(value, id, logits[i], i);
-    for (int distance = 16; distance; distance /= 2) {
-        float other = __shfl_xor_sync(ALL_LANES, value, distance);
-        u32 other_id = __shfl_xor_sync(ALL_LANES, id, distance);
-        keep_larger(value, id, other, other_id);
-    }
-    if (threadIdx.x % WARP == 0) {
-        values[threadIdx.x / WARP] = value;
-        places[threadIdx.x / WARP] = id;
-    }
+// The largest of a block's, in its first thread.
+DEVICE u64 largest(u64 best, u64* of_warps) {
+    for (int distance = 16; distance; distance /= 2) best = max(best, __shfl_xor_sync(ALL_LANES, best, distance));
+    if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = best;
     __syncthreads();
     if (threadIdx.x == 0) {
-        for (u32 warp = 1; warp < blockDim.x / WARP; warp++) keep_larger(value, id, values[warp], places[warp]);
-        ids[0] = id;
+        for (u32 warp = 1; warp < blockDim.x / WARP; warp++) best = max(best, of_warps[warp]);
+    }
+    return best;
+}
+
+// parts[row][block] = the best of the block's logits in that row: blockIdx.y is the row.
+extern "C" __global__ void __launch_bounds__(BEST_THREADS) argmax_parts(const float* logits, u32 vocab, u64* parts) {
+    let_later_begin();
+    wait_for_earlier();
+    logits += (u64)blockIdx.y * vocab, parts += (u64)blockIdx.y * gridDim.x;
+    Shared shared;
+    u64* of_warps = shared.take<u64>(BEST_THREADS / WARP);
+    u32 first = blockIdx.x * BEST_LOGITS, end = min(vocab, first + BEST_LOGITS);
+    u64 best = 0;
+    if ((u64)logits % sizeof(float4) == 0 && end - first == BEST_LOGITS) {
+#pragma unroll
+        for (u32 i = first + 4 * threadIdx.x; i < first + BEST_LOGITS; i += 4 * BEST_THREADS) {
+            float4 four = *(const float4*)(logits + i);
+            best = max(best, max(max(ranked(four.x, i), ranked(four.y, i + 1)),
+                                 max(ranked(four.z, i + 2), ranked(four.w, i + 3))));
+        }
+    } else {
+        for (u32 i = first + threadIdx.x; i < end; i += BEST_THREADS) best = max(best, ranked(logits[i], i));
+    }
+    best = largest(best, of_warps);
+    if (threadIdx.x == 0) parts[blockIdx.x] = best;
+}
+
+// ids[i] = the id of the largest logit of row i, of equals the lowest; 0 where its first logit is a NaN. One block a row.
+extern "C" __global__ void __launch_bounds__(BEST_THREADS)
+argmax(const float* logits, u32 vocab, const u64* parts, u32 count, u32* ids) {
+    let_later_begin();
+    wait_for_earlier();
+    logits += (u64)blockIdx.x * vocab, parts += (u64)blockIdx.x * count, ids += blockIdx.x;
+    Shared shared;
+    u64* of_warps = shared.take<u64>(BEST_THREADS / WARP);
+    u64 best = 0;
+    for (u32 i = threadIdx.x; i < count; i += BEST_THREADS) best = max(best, parts[i]);
+    best = largest(best, of_warps);
+    if (threadIdx.x == 0) {
+        float first = logits[0];
+        ids[0] = first == first ? ~(u32)best : 0;
     }
 }
 
-// *position += tokens.
-extern "C" __global__ void advance(u32* position, u32 tokens) {
+// positions[i] += tokens for `count` sequences.
+extern "C" __global__ void __launch_bounds__(128) advance(u32* positions, u32 count, u32 tokens) {
     let_later_begin();
     wait_for_earlier();
-    *position += tokens;
+    u32 i = blockIdx.x * 128 + threadIdx.x;
+    if (i < count) positions[i] += tokens;
 }
 
 // c tanh(l / c) of every logit, by the operations of the processor's decoder: the same bits.

@@ -27,6 +27,7 @@ pub mod reference;
 pub mod rms_norm;
 pub mod rope;
 pub mod sampling;
+mod symbols;
 
 pub use backend::{Argument, Backend, Graph, Launch};
 pub use buffer::{Buffer, View};

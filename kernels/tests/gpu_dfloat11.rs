@@ -5,6 +5,7 @@ use llmpress_emulator::Emulator;
 use llmpress_entropy::dfloat11::{EncodedUnit, encode};
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::{Error, Gpu};
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
 fn positions(unit: &EncodedUnit) -> Vec<u32> {
@@ -30,12 +31,10 @@ fn decoded(gpu: &Gpu, c: &Components<'_>) -> Result<Vec<u16>, Error> {
 
 /// Words whose exponents follow counts that halve `steepness` times a step: steep ones have codes of many bits.
 fn words(seed: u64, count: usize, symbols: u32, steepness: u32) -> Vec<u16> {
-    let mut state = seed | 1;
+    let mut numbers = Numbers::new(seed);
     (0..count)
         .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
+            let state = numbers.bits();
             let exponent = ((state >> 8).leading_zeros() - 8) * 4 / steepness.max(1) % symbols.max(1);
             ((100 + exponent) << 7) as u16 | (state & 0x807f) as u16
         })
@@ -92,10 +91,9 @@ fn codes_of_up_to_32_bits_decode() {
         (a, b) = (b, a + b);
     }
     // In an order that mixes them.
-    let mut state = 7u64;
+    let mut numbers = Numbers::new(7);
     for i in (1..words.len()).rev() {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        words.swap(i, (state >> 33) as usize % (i + 1));
+        words.swap(i, numbers.below(i + 1));
     }
     let unit = encode(&words).unwrap();
     let longest = unit.luts[unit.luts.len() - 256..].iter().max().unwrap();

@@ -5,7 +5,7 @@ use llmpress_emulator::Emulator;
 use llmpress_entropy::fixed12::{Strips, StripsRef, encode_strips};
 use llmpress_kernels::cpu;
 use llmpress_kernels::gpu::attention::{
-    Attend, Cache, Form, Heads, TILE, attend, attend_in, workspace_bytes,
+    Attend, Cache, Form, Heads, Sequences, TILE, attend, attend_in, workspace_bytes,
 };
 use llmpress_kernels::gpu::dense::{Element, padded};
 use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
@@ -14,8 +14,9 @@ use llmpress_kernels::gpu::gate::{Activation, gate};
 use llmpress_kernels::gpu::reference::{self, Past, inverse_root, round, widen as wide};
 use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
-use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
+use llmpress_kernels::gpu::sampling::{advance, argmax, argmax_workspace_bytes, soft_cap};
 use llmpress_kernels::gpu::{Error, Gpu};
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
 fn emulators() -> [Gpu; 2] {
@@ -149,11 +150,12 @@ proptest! {
     }
 
     #[test]
-    fn the_largest_logit_wins(logits in proptest::collection::vec(prop_oneof![float(), (-3i8..3).prop_map(f32::from)], 1..3000),
+    fn the_largest_logit_wins(logits in proptest::collection::vec(prop_oneof![float(), (-3i8..3).prop_map(f32::from)], 1..6000),
                               cap in 1f32..50.0) {
         let gpu = Gpu::new(Emulator::new());
         let (buffer, id) = (gpu.upload(&logits).unwrap(), gpu.upload(&[u32::MAX]).unwrap());
-        argmax(&gpu, buffer.view(), logits.len(), id.view()).unwrap();
+        let parts = gpu.allocate(argmax_workspace_bytes(1, logits.len())).unwrap();
+        argmax(&gpu, buffer.view(), 1, logits.len(), parts.view(), id.view()).unwrap();
         let best_of = |logits: &[f32]| {
             (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a }).unwrap()
         };
@@ -162,7 +164,7 @@ proptest! {
         if logits.len() > 1 {
             // From an address that is no multiple of 16.
             let unaligned = buffer.slice(4..buffer.bytes()).unwrap();
-            argmax(&gpu, unaligned, logits.len() - 1, id.view()).unwrap();
+            argmax(&gpu, unaligned, 1, logits.len() - 1, parts.view(), id.view()).unwrap();
             prop_assert_eq!(id.view().read::<u32>(1).unwrap()[0] as usize, best_of(&logits[1..]));
             id.view().write(&[best as u32]).unwrap();
         }
@@ -170,7 +172,7 @@ proptest! {
         let expected: Vec<f32> =
             logits.iter().map(|l| cap * (1.0 - 2.0 / (cpu::exp(2.0 * l / cap) + 1.0))).collect();
         prop_assert!(same(&buffer.view().read::<f32>(logits.len()).unwrap(), &expected));
-        advance(&gpu, id.view(), 5).unwrap();
+        advance(&gpu, id.view(), 1, 5).unwrap();
         prop_assert_eq!(id.view().read::<u32>(1).unwrap()[0] as usize, best + 5);
     }
 }
@@ -191,15 +193,8 @@ struct Case {
 }
 
 fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut numbers = Numbers::new(seed);
+    (0..count).map(|_| numbers.float()).collect()
 }
 
 /// Runs a step of attention on the device and by the stated orders, and compares cache, queries and outputs.
@@ -237,20 +232,21 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
     let (cos_buffer, sin_buffer) = (gpu.upload(&cos).unwrap(), gpu.upload(&sin).unwrap());
     let norm_buffers = [gpu.upload(&norm[0]).unwrap(), gpu.upload(&norm[1]).unwrap()];
     let (keys_buffer, values_buffer) = (gpu.upload(&keys).unwrap(), gpu.upload(&values).unwrap());
-    let position = gpu.upload(&[c.past as u32]).unwrap();
-    let cache = Cache { keys: keys_buffer.view(), values: values_buffer.view(), capacity: c.capacity };
+    let (position, place) = (gpu.upload(&[c.past as u32]).unwrap(), gpu.upload(&[0u32]).unwrap());
+    let sequences = Sequences { count: 1, each: c.tokens, positions: position.view(), places: place.view() };
+    let cache =
+        Cache { keys: keys_buffer.view(), values: values_buffer.view(), capacity: c.capacity, sequences: 1 };
     let rotation = Rotation { cos: cos_buffer.view(), sin: sin_buffer.view(), half: c.half };
     let norms = HeadNorms { query: norm_buffers[0].view(), key: norm_buffers[1].view(), eps: 1e-6 };
     let norms = c.norms.then_some(norms);
-    rope(gpu, c.heads, qkv_buffer.view(), c.tokens, rotation, norms, position.view(), cache).unwrap();
+    rope(gpu, c.heads, qkv_buffer.view(), sequences, rotation, norms, cache).unwrap();
     let workspace = gpu.allocate(workspace_bytes(c.heads, c.tokens, c.capacity)).unwrap();
     let x = gpu.allocate(2 * c.tokens * ld).unwrap();
     let step = Attend {
         heads: c.heads,
         queries: qkv_buffer.view(),
         stride,
-        tokens: c.tokens,
-        position: position.view(),
+        sequences,
         length: c.capacity,
         window: c.window,
         scale,
@@ -330,6 +326,70 @@ proptest! {
         let half = [d / 2, d / 4, 0][rotated];
         let case = Case { heads, half, norms, window, odd: seed % 3 == 0, past, tokens, capacity: past + tokens + room };
         check_attention(&emulators()[seed as usize % 2], case, seed >> 8);
+    }
+}
+
+#[test]
+fn sequences_side_by_side_have_the_bits_that_each_has_by_itself() {
+    let heads = Heads { heads: 6, kv_heads: 2, head_dim: 20 };
+    let (capacity, all, half) = (150, 5, 10);
+    let stride = 10 * 20;
+    let width = Cache::bytes(heads, capacity) / 2;
+    let ld = 128;
+    for (each, starts, places, gpu) in [
+        (1, vec![0u32, 149, 63, 70], vec![3u32, 0, 4, 1], Gpu::new(Emulator::new())),
+        (7, vec![10, 60, 10], vec![1, 4, 2], Gpu::new(Emulator::backwards())),
+    ] {
+        let count = starts.len();
+        let qkv = numbers(each as u64, count * each * stride);
+        let cache = |seed| -> Vec<u16> { numbers(seed, all * width).iter().map(|x| round(*x)).collect() };
+        let (keys, values) = (cache(5), cache(6));
+        let angles = numbers(7, capacity * half);
+        let angles = gpu.upload(&angles).unwrap();
+        let rotation = Rotation { cos: angles.view(), sin: angles.view(), half };
+        let workspace = gpu.allocate(workspace_bytes(heads, count * each, capacity)).unwrap();
+        let run = |qkv: &[f32], starts: &[u32], places: &[u32], form| {
+            let (positions, places) = (gpu.upload(starts).unwrap(), gpu.upload(places).unwrap());
+            let sequences =
+                Sequences { count: starts.len(), each, positions: positions.view(), places: places.view() };
+            let tokens = sequences.tokens();
+            let (keys, values) = (gpu.upload(&keys).unwrap(), gpu.upload(&values).unwrap());
+            let cache = Cache { keys: keys.view(), values: values.view(), capacity, sequences: all };
+            let (qkv, x) = (gpu.upload(qkv).unwrap(), gpu.allocate(2 * tokens * ld).unwrap());
+            rope(&gpu, heads, qkv.view(), sequences, rotation, None, cache).unwrap();
+            let step = Attend {
+                heads,
+                queries: qkv.view(),
+                stride,
+                sequences,
+                length: capacity,
+                window: Some(40),
+                scale: 0.3,
+                cache,
+                workspace: workspace.view(),
+                x: x.view(),
+                ld,
+            };
+            attend_in(&gpu, &step, form).unwrap();
+            let keys: Vec<u16> = keys.view().read(all * width).unwrap();
+            let values: Vec<u16> = values.view().read(all * width).unwrap();
+            (x.view().read::<u16>(tokens * ld).unwrap(), keys, values)
+        };
+        let together = run(&qkv, &starts, &places, Form::Rows);
+        assert!(run(&qkv, &starts, &places, Form::Tiles) == together);
+        for (i, (start, place)) in starts.iter().zip(&places).enumerate() {
+            let own = &qkv[i * each * stride..][..each * stride];
+            for form in [Form::Rows, Form::Tiles] {
+                let (x, keys, values) = run(own, &[*start], &[*place], form);
+                assert_eq!(x, together.0[i * each * ld..][..each * ld], "sequence {i}, {form:?}");
+                let place = *place as usize * width..(*place as usize + 1) * width;
+                assert_eq!(keys[place.clone()], together.1[place.clone()]);
+                assert_eq!(values[place.clone()], together.2[place]);
+            }
+        }
+        // A place that nobody has stays as it was.
+        let free = (0..all as u32).find(|place| !places.contains(place)).unwrap() as usize;
+        assert_eq!(keys[free * width..][..width], together.1[free * width..][..width]);
     }
 }
 

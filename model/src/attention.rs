@@ -11,9 +11,10 @@ use llmpress_kernels::cpu::{Elements, dot_rows, multiply, rms_norm, softmax};
 use rayon::prelude::*;
 
 use crate::cache::LayerCache;
-use crate::linear::{Linear, Product, multiply_all};
+use crate::linear::{Linear, Product, multiply_all, multiply_side_by_side};
 use crate::online::quantize_heads;
 use crate::rope::Rotation;
+use crate::side_by_side::Stream;
 use crate::{Cache, ModelConfig, Observer, Panels};
 
 /// The weights of a layer's attention.
@@ -55,6 +56,19 @@ impl Projections {
     }
 }
 
+impl Workspace {
+    /// Query, key and value of what a fused matrix gave.
+    fn split(&mut self, config: &ModelConfig) {
+        let mut from = 0;
+        for (to, heads) in
+            [(&mut self.q, config.heads), (&mut self.k, config.kv_heads), (&mut self.v, config.kv_heads)]
+        {
+            copy_features(&self.fused, from, heads * config.head_dim, to);
+            from += heads * config.head_dim;
+        }
+    }
+}
+
 impl Attention {
     /// Its matrices.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
@@ -85,7 +99,6 @@ impl Attention {
         w: &mut Workspace,
         out: &mut Panels,
     ) -> Result<()> {
-        let d = config.head_dim;
         match &self.projections {
             Projections::Separate(linears) => {
                 let [q, k, v] = &**linears;
@@ -100,15 +113,59 @@ impl Attention {
             Projections::Fused(linear) => {
                 observer.linear_input(linear.tensor(), x);
                 multiply_all(checkpoint, &mut [Product::new(linear, x, &mut w.fused)])?;
-                let mut from = 0;
-                for (to, heads) in
-                    [(&mut w.q, config.heads), (&mut w.k, config.kv_heads), (&mut w.v, config.kv_heads)]
-                {
-                    copy_features(&w.fused, from, heads * d, to);
-                    from += heads * d;
-                }
+                w.split(config);
             }
         }
+        self.mix(checkpoint, config, qkv_bits, layer, rotations, cache, w)?;
+        observer.linear_input(self.output.tensor(), &w.heads);
+        multiply_all(checkpoint, &mut [Product::new(&self.output, &w.heads, out)])
+    }
+
+    /// The same for one token of each of several sequences, each as it is by itself.
+    pub(crate) fn forward_side_by_side(
+        &self,
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        qkv_bits: Option<u8>,
+        layer: usize,
+        streams: &mut [Stream<'_>],
+    ) -> Result<()> {
+        match &self.projections {
+            Projections::Separate(linears) => {
+                let [q, k, v] = &**linears;
+                let pairs = streams.iter_mut().map(|s| (&s.x, &mut s.attention.q)).collect();
+                multiply_side_by_side(checkpoint, q, pairs)?;
+                let pairs = streams.iter_mut().map(|s| (&s.x, &mut s.attention.k)).collect();
+                multiply_side_by_side(checkpoint, k, pairs)?;
+                let pairs = streams.iter_mut().map(|s| (&s.x, &mut s.attention.v)).collect();
+                multiply_side_by_side(checkpoint, v, pairs)?;
+            }
+            Projections::Fused(linear) => {
+                let pairs = streams.iter_mut().map(|s| (&s.x, &mut s.attention.fused)).collect();
+                multiply_side_by_side(checkpoint, linear, pairs)?;
+                streams.iter_mut().for_each(|s| s.attention.split(config));
+            }
+        }
+        for s in &mut *streams {
+            self.mix(checkpoint, config, qkv_bits, layer, &s.rotations, s.cache, &mut s.attention)?;
+        }
+        let pairs = streams.iter_mut().map(|s| (&s.attention.heads, &mut s.y)).collect();
+        multiply_side_by_side(checkpoint, &self.output, pairs)
+    }
+
+    /// From queries, keys and values to what the heads see: of tokens that follow those in the cache.
+    #[expect(clippy::too_many_arguments, reason = "what a layer's attention depends on")]
+    fn mix(
+        &self,
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        qkv_bits: Option<u8>,
+        layer: usize,
+        rotations: &[Rotation],
+        cache: &mut Cache,
+        w: &mut Workspace,
+    ) -> Result<()> {
+        let d = config.head_dim;
         let (q_norm, k_norm) = match &self.qk_norm {
             Some((q, k)) => (Some(q.as_slice()), Some(k.as_slice())),
             None => (None, None),
@@ -128,10 +185,9 @@ impl Attention {
         }
         let first = cache.len();
         let past = cache.append(layer, &w.k, &w.v, d);
-        w.heads.resize(config.heads * d, x.tokens());
+        w.heads.resize(config.heads * d, w.q.tokens());
         self.attend(config, past, first, &w.q, &mut w.heads);
-        observer.linear_input(self.output.tensor(), &w.heads);
-        multiply_all(checkpoint, &mut [Product::new(&self.output, &w.heads, out)])
+        Ok(())
     }
 
     /// Every head of every panel: tokens `first ..` against the cache and themselves.

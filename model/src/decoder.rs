@@ -336,10 +336,15 @@ impl Model {
     pub fn logit_run(&self, hidden: &Panels, rows: Range<usize>, out: &mut Panels) -> Result<()> {
         let product = Product { linear: &self.head, rows, x: hidden, out };
         multiply_all(&self.checkpoint, &mut [product])?;
-        if let Some(cap) = self.config.final_softcap {
-            out.data_mut().iter_mut().for_each(|l| *l = soft_cap(*l, cap));
-        }
+        self.cap(out);
         Ok(())
+    }
+
+    /// Logits as the model caps them.
+    pub(crate) fn cap(&self, logits: &mut Panels) {
+        if let Some(cap) = self.config.final_softcap {
+            logits.data_mut().iter_mut().for_each(|l| *l = soft_cap(*l, cap));
+        }
     }
 }
 
@@ -363,7 +368,7 @@ pub(crate) fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
 }
 
 /// `h += y`, or the norm of `y`, for which `scratch` serves.
-fn add(h: &mut Panels, y: &mut Panels, post_norm: Option<&[f32]>, eps: f32, scratch: &mut Panels) {
+pub(crate) fn add(h: &mut Panels, y: &mut Panels, post_norm: Option<&[f32]>, eps: f32, scratch: &mut Panels) {
     if let Some(weight) = post_norm {
         norm(y, weight, eps, scratch);
         std::mem::swap(y, scratch);

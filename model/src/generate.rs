@@ -28,6 +28,17 @@ impl Sampling {
     /// The likeliest token always.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
 
+    /// Refuses what is out of range.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { temperature, top_p, .. } = *self;
+        if !((0.0..=100.0).contains(&temperature) && top_p > 0.0 && top_p <= 1.0) {
+            return Err(Error::Invalid(format!(
+                "temperature {temperature} must be 0 to 100, and top-p {top_p} above 0 and at most 1"
+            )));
+        }
+        Ok(())
+    }
+
     /// Which tokens may be drawn, where the temperature is not 0.
     pub(crate) fn limits(&self) -> Limits {
         Limits { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p }
@@ -51,12 +62,7 @@ impl<'a> Generation<'a> {
     /// # Errors
     /// An empty prompt, ids beyond the vocabulary, a sampling out of range, weights that cannot be read.
     pub fn start(engine: &'a dyn Engine, prompt: &[u32], most: usize, sampling: Sampling) -> Result<Self> {
-        let Sampling { temperature, top_p, .. } = sampling;
-        if !((0.0..=100.0).contains(&temperature) && top_p > 0.0 && top_p <= 1.0) {
-            return Err(Error::Invalid(format!(
-                "temperature {temperature} must be 0 to 100, and top-p {top_p} above 0 and at most 1"
-            )));
-        }
+        sampling.check()?;
         let mut session = engine.session(prompt.len().saturating_add(most))?;
         session.prefill(prompt)?;
         let random = ChaCha8Rng::seed_from_u64(sampling.seed);

@@ -28,7 +28,7 @@ use crate::attention::Projections;
 use crate::config::Activation;
 use crate::linear::Linear;
 use crate::mlp::{GateUp, Gated, Mlp};
-use crate::{Engine, Model, ModelConfig, Session, Weights};
+use crate::{Batch, Engine, Model, ModelConfig, Session, Weights};
 
 /// Logits that are copied from the device at a time.
 const RUN_LOGITS: usize = 16 << 20;
@@ -272,6 +272,15 @@ impl Engine for GpuModel {
     }
 
     fn session(&self, capacity: usize) -> Result<Box<dyn Session + '_>> {
-        Ok(Box::new(session::GpuSession::new(self, capacity)?))
+        Ok(Box::new(session::GpuSession::new(self, 1, capacity)?))
+    }
+
+    fn batch(&self, sequences: usize, capacity: usize) -> Result<Box<dyn Batch + '_>> {
+        Ok(Box::new(session::GpuSession::new(self, sequences, capacity)?))
+    }
+
+    /// As many as are read at a time anyway.
+    fn suited_batch(&self, length: usize) -> usize {
+        (session::CHUNK_TOKENS / length.max(1)).max(1)
     }
 }

@@ -17,6 +17,7 @@ mod fixed12;
 mod inputs;
 mod loaded;
 mod raw;
+mod side_by_side;
 mod source;
 
 use std::cell::RefCell;
@@ -32,6 +33,7 @@ use crate::{Panels, Weights};
 use decoded::Decoded;
 use inputs::Inputs;
 use loaded::Plain;
+pub(crate) use side_by_side::multiply_side_by_side;
 use source::{Source, Stored, typed};
 
 /// Weights that a thread decodes at a time: enough that the ends of entropy-coded runs cost little.

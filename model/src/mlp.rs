@@ -13,9 +13,10 @@ use rayon::prelude::*;
 
 use crate::attention::copy_features;
 use crate::config::Activation;
-use crate::linear::{Linear, Product, multiply_all};
+use crate::linear::{Linear, Product, multiply_all, multiply_side_by_side};
 use crate::online::turn;
-use crate::{Observer, Panels};
+use crate::side_by_side::Stream;
+use crate::{Observer, Panels, Unobserved};
 
 /// The MLP of a layer.
 #[derive(Debug)]
@@ -66,6 +67,15 @@ pub(crate) struct Workspace {
     fused: Panels,
 }
 
+impl Workspace {
+    /// Gate and up of what a fused matrix gave.
+    fn split(&mut self) {
+        let inner = self.fused.features() / 2;
+        copy_features(&self.fused, 0, inner, &mut self.gate);
+        copy_features(&self.fused, inner, inner, &mut self.up);
+    }
+}
+
 impl Mlp {
     /// Its matrices.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
@@ -103,6 +113,20 @@ impl Mlp {
         match self {
             Self::Dense(gated) => std::slice::from_mut(&mut **gated),
             Self::Experts { experts, .. } => experts,
+        }
+    }
+
+    /// `y = mlp(x)` for one token of each of several sequences, each as it is by itself. Experts take one after the other.
+    pub(crate) fn forward_side_by_side(
+        &self,
+        checkpoint: &Checkpoint,
+        streams: &mut [Stream<'_>],
+    ) -> Result<()> {
+        match self {
+            Self::Dense(gated) => gated.forward_side_by_side(checkpoint, streams),
+            Self::Experts { .. } => streams
+                .iter_mut()
+                .try_for_each(|s| self.forward(checkpoint, &s.x, &mut Unobserved, &mut s.mlp, &mut s.y)),
         }
     }
 
@@ -146,6 +170,38 @@ impl Mlp {
 }
 
 impl Gated {
+    fn forward_side_by_side(&self, checkpoint: &Checkpoint, streams: &mut [Stream<'_>]) -> Result<()> {
+        match &self.gate_up {
+            GateUp::Separate([gate, up]) => {
+                let pairs = streams.iter_mut().map(|s| (&s.x, &mut s.mlp.gate)).collect();
+                multiply_side_by_side(checkpoint, gate, pairs)?;
+                let pairs = streams.iter_mut().map(|s| (&s.x, &mut s.mlp.up)).collect();
+                multiply_side_by_side(checkpoint, up, pairs)?;
+            }
+            GateUp::Fused(linear) => {
+                let pairs = streams.iter_mut().map(|s| (&s.x, &mut s.mlp.fused)).collect();
+                multiply_side_by_side(checkpoint, linear, pairs)?;
+                streams.iter_mut().for_each(|s| s.mlp.split());
+            }
+        }
+        let apply = self.gate();
+        for s in &mut *streams {
+            apply(s.mlp.gate.data(), s.mlp.up.data_mut());
+            if let Some(by) = &self.turn {
+                turn(by, &mut s.mlp.up, true);
+            }
+        }
+        let pairs = streams.iter_mut().map(|s| (&s.mlp.up, &mut s.y)).collect();
+        multiply_side_by_side(checkpoint, &self.down, pairs)
+    }
+
+    fn gate(&self) -> fn(&[f32], &mut [f32]) {
+        match self.activation {
+            Activation::Silu => silu_gate,
+            Activation::GeluTanh => gelu_tanh_gate,
+        }
+    }
+
     fn forward(
         &self,
         checkpoint: &Checkpoint,
@@ -163,15 +219,10 @@ impl Gated {
             GateUp::Fused(linear) => {
                 observer.linear_input(linear.tensor(), x);
                 multiply_all(checkpoint, &mut [Product::new(linear, x, &mut w.fused)])?;
-                let inner = linear.rows() / 2;
-                copy_features(&w.fused, 0, inner, &mut w.gate);
-                copy_features(&w.fused, inner, inner, &mut w.up);
+                w.split();
             }
         }
-        let apply = match self.activation {
-            Activation::Silu => silu_gate,
-            Activation::GeluTanh => gelu_tanh_gate,
-        };
+        let apply = self.gate();
         if x.tokens() == 1 {
             apply(w.gate.data(), w.up.data_mut());
         } else {

@@ -65,6 +65,11 @@ impl RopeConfig {
         }
     }
 
+    /// Whether frequencies depend on the length of the sequence.
+    pub fn depends_on_length(&self) -> bool {
+        matches!(self.scaling, Scaling::Dynamic { .. } | Scaling::LongRope { .. })
+    }
+
     /// The turns of each pair a position, and what sine and cosine are multiplied by, for a sequence of
     /// `length` tokens.
     pub fn frequencies(&self, length: usize) -> (Vec<f32>, f32) {

@@ -120,8 +120,8 @@ fn every_architecture_runs_near_the_processors_logits() {
         println!("{name}: {of_tokens:.4?}");
         let margins = router_margins(&model, &IDS);
         for (token, off) in of_tokens.iter().enumerate() {
-            // A token whose experts are all but equally likely may go through another one.
-            let torn = margins.get(token).is_some_and(|margin| *margin < 0.02);
+            // A token whose experts are all but equally likely may go through another one, which those after it see.
+            let torn = margins.iter().take(token + 1).any(|margin| *margin < 0.02);
             assert!(*off < TOLERANCE || torn && *off < 3.0 * TOLERANCE, "{name}: {of_tokens:?} {margins:?}");
         }
     }

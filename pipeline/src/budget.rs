@@ -8,10 +8,10 @@ use crate::{Error, Result};
 
 /// What the process takes before any piece: code, tables, thread stacks, allocator slack.
 const BASE: u64 = 40 << 20;
-/// Memory a tensor costs in headers, plan, receipts and manifest: fixed12, which has the most components, takes 14 kB.
-const PER_TENSOR: u64 = 16 << 10;
+/// Memory a tensor costs in headers, plan, receipts and manifest: fixed12, which has the most components, takes 4.6 kB.
+const PER_TENSOR: u64 = 5 << 10;
 /// What it costs more where the source has components and a manifest, too.
-const PER_COMPRESSED_TENSOR: u64 = 8 << 10;
+const PER_COMPRESSED_TENSOR: u64 = 4 << 10;
 /// Source bytes of a piece where nothing limits it: it stays in a core's second-level cache.
 const PIECE: u64 = 1 << 20;
 /// The smallest piece worth its overhead.
@@ -39,6 +39,8 @@ pub struct Budget {
 pub(crate) struct Needs {
     /// The largest piece that cannot be cut further.
     pub(crate) indivisible: u64,
+    /// The largest piece that is cut only where memory is short.
+    pub(crate) handy: u64,
     /// Bytes of the largest unit.
     pub(crate) largest_unit: u64,
     /// How many tensors there are.
@@ -55,7 +57,7 @@ impl Budget {
             let per_tensor = PER_TENSOR + if needs.compressed_source { PER_COMPRESSED_TENSOR } else { 0 };
             BASE + needs.tensors * per_tensor + histograms + decoder + 2 * jobs * COPIES * piece
         };
-        let largest = PIECE.max(needs.indivisible);
+        let largest = PIECE.max(needs.indivisible).max(needs.handy);
         let smallest = MIN_PIECE.max(needs.indivisible);
         for jobs in (1..=jobs.max(1) as u64).rev() {
             let mut piece = largest;
@@ -83,7 +85,7 @@ mod tests {
     use super::*;
 
     const NEEDS: Needs =
-        Needs { indivisible: 0, largest_unit: 1 << 30, tensors: 300, compressed_source: false };
+        Needs { indivisible: 0, handy: 0, largest_unit: 1 << 30, tensors: 300, compressed_source: false };
 
     #[test]
     fn memory_lowers_pieces_first_then_jobs() {
@@ -97,5 +99,9 @@ mod tests {
         assert!(error.contains("at least") && error.contains("16 MiB"), "{error}");
         let strips = Needs { indivisible: 32 << 20, ..NEEDS };
         assert_eq!(Budget::new(strips, 4, Some(500 << 20)).unwrap().jobs, 1);
+        let handy = Needs { handy: 8 << 20, ..NEEDS };
+        assert_eq!(Budget::new(handy, 4, None).unwrap().piece_bytes, 8 << 20);
+        let cut = Budget::new(handy, 4, Some(90 << 20)).unwrap();
+        assert!(cut.jobs == 4 && cut.piece_bytes < 8 << 20, "{cut:?}");
     }
 }

@@ -64,6 +64,20 @@ impl Request {
         Self { recipe, calibration: CalibrationText::default(), rankings: Vec::new() }
     }
 
+    /// The saved rankings that do not say which model they were made of: nobody can tell whether they fit.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no ranking.
+    pub fn unmarked_rankings(&self) -> Result<Vec<&Path>> {
+        let mut unmarked = Vec::new();
+        for path in &self.rankings {
+            if Ranking::read(path)?.model.is_none() {
+                unmarked.push(path.as_path());
+            }
+        }
+        Ok(unmarked)
+    }
+
     /// Refuses what nothing would be done with.
     pub(crate) fn check(&self) -> Result<()> {
         let calibrated = |pass: &&Pass| matches!(pass, Pass::Prune(pass) if pass.calibrated());

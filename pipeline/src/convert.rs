@@ -226,7 +226,7 @@ fn publish(output: &Output, plan: &Plan, file: &str, encoded: EncodedShard) -> R
     let receipt = Receipt {
         fingerprint: plan.fingerprint.clone(),
         shard: ShardEntry { bytes: written.bytes, header_blake3: written.header_blake3 },
-        stored: written.tensors,
+        stored_bytes: written.tensor_bytes,
         units: encoded.units,
         tensors: encoded.tensors,
     };

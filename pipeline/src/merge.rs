@@ -5,12 +5,14 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use llmpress_formats::{
     CONFIG_FILE, Checkpoint, Config, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest,
     QUANTISATION_KEYS, Source, TensorEntry, Transform, UnitPattern, WEIGHTS_KEY, block_counts,
-    dfloat11_config, pattern_dict, write_atomic,
+    dfloat11_config, pattern_dict, write_atomic, write_atomic_with, write_json,
 };
+use serde::{Serialize, Serializer};
 
 use crate::fingerprint::check_unchanged;
 use crate::job::Job;
@@ -29,14 +31,15 @@ pub(crate) fn merge(
 ) -> Result<()> {
     let Job { checkpoint, plan, carried, .. } = job;
     let mut files = BTreeMap::new();
+    if !plan.plain || plan.shards.len() > 1 {
+        let entry = write_index(&output.root.join(INDEX_FILE), &receipts)?;
+        files.insert(INDEX_FILE.to_owned(), entry);
+    }
     let mut publish = |name: &str, bytes: &[u8]| -> Result<()> {
         write_atomic(&output.root.join(name), bytes)?;
         files.insert(name.to_owned(), FileEntry { bytes: bytes.len() as u64, blake3: Digest::of(bytes) });
         Ok(())
     };
-    if !plan.plain || plan.shards.len() > 1 {
-        publish(INDEX_FILE, &index(&receipts)?)?;
-    }
     for (name, path) in &carried.files {
         if name != CONFIG_FILE && !options.extra_files.contains_key(name) {
             publish(name, &carried.read(checkpoint, name, path)?)?;
@@ -68,7 +71,7 @@ pub(crate) fn merge(
         shards.insert(file, receipt.shard);
         units.extend(receipt.units);
     }
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         format_version: format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1),
         requires: Transform::requirements(checkpoint.transforms()),
         producer: options.producer.clone(),
@@ -84,8 +87,7 @@ pub(crate) fn merge(
         manifest_blake3: Digest([0; 32]),
     };
     check_unchanged(checkpoint, plan)?;
-    write_atomic(&output.root.join(job.last_file()), &manifest.to_bytes()?)?;
-    Ok(())
+    Ok(manifest.write(&output.root.join(job.last_file()))?)
 }
 
 /// Those of the checkpoint: what is stored anew is still turned and scaled.
@@ -95,19 +97,44 @@ fn transforms(checkpoint: &Checkpoint) -> Result<Vec<serde_json::Value>> {
     checkpoint.transforms().iter().map(value).collect()
 }
 
-fn index(receipts: &[(String, Receipt)]) -> Result<Vec<u8>> {
-    let mut map = BTreeMap::new();
-    let mut total = 0u64;
-    for (file, receipt) in receipts {
-        for (name, bytes) in &receipt.stored {
-            map.insert(name.as_str(), file.as_str());
-            total += bytes;
-        }
+/// Writes the index: stored tensors, sorted, and their files.
+fn write_index(path: &Path, receipts: &[(String, Receipt)]) -> Result<FileEntry> {
+    #[derive(Serialize)]
+    struct Index<'a> {
+        metadata: Metadata,
+        weight_map: WeightMap<'a>,
     }
-    let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
-    let mut bytes = serde_json::to_vec_pretty(&index).map_err(|e| Error::Invalid(format!("index: {e}")))?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    #[derive(Serialize)]
+    struct Metadata {
+        total_size: u64,
+    }
+    let mut names: Vec<(&str, &str)> = Vec::new();
+    for (file, receipt) in receipts {
+        let components = receipt.units.values().flat_map(|unit| unit.components.values());
+        names.extend(components.map(|c| (c.tensor.as_str(), file.as_str())));
+    }
+    names.sort_unstable();
+    let total_size = receipts.iter().map(|(_, receipt)| receipt.stored_bytes).sum();
+    let index = Index { metadata: Metadata { total_size }, weight_map: WeightMap(&names) };
+    let mut entry = FileEntry { bytes: 0, blake3: Digest([0; 32]) };
+    write_atomic_with(path, |file| {
+        let written = write_json(file, path, 0, |mut out| {
+            serde_json::to_writer_pretty(&mut out, &index)?;
+            out.write_all(b"\n").map_err(serde_json::Error::io)
+        })?;
+        entry = FileEntry { bytes: written.bytes, blake3: written.digest };
+        Ok(())
+    })?;
+    Ok(entry)
+}
+
+/// Sorted pairs, written as an object.
+struct WeightMap<'a>(&'a [(&'a str, &'a str)]);
+
+impl Serialize for WeightMap<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, file)| (name, file)))
+    }
 }
 
 /// The source's configuration, with or without the key of the published format, and without names of weights.
@@ -128,7 +155,7 @@ fn config(checkpoint: &Checkpoint, plan: &Plan, receipts: &[(String, Receipt)]) 
     let config = &config;
     let mut units = Vec::new();
     for (name, entry) in receipts.iter().flat_map(|(_, r)| &r.units) {
-        if entry.encoding.get("name").and_then(|n| n.as_str()) != Some("dfloat11") {
+        if entry.encoding.value().get("name").and_then(|n| n.as_str()) != Some("dfloat11") {
             continue;
         }
         // The inverse of UnitPattern::tensors.

@@ -8,6 +8,7 @@ mod kept;
 mod planes;
 mod raw;
 pub(crate) mod room;
+pub(crate) mod timed;
 
 use std::str::FromStr;
 

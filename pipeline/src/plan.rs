@@ -6,8 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, Tensor, Unit};
+use llmpress_model::{GpuNeeds, Model};
 use serde::{Deserialize, Serialize};
 
 use crate::budget::{Budget, Needs};
@@ -214,13 +216,32 @@ impl Plan {
         Budget::new(self.needs(checkpoint), jobs.unwrap_or(available).max(1), max_memory)
     }
 
+    /// What the output will take of a GPU's memory with a sequence of so many tokens. `view` is the checkpoint as the passes
+    /// leave it.
+    ///
+    /// # Errors
+    /// It describes no model that runs on a GPU.
+    pub fn on_gpu(&self, view: Arc<Checkpoint>, context: usize) -> Result<GpuNeeds> {
+        let model = Model::open(view)?;
+        let mut forms = BTreeMap::new();
+        for unit in self.units() {
+            forms.extend(unit.tensors.iter().map(|name| (name.as_str(), unit.method.room().on_gpu())));
+        }
+        Ok(GpuNeeds::planned(&model, &forms, context)?)
+    }
+
     fn needs(&self, checkpoint: &Checkpoint) -> Needs {
         let indivisible = self.units().filter_map(|unit| {
             let tensor = checkpoint.tensors().get(unit.tensors.first()?)?;
             Some(unit.method.room().indivisible_bytes(tensor))
         });
+        let handy = self.units().filter_map(|unit| {
+            let tensor = checkpoint.tensors().get(unit.tensors.first()?)?;
+            Some(unit.method.room().handy_bytes(tensor))
+        });
         Needs {
             indivisible: indivisible.max().unwrap_or(0),
+            handy: handy.max().unwrap_or(0),
             largest_unit: self.units().map(|u| u.source_bytes).max().unwrap_or(0),
             tensors: checkpoint.tensors().len() as u64,
             compressed_source: checkpoint.units().values().any(|u| u.encoding().name() != "raw"),

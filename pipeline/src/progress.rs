@@ -19,6 +19,8 @@ pub enum Counted {
     Windows,
     /// Forward passes over a window.
     Passes,
+    /// Prompts that are gone on from.
+    Prompts,
 }
 
 /// A part of a job that is about to begin.

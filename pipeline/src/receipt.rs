@@ -6,12 +6,16 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use llmpress_formats::{Digest, STATE_DIR, ShardEntry, UnitEntry, read_small_file, write_atomic};
+use llmpress_formats::{
+    Digest, Error as FormatError, STATE_DIR, ShardEntry, UnitEntry, read_small_file, write_atomic_with,
+    write_json,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::Result;
 
 const MAX_RECEIPT_BYTES: u64 = 1 << 30;
 /// Digits of the digest that a receipt begins with.
@@ -24,8 +28,8 @@ pub(crate) struct Receipt {
     pub(crate) fingerprint: String,
     /// The shard.
     pub(crate) shard: ShardEntry,
-    /// Its stored tensors and their sizes.
-    pub(crate) stored: BTreeMap<String, u64>,
+    /// Bytes of its stored tensors.
+    pub(crate) stored_bytes: u64,
     /// Its units.
     pub(crate) units: BTreeMap<String, UnitEntry>,
     /// Digest of each logical tensor.
@@ -39,10 +43,13 @@ fn path(out: &Path, file: &str) -> PathBuf {
 impl Receipt {
     /// Writes the receipt of `file`.
     pub(crate) fn write(&self, out: &Path, file: &str) -> Result<()> {
-        let json = serde_json::to_vec(self).map_err(|e| Error::Invalid(format!("receipt: {e}")))?;
-        let mut bytes = format!("{}\n", Digest::of(&json)).into_bytes();
-        bytes.extend(json);
-        Ok(write_atomic(&path(out, file), &bytes)?)
+        let path = path(out, file);
+        Ok(write_atomic_with(&path, |file| {
+            let first = (DIGITS + 1) as u64;
+            let written = write_json(file, &path, first, |out| serde_json::to_writer(out, self))?;
+            let line = format!("{}\n", written.digest);
+            file.write_all_at(line.as_bytes(), 0).map_err(|e| FormatError::io(&path, "write", e))
+        })?)
     }
 
     /// The receipt of `file` if its shard is finished and is still what the receipt says.

@@ -40,10 +40,8 @@ fn holds(path: &Path, receipt: &Receipt) -> Result<bool> {
     let components: Vec<_> = receipt.units.values().flat_map(|u| u.components.values()).collect();
     let names: BTreeSet<&String> = components.iter().map(|c| &c.tensor).collect();
     let stored = shard.header().tensors();
-    if shard.entry()? != receipt.shard
-        || names.len() != stored.len()
-        || !names.into_iter().eq(receipt.stored.keys())
-    {
+    let bytes: u64 = stored.iter().map(|tensor| tensor.bytes).sum();
+    if shard.entry()? != receipt.shard || names.len() != stored.len() || bytes != receipt.stored_bytes {
         return Ok(false);
     }
     let whole = components.par_iter().all(|entry| {

@@ -4,11 +4,13 @@
 //! | header | I64 ... BF16 ... U8 | placed in order of dtype size, unit, component
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use llmpress_formats::encoding::{self, Part, UnitReader};
-use llmpress_formats::{Checkpoint, Component, Digest, ShardWriter, SlotPlan, UnitEntry};
+use llmpress_formats::encoding::{self, ComponentSpec, Part, UnitReader};
+use llmpress_formats::{
+    Checkpoint, Component, Digest, EncodingEntry, Named, ShardWriter, SlotPlan, UnitEntry,
+};
 
 use crate::method::room::Encoder;
 use crate::plan::PlannedShard;
@@ -24,12 +26,28 @@ pub(crate) struct EncodedShard {
     pub(crate) tensors: BTreeMap<String, Digest>,
 }
 
+/// A component of a unit, both by their numbers: there may be a million of them.
+#[derive(Clone, Copy)]
 struct QueuedSlot {
-    unit: usize,
-    component: &'static str,
-    /// Where it stands among those of a streamed unit, whose sizes are known in this order.
-    place: usize,
-    plan: SlotPlan,
+    unit: u32,
+    component: u32,
+}
+
+impl QueuedSlot {
+    fn unit<'a, 'b>(self, units: &'a [SettledUnit<'b>]) -> Option<&'a SettledUnit<'b>> {
+        units.get(self.unit as usize)
+    }
+
+    fn spec<'a>(self, units: &'a [SettledUnit<'_>]) -> Option<&'a ComponentSpec> {
+        self.unit(units)?.coding.spec.get(self.component as usize)
+    }
+
+    fn plan(self, units: &[SettledUnit<'_>]) -> Option<SlotPlan> {
+        let (unit, spec) = (self.unit(units)?, self.spec(units)?);
+        let name = encoding::stored_name(&unit.name, &unit.coding.encoding, spec.name);
+        let exact = matches!(unit.coding.encoder, Encoder::Sized(_));
+        Some(SlotPlan { name, dtype: spec.dtype, shape: spec.shape.clone(), exact })
+    }
 }
 
 /// Writes a shard to its temporary file. Nothing has its final name yet.
@@ -44,22 +62,24 @@ pub(crate) fn encode_shard(
     })?;
     let mut units: Vec<SettledUnit<'_>> = settled.into_iter().flatten().collect();
     units.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut queue = slot_queue(&units);
-    let plan: Vec<SlotPlan> = queue.iter().map(|q| q.plan.clone()).collect();
-    let mut writer = ShardWriter::create(path, &plan, checkpoint.directory().metadata())?;
+    let queue = slot_queue(&units);
+    let plan = queue.iter().filter_map(|slot| slot.plan(&units));
+    let mut writer = ShardWriter::create(path, plan, checkpoint.directory().metadata())?;
     let mut slots: Vec<Slots> = units.iter().map(|_| Slots::new()).collect();
     let mut encoded: Vec<Option<Encoded>> = units.iter().map(|_| None).collect();
-    while let Some(next) = queue.pop_front() {
-        if next.plan.exact {
-            let slot = writer.place(&next.plan.name, next.plan.dtype, &next.plan.shape)?;
-            slots[next.unit].insert(next.component, slot);
-        } else if let (Encoder::Streamed(encoder), None) =
-            (&units[next.unit].coding.encoder, &encoded[next.unit])
-        {
-            let unit = &units[next.unit];
+    for next in queue {
+        let (Some(unit), Some(spec), Some(plan)) = (next.unit(&units), next.spec(&units), next.plan(&units))
+        else {
+            continue;
+        };
+        let number = next.unit as usize;
+        if plan.exact {
+            let slot = writer.place(&plan.name, plan.dtype, &plan.shape)?;
+            slots[number].insert(spec.name, slot);
+        } else if let (Encoder::Streamed(encoder), None) = (&unit.coding.encoder, &encoded[number]) {
             let (result, placed) = encoder.encode(&unit.name, &unit.source, &mut writer, work)?;
-            encoded[next.unit] = Some(result);
-            slots[next.unit] = placed;
+            encoded[number] = Some(result);
+            slots[number] = placed;
         }
     }
     let jobs = units.into_iter().zip(slots).zip(encoded);
@@ -76,12 +96,10 @@ pub(crate) fn encode_shard(
             };
             compare(checkpoint, &unit, &slots, work)?;
             check_source_digests(checkpoint, &encoded)?;
-            let encoding = serde_json::to_value(&unit.coding.encoding)
-                .map_err(|e| Error::Invalid(format!("unit {}: {e}", unit.name)))?;
             let entry = UnitEntry {
-                encoding,
+                encoding: EncodingEntry::of(&unit.coding.encoding)?,
                 tensors: encoded.tensors.iter().map(|(name, _)| name.clone()).collect(),
-                components: encoded.components,
+                components: encoded.components.into(),
                 fallback: unit.fallback,
             };
             Ok((unit.name, entry, encoded.tensors))
@@ -97,24 +115,20 @@ pub(crate) fn encode_shard(
 }
 
 /// The shard's tensors in file order: larger dtypes first so that all are aligned, then by unit.
-fn slot_queue(units: &[SettledUnit<'_>]) -> VecDeque<QueuedSlot> {
+fn slot_queue(units: &[SettledUnit<'_>]) -> Vec<QueuedSlot> {
     let mut queue = Vec::new();
-    for (unit, settled) in units.iter().enumerate() {
-        let coding = &settled.coding;
-        let exact = matches!(coding.encoder, Encoder::Sized(_));
-        for (index, spec) in coding.spec.iter().enumerate() {
-            let name = encoding::stored_name(&settled.name, &coding.encoding, spec.name);
-            let plan = SlotPlan { name, dtype: spec.dtype, shape: spec.shape.clone(), exact };
-            let place = if exact { 0 } else { index };
-            queue.push(QueuedSlot { unit, component: spec.name, place, plan });
-        }
+    for (unit, settled) in (0..).zip(units) {
+        queue.extend((0..).zip(&settled.coding.spec).map(|(component, _)| QueuedSlot { unit, component }));
     }
-    // Components of one unit and dtype stay together.
-    queue.sort_by(|a, b| {
-        let order = |q: &QueuedSlot| (std::cmp::Reverse(q.plan.dtype), q.unit, q.place);
-        order(a).cmp(&order(b)).then_with(|| a.plan.name.cmp(&b.plan.name))
+    // Components of one unit and dtype stay together; those of a streamed unit in the order in which their sizes become
+    // known.
+    queue.sort_by_key(|slot| {
+        let spec = slot.spec(units);
+        let exact = slot.unit(units).is_some_and(|u| matches!(u.coding.encoder, Encoder::Sized(_)));
+        let place = if exact { 0 } else { slot.component };
+        (std::cmp::Reverse(spec.map(|s| s.dtype)), slot.unit, place, spec.map(|s| s.name))
     });
-    queue.into()
+    queue
 }
 
 /// Decodes what was written and compares it with the source, byte for byte.
@@ -129,7 +143,7 @@ fn compare(checkpoint: &Checkpoint, unit: &SettledUnit<'_>, slots: &Slots, work:
             bytes: t.bytes,
         });
     }
-    let components: BTreeMap<String, Component> =
+    let components: Named<Component> =
         slots.iter().map(|(name, slot)| ((*name).to_owned(), slot.component().clone())).collect();
     let reader = UnitReader::open(&unit.name, &unit.coding.encoding, &parts, &components)?;
     // Readers decode whole strips and chunks: cut where they do.

@@ -94,9 +94,24 @@ pub(crate) fn batches<P: Default + Send>(
     piece_bytes: usize,
     work: Work<'_>,
     encode_piece: impl Fn(usize, &[u16], &mut P) -> Result<()> + Sync,
-    mut join: impl FnMut(&[(Vec<u16>, P)]) -> Result<()>,
+    join: impl FnMut(&[(Vec<u16>, P)]) -> Result<()>,
 ) -> Result<()> {
     let all: Vec<(u64, usize)> = pieces(source.bytes(), piece_bytes).collect();
+    let encode = |i: usize, &(offset, len): &(u64, usize), words: &mut Vec<u16>, out: &mut P| {
+        words.resize(len / 2, 0);
+        source.read(offset, bytemuck::cast_slice_mut(words))?;
+        encode_piece(i, words, out)
+    };
+    batches_of(&all, work, encode, join)
+}
+
+/// [`batches`] of pieces of any kind: `encode` reads a piece's words and encodes them.
+pub(crate) fn batches_of<T: Sync, P: Default + Send>(
+    all: &[T],
+    work: Work<'_>,
+    encode: impl Fn(usize, &T, &mut Vec<u16>, &mut P) -> Result<()> + Sync,
+    mut join: impl FnMut(&[(Vec<u16>, P)]) -> Result<()>,
+) -> Result<()> {
     let mut buffers: Vec<(Vec<u16>, P)> = Vec::new();
     buffers.resize_with(work.batch.min(all.len()), Default::default);
     for (number, batch) in all.chunks(work.batch).enumerate() {
@@ -106,14 +121,10 @@ pub(crate) fn batches<P: Default + Send>(
         work.threads.map(
             jobs,
             || (),
-            |(), (i, ((words, out), &(offset, len)))| {
-                words.resize(len / 2, 0);
-                source.read(offset, bytemuck::cast_slice_mut(words))?;
-                encode_piece(first + i, words, out)
-            },
+            |(), (i, ((words, out), piece))| encode(first + i, piece, words, out),
         )?;
         join(&buffers)?;
-        work.progress.advance(batch.iter().map(|&(_, len)| len as u64).sum());
+        work.progress.advance(buffers.iter().map(|(words, _)| words.len() as u64 * 2).sum());
     }
     Ok(())
 }

@@ -69,6 +69,10 @@ pub struct Ranking {
     pub method: String,
     /// Digest of the model's configuration and tensors, and of the calibration.
     pub fingerprint: String,
+    /// What tells the model from others, in whatever encoding: its tensors' names, dtypes and shapes, and some of the bytes
+    /// of each. `None` in rankings of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Layers of the model.
     pub layers: usize,
     /// Sub-layers of the model.
@@ -94,6 +98,7 @@ impl Ranking {
         Ok(Self {
             windows: calibration.windows().len(),
             window: calibration.length(),
+            model: Some(mark(model)?),
             ..Self::of(model, method, fingerprint(model, &contents(model)?, &calibration.digest()))
         })
     }
@@ -107,6 +112,7 @@ impl Ranking {
         Self {
             fingerprint,
             method,
+            model: None,
             layers: model.config().layers.len(),
             sub_layers: model.sub_layers().len(),
             windows: 0,
@@ -184,10 +190,10 @@ impl Ranking {
         write_atomic(path, &self.to_json()?)
     }
 
-    /// Refuses a ranking of another model.
+    /// Refuses a ranking of another model. One that does not say of which it is, is taken where the layers fit.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: what differs.
+    /// [`Error::Invalid`]: what differs. Tensors that cannot be read.
     pub fn check(&self, model: &Model) -> Result<()> {
         let (layers, sub_layers) = (model.config().layers.len(), model.sub_layers().len());
         if (self.layers, self.sub_layers) != (layers, sub_layers) {
@@ -198,8 +204,38 @@ impl Ranking {
                 model.checkpoint().root().display()
             )));
         }
-        Ok(())
+        match &self.model {
+            Some(made_of) if *made_of != mark(model)? => Err(Error::Invalid(format!(
+                "the ranking was made of a model with other weights than {}: rank this one with `llmpress rank`, or give the \
+                 ranking that was made of it",
+                model.checkpoint().root().display()
+            ))),
+            _ => Ok(()),
+        }
     }
+}
+
+/// Bytes at the beginning, in the middle and at the end of a tensor that tell it from others.
+const SAMPLE: u64 = 1024;
+
+/// What tells a model from others: little is read, so that a plan can be checked by it.
+fn mark(model: &Model) -> Result<String> {
+    let checkpoint = model.checkpoint();
+    let mut hasher = blake3::Hasher::new();
+    for (name, tensor) in checkpoint.tensors() {
+        let head = format!("{name}\n{} {:?}\n", tensor.dtype.name(), tensor.shape);
+        hasher.update(&(head.len() as u64).to_le_bytes());
+        hasher.update(head.as_bytes());
+        let take = SAMPLE.min(tensor.bytes);
+        let mut piece = vec![0; take as usize];
+        // On whole elements of any dtype.
+        let middle = tensor.bytes / 2 / 16 * 16;
+        for at in [0, middle.min(tensor.bytes - take), tensor.bytes - take] {
+            checkpoint.read(name, at, &mut piece)?;
+            hasher.update(&piece);
+        }
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// Bytes that are hashed at a time.

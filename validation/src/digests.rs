@@ -110,7 +110,7 @@ fn check_tensors(
     let mut components: Vec<(&Component, Digest)> = Vec::new();
     for (name, unit) in checkpoint.units() {
         let Some(entry) = manifest.units.get(name) else { continue };
-        for (last, component) in unit.components() {
+        for (last, component) in unit.components().iter() {
             if let Some(link) = entry.components.get(last) {
                 components.push((component, link.blake3));
             }

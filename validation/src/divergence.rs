@@ -11,7 +11,7 @@ use llmpress_model::{Engine, Skips};
 use serde::Serialize;
 
 use crate::likelihood::{Mean, Reader, Tally};
-use crate::windows::Protocol;
+use crate::windows::{Protocol, Window};
 
 /// How a sample is distributed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -91,35 +91,46 @@ pub struct Divergence {
     pub ln_perplexity_ratio_standard_error: f64,
 }
 
-/// Measures KL(base || model). The models must share a vocabulary. `progress` is told the windows done.
+/// Measures KL(base || model). The models must share a vocabulary. `batch` windows are read at once, or as many as suit the models
+/// and their memory; the result is the same to the bit. `progress` is told the windows done.
 ///
 /// # Errors
-/// Vocabularies of different sizes; a protocol that does not fit the text; weights that cannot be read.
+/// Vocabularies of different sizes; a protocol that does not fit the text; weights that cannot be read; no memory for so many
+/// windows.
 pub fn kl_divergence(
     base: &dyn Engine,
     model: &dyn Engine,
     skips: &Skips,
     ids: &[u32],
     protocol: Protocol,
+    batch: Option<usize>,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Divergence> {
     same_vocabulary(base, model)?;
     let windows = protocol.windows(ids.len())?;
     let none = Skips::new();
-    let mut p_reader = Reader::new(base, &none, protocol.length())?;
-    let mut q_reader = Reader::new(model, skips, protocol.length())?;
+    let mut p_reader = Reader::new(base, &none, protocol.length(), windows, batch)?;
+    let mut q_reader = Reader::new(model, skips, protocol.length(), windows, batch)?;
+    let batch = p_reader.batch().min(q_reader.batch());
     let (mut kl, mut delta_p) = (Vec::new(), Vec::new());
     let (mut same, mut p_nll, mut q_nll) = (Mean::default(), Mean::default(), Mean::default());
     let (mut ratio, mut squares) = (Mean::default(), Mean::default());
+    // Windows that are read, and the number of the first.
+    let (mut alike, mut first): (Vec<Window>, usize) = (Vec::new(), 0);
     for index in 0..windows {
-        let window = protocol.window(ids, index);
-        p_reader.read(&window)?;
-        q_reader.read(&window)?;
-        let targets = &window.ids[window.scored];
+        if alike.is_empty() {
+            alike = protocol.alike(ids, index, windows, batch);
+            p_reader.read(&alike)?;
+            q_reader.read(&alike)?;
+            first = index;
+        }
+        let number = index - first;
+        let targets = &alike[number].ids[alike[number].scored.clone()];
         let (mut p, mut q) = (Tally::new(targets.len()), Tally::new(targets.len()));
         let mut weighted = vec![0.0; targets.len()];
         for run in base.logit_runs(targets.len()) {
-            let (p_logits, q_logits) = (p_reader.logits(run.clone())?, q_reader.logits(run.clone())?);
+            let (p_logits, q_logits) =
+                (p_reader.logits(number, run.clone())?, q_reader.logits(number, run.clone())?);
             p.take_against(run.clone(), p_logits, q_logits, targets, &mut weighted);
             q.take(run, q_logits, targets);
         }
@@ -135,6 +146,9 @@ pub fn kl_divergence(
             ratio.add(q.nll(token) - p.nll(token));
         }
         progress(index + 1);
+        if number + 1 == alike.len() {
+            alike.clear();
+        }
     }
     Ok(Divergence {
         protocol,

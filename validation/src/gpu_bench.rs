@@ -12,64 +12,31 @@ mod call;
 mod findings;
 mod goals;
 mod judge;
+mod known;
+mod options;
 mod page;
 mod report;
 mod sequence;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod written;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use llmpress_formats::{Error, Result, write_atomic};
 
+pub use call::CallReport;
 pub use findings::{Card, Check, KernelProof, ModelSpeed};
 pub use goals::{GOALS, Goal, GoalResult, Measure};
-pub use report::{CallReport, Outcome, Report, RunState, StepReport};
+pub use options::{BUDGET, Options};
+pub use report::{Outcome, Report, RunState, StepReport};
 pub use steps::STEPS;
+pub use written::{REPORT_JSON, REPORT_PAGE};
 
 use sequence::Sequence;
-
-/// The report in the output directory.
-pub const REPORT_JSON: &str = "report.json";
-/// The same as a page.
-pub const REPORT_PAGE: &str = "report.md";
-/// What the calls printed, in the output directory.
-const CALLS_DIR: &str = "calls";
-
-/// What is run, where, and for how long.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The `llmpress` program that the calls start.
-    pub program: PathBuf,
-    /// What it says of itself, for the report.
-    pub version: String,
-    /// Where the report goes.
-    pub out: PathBuf,
-    /// Where the models that are made lie while it runs: gigabytes. Removed at the end.
-    pub scratch: PathBuf,
-    /// The GPU's number.
-    pub ordinal: usize,
-    /// A small checkpoint with a tokenizer to compare processor and GPU on; one with random weights if there is none.
-    pub model: Option<PathBuf>,
-    /// The text for it; its `eval.txt` or made-up words if there is none.
-    pub text: Option<PathBuf>,
-    /// Seconds for everything.
-    pub budget: Duration,
-    /// Most layers of the model of 8B shapes.
-    pub layers: usize,
-    /// Run these steps only, and what they need; all if empty.
-    pub only: Vec<String>,
-    /// Run nothing after this step.
-    pub stop_after: Option<String>,
-    /// Replace a report that is there.
-    pub force: bool,
-}
-
-/// The budget unless another is given.
-pub const BUDGET: Duration = Duration::from_secs(420);
+use steps::Step;
 
 /// Runs the steps. `interrupted` ends them early, with a report; `say` is told what comes and what came of it.
 ///
@@ -98,7 +65,7 @@ pub fn run(options: &Options, interrupted: &AtomicBool, say: &mut dyn FnMut(&str
     let text = scratch.join("text.txt");
     write_atomic(&text, crate::random_model::random_text().as_bytes())?;
     let steps = steps::steps(options, &scratch, &text);
-    let report = Report::new(options, &steps);
+    let report = Report::new(options, steps.iter().map(Step::waiting));
     let environment = environment(&scratch);
     Sequence { options, environment, interrupted, say }.run(&steps, report)
 }

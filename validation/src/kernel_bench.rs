@@ -14,6 +14,7 @@ use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::product::{Product, Variant, Weights, Workspace, product_in, variants};
 use llmpress_kernels::gpu::{Buffer, Error, Gpu, Graph, Result, ceiling};
+use llmpress_numbers::Numbers;
 use serde::{Deserialize, Serialize};
 
 use crate::Rate;
@@ -99,17 +100,11 @@ pub struct KernelReport {
 
 /// Weights like a trained model's: a normal distribution of standard deviation 0.02, in BF16.
 fn weights(count: usize, seed: u64) -> Vec<u16> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32
-    };
+    let mut numbers = Numbers::new(seed);
     (0..count)
         .map(|_| {
             // The sum of twelve uniform numbers has variance 1.
-            let normal = (0..12).map(|_| next()).sum::<f32>() - 6.0;
+            let normal = (0..12).map(|_| numbers.share()).sum::<f32>() - 6.0;
             half::bf16::from_f32(normal * 0.02).to_bits()
         })
         .collect()

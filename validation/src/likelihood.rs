@@ -2,34 +2,58 @@
 
 use std::ops::Range;
 
-use llmpress_formats::Result;
+use llmpress_formats::{Error, Result};
 use llmpress_kernels::cpu;
-use llmpress_model::{Engine, Panels, Session, Skips};
+use llmpress_model::{Batch, Engine, Panels, Skips};
 use rayon::prelude::*;
 
 use crate::windows::Window;
 
-/// A model at work on windows: its sequence and buffers.
+/// A model at work on windows: its sequences and buffers.
 pub(crate) struct Reader<'a> {
     skips: &'a Skips,
-    session: Box<dyn Session + 'a>,
+    sequences: Box<dyn Batch + 'a>,
+    /// Windows that are read at once.
+    batch: usize,
     logits: Panels,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(engine: &'a dyn Engine, skips: &'a Skips, length: usize) -> Result<Self> {
-        Ok(Self { skips, session: engine.session(length)?, logits: Panels::default() })
+    /// Room for windows of `length` tokens: `wanted` at once, or as many as suit the engine and its memory holds, of `windows`.
+    pub(crate) fn new(
+        engine: &'a dyn Engine,
+        skips: &'a Skips,
+        length: usize,
+        windows: usize,
+        wanted: Option<usize>,
+    ) -> Result<Self> {
+        let mut batch = wanted.unwrap_or_else(|| engine.suited_batch(length)).clamp(1, windows.max(1));
+        let sequences = loop {
+            match engine.batch(batch, length) {
+                Err(Error::Limit(_)) if wanted.is_none() && batch > 1 => batch /= 2,
+                made => break made?,
+            }
+        };
+        Ok(Self { skips, sequences, batch, logits: Panels::default() })
     }
 
-    /// Runs a window. Afterwards the kept states are those from which its scored tokens are predicted.
-    pub(crate) fn read(&mut self, window: &Window) -> Result<()> {
-        self.session.clear();
-        self.session.read(&window.ids, self.skips, window.scored.start - 1..window.scored.end - 1)
+    /// Windows that are read at once.
+    pub(crate) fn batch(&self) -> usize {
+        self.batch
     }
 
-    /// The logits of a run of the vocabulary.
-    pub(crate) fn logits(&mut self, run: Range<usize>) -> Result<&Panels> {
-        self.session.logits(run, &mut self.logits)?;
+    /// Runs windows whose scored tokens lie alike. Afterwards the kept states are those from which these are predicted.
+    pub(crate) fn read(&mut self, windows: &[Window]) -> Result<()> {
+        let Some(first) = windows.first() else { return Ok(()) };
+        let places: Vec<usize> = (0..windows.len()).collect();
+        places.iter().for_each(|place| self.sequences.clear(*place));
+        let ids: Vec<u32> = windows.iter().flat_map(|window| window.ids.iter().copied()).collect();
+        self.sequences.read(&places, &ids, self.skips, first.scored.start - 1..first.scored.end - 1)
+    }
+
+    /// The logits of a run of the vocabulary, of one of the windows that were read.
+    pub(crate) fn logits(&mut self, window: usize, run: Range<usize>) -> Result<&Panels> {
+        self.sequences.logits(window, run, &mut self.logits)?;
         Ok(&self.logits)
     }
 }

@@ -48,7 +48,8 @@ pub fn logits_exact(
     same_vocabulary(a, b)?;
     let windows = protocol.windows(ids.len())?;
     let none = Skips::new();
-    let mut readers = (Reader::new(a, &none, protocol.length())?, Reader::new(b, &none, protocol.length())?);
+    let reader = |engine| Reader::new(engine, &none, protocol.length(), 1, Some(1));
+    let mut readers = (reader(a)?, reader(b)?);
     let mut result = LogitComparison {
         windows,
         logits: 0,
@@ -59,10 +60,10 @@ pub fn logits_exact(
     };
     for index in 0..windows {
         let window = protocol.window(ids, index);
-        readers.0.read(&window)?;
-        readers.1.read(&window)?;
+        readers.0.read(std::slice::from_ref(&window))?;
+        readers.1.read(std::slice::from_ref(&window))?;
         for run in a.logit_runs(window.scored.len()) {
-            let (left, right) = (readers.0.logits(run.clone())?, readers.1.logits(run.clone())?);
+            let (left, right) = (readers.0.logits(0, run.clone())?, readers.1.logits(0, run.clone())?);
             result.logits += left.data().len() as u64;
             if bytemuck::cast_slice::<f32, u32>(left.data()) == bytemuck::cast_slice::<f32, u32>(right.data())
             {

@@ -32,31 +32,37 @@ pub struct Perplexity {
 /// Measures the perplexity of `model` without `skips` on the tokens of a text of `text_bytes` bytes. `progress`
 /// is told the number of windows done.
 ///
-/// The mean is over all scored tokens, in F64.
+/// The mean is over all scored tokens, in F64. `batch` windows are read at once, or as many as suit the model and its memory; the
+/// result is the same to the bit.
 ///
 /// # Errors
-/// A protocol that does not fit the text; weights that cannot be read.
+/// A protocol that does not fit the text; weights that cannot be read; no memory for so many windows.
 pub fn perplexity(
     model: &dyn Engine,
     skips: &Skips,
     ids: &[u32],
     text_bytes: usize,
     protocol: Protocol,
+    batch: Option<usize>,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Perplexity> {
     let windows = protocol.windows(ids.len())?;
-    let mut reader = Reader::new(model, skips, protocol.length())?;
+    let mut reader = Reader::new(model, skips, protocol.length(), windows, batch)?;
     let mut nll = Mean::default();
-    for index in 0..windows {
-        let window = protocol.window(ids, index);
-        reader.read(&window)?;
-        let targets = &window.ids[window.scored];
-        let mut tally = Tally::new(targets.len());
-        for run in model.logit_runs(targets.len()) {
-            tally.take(run.clone(), reader.logits(run)?, targets);
+    let mut done = 0;
+    while done < windows {
+        let alike = protocol.alike(ids, done, windows, reader.batch());
+        reader.read(&alike)?;
+        for (number, window) in alike.iter().enumerate() {
+            let targets = &window.ids[window.scored.clone()];
+            let mut tally = Tally::new(targets.len());
+            for run in model.logit_runs(targets.len()) {
+                tally.take(run.clone(), reader.logits(number, run)?, targets);
+            }
+            (0..targets.len()).for_each(|token| nll.add(tally.nll(token)));
+            done += 1;
+            progress(done);
         }
-        (0..targets.len()).for_each(|token| nll.add(tally.nll(token)));
-        progress(index + 1);
     }
     let perplexity = nll.mean().exp();
     Ok(Perplexity {

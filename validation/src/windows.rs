@@ -72,6 +72,19 @@ impl Protocol {
         Window { ids, scored: before + skipped..before + self.window }
     }
 
+    /// Windows from `first` on that can be read at once: up to `most` of `windows` whose scored tokens lie alike.
+    pub(crate) fn alike(&self, ids: &[u32], first: usize, windows: usize, most: usize) -> Vec<Window> {
+        let mut alike: Vec<Window> = Vec::new();
+        for index in first..windows.min(first.saturating_add(most)) {
+            let window = self.window(ids, index);
+            if alike.first().is_some_and(|first| first.scored != window.scored) {
+                break;
+            }
+            alike.push(window);
+        }
+        alike
+    }
+
     /// Tokens of a window as the model reads it.
     pub(crate) fn length(&self) -> usize {
         self.window + usize::from(self.bos.is_some())
@@ -100,6 +113,25 @@ mod tests {
                 Some(stride) => (1..10 + (100 - 10) / stride as u32 * stride as u32).collect(),
             };
             assert_eq!(scored, expected, "{stride:?}");
+        }
+    }
+
+    #[test]
+    fn windows_that_are_read_at_once_are_all_windows_and_alike() {
+        let ids: Vec<u32> = (0..100).collect();
+        for stride in [None, Some(3)] {
+            let protocol = Protocol { window: 10, stride, limit: Some(9), bos: None };
+            let windows = protocol.windows(ids.len()).unwrap();
+            let (mut all, mut at) = (Vec::new(), 0);
+            while at < windows {
+                let alike = protocol.alike(&ids, at, windows, 4);
+                assert!(!alike.is_empty() && alike.len() <= 4);
+                assert!(alike.iter().all(|window| window.scored == alike[0].scored));
+                at += alike.len();
+                all.extend(alike);
+            }
+            let expected: Vec<Window> = (0..windows).map(|index| protocol.window(&ids, index)).collect();
+            assert_eq!(all, expected, "{stride:?}");
         }
     }
 

@@ -31,13 +31,39 @@ fn encodings_are_proven_exact_and_bf16_activations_near() {
     assert!(comparison.is_exact(), "{comparison:?}");
     assert_eq!(comparison.logits, 2 * 23 * 4096);
     // Activations in BF16 move the distribution a little, and something.
-    let found = kl_divergence(&model, &encoded, &Skips::new(), &ids, protocol, &mut |_| ()).unwrap();
+    let found = kl_divergence(&model, &encoded, &Skips::new(), &ids, protocol, None, &mut |_| ()).unwrap();
     assert!(found.kl.mean > 0.0 && found.kl.mean < 1e-4, "{found:?}");
     let of = |engine: &dyn llmpress_model::Engine| {
-        perplexity(engine, &Skips::new(), &ids, bytes, protocol, &mut |_| ()).unwrap().perplexity
+        perplexity(engine, &Skips::new(), &ids, bytes, protocol, None, &mut |_| ()).unwrap().perplexity
     };
     let (cpu, gpu) = (of(&model), of(&plain));
     assert!((gpu / cpu - 1.0).abs() < 5e-3, "{cpu} {gpu}");
+}
+
+#[test]
+fn windows_at_once_give_the_figures_of_one_after_the_other_to_the_bit() {
+    let (model, ids, bytes) = tinylm();
+    let gpu = on_gpu(&model, Weights::Fixed12);
+    let none = Skips::new();
+    for (stride, limit) in [(None, 5), (Some(7), 4)] {
+        let protocol = Protocol { window: 12, stride, limit: Some(limit), bos: Some(1) };
+        let ppl = |batch| perplexity(&gpu, &none, &ids, bytes, protocol, batch, &mut |_| ()).unwrap();
+        let one = ppl(Some(1));
+        let mut told = Vec::new();
+        let three =
+            perplexity(&gpu, &none, &ids, bytes, protocol, Some(3), &mut |done| told.push(done)).unwrap();
+        assert_eq!(told, (1..=limit).collect::<Vec<_>>());
+        for other in [three, ppl(None)] {
+            assert_eq!(other.nats_per_token.to_bits(), one.nats_per_token.to_bits());
+            assert_eq!(
+                other.nats_per_token_standard_error.to_bits(),
+                one.nats_per_token_standard_error.to_bits()
+            );
+            assert_eq!(other.scored_tokens, one.scored_tokens);
+        }
+        let kld = |batch| kl_divergence(&model, &gpu, &none, &ids, protocol, batch, &mut |_| ()).unwrap();
+        assert_eq!(kld(Some(1)), kld(Some(2)));
+    }
 }
 
 /// Minutes of emulation: `cargo test -p llmpress-validation --test gpu -- --ignored --nocapture`.
@@ -47,7 +73,7 @@ fn perplexity_is_the_processors_to_a_thousandth() {
     let (model, ids, bytes) = tinylm();
     let protocol = Protocol { window: 512, stride: None, limit: Some(8), bos: None };
     let of = |engine: &dyn llmpress_model::Engine| {
-        perplexity(engine, &Skips::new(), &ids, bytes, protocol, &mut |_| ()).unwrap()
+        perplexity(engine, &Skips::new(), &ids, bytes, protocol, None, &mut |_| ()).unwrap()
     };
     let (cpu, gpu) = (of(&model), of(&on_gpu(&model, Weights::Fixed12)));
     println!(
@@ -69,7 +95,7 @@ fn the_small_random_model_tells_right_from_wrong() {
     assert_eq!(ids.len(), 8 * 256, "a token a character");
     let of = |engine: &dyn llmpress_model::Engine, skips: &Skips, window, limit| {
         let protocol = Protocol { window, stride: None, limit: Some(limit), bos: None };
-        perplexity(engine, skips, &ids, text.len(), protocol, &mut |_| ()).unwrap().perplexity
+        perplexity(engine, skips, &ids, text.len(), protocol, None, &mut |_| ()).unwrap().perplexity
     };
     let none = Skips::new();
     let right = of(&model, &none, 64, 3);

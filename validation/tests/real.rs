@@ -64,7 +64,7 @@ fn check(name: &str, dir: &Path, text: &Path) {
     assert_eq!(greedy(&model, &first[..16], expected.len()).unwrap(), expected, "{name}: greedy");
 
     let protocol = Protocol { window: 512, stride: None, limit: Some(16), bos: None };
-    let found = perplexity(&model, &Skips::new(), &all, 1, protocol, &mut |_| ()).unwrap();
+    let found = perplexity(&model, &Skips::new(), &all, 1, protocol, None, &mut |_| ()).unwrap();
     let expected = golden["perplexity"].as_f64().or(golden["perplexity"]["value"].as_f64()).unwrap();
     println!("{name}: perplexity {} for {expected}", found.perplexity);
     close(&format!("{name}: perplexity"), found.perplexity, expected, 1e-4);

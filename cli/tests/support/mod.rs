@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use llmpress_formats::{Dtype, RenderEntry, render};
+use llmpress_numbers::Numbers;
 
 /// The program, ready for arguments.
 pub fn llmpress() -> Command {
@@ -56,13 +57,8 @@ pub fn t(name: &str, dtype: Dtype, shape: &[u64], bytes: Vec<u8>) -> T {
 
 /// A small deterministic generator.
 pub fn random(seed: u64) -> impl FnMut() -> u64 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
+    let mut numbers = Numbers::new(seed);
+    move || numbers.bits()
 }
 
 /// BF16 words spread as trained weights are.

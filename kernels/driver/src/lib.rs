@@ -17,12 +17,16 @@
 mod capture;
 mod code;
 mod cublas;
+mod drain;
 mod driver;
 mod install;
 mod log;
+mod product;
 mod ptx;
+mod recording;
 mod settings;
 mod state;
+mod things;
 mod work;
 
 pub use install::{CUBLAS_NAMES, DRIVER_NAMES, built, hide, install};

@@ -1,21 +1,30 @@
-//! Work of a stream, and how it is done when somebody waits for it.
+//! Work of a stream.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use llmpress_kernels::gpu::{Argument, Backend, Error, Launch};
+use llmpress_kernels::gpu::Argument;
 
-use crate::code::{Code, Outcome};
-use crate::cublas::Product;
-use crate::state::{Handle, Recorded, State};
+use crate::product::Product;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
-    Write { to: u64, data: Arc<[u8]> },
-    Copy { from: u64, to: u64, bytes: usize },
-    Fill { at: u64, value: u8, bytes: usize },
+    Write {
+        to: u64,
+        data: Arc<[u8]>,
+    },
+    Copy {
+        from: u64,
+        to: u64,
+        bytes: usize,
+    },
+    Fill {
+        at: u64,
+        value: u8,
+        bytes: usize,
+    },
     Launch(Arc<Launched>),
-    Record(Handle),
+    /// An event, by its handle.
+    Record(usize),
     Graph(Arc<[Work]>),
     Product(Product),
 }
@@ -23,7 +32,7 @@ pub(crate) enum Work {
 /// A launch.
 #[derive(Debug)]
 pub(crate) struct Launched {
-    pub(crate) module: Handle,
+    pub(crate) module: usize,
     pub(crate) file: &'static str,
     pub(crate) kernel: &'static str,
     pub(crate) grid: [u32; 3],
@@ -32,74 +41,4 @@ pub(crate) struct Launched {
     pub(crate) arguments: Vec<Argument>,
     /// Whether it may begin before the launch before it has ended.
     pub(crate) overlaps: bool,
-}
-
-impl State {
-    /// Does all that is queued on a stream.
-    pub(crate) fn drain(&mut self, stream: Handle) -> Outcome {
-        let Some(found) = self.streams.get_mut(&stream) else { return Ok(()) };
-        let (context, queue) = (found.context, std::mem::take(&mut found.queue));
-        let Some(device) = self.devices.iter().position(|device| device.context == context) else {
-            return Err(Code::CONTEXT_IS_DESTROYED);
-        };
-        // A kernel that fails takes the context with it, and what is queued is not done any more.
-        queue.iter().try_for_each(|work| self.run(device, work)).inspect_err(|code| {
-            self.devices[device].broken = Some(*code);
-        })
-    }
-
-    /// Does all that is queued on the streams of a GPU. Those come first that were made last: nothing orders them.
-    pub(crate) fn drain_device(&mut self, device: usize) -> Outcome {
-        let context = self.devices[device].context;
-        let streams: Vec<Handle> = self
-            .streams
-            .iter()
-            .filter(|(_, s)| s.context == context)
-            .map(|(handle, _)| *handle)
-            .rev()
-            .collect();
-        streams.into_iter().try_for_each(|stream| self.drain(stream))
-    }
-
-    fn run(&mut self, device: usize, work: &Work) -> Outcome {
-        match work {
-            Work::Graph(all) => return all.iter().try_for_each(|work| self.run(device, work)),
-            Work::Record(event) => {
-                if let Some(event) = self.events.get_mut(event) {
-                    event.recorded = Recorded::At(Instant::now());
-                }
-                return Ok(());
-            }
-            Work::Launch(launch) if !self.modules.contains_key(&launch.module) => {
-                self.log
-                    .fault(&format!("{}/{} runs after its module was unloaded", launch.file, launch.kernel));
-                return Err(Code::ILLEGAL_ADDRESS);
-            }
-            _ => {}
-        }
-        let Some(emulator) = &self.devices[device].emulator else { return Err(Code::CONTEXT_IS_DESTROYED) };
-        let done = match work {
-            Work::Write { to, data } => emulator.write(*to, data),
-            Work::Copy { from, to, bytes } => emulator.copy(*from, *to, *bytes),
-            Work::Fill { at, value, bytes } => emulator.write(*at, &vec![*value; *bytes]),
-            Work::Launch(launch) => emulator.launch(&Launch {
-                file: launch.file,
-                kernel: launch.kernel,
-                grid: launch.grid,
-                block: launch.block,
-                shared: launch.shared,
-                arguments: &launch.arguments,
-                overlaps: launch.overlaps,
-            }),
-            Work::Product(product) => product.run(emulator),
-            Work::Graph(_) | Work::Record(_) => Ok(()),
-        };
-        done.map_err(|error| {
-            self.log.fault(&error.to_string());
-            match error {
-                Error::Fault { .. } => Code::ILLEGAL_ADDRESS,
-                _ => Code::LAUNCH_FAILED,
-            }
-        })
-    }
 }

@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 use std::thread;
 
-use llmpress_driver_standin::{DRIVER_NAMES, hide, install};
+use llmpress_driver_standin::{DRIVER_NAMES, built, hide, install};
 use llmpress_emulator::Emulator;
 use llmpress_kernels::gpu::cuda::{Cuda, devices};
 use llmpress_kernels::gpu::fixed12::Matrix;
@@ -96,6 +96,43 @@ fn opening_says_what_there_is_and_dropping_gives_it_all_back() {
             clean(dir);
         },
     );
+}
+
+/// Puts a driver into a directory that has no function of this name.
+fn install_without(dir: &Path, function: &str) {
+    let mut library = std::fs::read(built().unwrap()).unwrap();
+    let name = [&b"\0"[..], function.as_bytes(), b"\0"].concat();
+    let places: Vec<usize> =
+        library.windows(name.len()).enumerate().filter(|(_, w)| *w == name).map(|(i, _)| i).collect();
+    assert!(!places.is_empty());
+    for at in places {
+        library[at + name.len() - 2] = b'_';
+    }
+    for name in DRIVER_NAMES {
+        std::fs::write(dir.join(name), &library).unwrap();
+    }
+}
+
+#[test]
+fn a_driver_that_lacks_a_function_is_refused_by_its_name() {
+    // Which one differs by a setting: each child is a process of its own, and runs this test anew.
+    for function in ["cuInit", "cuDeviceTotalMem_v2", "cuGraphLaunch", "cuMemsetD8Async"] {
+        let test = "a_driver_that_lacks_a_function_is_refused_by_its_name";
+        child(
+            test,
+            |dir| install_without(dir, function),
+            "",
+            |_| {
+                let why = why();
+                let lacks = ["cuInit", "cuDeviceTotalMem_v2", "cuGraphLaunch", "cuMemsetD8Async"];
+                assert!(lacks.iter().any(|name| why.contains(&format!("has no {name}:"))), "{why}");
+                assert!(why.contains("install the NVIDIA driver"), "{why}");
+            },
+        );
+        if std::env::var_os("LLMPRESS_STANDIN_CHILD").is_some() {
+            return;
+        }
+    }
 }
 
 #[test]

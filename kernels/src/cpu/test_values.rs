@@ -1,19 +1,15 @@
 //! Inputs for tests that compare bits.
 
+use llmpress_numbers::Numbers;
+
 /// Values of all magnitudes, with zeros of both signs, infinities and NaN among them.
 pub(super) fn values(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    };
+    let mut numbers = Numbers::new(seed);
     // One case in four has extreme values; the rest would drown in NaN otherwise.
     let extreme = seed.is_multiple_of(4);
     (0..count)
         .map(|_| {
-            let r = next();
+            let r = numbers.bits();
             match r >> 56 {
                 0 => 0.0,
                 1 => -0.0,

@@ -51,19 +51,51 @@ impl Heads {
     }
 }
 
+/// The tokens of a step: as many of each of several sequences, one sequence after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences<'a> {
+    /// How many sequences.
+    pub count: usize,
+    /// Tokens of each.
+    pub each: usize,
+    /// `U32 [count]`: the position of the first token of each.
+    pub positions: View<'a>,
+    /// `U32 [count]`: which of the cache's sequences each is. They differ, and are less than [`Cache::sequences`].
+    pub places: View<'a>,
+}
+
+impl Sequences<'_> {
+    /// All tokens.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.count * self.each
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        // A grid has no more blocks in its third direction.
+        if self.count >= 1 << 16 || size32("tokens", self.tokens()).is_err() {
+            return Err(Error::Unsupported(format!("{} sequences of {} tokens", self.count, self.each)));
+        }
+        self.positions.require("positions", 4 * self.count)?;
+        self.places.require("places", 4 * self.count)
+    }
+}
+
 /// Keys and values of a layer in BF16, where P is the capacity rounded up to a multiple of 8, and W [`Heads::width`].
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
-    /// The keys: `[kv_heads, P, W]`, with zeros beyond a head's features.
+    /// The keys: `[sequences, kv_heads, P, W]`, with zeros beyond a head's features.
     pub keys: View<'a>,
-    /// The values: `[kv_heads, P / 8, W, 8]`, the last index that of the position.
+    /// The values: `[sequences, kv_heads, P / 8, W, 8]`, the last index that of the position.
     pub values: View<'a>,
     /// Positions that it holds.
     pub capacity: usize,
+    /// Sequences that it holds.
+    pub sequences: usize,
 }
 
 impl Cache<'_> {
-    /// Bytes of the keys, and of the values.
+    /// Bytes of the keys, and of the values, of a sequence.
     #[must_use]
     pub fn bytes(heads: Heads, capacity: usize) -> usize {
         2 * heads.kv_heads * capacity.next_multiple_of(8) * heads.width()
@@ -75,8 +107,9 @@ impl Cache<'_> {
         if u32::try_from(self.capacity.saturating_add(TILE)).is_err() {
             return Err(Error::Unsupported(format!("a cache of {} positions", self.capacity)));
         }
-        self.keys.require("keys", Self::bytes(heads, self.capacity))?;
-        self.values.require("values", Self::bytes(heads, self.capacity))
+        let bytes = self.sequences.saturating_mul(Self::bytes(heads, self.capacity));
+        self.keys.require("keys", bytes)?;
+        self.values.require("values", bytes)
     }
 }
 
@@ -105,10 +138,8 @@ pub struct Attend<'a> {
     pub queries: View<'a>,
     /// Elements from one token's queries to the next one's.
     pub stride: usize,
-    /// How many tokens, the first at `position`.
-    pub tokens: usize,
-    /// U32 in device memory.
-    pub position: View<'a>,
+    /// The tokens.
+    pub sequences: Sequences<'a>,
     /// Most positions that are seen, for which the grid has room: the capacity, or the length where it is known.
     pub length: usize,
     /// Positions that a token sees, itself included; all where there is no limit.
@@ -133,10 +164,11 @@ pub fn attend(gpu: &Gpu, a: &Attend<'_>) -> Result<()> {
     let Heads { heads, kv_heads, head_dim } = a.heads;
     a.heads.check()?;
     let (_, warps) = variant(head_dim);
-    let blocks = (a.tokens * (heads / kv_heads)).div_ceil(ROWS * warps) * kv_heads;
+    let Sequences { count, each, .. } = a.sequences;
+    let blocks = (each * (heads / kv_heads)).div_ceil(ROWS * warps) * kv_heads * count;
     // Where most of the GPU would be idle, tiles are worth their way through memory.
     let idle = 4 * blocks <= gpu.backend().multiprocessors() as usize;
-    let fits = a.workspace.bytes() >= workspace_bytes(a.heads, a.tokens, a.length.min(a.cache.capacity));
+    let fits = a.workspace.bytes() >= workspace_bytes(a.heads, count * each, a.length.min(a.cache.capacity));
     attend_in(gpu, a, if idle && fits { Form::Tiles } else { Form::Rows })
 }
 
@@ -147,8 +179,10 @@ pub fn attend(gpu: &Gpu, a: &Attend<'_>) -> Result<()> {
 pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
     let Heads { heads, kv_heads, head_dim } = a.heads;
     a.cache.check(a.heads)?;
-    a.position.require("position", 4)?;
-    if a.tokens == 0 || a.length == 0 || a.cache.capacity == 0 {
+    a.sequences.check()?;
+    let Sequences { count, each, positions, places } = a.sequences;
+    let tokens = a.sequences.tokens();
+    if tokens == 0 || a.length == 0 || a.cache.capacity == 0 {
         return Ok(());
     }
     if a.stride < heads * head_dim {
@@ -157,15 +191,15 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
     if !a.ld.is_multiple_of(2) || a.ld < heads * head_dim {
         return Err(Error::Invalid(format!("rows of {} for {heads} heads of {head_dim}", a.ld)));
     }
-    a.x.require("x", 2 * a.tokens * a.ld)?;
+    a.x.require("x", 2 * tokens * a.ld)?;
     a.queries.require_aligned("queries", 16)?;
-    a.queries.require("queries", 4 * ((a.tokens - 1) * a.stride + heads * head_dim))?;
+    a.queries.require("queries", 4 * ((tokens - 1) * a.stride + heads * head_dim))?;
     let group = heads / kv_heads;
     let window = match a.window {
         Some(window) => u32::try_from(window).unwrap_or(0),
         None => 0,
     };
-    let tokens = size32("tokens", a.tokens)?;
+    let each32 = Argument::U32(size32("tokens", each)?);
     let [heads_argument, dim] = [heads, head_dim].map(|n| Argument::U32(n as u32));
     let (size, warps) = variant(head_dim);
     let capacity = Argument::U64(a.cache.capacity as u64);
@@ -175,8 +209,9 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
         a.cache.keys.pointer(),
         a.cache.values.pointer(),
         capacity,
-        a.position.pointer(),
-        Argument::U32(tokens),
+        positions.pointer(),
+        places.pointer(),
+        each32,
         heads_argument,
         Argument::U32(group as u32),
         dim,
@@ -186,13 +221,13 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
     let ld = Argument::U32(size32("ld", a.ld)?);
     if form == Form::Rows {
         arguments.extend([a.x.pointer(), ld]);
-        let rows = (a.tokens * group).div_ceil(ROWS * warps);
+        let rows = (each * group).div_ceil(ROWS * warps);
         // Wide heads park their queries.
         let parked = if size.dim == 256 { warps * size.dim / 16 * 32 * 16 } else { 0 };
         return gpu.launch(&Launch {
             file: "attention",
             kernel: size.rows,
-            grid: [size32("rows", rows)?, kv_heads as u32, 1],
+            grid: [size32("rows", rows)?, kv_heads as u32, count as u32],
             block: 32 * warps as u32,
             shared: (parked + size.tiles()) as u32,
             arguments: &arguments,
@@ -200,16 +235,17 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
         });
     }
     let tiles = a.length.min(a.cache.capacity).div_ceil(TILE);
-    a.workspace.require("the workspace", workspace_bytes(a.heads, a.tokens, tiles * TILE))?;
-    let slots = tiles * a.tokens * heads;
+    a.workspace.require("the workspace", workspace_bytes(a.heads, tokens, tiles * TILE))?;
+    let slots = tiles * tokens * heads;
     // Pairs first: they need the greater alignment.
     let scales = a.workspace.slice(0..8 * slots)?;
     let sums = a.workspace.slice(8 * slots..8 * slots + 4 * slots * a.heads.width())?;
     arguments.extend([sums.pointer(), scales.pointer()]);
+    let depth = size32("heads of sequences", kv_heads * count)?;
     gpu.launch(&Launch {
         file: "attention",
         kernel: size.tile,
-        grid: [size32("tiles", tiles)?, size32("rows", (a.tokens * group).div_ceil(ROWS))?, kv_heads as u32],
+        grid: [size32("tiles", tiles)?, size32("rows", (each * group).div_ceil(ROWS))?, depth],
         block: TILE_THREADS,
         // Four fragments of a warp and four maxima a row besides.
         shared: (size.tiles() + 4 * 32 * 16 + 4 * 4 * ROWS) as u32,
@@ -219,14 +255,15 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
     gpu.launch(&Launch {
         file: "attention",
         kernel: "join_tiles",
-        grid: [heads as u32, tokens, 1],
+        grid: [heads as u32, size32("tokens", tokens)?, 1],
         block: JOIN_THREADS,
         shared: 4 * (3 * JOIN_THREADS + JOIN_THREADS / 32),
         arguments: &[
             sums.pointer(),
             scales.pointer(),
             capacity,
-            a.position.pointer(),
+            positions.pointer(),
+            each32,
             heads_argument,
             dim,
             Argument::U32(window),

@@ -13,7 +13,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 
 use super::backend::Graph;
-use super::{Backend, Error, Launch, Result, ptx};
+use super::{Backend, Error, Launch, Result, ptx, symbols};
 
 /// The driver that understands the embedded PTX.
 const MIN_DRIVER: (i32, i32) = (12, 4);
@@ -96,6 +96,11 @@ fn failed(call: &str) -> impl FnOnce(DriverError) -> Error + '_ {
     move |e| Error::Driver { call: call.to_owned(), reason: format!("{e:?}") }
 }
 
+/// The functions of the driver's library without which no GPU is opened.
+pub fn functions() -> impl Iterator<Item = &'static str> {
+    symbols::TO_ASK.iter().chain(symbols::TO_RUN).copied()
+}
+
 /// The GPUs that the driver knows.
 ///
 /// # Errors
@@ -111,6 +116,7 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
                 .to_owned(),
         ));
     }
+    symbols::check(symbols::TO_ASK)?;
     driver::init().map_err(|e| unavailable(format!("the CUDA driver does not start: {e:?}")))?;
     let mut version = 0;
     // SAFETY: writes one integer.
@@ -182,6 +188,7 @@ impl Cuda {
             Error::Unavailable(format!("there is no GPU {ordinal}: the driver finds {count}, from 0 on"))
         })?;
         info.check()?;
+        symbols::check(symbols::TO_RUN)?;
         let context = CudaContext::new(ordinal).map_err(failed("cuDevicePrimaryCtxRetain"))?;
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
         let shared_limit = context

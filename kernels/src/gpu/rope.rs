@@ -1,6 +1,6 @@
 //! Heads made ready for attention: normed, turned, and put into the cache.
 
-use super::attention::{Cache, Heads};
+use super::attention::{Cache, Heads, Sequences};
 use super::{Argument, Gpu, Launch, Result, View, size32};
 
 /// Warps of a block, each with a head.
@@ -29,25 +29,24 @@ pub struct HeadNorms<'a> {
 }
 
 /// Norms and turns the queries of `qkv` (`F32 [tokens, (heads + 2 kv_heads) head_dim]`) in place, and puts keys and values into
-/// the cache in BF16, token t at position `*position + t` (U32 in device memory). Positions beyond the cache are left out.
+/// the cache in BF16. Positions beyond the cache are left out.
 ///
 /// # Errors
 /// A buffer is too small; the launch fails.
-#[expect(clippy::too_many_arguments, reason = "the operands of a step of attention")]
 pub fn rope(
     gpu: &Gpu,
     heads: Heads,
     qkv: View<'_>,
-    tokens: usize,
+    sequences: Sequences<'_>,
     rotation: Rotation<'_>,
     norms: Option<HeadNorms<'_>>,
-    position: View<'_>,
     cache: Cache<'_>,
 ) -> Result<()> {
     let Heads { heads: query, kv_heads, head_dim } = heads;
     let stride = (query + 2 * kv_heads) * head_dim;
+    sequences.check()?;
+    let tokens = sequences.tokens();
     qkv.require("qkv", 4 * tokens * stride)?;
-    position.require("position", 4)?;
     cache.check(heads)?;
     rotation.cos.require("cos", 4 * cache.capacity * rotation.half)?;
     rotation.sin.require("sin", 4 * cache.capacity * rotation.half)?;
@@ -84,7 +83,9 @@ pub fn rope(
             Argument::U32(rotation.half as u32),
             rotation.cos.pointer(),
             rotation.sin.pointer(),
-            position.pointer(),
+            sequences.positions.pointer(),
+            sequences.places.pointer(),
+            Argument::U32(size32("tokens", sequences.each)?),
             q_norm,
             k_norm,
             Argument::F32(eps),

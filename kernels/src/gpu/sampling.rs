@@ -4,38 +4,72 @@ use crate::cpu::Limits;
 
 use super::{Argument, Error, Gpu, Launch, Result, View, size32};
 
-/// `ids[0]` becomes the id of the largest logit (`F32 [vocab]`), of equals the lowest; 0 where the first logit is a NaN. Other
-/// NaNs are never the largest.
+/// `ids[i]` becomes the id of the largest of row i of `rows` x `vocab` logits (F32), of equals the lowest; 0 where the first logit is
+/// a NaN. Other NaNs are never the largest. `workspace` has [`argmax_workspace_bytes`] and lies at a multiple of 8.
 ///
 /// # Errors
-/// A buffer is too small; there are no logits; the launch fails.
-pub fn argmax(gpu: &Gpu, logits: View<'_>, vocab: usize, ids: View<'_>) -> Result<()> {
-    logits.require("logits", 4 * vocab.max(1))?;
-    ids.require("ids", 4)?;
-    gpu.launch(&Launch {
-        file: "sampling",
-        kernel: "argmax",
-        grid: [1, 1, 1],
-        block: 1024,
-        shared: 256,
-        arguments: &[logits.pointer(), Argument::U32(size32("vocabulary", vocab)?), ids.pointer()],
-        overlaps: true,
-    })
+/// A buffer is too small; there are no logits; a launch fails.
+pub fn argmax(
+    gpu: &Gpu,
+    logits: View<'_>,
+    rows: usize,
+    vocab: usize,
+    workspace: View<'_>,
+    ids: View<'_>,
+) -> Result<()> {
+    logits.require("logits", 4 * rows.max(1) * vocab.max(1))?;
+    workspace.require("the workspace", argmax_workspace_bytes(rows, vocab))?;
+    ids.require("ids", 4 * rows)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let count = size32("rows", rows)?;
+    let blocks = size32("vocabulary", vocab)?.div_ceil(BEST_LOGITS);
+    let launch = |kernel, grid, arguments: &[Argument]| {
+        gpu.launch(&Launch {
+            file: "sampling",
+            kernel,
+            grid,
+            block: 256,
+            shared: 8 * 8,
+            arguments,
+            overlaps: true,
+        })
+    };
+    let (logits, vocab, parts) = (logits.pointer(), Argument::U32(vocab as u32), workspace.pointer());
+    launch("argmax_parts", [blocks, count, 1], &[logits, vocab, parts])?;
+    launch("argmax", [count, 1, 1], &[logits, vocab, parts, Argument::U32(blocks), ids.pointer()])
 }
 
-/// `*position += tokens` (U32).
+/// Logits of a block of [`argmax`].
+const BEST_LOGITS: u32 = 2048;
+
+/// Bytes of workspace of [`argmax`] for some rows.
+#[must_use]
+pub fn argmax_workspace_bytes(rows: usize, vocab: usize) -> usize {
+    8 * rows * vocab.div_ceil(BEST_LOGITS as usize)
+}
+
+/// `positions[i] += tokens` for `count` sequences (U32).
 ///
 /// # Errors
-/// The launch fails.
-pub fn advance(gpu: &Gpu, position: View<'_>, tokens: usize) -> Result<()> {
-    position.require("position", 4)?;
+/// A buffer is too small; the launch fails.
+pub fn advance(gpu: &Gpu, positions: View<'_>, count: usize, tokens: usize) -> Result<()> {
+    positions.require("positions", 4 * count)?;
+    if count == 0 {
+        return Ok(());
+    }
     gpu.launch(&Launch {
         file: "sampling",
         kernel: "advance",
-        grid: [1, 1, 1],
-        block: 1,
+        grid: [size32("sequences", count.div_ceil(128))?, 1, 1],
+        block: 128,
         shared: 0,
-        arguments: &[position.pointer(), Argument::U32(size32("tokens", tokens)?)],
+        arguments: &[
+            positions.pointer(),
+            Argument::U32(size32("sequences", count)?),
+            Argument::U32(size32("tokens", tokens)?),
+        ],
         overlaps: true,
     })
 }

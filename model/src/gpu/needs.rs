@@ -1,13 +1,13 @@
 //! What a model takes of a GPU's memory, from headers alone: said before anything is loaded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_entropy::fixed12::Grid;
 use llmpress_formats::encoding::abq::Abq;
 use llmpress_formats::{Dtype, Encoding, Error, Result};
 use llmpress_kernels::gpu::attention::{Cache, workspace_bytes};
 use llmpress_kernels::gpu::product::split_bytes;
-use llmpress_kernels::gpu::sampling::DRAW_WORKSPACE_BYTES;
+use llmpress_kernels::gpu::sampling::{DRAW_WORKSPACE_BYTES, argmax_workspace_bytes};
 use serde::Serialize;
 
 use super::session::{WORKSPACE_BYTES, chunk, heads, mlp_elements, padded, plan_bytes};
@@ -38,9 +38,25 @@ impl GpuNeeds {
     /// # Errors
     /// Experts, heads that no kernel does; a tensor that is missing.
     pub fn of(model: &Model, weights: Weights, capacity: usize) -> Result<Self> {
-        let chunk = chunk(capacity);
-        let mut sizes =
-            Sizes { model, weights, units: BTreeSet::new(), bytes: 0, scratch: 0, chunk, decoded: 0 };
+        Self::counted(model, weights, None, capacity)
+    }
+
+    /// What a model will take, as it is stored, when its tensors lie in these forms: what is not named stays plain.
+    ///
+    /// # Errors
+    /// Those of [`Self::of`].
+    pub fn planned(model: &Model, forms: &BTreeMap<&str, Weights>, capacity: usize) -> Result<Self> {
+        Self::counted(model, Weights::Stored, Some(forms), capacity)
+    }
+
+    fn counted(
+        model: &Model,
+        weights: Weights,
+        planned: Option<&BTreeMap<&str, Weights>>,
+        capacity: usize,
+    ) -> Result<Self> {
+        let (units, chunk) = (BTreeSet::new(), chunk(capacity));
+        let mut sizes = Sizes { model, weights, planned, units, bytes: 0, scratch: 0, chunk, decoded: 0 };
         sizes.matrix(&model.embedding, true)?;
         if model.head.tensor() != model.embedding.tensor() {
             sizes.matrix(&model.head, false)?;
@@ -78,7 +94,10 @@ impl GpuNeeds {
             .min(WORKSPACE_BYTES)
             .max(workspace_bytes(heads, 1, capacity));
         let angles: usize = c.ropes.iter().map(|rope| 8 * capacity * rope.frequencies(1).0.len()).sum();
-        let logits = 4 * vocab + 4 * RUN_LOGITS.min(chunk * vocab) + DRAW_WORKSPACE_BYTES;
+        let logits = 4 * vocab
+            + 4 * RUN_LOGITS.min(chunk * vocab)
+            + DRAW_WORKSPACE_BYTES
+            + argmax_workspace_bytes(1, vocab);
         let rest = activations + attention + angles + logits + splits;
         Ok(Self {
             weights: sizes.bytes,
@@ -98,6 +117,8 @@ impl GpuNeeds {
 struct Sizes<'a> {
     model: &'a Model,
     weights: Weights,
+    /// Forms in which tensors are going to be stored.
+    planned: Option<&'a BTreeMap<&'a str, Weights>>,
     /// Units that are counted already.
     units: BTreeSet<String>,
     bytes: u64,
@@ -112,7 +133,17 @@ struct Sizes<'a> {
 impl Sizes<'_> {
     fn layer(&mut self, layer: &LayerLinears<'_>) -> Result<()> {
         let mut groups = layer.groups.clone();
-        if layer.becomes_unit(&self.model.checkpoint, self.weights)? {
+        let unit = match self.planned {
+            None => layer.becomes_unit(&self.model.checkpoint, self.weights)?,
+            Some(_) => {
+                let mut all = true;
+                for linear in layer.members() {
+                    all &= decodes_in_place(linear) && matches!(self.encoding(linear)?, Encoding::Dfloat11);
+                }
+                all
+            }
+        };
+        if unit {
             let plain: u64 = layer.members().map(plain_bytes).sum();
             self.bytes += (plain as f64 * DFLOAT11_RATIO) as u64;
             self.scratch = self.scratch.max(plain);
@@ -186,6 +217,11 @@ impl Sizes<'_> {
             (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11)
                 if !table && decodes_in_place(linear) =>
             {
+                if self.planned.is_some() {
+                    self.bytes += (plain_bytes(linear) as f64 * DFLOAT11_RATIO) as u64;
+                    self.scratch = self.scratch.max(plain_bytes(linear));
+                    return Ok(false);
+                }
                 let checkpoint = &self.model.checkpoint;
                 let info = checkpoint.tensor(linear.tensor())?;
                 let unit = checkpoint.unit_of(info)?;
@@ -203,7 +239,17 @@ impl Sizes<'_> {
     }
 
     fn encoding(&self, linear: &Linear) -> Result<Encoding> {
-        stored(&self.model.checkpoint, linear)
+        let checkpoint = &self.model.checkpoint;
+        if let Some(planned) = self.planned {
+            let (tensor, tied) = (linear.tensor(), checkpoint.tied());
+            let tensor = tied.get(tensor).map_or(tensor, String::as_str);
+            return Ok(match planned.get(tensor) {
+                Some(Weights::Dfloat11) => Encoding::Dfloat11,
+                Some(Weights::Fixed12) => Encoding::Fixed12 { base: 0 },
+                _ => Encoding::Raw,
+            });
+        }
+        stored(checkpoint, linear)
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use llmpress_formats::{Checkpoint, Dtype, Result};
 use llmpress_kernels::cpu::Elements;
 
-use super::source::{Source, Stored, typed};
+use super::source::{Source, Stored, buffer, typed};
 
 #[derive(Debug)]
 pub(super) struct Decoded {
@@ -27,9 +27,7 @@ impl Source for Decoded {
         rows: Range<usize>,
         words: &'a mut Vec<u64>,
     ) -> Result<Elements<'a>> {
-        let bytes = rows.len() * self.cols * self.dtype.bits() as usize / 8;
-        words.resize(bytes.div_ceil(8), 0);
-        let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(words)[..bytes];
+        let bytes = buffer(words, rows.len() * self.cols * self.dtype.bits() as usize / 8);
         checkpoint.read_rows(&self.tensor, rows.start as u64..rows.end as u64, bytes)?;
         Ok(typed(bytes, self.dtype).unwrap_or(Elements::F32(&[])))
     }

@@ -56,6 +56,27 @@ impl Source for Fixed12 {
     }
 }
 
+/// Strips of 16 rows out of all of a matrix that is so many tiles wide; `None` where there are not so many.
+pub(super) fn some_strips<'a>(
+    all: &StripsRef<'a>,
+    across: usize,
+    strips: Range<usize>,
+) -> Option<StripsRef<'a>> {
+    let (first, last) = (strips.start * across, strips.end * across);
+    let escape_offsets = all.escape_offsets.get(first..=last)?;
+    let escapes = match escape_offsets {
+        [first, .., last] => *first as usize..*last as usize,
+        _ => 0..0,
+    };
+    Some(StripsRef {
+        sign_mantissa: all.sign_mantissa.get(first * TILE_WEIGHTS..last * TILE_WEIGHTS)?,
+        codes: all.codes.get(first * TILE_CODE_BYTES..last * TILE_CODE_BYTES)?,
+        escape_offsets,
+        escape_positions: all.escape_positions.get(escapes.clone())?,
+        escape_exponents: all.escape_exponents.get(escapes)?,
+    })
+}
+
 /// A fixed12 unit where it lies.
 struct Unit<'a> {
     checkpoint: &'a Checkpoint,
@@ -78,30 +99,16 @@ impl<'a> Unit<'a> {
 
     fn strips(&self, strips: Range<usize>) -> Result<StripsRef<'a>> {
         use encoding::fixed12::{CODES, ESCAPE_EXPONENTS, ESCAPE_OFFSETS, ESCAPE_POSITIONS, SIGN_MANTISSA};
-        let across = self.grid.tiles_across() as usize;
-        let (first, last) = (strips.start * across, strips.end * across);
-        let missing = |component: &str| {
-            Error::Invalid(format!("unit {}: {component} ends before tile {last}", self.unit))
+        let all = StripsRef {
+            sign_mantissa: self.view(SIGN_MANTISSA)?,
+            codes: self.view(CODES)?,
+            escape_offsets: self.view(ESCAPE_OFFSETS)?,
+            escape_positions: self.view(ESCAPE_POSITIONS)?,
+            escape_exponents: self.view(ESCAPE_EXPONENTS)?,
         };
-        fn part<T>(all: &[T], range: Range<usize>) -> Option<&[T]> {
-            all.get(range)
-        }
-        let offsets: &[u32] = self.view(ESCAPE_OFFSETS)?;
-        let offsets = part(offsets, first..last + 1).ok_or_else(|| missing(ESCAPE_OFFSETS))?;
-        let escapes = match offsets {
-            [first, .., last] => *first as usize..*last as usize,
-            _ => 0..0,
-        };
-        Ok(StripsRef {
-            sign_mantissa: part(self.view(SIGN_MANTISSA)?, first * TILE_WEIGHTS..last * TILE_WEIGHTS)
-                .ok_or_else(|| missing(SIGN_MANTISSA))?,
-            codes: part(self.view(CODES)?, first * TILE_CODE_BYTES..last * TILE_CODE_BYTES)
-                .ok_or_else(|| missing(CODES))?,
-            escape_offsets: offsets,
-            escape_positions: part(self.view(ESCAPE_POSITIONS)?, escapes.clone())
-                .ok_or_else(|| missing(ESCAPE_POSITIONS))?,
-            escape_exponents: part(self.view(ESCAPE_EXPONENTS)?, escapes)
-                .ok_or_else(|| missing(ESCAPE_EXPONENTS))?,
+        let last = strips.end;
+        some_strips(&all, self.grid.tiles_across() as usize, strips).ok_or_else(|| {
+            Error::Invalid(format!("unit {}: a component ends before strip {last}", self.unit))
         })
     }
 

@@ -11,14 +11,14 @@ use std::ops::Range;
 
 use llmpress_entropy::dfloat11::{self, BLOCK_BYTES, BLOCK_GAP_BYTES, Code, EncodedUnit, Span, decode_span};
 use llmpress_entropy::fixed12::{
-    Histogram, Strips, StripsRef, TILE_CODE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS, decode_strips,
-    encode_strips,
+    Histogram, Strips, StripsRef, TILE_COLS, TILE_ROWS, decode_strips, encode_strips,
 };
 use llmpress_formats::{Checkpoint, Dtype, Error, Result};
 use llmpress_kernels::cpu::{Elements, dot_fixed12};
 use rayon::prelude::*;
 
-use super::source::{Source, typed};
+use super::fixed12::some_strips;
+use super::source::{Source, buffer, part, typed};
 
 /// Bytes that a thread decodes at a time.
 const PIECE_BYTES: usize = 4 << 20;
@@ -68,12 +68,8 @@ impl Source for Plain {
         _words: &'a mut Vec<u64>,
     ) -> Result<Elements<'a>> {
         let range = rows.start * self.cols..rows.end * self.cols;
-        Ok(match typed(bytemuck::cast_slice(&self.words), self.dtype) {
-            Some(Elements::F32(x)) => Elements::F32(&x[range]),
-            Some(Elements::Bf16(x)) => Elements::Bf16(&x[range]),
-            Some(Elements::F16(x)) => Elements::F16(&x[range]),
-            None => Elements::F32(&[]),
-        })
+        let all = typed(bytemuck::cast_slice(&self.words), self.dtype);
+        Ok(all.map_or(Elements::F32(&[]), |all| part(all, range)))
     }
 }
 
@@ -130,17 +126,16 @@ impl Fixed12 {
     }
 
     /// Strips of 16 rows.
-    fn strips(&self, strips: Range<usize>) -> StripsRef<'_> {
-        let across = self.cols.div_ceil(TILE_COLS);
-        let (first, last) = (strips.start * across, strips.end * across);
-        let escapes = self.offsets[first] as usize..self.offsets[last] as usize;
-        StripsRef {
-            sign_mantissa: &self.strips.sign_mantissa[first * TILE_WEIGHTS..last * TILE_WEIGHTS],
-            codes: &self.strips.codes[first * TILE_CODE_BYTES..last * TILE_CODE_BYTES],
-            escape_offsets: &self.offsets[first..=last],
-            escape_positions: &self.strips.escape_positions[escapes.clone()],
-            escape_exponents: &self.strips.escape_exponents[escapes],
-        }
+    fn strips(&self, checkpoint: &Checkpoint, strips: Range<usize>) -> Result<StripsRef<'_>> {
+        let all = StripsRef {
+            sign_mantissa: &self.strips.sign_mantissa,
+            codes: &self.strips.codes,
+            escape_offsets: &self.offsets,
+            escape_positions: &self.strips.escape_positions,
+            escape_exponents: &self.strips.escape_exponents,
+        };
+        let found = some_strips(&all, self.cols.div_ceil(TILE_COLS), strips);
+        found.ok_or_else(|| memory_fault(checkpoint, "they end too early"))
     }
 }
 
@@ -155,8 +150,8 @@ impl Source for Fixed12 {
         let top = strips.start * TILE_ROWS;
         let height = (strips.end * TILE_ROWS).min(self.rows) - top;
         let out = bf16_buffer(words, height * self.cols);
-        decode_strips(self.base, self.cols, height, &self.strips(strips), out)
-            .map_err(|e| memory_fault(checkpoint, e))?;
+        let strips = self.strips(checkpoint, strips)?;
+        decode_strips(self.base, self.cols, height, &strips, out).map_err(|e| memory_fault(checkpoint, e))?;
         Ok(Elements::Bf16(&out[(rows.start - top) * self.cols..(rows.end - top) * self.cols]))
     }
 
@@ -168,7 +163,7 @@ impl Source for Fixed12 {
         out: &mut [f32],
         _words: &mut Vec<u64>,
     ) -> Result<()> {
-        let strips = self.strips(rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS));
+        let strips = self.strips(checkpoint, rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS))?;
         dot_fixed12(self.base, &strips, x, out).map_err(|e| memory_fault(checkpoint, e))
     }
 }
@@ -230,12 +225,11 @@ impl Source for Dfloat11 {
 
 /// Room for so many words.
 fn bf16_buffer(words: &mut Vec<u64>, count: usize) -> &mut [u16] {
-    words.resize(count.div_ceil(4), 0);
-    &mut bytemuck::cast_slice_mut::<u64, u16>(words)[..count]
+    bytemuck::cast_slice_mut(buffer(words, 2 * count))
 }
 
 /// What was encoded here and does not decode.
-fn memory_fault(checkpoint: &Checkpoint, error: llmpress_entropy::Error) -> Error {
+fn memory_fault(checkpoint: &Checkpoint, error: impl std::fmt::Display) -> Error {
     Error::Invalid(format!(
         "{}: weights that were encoded in memory do not decode: {error}: is the memory of this computer sound?",
         checkpoint.root().display()

@@ -5,7 +5,7 @@ use std::ops::Range;
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, encoding};
 use llmpress_kernels::cpu::Elements;
 
-use super::source::{Source, Stored, typed};
+use super::source::{Source, Stored, part, typed};
 
 #[derive(Debug)]
 struct Raw {
@@ -39,10 +39,6 @@ impl Source for Raw {
         _words: &'a mut Vec<u64>,
     ) -> Result<Elements<'a>> {
         let range = rows.start * self.cols..rows.end * self.cols;
-        Ok(match self.all(checkpoint)? {
-            Elements::F32(x) => Elements::F32(&x[range]),
-            Elements::Bf16(x) => Elements::Bf16(&x[range]),
-            Elements::F16(x) => Elements::F16(&x[range]),
-        })
+        Ok(part(self.all(checkpoint)?, range))
     }
 }

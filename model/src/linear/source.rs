@@ -62,6 +62,21 @@ pub(super) trait Source: Debug + Send + Sync {
     }
 }
 
+/// Room for so many bytes, aligned for every dtype.
+pub(super) fn buffer(words: &mut Vec<u64>, bytes: usize) -> &mut [u8] {
+    words.resize(bytes.div_ceil(8), 0);
+    &mut bytemuck::cast_slice_mut::<u64, u8>(words)[..bytes]
+}
+
+/// Some of the elements.
+pub(super) fn part(elements: Elements<'_>, range: Range<usize>) -> Elements<'_> {
+    match elements {
+        Elements::F32(x) => Elements::F32(&x[range]),
+        Elements::Bf16(x) => Elements::Bf16(&x[range]),
+        Elements::F16(x) => Elements::F16(&x[range]),
+    }
+}
+
 /// Bytes as elements; `None` where their address or dtype forbids it.
 pub(super) fn typed(bytes: &[u8], dtype: Dtype) -> Option<Elements<'_>> {
     Some(match dtype {

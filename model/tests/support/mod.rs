@@ -73,12 +73,13 @@ pub(crate) fn write(dir: &Path, like: &Path, tensors: &Tensors, transforms: &[Tr
         blake3: Digest::of(&bytes[name]),
     };
     let unit = |name: &String| UnitEntry {
-        encoding: serde_json::json!({"name": "raw"}),
+        encoding: serde_json::json!({"name": "raw"}).into(),
         tensors: vec![name.clone()],
         components: BTreeMap::from([(
             "data".to_owned(),
             ComponentEntry { tensor: name.clone(), blake3: Digest::of(&bytes[name]) },
-        )]),
+        )])
+        .into(),
         fallback: None,
     };
     let manifest = Manifest {

@@ -1,15 +1,19 @@
 //! `dfloat11`: the published format; BF16 linears of repeated blocks, and the head, block by block.
 
+mod timed;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_entropy::dfloat11;
 use llmpress_formats::encoding::Encoding;
 use llmpress_formats::encoding::dfloat11 as names;
 use llmpress_formats::{Checkpoint, Dtype, PatternDict, Tensor, Traits, UnitPattern, derive_units};
+use llmpress_model::Weights;
 
 use super::room::{
     Asked, Coding, Encoder, Fit, Room, SizedEncoder, Survey, missing_tensor, share, would_not_shrink,
 };
+use super::timed::Timed;
 use crate::sink::{Encoded, Sink, Slots, SourceDigests};
 use crate::source::UnitSource;
 use crate::work::{Work, batches, histograms, pieces};
@@ -63,6 +67,10 @@ impl Room for Dfloat11 {
         &names::COMPONENTS
     }
 
+    fn on_gpu(&self) -> Weights {
+        Weights::Dfloat11
+    }
+
     fn reads(&self) -> u64 {
         3
     }
@@ -75,6 +83,10 @@ impl Room for Dfloat11 {
         } else {
             format!("dfloat11 holds BF16 matrices, and this checkpoint has {found}; use --to planes")
         }
+    }
+
+    fn timed(&self, dtype: Dtype) -> Option<Box<dyn Timed>> {
+        (dtype == Dtype::BF16).then(|| Box::<timed::Unit>::default() as Box<dyn Timed>)
     }
 
     fn survey(&self, unit: &UnitSource<'_>, _first: &Tensor, work: Work<'_>) -> Result<Survey> {

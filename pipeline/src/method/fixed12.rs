@@ -1,17 +1,24 @@
 //! `fixed12`: twelve bits a weight; BF16 matrices.
 
+mod timed;
+
 use std::collections::BTreeMap;
 
-use llmpress_entropy::fixed12::{self, Grid, TILE_ROWS};
+use llmpress_entropy::fixed12::{self, Grid, TILE_COLS, TILE_ROWS};
 use llmpress_formats::encoding::Encoding;
 use llmpress_formats::encoding::fixed12 as names;
 use llmpress_formats::{Dtype, Tensor};
+use llmpress_model::Weights;
 
 use super::room::{Coding, Encoder, Fit, Room, SizedEncoder, Survey, share, would_not_shrink};
+use super::timed::Timed;
 use crate::sink::{Encoded, Sink, Slots, SourceDigests};
 use crate::source::UnitSource;
-use crate::work::{Work, batches, histograms};
+use crate::work::{Work, batches_of, histograms, pieces};
 use crate::{Error, Result};
+
+/// The widest strip that is encoded as a whole where memory allows.
+const MAX_WHOLE_STRIP: u64 = 8 << 20;
 
 pub(crate) struct Fixed12;
 
@@ -43,12 +50,22 @@ impl Room for Fixed12 {
         &names::COMPONENTS
     }
 
-    fn indivisible_bytes(&self, tensor: &Tensor) -> u64 {
-        tensor.shape.last().map_or(0, |cols| cols.saturating_mul(2 * TILE_ROWS as u64))
+    fn handy_bytes(&self, tensor: &Tensor) -> u64 {
+        let strip = tensor.shape.last().map_or(0, |cols| cols.saturating_mul(2 * TILE_ROWS as u64));
+        // Wider ones are encoded in parts.
+        if strip > MAX_WHOLE_STRIP { 0 } else { strip }
+    }
+
+    fn on_gpu(&self) -> Weights {
+        Weights::Fixed12
     }
 
     fn reads(&self) -> u64 {
         3
+    }
+
+    fn timed(&self, dtype: Dtype) -> Option<Box<dyn Timed>> {
+        (dtype == Dtype::BF16).then(|| Box::<timed::Matrices>::default() as Box<dyn Timed>)
     }
 
     fn survey(&self, unit: &UnitSource<'_>, first: &Tensor, work: Work<'_>) -> Result<Survey> {
@@ -75,7 +92,7 @@ impl Room for Fixed12 {
         Ok(Ok(Coding {
             encoding: Encoding::Fixed12 { base: window.base },
             spec,
-            step: strip_bytes(&grid),
+            step: if strip_bytes(&grid) > work.piece_bytes { 2 } else { strip_bytes(&grid) },
             encoder: Encoder::Sized(Box::new(Strips { grid, base: window.base })),
         }))
     }
@@ -94,6 +111,51 @@ struct Strips {
     base: i16,
 }
 
+/// Rows and columns of a matrix that are encoded at a time: strips, or whole tiles of one.
+struct Block {
+    first_row: u64,
+    rows: u64,
+    first_col: u64,
+    cols: u64,
+}
+
+impl Block {
+    /// Its words, row by row, out of a matrix of so many columns.
+    fn read(&self, unit: &UnitSource<'_>, matrix_cols: u64, words: &mut Vec<u16>) -> Result<()> {
+        words.resize((self.rows * self.cols) as usize, 0);
+        let at = |row: u64| 2 * ((self.first_row + row) * matrix_cols + self.first_col);
+        if self.cols == matrix_cols {
+            return unit.read(at(0), bytemuck::cast_slice_mut(words));
+        }
+        for (row, words) in (0..).zip(words.chunks_mut((self.cols as usize).max(1))) {
+            unit.read(at(row), bytemuck::cast_slice_mut(words))?;
+        }
+        Ok(())
+    }
+}
+
+impl Strips {
+    /// Cuts the matrix into blocks of at most `piece_bytes`, in the order of its tiles.
+    fn blocks(&self, piece_bytes: usize) -> Vec<Block> {
+        let (rows, cols) = (self.grid.rows(), self.grid.cols());
+        let (strip, column) = (strip_bytes(&self.grid), 2 * TILE_ROWS * TILE_COLS);
+        let high = ((piece_bytes / strip.max(1)).max(1) * TILE_ROWS) as u64;
+        let wide =
+            if strip <= piece_bytes { cols } else { ((piece_bytes / column).max(1) * TILE_COLS) as u64 };
+        let starts = |end: u64, step: u64| (0..end.div_ceil(step.max(1))).map(move |i| i * step);
+        let mut blocks = Vec::new();
+        for first_row in starts(rows, high) {
+            blocks.extend(starts(cols, wide).map(|first_col| Block {
+                first_row,
+                rows: high.min(rows - first_row),
+                first_col,
+                cols: wide.min(cols - first_col),
+            }));
+        }
+        blocks
+    }
+}
+
 impl SizedEncoder for Strips {
     fn encode(&self, unit: &UnitSource<'_>, mut slots: Slots, work: Work<'_>) -> Result<Encoded> {
         let mut sign_mantissa = Sink::take(&mut slots, names::SIGN_MANTISSA, work)?;
@@ -104,14 +166,13 @@ impl SizedEncoder for Strips {
         let mut digests = SourceDigests::new(unit, work.threads);
         let mut escapes = 0u32;
         let mut table: Vec<u32> = vec![0];
-        let strip_bytes = strip_bytes(&self.grid);
-        let piece_bytes = (work.piece_bytes / strip_bytes).max(1) * strip_bytes;
-        batches::<fixed12::Strips>(
-            unit,
-            piece_bytes,
+        let whole_rows = strip_bytes(&self.grid) <= work.piece_bytes;
+        batches_of::<Block, fixed12::Strips>(
+            &self.blocks(work.piece_bytes),
             work,
-            |_, words, strips| {
-                fixed12::encode_strips(self.base, self.grid.cols() as usize, words, strips)
+            |_, block, words, strips| {
+                block.read(unit, self.grid.cols(), words)?;
+                fixed12::encode_strips(self.base, block.cols as usize, words, strips)
                     .map_err(|e| Error::Invalid(e.to_string()))
             },
             |batch| {
@@ -133,9 +194,8 @@ impl SizedEncoder for Strips {
                                 })
                             },
                             || {
-                                batch
-                                    .iter()
-                                    .for_each(|(words, _)| digests.update(bytemuck::cast_slice(words)));
+                                let rows = batch.iter().filter(|_| whole_rows);
+                                rows.for_each(|(words, _)| digests.update(bytemuck::cast_slice(words)));
                             },
                         );
                         small
@@ -144,6 +204,15 @@ impl SizedEncoder for Strips {
                 a.and(b)
             },
         )?;
+        if !whole_rows {
+            // Parts of rows come in another order than the tensor's bytes.
+            let mut bytes = Vec::new();
+            for (offset, len) in pieces(unit.bytes(), work.piece_bytes & !1) {
+                bytes.resize(len, 0);
+                unit.read(offset, &mut bytes)?;
+                digests.update(&bytes);
+            }
+        }
         let mut components = BTreeMap::new();
         for sink in [sign_mantissa, codes, offsets, positions, exponents] {
             sink.finish(&mut components)?;

@@ -1,5 +1,7 @@
 //! `planes`: byte planes through zstd; any dtype.
 
+mod timed;
+
 use std::collections::BTreeMap;
 
 use llmpress_entropy::planes;
@@ -8,6 +10,7 @@ use llmpress_formats::encoding::{self, Encoding};
 use llmpress_formats::{Dtype, ShardWriter, Tensor};
 
 use super::room::{Coding, Encoder, Fit, Room, StreamedEncoder, Survey, share};
+use super::timed::Timed;
 use crate::sink::{Encoded, Sink, Slots, SourceDigests};
 use crate::source::UnitSource;
 use crate::work::{Work, pieces};
@@ -37,6 +40,10 @@ impl Room for Planes {
 
     fn indivisible_bytes(&self, tensor: &Tensor) -> u64 {
         chunk_bytes(names::split(tensor.dtype)) as u64
+    }
+
+    fn timed(&self, dtype: Dtype) -> Option<Box<dyn Timed>> {
+        Some(Box::new(timed::Chunks::new(dtype)))
     }
 
     fn survey(&self, _unit: &UnitSource<'_>, first: &Tensor, _work: Work<'_>) -> Result<Survey> {

@@ -7,8 +7,10 @@
 //! ```
 
 use llmpress_formats::encoding::{ComponentSpec, Encoding};
-use llmpress_formats::{Checkpoint, PatternDict, ShardWriter, Tensor, UnitPattern};
+use llmpress_formats::{Checkpoint, Dtype, PatternDict, ShardWriter, Tensor, UnitPattern};
+use llmpress_model::Weights;
 
+use super::timed::Timed;
 use crate::sink::{Encoded, Slots};
 use crate::source::UnitSource;
 use crate::work::Work;
@@ -75,6 +77,16 @@ pub(crate) trait Room: Sync {
         0
     }
 
+    /// Bytes of a tensor of its that are best worked on as a whole, where memory allows.
+    fn handy_bytes(&self, _tensor: &Tensor) -> u64 {
+        0
+    }
+
+    /// How a GPU holds what it stores, where nothing else is asked for.
+    fn on_gpu(&self) -> Weights {
+        Weights::Bf16
+    }
+
     /// How often a unit's bytes are read.
     fn reads(&self) -> u64 {
         2
@@ -83,6 +95,11 @@ pub(crate) trait Room: Sync {
     /// What to say where none of a checkpoint's tensors suits, of which there are `found`.
     fn nothing_suits(&self, found: &str, _has_bf16: bool) -> String {
         format!("{} holds BF16 matrices, and this checkpoint has {found}; use --to planes", self.name())
+    }
+
+    /// Its coders in memory for tensors of this dtype, for whoever times them; `None` where there is nothing to time.
+    fn timed(&self, _dtype: Dtype) -> Option<Box<dyn Timed>> {
+        None
     }
 
     /// Reads a unit and settles how it is stored.

@@ -12,10 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use llmpress_formats::read_small_file;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, getpid, getppid, kill_process_group, set_parent_process_death_signal,
+    waitid,
+};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-use super::report::CallReport;
 
 /// How often a process is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -25,6 +27,27 @@ const GOING: Duration = Duration::from_secs(3);
 const MAX_OUTPUT: u64 = 64 << 20;
 /// Of what it says on stderr, the end is kept.
 const STDERR_TAIL: usize = 2000;
+
+/// A process that ran.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CallReport {
+    /// Its name in its step.
+    pub name: String,
+    /// The command.
+    pub command: Vec<String>,
+    /// Seconds that it ran.
+    pub seconds: f64,
+    /// Seconds that it was given.
+    pub limit_s: f64,
+    /// How it ended by itself.
+    pub exit_code: Option<i32>,
+    /// What went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// The end of what it said on stderr.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub stderr: String,
+}
 
 /// A process to run.
 #[derive(Clone, Debug)]
@@ -38,7 +61,7 @@ pub(super) struct Call {
     pub(super) optional: bool,
 }
 
-/// A process that ran.
+/// A process that ran, and what it printed.
 #[derive(Clone, Debug)]
 pub(super) struct Done {
     pub(super) report: CallReport,
@@ -98,14 +121,16 @@ impl Call {
         let ran = File::create(&stdout)
             .and_then(|out| Ok((out, File::create(&stderr)?)))
             .and_then(|(out, err)| {
-                Command::new(&self.program)
+                let mut command = Command::new(&self.program);
+                command
                     .args(&self.arguments)
                     .envs(environment.iter().map(|(name, value)| (name, value)))
                     .stdin(Stdio::null())
                     .stdout(out)
                     .stderr(err)
-                    .process_group(0)
-                    .spawn()
+                    .process_group(0);
+                end_with_us(&mut command);
+                command.spawn()
             })
             .and_then(|child| wait(child, start, limit, &[&stdout, &stderr], interrupted));
         let tail = tail(&stderr);
@@ -139,6 +164,20 @@ impl Call {
             over,
             stdout,
         }
+    }
+}
+
+/// Has the system end the process when this one ends in whatever way: killed, it could not do so itself.
+fn end_with_us(command: &mut Command) {
+    let us = getpid();
+    // SAFETY: between fork and exec there are two system calls; nothing is allocated, no lock is taken.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // Too late where it ended before.
+            if getppid() == Some(us) { Ok(()) } else { Err(std::io::ErrorKind::NotFound.into()) }
+        });
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::call::Done;
 use super::findings::{Card, Findings, KernelProof, ModelSpeed};
-use super::steps::Known;
+use super::known::Known;
 use crate::{KernelReport, SpeedRow};
 
 /// How near the processor's perplexity the GPU's must be: inputs of products are rounded to BF16 there.

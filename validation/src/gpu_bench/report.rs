@@ -1,14 +1,13 @@
 //! What ran, what held, what was measured, and on what.
 
-use std::path::Path;
+use std::time::Duration;
 
-use llmpress_formats::{Error, Result, write_atomic};
 use serde::Serialize;
 
+use super::call::CallReport;
 use super::findings::{Card, Check, Findings, KernelProof, ModelSpeed};
 use super::goals::{GoalResult, against};
-use super::steps::Step;
-use super::{Options, REPORT_JSON, REPORT_PAGE, page};
+use super::options::Options;
 use crate::{Ceilings, KernelRow};
 
 /// How far everything has come.
@@ -62,27 +61,6 @@ impl Outcome {
     }
 }
 
-/// A process that ran.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CallReport {
-    /// Its name in its step.
-    pub name: String,
-    /// The command.
-    pub command: Vec<String>,
-    /// Seconds that it ran.
-    pub seconds: f64,
-    /// Seconds that it was given.
-    pub limit_s: f64,
-    /// How it ended by itself.
-    pub exit_code: Option<i32>,
-    /// What went wrong.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fault: Option<String>,
-    /// The end of what it said on stderr.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub stderr: String,
-}
-
 /// A step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepReport {
@@ -103,6 +81,22 @@ pub struct StepReport {
     pub calls: Vec<CallReport>,
     /// What it checked.
     pub checks: Vec<Check>,
+}
+
+impl StepReport {
+    /// Of a step that is to come.
+    pub(super) fn waiting(name: &str, shows: &str, limit: Duration) -> Self {
+        Self {
+            name: name.to_owned(),
+            shows: shows.to_owned(),
+            outcome: Outcome::Waiting,
+            reason: None,
+            seconds: 0.0,
+            limit_s: limit.as_secs_f64(),
+            calls: Vec::new(),
+            checks: Vec::new(),
+        }
+    }
 }
 
 /// Everything that was found.
@@ -149,17 +143,8 @@ fn now() -> String {
 }
 
 impl Report {
-    pub(super) fn new(options: &Options, steps: &[Step]) -> Self {
-        let steps = steps.iter().map(|step| StepReport {
-            name: step.name.to_owned(),
-            shows: step.shows.to_owned(),
-            outcome: Outcome::Waiting,
-            reason: None,
-            seconds: 0.0,
-            limit_s: step.limit.as_secs_f64(),
-            calls: Vec::new(),
-            checks: Vec::new(),
-        });
+    /// Of steps that are to come.
+    pub(super) fn new(options: &Options, steps: impl Iterator<Item = StepReport>) -> Self {
         Self {
             version: options.version.clone(),
             started: now(),
@@ -199,13 +184,9 @@ impl Report {
         self.goals = against(&self.kernels);
     }
 
-    /// Writes both files, each whole or not at all.
-    pub(super) fn write(&mut self, out: &Path, seconds: f64) -> Result<()> {
+    /// Says when this is.
+    pub(super) fn stamp(&mut self, seconds: f64) {
         self.written = now();
         self.seconds = seconds;
-        let json =
-            serde_json::to_vec_pretty(self).map_err(|e| Error::Invalid(format!("{REPORT_JSON}: {e}")))?;
-        write_atomic(&out.join(REPORT_JSON), &json)?;
-        write_atomic(&out.join(REPORT_PAGE), page::page(self).as_bytes())
     }
 }

@@ -8,9 +8,14 @@ use llmpress_formats::{Error, Result};
 
 use super::call::{Done, Over};
 use super::findings::Findings;
+use super::known::Known;
+use super::options::Options;
 use super::report::{Outcome, Report, RunState};
-use super::steps::{Known, Step};
-use super::{CALLS_DIR, Options};
+use super::steps::Step;
+use super::written::write;
+
+/// What the calls printed, in the output directory.
+const CALLS_DIR: &str = "calls";
 
 /// How the steps are run.
 pub(super) struct Sequence<'a> {
@@ -56,7 +61,7 @@ impl Sequence<'_> {
                         if let Some(entry) = report.steps.get_mut(index) {
                             entry.outcome = Outcome::Running;
                         }
-                        report.write(out, start.elapsed().as_secs_f64())?;
+                        write(&mut report, out, start.elapsed().as_secs_f64())?;
                         self.step(step, &known, &calls, start)
                     }
                 }
@@ -86,11 +91,11 @@ impl Sequence<'_> {
                 entry.calls = calls.into_iter().map(|done| done.report).collect();
                 entry.checks = found.checks;
             }
-            report.write(out, start.elapsed().as_secs_f64())?;
+            write(&mut report, out, start.elapsed().as_secs_f64())?;
         }
         report.state =
             if self.interrupted.load(Ordering::Relaxed) { RunState::Interrupted } else { RunState::Finished };
-        report.write(out, start.elapsed().as_secs_f64())?;
+        write(&mut report, out, start.elapsed().as_secs_f64())?;
         Ok(report)
     }
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use super::call::{Call, Done};
 use super::findings::Findings;
-use super::{BUDGET, Options, judge};
+use super::judge;
+use super::known::Known;
+use super::options::{BUDGET, Options};
+use super::report::StepReport;
 use crate::random_model::RandomModel;
 
 /// The steps in order.
@@ -41,17 +44,6 @@ const GPU_RESERVE: u64 = 6 << 30;
 /// Room that it leaves on the disk.
 const DISK_RESERVE: u64 = 1 << 30;
 
-/// What the steps so far have found that others need.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Known {
-    /// Why nothing can run on the GPU.
-    pub(super) no_gpu: Option<String>,
-    /// The GPU's memory.
-    pub(super) memory_bytes: Option<u64>,
-    /// Layers of the model that was made.
-    pub(super) layers: Option<u64>,
-}
-
 type Calls = Box<dyn Fn(&Known) -> Result<Vec<Call>, String>>;
 type Judge = Box<dyn Fn(&[Done], &Known) -> Findings>;
 
@@ -71,6 +63,13 @@ pub(super) struct Step {
     /// The calls, or why there can be none.
     pub(super) calls: Calls,
     pub(super) judge: Judge,
+}
+
+impl Step {
+    /// What the report says of it before it runs.
+    pub(super) fn waiting(&self) -> StepReport {
+        StepReport::waiting(self.name, self.shows, self.limit)
+    }
 }
 
 /// Makes calls of our own program.

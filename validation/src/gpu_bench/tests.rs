@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::call::{Call, Done};
 use super::findings::Findings;
+use super::known::Known;
 use super::report::{Outcome, Report, RunState};
 use super::sequence::Sequence;
-use super::steps::{Known, Step, steps};
+use super::steps::{Step, steps};
+use super::written::write;
 use super::{Options, REPORT_JSON, REPORT_PAGE, STEPS, judge};
 
 fn options(out: &Path, budget: f64) -> Options {
@@ -59,7 +61,7 @@ fn run(options: &Options, steps: &[Step]) -> Report {
 }
 
 fn run_until(options: &Options, steps: &[Step], interrupted: &AtomicBool) -> Report {
-    let report = Report::new(options, steps);
+    let report = Report::new(options, steps.iter().map(Step::waiting));
     Sequence { options, environment: Vec::new(), interrupted, say: &mut |_| () }.run(steps, report).unwrap()
 }
 
@@ -435,7 +437,7 @@ fn goals_are_reached_missed_or_not_measured() {
     assert_eq!(held(&found), [false], "a wrong result is a fault");
     assert!(found.checks[0].found.contains("fixed12 on 4096 x 14336, 1 tokens"), "{:?}", found.checks);
     let options = options(dir.path(), 60.0);
-    let mut report = Report::new(&options, &[]);
+    let mut report = Report::new(&options, std::iter::empty());
     report.take(&mut { found });
     let of = |kernel: &str, n: usize, k: usize, m: usize| {
         let same =
@@ -447,7 +449,7 @@ fn goals_are_reached_missed_or_not_measured() {
     assert_eq!(of("fixed12", 28672, 4096, 1), (Some(120.0), Some(false)));
     assert_eq!(of("fixed12", 4096, 14336, 1), (Some(900.0), Some(false)), "wrong results reach nothing");
     assert_eq!(of("fixed12", 6144, 4096, 1), (None, None));
-    report.write(dir.path(), 1.0).unwrap();
+    write(&mut report, dir.path(), 1.0).unwrap();
     let page = std::fs::read_to_string(dir.path().join(REPORT_PAGE)).unwrap();
     for line in [
         "| decode dfloat11 | gate_up 28672 x 4096 | - | 1040 GB/s of output | 1300 GB/s of output | 1305 GB/s of output | reached |",

@@ -54,7 +54,7 @@ impl Reader {
         let part = single(&set, parts)?;
         let invalid = |what: String| Error::Invalid(format!("unit {}: {what}", set.unit));
         abq.check().map_err(|e| invalid(e.to_string()))?;
-        if let Some(other) = set.components.keys().find(|name| !COMPONENTS.contains(&name.as_str())) {
+        if let Some(other) = set.components.keys().find(|name| !COMPONENTS.contains(name)) {
             return Err(invalid(format!("has a component {other}, which abq does not know")));
         }
         if !DTYPES.contains(&part.dtype) {

@@ -6,7 +6,8 @@ use llmpress_emulator::Emulator;
 
 use super::give;
 use crate::code::Code;
-use crate::state::{CURRENT, Handle, Stream, enter};
+use crate::state::{CURRENT, enter};
+use crate::things::{Handle, Stream};
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: i32) -> i32 {

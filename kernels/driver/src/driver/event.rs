@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use super::give;
 use crate::code::{Code, Outcome};
-use crate::state::{Event, Handle, Recorded, State, enter};
+use crate::state::{State, enter};
+use crate::things::{Event, Handle, Recorded};
 use crate::work::Work;
 
 /// CU_EVENT_DISABLE_TIMING.

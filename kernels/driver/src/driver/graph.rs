@@ -2,7 +2,8 @@
 
 use super::give;
 use crate::code::{Code, Outcome};
-use crate::state::{Graph, Handle, State, enter};
+use crate::state::{State, enter};
+use crate::things::{Graph, Handle};
 use crate::work::Work;
 
 #[unsafe(no_mangle)]

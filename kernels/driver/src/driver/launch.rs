@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::give;
 use crate::code::{Code, Outcome};
-use crate::state::{Function, Handle, State, enter};
+use crate::state::{State, enter};
+use crate::things::{Function, Handle};
 use crate::work::{Launched, Work};
 
 // CUfunction_attribute.

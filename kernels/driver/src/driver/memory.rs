@@ -7,7 +7,8 @@ use llmpress_kernels::gpu::Backend;
 
 use super::give;
 use crate::code::{Code, Outcome};
-use crate::state::{Handle, State, enter};
+use crate::state::{State, enter};
+use crate::things::Handle;
 use crate::work::Work;
 
 #[unsafe(no_mangle)]

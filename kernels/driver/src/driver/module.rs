@@ -8,7 +8,8 @@ use llmpress_kernels::gpu::modules;
 use super::give;
 use crate::code::{Code, Outcome};
 use crate::ptx::{self, Entry};
-use crate::state::{Function, Handle, Module, State, enter};
+use crate::state::{State, enter};
+use crate::things::{Function, Handle, Module};
 
 // CUjit_option.
 const INFO_BUFFER: u32 = 3;

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use super::give;
 use crate::capture::{Mode, exchange};
 use crate::code::{Code, Outcome};
-use crate::state::{Graph, Handle, Recorded, State, Stream, enter};
+use crate::state::{State, enter};
+use crate::things::{Graph, Handle, Recorded, Stream};
 
 /// Makes a stream.
 ///

@@ -10,6 +10,7 @@ use std::{env, fs};
 
 use libloading::Library;
 use llmpress_driver_standin::SETTINGS;
+use llmpress_kernels::gpu::cuda::functions;
 
 const CHILD: &str = "LLMPRESS_STANDIN_CHILD";
 
@@ -53,8 +54,15 @@ pub fn calls(lines: &[String]) -> Vec<&str> {
     lines.iter().filter_map(|line| line.strip_prefix("call ")?.split('(').next()).collect()
 }
 
-/// Wants no call that a correct program does not make, and nothing left behind.
+/// Wants no call that a correct program does not make, none that is not looked for when a GPU is opened, and nothing left
+/// behind.
 pub fn clean(dir: &Path) {
+    let all = lines(dir);
+    let unknown = |name: &&&str| {
+        let driver = name.starts_with("cu") && !name.starts_with("cublas");
+        driver && !functions().any(|function| function == **name)
+    };
+    assert_eq!(calls(&all).iter().find(unknown), None);
     let wrong = |line: &String| line.starts_with("fault") || line.starts_with("leak");
     let wrong: Vec<String> = lines(dir).into_iter().filter(wrong).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");

@@ -1,5 +1,6 @@
 //! Every path against the others bit for bit, and against the formula over decoded weights.
 
+use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
 use super::*;
@@ -23,13 +24,8 @@ struct Owned {
 }
 
 fn random(seed: u64) -> impl FnMut() -> u64 {
-    let mut state = seed | 1;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
-    }
+    let mut numbers = Numbers::new(seed);
+    move || numbers.bits() >> 11
 }
 
 impl Owned {

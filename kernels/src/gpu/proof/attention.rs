@@ -2,7 +2,7 @@
 
 use super::numbers::Numbers;
 use super::{Bf16, Court, Result};
-use crate::gpu::attention::{Attend, Cache, Form, Heads, attend_in, workspace_bytes};
+use crate::gpu::attention::{Attend, Cache, Form, Heads, Sequences, attend_in, workspace_bytes};
 use crate::gpu::reference::{self, Past, key_place, round, value_place, widen};
 use crate::gpu::rope::{HeadNorms, Rotation, rope};
 
@@ -91,12 +91,13 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
     let (cos_buffer, sin_buffer) = (gpu.upload(&cos)?, gpu.upload(&sin)?);
     let norm_buffers = [gpu.upload(&norm[0])?, gpu.upload(&norm[1])?];
     let (keys_buffer, values_buffer) = (gpu.upload(&keys)?, gpu.upload(&values)?);
-    let position = gpu.upload(&[c.past as u32])?;
-    let cache = Cache { keys: keys_buffer.view(), values: values_buffer.view(), capacity };
+    let (position, place) = (gpu.upload(&[c.past as u32])?, gpu.upload(&[0u32])?);
+    let sequences = Sequences { count: 1, each: c.tokens, positions: position.view(), places: place.view() };
+    let cache = Cache { keys: keys_buffer.view(), values: values_buffer.view(), capacity, sequences: 1 };
     let rotation = Rotation { cos: cos_buffer.view(), sin: sin_buffer.view(), half: c.half };
     let norms = HeadNorms { query: norm_buffers[0].view(), key: norm_buffers[1].view(), eps: 1e-6 };
     let norms = c.norms.then_some(norms);
-    rope(gpu, c.heads, qkv_buffer.view(), c.tokens, rotation, norms, position.view(), cache)?;
+    rope(gpu, c.heads, qkv_buffer.view(), sequences, rotation, norms, cache)?;
 
     let mut q = qkv.clone();
     for token in 0..c.tokens {
@@ -140,8 +141,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
         heads: c.heads,
         queries: qkv_buffer.view(),
         stride,
-        tokens: c.tokens,
-        position: position.view(),
+        sequences,
         length: capacity,
         window: c.window,
         scale,

@@ -12,7 +12,9 @@ use crate::gpu::fixed12::Matrix;
 use crate::gpu::gate::{Activation, gate};
 use crate::gpu::reference::{inverse_root, round, widen};
 use crate::gpu::rms_norm::{add_rms_norm, rms_norm};
-use crate::gpu::sampling::{DRAW_WORKSPACE_BYTES, Draw, advance, argmax, draw, soft_cap};
+use crate::gpu::sampling::{
+    DRAW_WORKSPACE_BYTES, Draw, advance, argmax, argmax_workspace_bytes, draw, soft_cap,
+};
 
 fn bf16(words: Vec<u16>) -> Vec<Bf16> {
     words.into_iter().map(Bf16).collect()
@@ -141,11 +143,12 @@ fn last_steps(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {
         court.case("argmax", &shape, |court| {
             let gpu = court.gpu;
             let (buffer, id) = (gpu.upload(&logits)?, gpu.upload(&[u32::MAX])?);
-            argmax(gpu, buffer.view(), vocab, id.view())?;
+            let parts = gpu.allocate(argmax_workspace_bytes(1, vocab))?;
+            argmax(gpu, buffer.view(), 1, vocab, parts.view(), id.view())?;
             let best = (0..vocab).reduce(|a, b| if logits[b] > logits[a] { b } else { a }).unwrap_or(0);
             let found: Vec<u32> = id.view().read(1)?;
             court.same("argmax", &shape, &found, &[best as u32]);
-            advance(gpu, id.view(), 5)?;
+            advance(gpu, id.view(), 1, 5)?;
             let found: Vec<u32> = id.view().read(1)?;
             court.same("advance", &shape, &found, &[best as u32 + 5]);
             let random_buffer = gpu.upload(&[random])?;

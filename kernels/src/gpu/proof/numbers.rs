@@ -1,23 +1,20 @@
 //! Numbers to prove kernels with, the same on every machine.
 
-/// Marsaglia's xorshift with shifts of 13, 7 and 17.
-pub(super) struct Numbers(u64);
+/// Numbers by chance, as kernels want them.
+pub(super) struct Numbers(llmpress_numbers::Numbers);
 
 impl Numbers {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self(llmpress_numbers::Numbers::new(seed))
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
+        self.0.bits()
     }
 
     /// -1 .. 1.
     pub(super) fn float(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        self.0.float()
     }
 
     /// `count` floats, `odd` in a thousand of them extremes.

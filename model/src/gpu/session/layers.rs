@@ -1,0 +1,286 @@
+//! A step through the layers.
+
+use std::ops::Range;
+
+use llmpress_formats::{Error, Result};
+use llmpress_kernels::gpu::abq::{self, integer};
+use llmpress_kernels::gpu::attention::{Attend, Cache, Sequences, attend};
+use llmpress_kernels::gpu::dense::{Element, row_stride};
+use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
+use llmpress_kernels::gpu::gate::gate;
+use llmpress_kernels::gpu::product::{Product, Weights, product};
+use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
+use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
+use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
+use llmpress_kernels::gpu::{self, Buffer, View};
+
+use super::super::weights::{GpuLinear, Source};
+use super::super::{GpuAttention, GpuMlp, GpuMlpBody, device};
+use super::{GpuSession, activation, padded};
+use crate::{Skips, SubLayer};
+
+impl GpuSession<'_> {
+    /// Runs the tokens of sequences, whose ids are on the device, through the layers: `h` is the residual stream after them.
+    /// Attention has room for `length` positions.
+    pub(super) fn run(&self, count: usize, each: usize, length: usize, skips: &Skips) -> gpu::Result<()> {
+        let m = self.model;
+        let tokens = count * each;
+        let sequences =
+            Sequences { count, each, positions: self.positions.view(), places: self.places.view() };
+        let (hidden, eps) = (m.config.hidden_size, m.config.rms_norm_eps);
+        let scale = m.config.embedding_scale();
+        let gather = Gather { ids: self.ids.view(), tokens, scale, h: self.h.view() };
+        match &m.embedding.source {
+            Source::Dense { words, element } => {
+                embed(&m.gpu, words.view(), *element, m.embedding.rows, hidden, &gather)?;
+            }
+            Source::Fixed12(matrix) => embed_fixed12(&m.gpu, matrix, &gather)?,
+            Source::Dfloat11 { unit, first } => {
+                let words = self.unit(*unit, *first, m.embedding.rows * hidden)?;
+                embed(&m.gpu, words, Element::Bf16, m.embedding.rows, hidden, &gather)?;
+            }
+            Source::Abq(_) | Source::Integers { .. } => {
+                return Err(gpu::Error::Unsupported("rows of an abq matrix are not gathered".to_owned()));
+            }
+        }
+        let norm = |weight| {
+            rms_norm(&m.gpu, self.h.view(), weight, hidden, tokens, eps, self.x.view(), padded(hidden))
+        };
+        for (index, layer) in m.layers.iter().enumerate() {
+            let attention = layer.attention.as_ref();
+            if let Some(a) = attention.filter(|_| !skips.contains(&SubLayer::Attention(index))) {
+                norm(a.norm.view())?;
+                self.attention(index, a, sequences, length)?;
+            }
+            if let Some(mlp) = layer.mlp.as_ref().filter(|_| !skips.contains(&SubLayer::Mlp(index))) {
+                norm(mlp.norm.view())?;
+                self.mlp(mlp, tokens)?;
+            }
+        }
+        advance(&m.gpu, self.positions.view(), count, each)
+    }
+
+    fn attention(
+        &self,
+        index: usize,
+        a: &GpuAttention,
+        sequences: Sequences<'_>,
+        length: usize,
+    ) -> gpu::Result<()> {
+        let m = self.model;
+        let tokens = sequences.tokens();
+        let heads = m.heads();
+        let width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+        let mut at = 0;
+        for linear in &a.projections {
+            let y = self.y.slice(4 * at..self.y.bytes())?;
+            self.product(linear, tokens, y, width, false)?;
+            at += linear.rows;
+        }
+        let angles = &self.angles[a.rope];
+        let rotation = Rotation { cos: angles.cos.view(), sin: angles.sin.view(), half: angles.half };
+        let norms = a.qk_norm.as_ref().map(|(query, key)| HeadNorms {
+            query: query.view(),
+            key: key.view(),
+            eps: m.config.rms_norm_eps,
+        });
+        let (keys, values) = &self.cache[index];
+        let cache = Cache {
+            keys: keys.view(),
+            values: values.view(),
+            capacity: self.capacity,
+            sequences: self.lengths.len(),
+        };
+        rope(&m.gpu, heads, self.y.view(), sequences, rotation, norms, cache)?;
+        attend(
+            &m.gpu,
+            &Attend {
+                heads,
+                queries: self.y.view(),
+                stride: width,
+                sequences,
+                length,
+                window: a.window,
+                scale: m.config.attention_scale,
+                cache,
+                workspace: self.workspace.view(),
+                x: self.x.view(),
+                ld: padded(heads.heads * heads.head_dim),
+            },
+        )?;
+        self.add_output(&a.output, a.post_norm.as_ref(), tokens)
+    }
+
+    fn mlp(&self, mlp: &GpuMlp, tokens: usize) -> gpu::Result<()> {
+        let (gate_up, down) = match &mlp.body {
+            GpuMlpBody::Dense { gate_up, down } => (gate_up, down),
+            GpuMlpBody::Experts(experts) => return self.experts(experts, mlp.activation, tokens),
+        };
+        let inner = down.cols;
+        let mut at = 0;
+        for linear in gate_up {
+            let y = self.y.slice(4 * at..self.y.bytes())?;
+            self.product(linear, tokens, y, 2 * inner, false)?;
+            at += linear.rows;
+        }
+        let up = self.y.slice(4 * inner..self.y.bytes())?;
+        let (gpu, function) = (&self.model.gpu, activation(mlp.activation));
+        gate(gpu, function, self.y.view(), up, inner, 2 * inner, tokens, self.x.view(), padded(inner))?;
+        self.add_output(down, mlp.post_norm.as_ref(), tokens)
+    }
+
+    /// `h += W x`, or the norm of `W x`.
+    fn add_output(&self, linear: &GpuLinear, post_norm: Option<&Buffer>, tokens: usize) -> gpu::Result<()> {
+        let m = self.model;
+        let hidden = m.config.hidden_size;
+        match post_norm {
+            None => self.product(linear, tokens, self.h.view(), hidden, true),
+            Some(weight) => {
+                self.product(linear, tokens, self.y.view(), hidden, false)?;
+                let eps = m.config.rms_norm_eps;
+                add_rms_norm(&m.gpu, self.y.view(), weight.view(), hidden, tokens, eps, self.h.view())
+            }
+        }
+    }
+
+    /// A product with what is in `x`.
+    pub(super) fn product(
+        &self,
+        linear: &GpuLinear,
+        tokens: usize,
+        y: View<'_>,
+        y_stride: usize,
+        adds: bool,
+    ) -> gpu::Result<()> {
+        self.product_of(linear, 0..linear.rows, self.x.view(), tokens, y, y_stride, adds)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the operands of a product")]
+    pub(super) fn product_of(
+        &self,
+        linear: &GpuLinear,
+        rows: Range<usize>,
+        x: View<'_>,
+        tokens: usize,
+        y: View<'_>,
+        y_stride: usize,
+        adds: bool,
+    ) -> gpu::Result<()> {
+        let (cols, count) = (linear.cols, rows.len());
+        let bias = match &linear.bias {
+            Some(bias) => Some(bias.slice(4 * rows.start..4 * rows.end)?),
+            None => None,
+        };
+        let workspace = Some(&self.products);
+        let operands = Product { x, stride: padded(cols), tokens, y, y_stride, bias, adds, workspace };
+        let (gpu, picker) = (&self.model.gpu, &self.model.picker);
+        let dense = |words, element, fresh| Weights::Dense {
+            words,
+            element,
+            rows: count,
+            cols,
+            whole: linear.whole,
+            fresh,
+        };
+        let weights = match &linear.source {
+            Source::Dense { words, element } => {
+                let row = element.bytes() * row_stride(cols);
+                dense(words.slice(row * rows.start..row * rows.end)?, *element, false)
+            }
+            Source::Fixed12(matrix) => {
+                Weights::Fixed12 { matrix, first: rows.start, rows: count, whole: linear.whole }
+            }
+            Source::Dfloat11 { unit, first } => {
+                dense(self.unit(*unit, first + rows.start * cols, count * cols)?, Element::Bf16, true)
+            }
+            Source::Abq(matrix) => {
+                let weights = abq::Weights { matrix, first: rows.start, rows: count, whole: linear.whole };
+                return abq::product(gpu, weights, &operands, picker);
+            }
+            Source::Integers { matrix, label } => {
+                let weights = integer::Weights { matrix, first: rows.start, rows: count };
+                let quantising =
+                    integer::Quantising { wide: false, fault: Some((self.fault.view(), *label)) };
+                return integer::product(gpu, weights, &operands, &quantising, picker);
+            }
+        };
+        product(gpu, weights, &operands, picker)
+    }
+
+    /// Refuses what was computed from activations that could not be quantised.
+    pub(super) fn check_quantised(&self) -> Result<()> {
+        let names = &self.model.quantised;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let label = self.fault.view().read::<u32>(1).map_err(device)?[0] as usize;
+        match label.checked_sub(1).and_then(|at| names.get(at)) {
+            None => Ok(()),
+            Some(name) => {
+                self.fault.view().write(&[0u32]).map_err(device)?;
+                Err(Error::Invalid(format!(
+                    "an activation that {name} multiplies is NaN or infinite, or too large to quantise"
+                )))
+            }
+        }
+    }
+
+    /// Some words of a unit, which is decoded unless it was the last one: but for what belongs to experts.
+    pub(super) fn unit(&self, unit: usize, first: usize, count: usize) -> gpu::Result<View<'_>> {
+        if self.held.get() != Some(unit) {
+            self.model.units[unit].decode_common(&self.model.gpu, self.scratch.view())?;
+            self.held.set(Some(unit));
+        }
+        self.scratch.slice(2 * first..2 * (first + count))
+    }
+
+    /// The last norm of some rows of `h`.
+    pub(super) fn last_norm(&self, tokens: Range<usize>, to: View<'_>) -> gpu::Result<()> {
+        let m = self.model;
+        let hidden = m.config.hidden_size;
+        let h = self.h.slice(4 * tokens.start * hidden..4 * tokens.end * hidden)?;
+        let eps = m.config.rms_norm_eps;
+        rms_norm(&m.gpu, h, m.norm.view(), hidden, tokens.len(), eps, to, padded(hidden))
+    }
+
+    /// Logits and likeliest successors of what is in `state`, of `count` sequences.
+    pub(super) fn succeed(&self, count: usize) -> gpu::Result<()> {
+        let m = self.model;
+        let vocab = m.head().rows;
+        self.product_of(m.head(), 0..vocab, self.state.view(), count, self.logits.view(), vocab, false)?;
+        if let Some(cap) = m.config.final_softcap {
+            soft_cap(&m.gpu, self.logits.view(), count * vocab, cap)?;
+        }
+        argmax(&m.gpu, self.logits.view(), count, vocab, self.best.view(), self.next.view())
+    }
+
+    /// One token of each sequence, whose ids are on the device.
+    fn step(&self, count: usize) -> gpu::Result<()> {
+        // What a recording decodes does not depend on what was decoded before it.
+        self.held.set(None);
+        self.run(count, 1, self.capacity, &Skips::new())?;
+        self.last_norm(0..count, self.state.view())?;
+        self.succeed(count)
+    }
+
+    /// A step by the recording for as many sequences; the first one runs as it is, so that kernels are loaded and shapes are picked.
+    pub(super) fn single(&mut self, count: usize) -> gpu::Result<()> {
+        match self.steps.get_mut(&count) {
+            Some(Some(graph)) => {
+                graph.replay()?;
+                self.held.set(None);
+            }
+            Some(None) => {
+                let mut graph = self.model.gpu.capture(|| self.step(count))?;
+                graph.replay()?;
+                self.held.set(None);
+                self.steps.insert(count, Some(graph));
+            }
+            None => {
+                self.step(count)?;
+                self.steps.insert(count, None);
+            }
+        }
+        Ok(())
+    }
+}
