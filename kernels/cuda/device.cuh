@@ -9,6 +9,7 @@ using u8 = unsigned char;
 using u16 = unsigned short;
 using u32 = unsigned int;
 using i32 = int;
+using i64 = long long;
 using u64 = unsigned long long;
 
 constexpr u32 WARP = 32;
@@ -83,7 +84,11 @@ DEVICE void cp_async16(void* shared, const void* global) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
-// The same of four bytes.
+// The same of eight and of four bytes.
+DEVICE void cp_async8(void* shared, const void* global) {
+    u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
+}
 DEVICE void cp_async4(void* shared, const void* global) {
     u32 to = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global) : "memory");
@@ -121,6 +126,33 @@ DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// a + b of two BF16 each, where the sums are BF16 themselves: the emulator ends the launch where one is not.
+DEVICE u32 add_exactly_bf16x2(u32 a, u32 b) {
+    u32 d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(0x3f803f80u), "r"(b));
+    return d;
+}
+
+// d += a b over 16 rows x 32 k and 32 k x 8 columns of unsigned bytes, in 32 bits. Lane 4 g + q holds
+//   a[0] (g, 4q..)  a[1] (g + 8, 4q..)  a[2] (g, 4q + 16..)  a[3] (g + 8, 4q + 16..)   row, k of the lowest byte
+//   b0 (4q.., g)    b1 (4q + 16.., g)                                                 k of the lowest byte, column
+// and d as mma_bf16 does.
+DEVICE void mma_u8(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d += how many of 128 bits of a row of a and of a column of b are both set: 16 rows, 8 columns. Lane 4 g + q holds bits 32 q ..
+// 32 q + 31 of rows g and g + 8 in a0 and a1 and of column g in b, and d as mma_bf16 does.
+DEVICE void mma_b1(i32 (&d)[4], u32 a0, u32 a1, u32 b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a0), "r"(a1), "r"(b));
 }
 
 // ---- shared memory -----------------------------------------------------------------------------------------------

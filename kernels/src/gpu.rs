@@ -5,6 +5,7 @@
 //!                                                                          the emulator, in tests
 //! ```
 
+pub mod abq;
 pub mod attention;
 mod backend;
 mod buffer;

@@ -39,6 +39,8 @@ fn every_kernel_is_proven_and_every_result_is_told() {
         "rope",
         "attend Rows",
         "attend Tiles",
+        "abq bits, 1 x 16 planes x 16 rows",
+        "abq bytes, 8 tokens x 16 rows",
     ] {
         assert!(proofs.iter().any(|proof| proof.kernel == kernel), "{kernel}");
     }

@@ -49,6 +49,8 @@ pub struct GpuModel {
     config: ModelConfig,
     picker: Picker,
     units: Vec<gpu::dfloat11::Unit>,
+    /// Matrices whose activations are quantised.
+    quantised: Vec<String>,
     embedding: GpuLinear,
     layers: Vec<GpuLayer>,
     norm: Buffer,
@@ -228,9 +230,9 @@ impl GpuModel {
             layers.push(GpuLayer { attention, mlp });
         }
         let norm = upload(&model.norm)?;
-        let units = loader.units();
+        let (units, quantised) = loader.finish();
         let picker = if trying { Picker::trying() } else { Picker::first() };
-        Ok(Self { checkpoint, config, picker, units, embedding, layers, norm, head, gpu })
+        Ok(Self { checkpoint, config, picker, units, quantised, embedding, layers, norm, head, gpu })
     }
 
     /// Bytes in the GPU's memory now, and the most there were.

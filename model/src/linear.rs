@@ -11,7 +11,7 @@
 //! The words that a product sees are those of the original whatever the lossless encoding, and the order of additions
 //! depends on the shapes alone: a lossless encoding gives the same bits.
 
-mod abq;
+pub(crate) mod abq;
 mod decoded;
 mod fixed12;
 mod inputs;

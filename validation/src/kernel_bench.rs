@@ -5,6 +5,8 @@
 //! time of a launch = time of the graph / launches;   median and range over replays
 //! ```
 
+mod abq;
+
 use llmpress_entropy::dfloat11;
 use llmpress_kernels::gpu::cublas::{Cublas, Output};
 use llmpress_kernels::gpu::dense::{self, row_stride};
@@ -62,7 +64,8 @@ pub struct KernelRow {
     /// Tokens.
     pub m: usize,
     /// The kernel: `cublas` (writes BF16, as models run it), `cublas to f32` (writes F32, as ours do), `dense`, `fixed12`,
-    /// `decode fixed12`, `decode dfloat11`.
+    /// `decode fixed12`, `decode dfloat11`; `abq w4a16 g128` and the like, of which those with fewer than 16 bits of activations
+    /// quantise them, too.
     pub kernel: String,
     /// The shape of block that was the fastest, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,6 +155,7 @@ struct Copies {
     dense: Vec<Buffer>,
     fixed12: Vec<Matrix>,
     units: Vec<Unit>,
+    abq: Vec<abq::Measured>,
 }
 
 impl Copies {
@@ -178,6 +182,7 @@ impl Copies {
                 .map(|_| Matrix::encode(gpu, shape.n, shape.k, &words))
                 .collect::<Result<_>>()?,
             units: (0..copies).map(|_| Unit::upload(gpu, &components)).collect::<Result<_>>()?,
+            abq: abq::copies(gpu, shape, options.working_set)?,
             words,
         })
     }
@@ -363,6 +368,8 @@ impl Bench<'_> {
                 }
             }
         }
+        let operands = Product { workspace: None, ..operands };
+        self.abq_products(shape, &copies.abq, &abq::Inputs { x: &x, operands })?;
         if let Some(cublas) = cublas_seconds {
             for row in self.rows.iter_mut().filter(|row| (row.n, row.k, row.m) == (n, k, tokens)) {
                 row.speed_against_cublas = Some(cublas * 1e6 / row.microseconds.median);

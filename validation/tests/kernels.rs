@@ -24,15 +24,12 @@ fn every_kernel_is_measured_and_checked() {
     assert_eq!(report.no_cublas.as_deref(), Some("not here"));
     let kernels: Vec<(&str, &str, usize)> =
         report.rows.iter().map(|r| (r.shape.as_str(), r.kernel.as_str(), r.m)).collect();
+    let products =
+        ["dense", "fixed12", "abq w4a16 g128", "abq w2a16 g128", "abq w2a8", "abq w4a8", "abq w4a4"];
     let of = |shape| {
-        [
-            (shape, "decode dfloat11", 0),
-            (shape, "decode fixed12", 0),
-            (shape, "dense", 1),
-            (shape, "fixed12", 1),
-            (shape, "dense", 9),
-            (shape, "fixed12", 9),
-        ]
+        let decoders = [(shape, "decode dfloat11", 0), (shape, "decode fixed12", 0)];
+        let of_tokens = |tokens| products.map(|kernel| (shape, kernel, tokens));
+        decoders.into_iter().chain(of_tokens(1)).chain(of_tokens(9)).collect::<Vec<_>>()
     };
     assert_eq!(kernels, [of("a"), of("b")].concat());
     for row in &report.rows {

@@ -28,6 +28,9 @@ void emulator_sync_warp();
 u64 emulator_shuffle(u32 mask, u64 value, u32 source);
 u32 emulator_ballot(u32 mask, bool vote);
 void emulator_mma_bf16(float* d, const u32* a, u32 b0, u32 b1);
+void emulator_mma_u8(i32* d, const u32* a, u32 b0, u32 b1);
+void emulator_mma_b1(i32* d, u32 a0, u32 a1, u32 b);
+u32 emulator_add_exactly_bf16x2(u32 a, u32 b);
 void emulator_check_once(const void* p, u32 bytes);
 void emulator_check_fresh(const void* p, u32 bytes);
 void emulator_copy_async(void* shared, const void* global, u32 bytes);
@@ -90,6 +93,7 @@ DEVICE void wait_for_earlier() { emulator_wait_for_earlier(); }
 DEVICE void let_later_begin() { emulator_let_later_begin(); }
 DEVICE u32 opaque(u32 x) { return x; }
 DEVICE void cp_async16(void* shared, const void* global) { emulator_copy_async(shared, global, 16); }
+DEVICE void cp_async8(void* shared, const void* global) { emulator_copy_async(shared, global, 8); }
 DEVICE void cp_async4(void* shared, const void* global) { emulator_copy_async(shared, global, 4); }
 DEVICE void cp_async16_or_zeros(void* shared, const void* global, bool valid) {
     emulator_copy_async(shared, valid ? global : nullptr, 16);
@@ -196,6 +200,9 @@ static inline u32 lop3(u32 a, u32 b, u32 c) {
     return y;
 }
 DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emulator_mma_bf16(d, a, b0, b1); }
+DEVICE void mma_u8(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emulator_mma_u8(d, a, b0, b1); }
+DEVICE void mma_b1(i32 (&d)[4], u32 a0, u32 a1, u32 b) { emulator_mma_b1(d, a0, a1, b); }
+DEVICE u32 add_exactly_bf16x2(u32 a, u32 b) { return emulator_add_exactly_bf16x2(a, b); }
 
 // ---- between the lanes of a warp ---------------------------------------------------------------------------------
 

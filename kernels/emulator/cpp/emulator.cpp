@@ -30,6 +30,7 @@
 #include "registry.h"
 
 typedef uint32_t u32;
+typedef int32_t i32;
 typedef uint64_t u64;
 typedef unsigned long long ull;
 
@@ -117,8 +118,8 @@ struct Fiber {
     std::vector<Copy> copies;
 };
 
-enum Operation : unsigned char { NONE, SYNC, SHUFFLE, BALLOT, MMA };
-const char* const OPERATION_NAMES[] = {"", "__syncwarp", "a shuffle", "a vote", "mma"};
+enum Operation : unsigned char { NONE, SYNC, SHUFFLE, BALLOT, MMA, MMA_U8, MMA_B1 };
+const char* const OPERATION_NAMES[] = {"", "__syncwarp", "a shuffle", "a vote", "mma", "mma of bytes", "mma of bits"};
 
 struct Payload {
     u64 words[6];
@@ -438,6 +439,58 @@ FAST_FMA void multiply_accumulate(Payload* lanes) {
     }
 }
 
+// The word i of a payload.
+u32 word_of(const Payload& p, u32 i) { return (u32)(p.words[i / 2] >> (32 * (i % 2))); }
+
+// d += product(row, column) of what the lanes hold, d in words 3 and 4 as above.
+template <typename Product>
+void add_integers(Payload* lanes, const Product& product) {
+    for (u32 lane = 0; lane < LANES; lane++) {
+        u32 g = lane / 4, q = lane % 4;
+        for (u32 i = 0; i < 2; i++) {
+            u64 out = 0;
+            for (u32 j = 0; j < 2; j++) {
+                u32 d = (u32)(lanes[lane].words[3 + i] >> (32 * j)) + product(g + 8 * i, 2 * q + j);
+                out |= (u64)d << (32 * j);
+            }
+            lanes[lane].words[3 + i] = out;
+        }
+    }
+}
+
+// Payload: a[0..4] in words 0 and 1, b in word 2.
+void multiply_bytes(Payload* lanes) {
+    unsigned char a[16][32], b[8][32];
+    for (u32 lane = 0; lane < LANES; lane++) {
+        u32 g = lane / 4, q = lane % 4;
+        for (u32 i = 0; i < 4; i++) {
+            u32 word = word_of(lanes[lane], i);
+            memcpy(&a[g + 8 * (i % 2)][4 * q + 16 * (i / 2)], &word, 4);
+        }
+        for (u32 i = 0; i < 2; i++) {
+            u32 word = word_of(lanes[lane], 4 + i);
+            memcpy(&b[g][4 * q + 16 * i], &word, 4);
+        }
+    }
+    add_integers(lanes, [&](u32 row, u32 column) {
+        u32 sum = 0;
+        for (u32 k = 0; k < 32; k++) sum += (u32)a[row][k] * b[column][k];
+        return sum;
+    });
+}
+
+// Payload: a[0], a[1] in word 0, b in the lower half of word 2.
+void multiply_bits(Payload* lanes) {
+    add_integers(lanes, [&](u32 row, u32 column) {
+        u32 sum = 0;
+        for (u32 q = 0; q < 4; q++) {
+            u32 a = word_of(lanes[row % 8 * 4 + q], row / 8), b = word_of(lanes[column * 4 + q], 4);
+            sum += (u32)__builtin_popcount(a & b);
+        }
+        return sum;
+    });
+}
+
 FAST_FMA float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 // Meets the other lanes of the warp; the payloads of all, in order of lanes.
@@ -459,6 +512,8 @@ Payload* exchange(Operation operation, u32 mask, const Payload& mine) {
         return all;
     }
     if (operation == MMA) multiply_accumulate(all);
+    if (operation == MMA_U8) multiply_bytes(all);
+    if (operation == MMA_B1) multiply_bits(all);
     if (operation == SYNC) warp.epoch++;
     warp.arrived = 0;
     warp.turn ^= 1;
@@ -603,6 +658,38 @@ void emulator_mma_bf16(float* d, const u32* a, u32 b0, u32 b1) {
     u32 lane = runtime().current->thread % LANES;
     Payload& out = exchange(MMA, ALL_LANES, mine)[lane];
     for (u32 i = 0; i < 4; i++) d[i] = as_float((u32)(out.words[3 + i / 2] >> (32 * (i % 2))));
+}
+
+namespace {
+
+void multiply_integers(Operation operation, i32* d, const u32* a, u32 count, u32 b0, u32 b1) {
+    Payload mine = {};
+    for (u32 i = 0; i < count; i++) mine.words[i / 2] |= (u64)a[i] << (32 * (i % 2));
+    mine.words[2] = b0 | (u64)b1 << 32;
+    for (u32 i = 0; i < 2; i++) mine.words[3 + i] = (u32)d[2 * i] | (u64)(u32)d[2 * i + 1] << 32;
+    u32 lane = runtime().current->thread % LANES;
+    Payload& out = exchange(operation, ALL_LANES, mine)[lane];
+    for (u32 i = 0; i < 4; i++) d[i] = (i32)(u32)(out.words[3 + i / 2] >> (32 * (i % 2)));
+}
+
+}  // namespace
+
+void emulator_mma_u8(i32* d, const u32* a, u32 b0, u32 b1) { multiply_integers(MMA_U8, d, a, 4, b0, b1); }
+void emulator_mma_b1(i32* d, u32 a0, u32 a1, u32 b) {
+    u32 a[2] = {a0, a1};
+    multiply_integers(MMA_B1, d, a, 2, b, 0);
+}
+
+u32 emulator_add_exactly_bf16x2(u32 a, u32 b) {
+    u32 both = 0;
+    for (u32 i = 0; i < 2; i++) {
+        float x = as_float(a >> (16 * i) << 16), y = as_float(b >> (16 * i) << 16);
+        double sum = (double)x + y;
+        u32 bits = as_bits((float)sum);
+        if ((bits & 0xffff) || (double)(float)sum != sum) fault("adds %g to %g, which is no BF16", y, x);
+        both |= bits >> 16 << (16 * i);
+    }
+    return both;
 }
 
 // A load through the read-only cache must not meet what the same launch writes.

@@ -63,3 +63,29 @@ extern "C" __global__ void sums(const u32* in, u64 count, u32* out, float scale)
         out[block] = total * (u32)scale;
     }
 }
+
+// The same of bytes, and of bits: a 16 rows of eight words of bytes and of four words of bits, b eight such columns.
+extern "C" __global__ void integer_products(const u32* a, const u32* b, const i32* c, i32* bytes, i32* bits) {
+    u32 g = threadIdx.x / 4, q = threadIdx.x % 4;
+    i32 of_bytes[4], of_bits[4];
+    for (u32 i = 0; i < 4; i++) of_bytes[i] = of_bits[i] = c[(g + i / 2 * 8) * 8 + 2 * q + i % 2];
+    u32 left[4] = {a[g * 8 + q], a[(g + 8) * 8 + q], a[g * 8 + q + 4], a[(g + 8) * 8 + q + 4]};
+    mma_u8(of_bytes, left, b[g * 8 + q], b[g * 8 + q + 4]);
+    mma_b1(of_bits, a[g * 4 + q], a[(g + 8) * 4 + q], b[g * 4 + q]);
+    for (u32 i = 0; i < 4; i++) {
+        u32 at = (g + i / 2 * 8) * 8 + 2 * q + i % 2;
+        bytes[at] = of_bytes[i], bits[at] = of_bits[i];
+    }
+}
+
+// Sums of two BF16 each, and copies of eight bytes in the background.
+extern "C" __global__ void pairs(const u32* a, const u32* b, u32* sums, uint2* copies) {
+    Shared shared;
+    uint2* piece = shared.take<uint2>(WARP);
+    u32 t = threadIdx.x;
+    cp_async8(piece + t, (const uint2*)a + t);
+    cp_async_commit();
+    sums[t] = add_exactly_bf16x2(a[t], b[t]);
+    cp_async_wait<0>();
+    copies[t] = piece[t];
+}

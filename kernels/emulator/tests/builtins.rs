@@ -6,7 +6,7 @@ use llmpress_kernels::gpu::{Argument, Gpu, Launch};
 use proptest::prelude::*;
 
 fn launch(gpu: &Gpu, kernel: &'static str, grid: [u32; 3], block: u32, arguments: &[Argument]) {
-    gpu.launch(&Launch { file: "builtins", kernel, grid, block, shared: 128, arguments, overlaps: true })
+    gpu.launch(&Launch { file: "builtins", kernel, grid, block, shared: 256, arguments, overlaps: true })
         .unwrap();
 }
 
@@ -97,6 +97,32 @@ proptest! {
     }
 
     #[test]
+    fn products_of_bytes_and_bits_are_exact(
+        a in proptest::collection::vec(any::<u32>(), 128), b in proptest::collection::vec(any::<u32>(), 64),
+        c in proptest::collection::vec(any::<i32>(), 128),
+    ) {
+        let gpu = Gpu::new(Emulator::new());
+        let (left, right, add) = (gpu.upload(&a).unwrap(), gpu.upload(&b).unwrap(), gpu.upload(&c).unwrap());
+        let (bytes, bits) = (gpu.allocate(512).unwrap(), gpu.allocate(512).unwrap());
+        let pointers = [&left, &right, &add, &bytes, &bits].map(|buffer| buffer.view().pointer());
+        launch(&gpu, "integer_products", [1, 1, 1], 32, &pointers);
+        let (bytes, bits): (Vec<i32>, Vec<i32>) = (bytes.view().read(128).unwrap(), bits.view().read(128).unwrap());
+        for row in 0..16 {
+            for column in 0..8 {
+                let at = row * 8 + column;
+                let pairs = a[row * 8..][..8].iter().zip(&b[column * 8..][..8]);
+                let sum = |(a, b): (&u32, &u32)| -> i32 {
+                    a.to_le_bytes().into_iter().zip(b.to_le_bytes()).map(|(a, b)| i32::from(a) * i32::from(b)).sum()
+                };
+                prop_assert_eq!(bytes[at], c[at].wrapping_add(pairs.map(sum).sum::<i32>()));
+                let pairs = a[row * 4..][..4].iter().zip(&b[column * 4..][..4]);
+                let common = pairs.map(|(a, b)| (a & b).count_ones() as i32).sum::<i32>();
+                prop_assert_eq!(bits[at], c[at].wrapping_add(common));
+            }
+        }
+    }
+
+    #[test]
     fn functions(bits in proptest::collection::vec(any::<u32>(), 128), plain in proptest::collection::vec(-120f32..120.0, 128)) {
         let x: Vec<f32> = bits.into_iter().map(f32::from_bits).chain(plain).collect();
         let gpu = Gpu::new(Emulator::new());
@@ -129,4 +155,35 @@ fn grids_of_three_dimensions_sum_by_blocks() {
         let expected: Vec<u32> = data.chunks(128).map(|c| 2 * c.iter().sum::<u32>()).collect();
         assert_eq!(out.view().read::<u32>(12).unwrap(), expected);
     }
+}
+
+#[test]
+fn pairs_of_bf16_are_added_where_that_is_exact() {
+    let pair = |low: f32, high: f32| {
+        u32::from(half::bf16::from_f32(low).to_bits()) | u32::from(half::bf16::from_f32(high).to_bits()) << 16
+    };
+    let gpu = Gpu::new(Emulator::new());
+    let a: Vec<u32> = (0..64).map(|i| pair(128.0 + i as f32, -0.5 * i as f32)).collect();
+    let run = |b: &[u32]| {
+        let (left, right) = (gpu.upload(&a).unwrap(), gpu.upload(b).unwrap());
+        let (sums, copies) = (gpu.allocate(128).unwrap(), gpu.allocate(256).unwrap());
+        let pointers = [&left, &right, &sums, &copies].map(|buffer| buffer.view().pointer());
+        let launch = Launch {
+            file: "builtins",
+            kernel: "pairs",
+            grid: [1, 1, 1],
+            block: 32,
+            shared: 256,
+            arguments: &pointers,
+            overlaps: true,
+        };
+        gpu.launch(&launch)
+            .map(|()| (sums.view().read::<u32>(32).unwrap(), copies.view().read::<u32>(64).unwrap()))
+    };
+    let (sums, copies) = run(&[pair(-136.0, 0.25); 32]).unwrap();
+    let expected: Vec<u32> = (0..32).map(|i| pair(i as f32 - 8.0, 0.25 - 0.5 * i as f32)).collect();
+    assert_eq!(sums, expected);
+    assert_eq!(copies, a);
+    let error = run(&[pair(0.001, 0.0); 32]).unwrap_err().to_string();
+    assert!(error.contains("no BF16"), "{error}");
 }

@@ -26,7 +26,7 @@ const VECTOR: usize = 16;
 /// Vectors of the escapes that come with a tile.
 const ESCAPE_VECTORS: usize = 16;
 /// Tiles of a split product, each of which counts the blocks that are done.
-const COUNTERS: usize = 1024;
+pub(super) const COUNTERS: usize = 1024;
 /// Products are split only where their sums stay in the caches.
 const PARTIALS_LIMIT: usize = 32 << 20;
 /// Warps that are enough for a product: slices are made up to so many.
@@ -328,6 +328,11 @@ impl Workspace {
     pub fn bytes(&self) -> usize {
         self.0.bytes()
     }
+
+    /// All of it: counters of four bytes, which products leave at zero, then what they like.
+    pub(super) fn view(&self) -> View<'_> {
+        self.0.view()
+    }
 }
 
 /// The weights of a product.
@@ -491,19 +496,28 @@ fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
             matrix.rows()
         )));
     }
-    if !p.stride.is_multiple_of(TILE_COLS) || p.stride < cols {
-        return Err(Error::Invalid(format!("rows of x of {} elements for {cols} input features", p.stride)));
-    }
-    let bytes = |elements: Option<usize>, each: usize| {
-        let too_large =
-            || Error::Invalid(format!("a product of {} tokens and {rows} rows: too large", p.tokens));
-        elements.and_then(|n| n.checked_mul(each)).ok_or_else(too_large)
-    };
+    check_operands(rows, cols, p)?;
+    let bytes = |elements, each| bytes(rows, p, elements, each);
     if let Weights::Dense { words, element, rows, cols, .. } = weights {
         let elements = cols.checked_next_multiple_of(8).and_then(|n| n.checked_mul(rows));
         words.require("the weights", bytes(elements, element.bytes())?)?;
         words.require_aligned("the weights", 16)?;
     }
+    Ok(())
+}
+
+/// So many elements of so many bytes of a product of `rows` rows.
+fn bytes(rows: usize, p: &Product<'_>, elements: Option<usize>, each: usize) -> Result<usize> {
+    let too_large = || Error::Invalid(format!("a product of {} tokens and {rows} rows: too large", p.tokens));
+    elements.and_then(|n| n.checked_mul(each)).ok_or_else(too_large)
+}
+
+/// Refuses operands besides the weights that no product of `rows` rows and `cols` columns takes.
+pub(super) fn check_operands(rows: usize, cols: usize, p: &Product<'_>) -> Result<()> {
+    if !p.stride.is_multiple_of(TILE_COLS) || p.stride < cols {
+        return Err(Error::Invalid(format!("rows of x of {} elements for {cols} input features", p.stride)));
+    }
+    let bytes = |elements, each| bytes(rows, p, elements, each);
     p.x.require("x", bytes(p.tokens.checked_mul(p.stride), 2)?)?;
     p.x.require_aligned("x", 16)?;
     let before = (p.tokens - 1).checked_mul(p.y_stride);

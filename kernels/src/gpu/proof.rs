@@ -6,6 +6,7 @@
 //!                                                                 near, where a GPU's tensor cores round by themselves
 //! ```
 
+mod abq;
 mod attention;
 mod coders;
 mod elementwise;
@@ -50,6 +51,7 @@ pub fn prove(gpu: &Gpu, say: &mut dyn FnMut(&Proof)) -> Result<Vec<Proof>> {
     coders::prove(&mut court)?;
     elementwise::prove(&mut court)?;
     products::prove(&mut court)?;
+    abq::prove(&mut court)?;
     experts::prove(&mut court)?;
     attention::prove(&mut court)?;
     Ok(court.proofs)

@@ -20,6 +20,16 @@ macro_rules! step {
 }
 
 const SOURCES: &[Source] = &sources! {
+    "abq1" step!("abq1");
+    "abq2" step!("abq2");
+    "abq3" step!("abq3");
+    "abq4" step!("abq4");
+    "abq5" step!("abq5");
+    "abq6" step!("abq6");
+    "abq7" step!("abq7");
+    "abq8" step!("abq8");
+    "abq_decoded" None;
+    "abq_quantise" step!("abq_quantise");
     "attention" step!("attention");
     "ceiling" None;
     "dense" step!("dense");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_entropy::fixed12::Grid;
+use llmpress_formats::encoding::abq::Abq;
 use llmpress_formats::{Dtype, Encoding, Error, Result};
 use llmpress_kernels::gpu::attention::{Cache, workspace_bytes};
 use llmpress_kernels::gpu::product::split_bytes;
@@ -10,7 +11,7 @@ use llmpress_kernels::gpu::sampling::{DRAW_WORKSPACE_BYTES, argmax_workspace_byt
 use serde::Serialize;
 
 use super::session::{WORKSPACE_BYTES, chunk, heads, mlp_elements, padded, plan_bytes};
-use super::weights::{LayerLinears, decodes_in_place, plain_bytes, stored};
+use super::weights::{LayerLinears, decodes_in_place, element, plain_bytes, stays_abq, stored};
 use super::{RUN_LOGITS, layer_linears, routing};
 use crate::linear::Linear;
 use crate::{Model, Weights};
@@ -54,8 +55,8 @@ impl GpuNeeds {
         planned: Option<&BTreeMap<&str, Weights>>,
         capacity: usize,
     ) -> Result<Self> {
-        let units = BTreeSet::new();
-        let mut sizes = Sizes { model, weights, planned, units, bytes: 0, scratch: 0, decoded: 0 };
+        let (units, chunk) = (BTreeSet::new(), chunk(capacity));
+        let mut sizes = Sizes { model, weights, planned, units, bytes: 0, scratch: 0, chunk, decoded: 0 };
         sizes.matrix(&model.embedding, true)?;
         if model.head.tensor() != model.embedding.tensor() {
             sizes.matrix(&model.head, false)?;
@@ -65,7 +66,6 @@ impl GpuNeeds {
         let c = model.config();
         let heads = heads(c);
         heads.check().map_err(super::device)?;
-        let chunk = chunk(capacity);
         let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
         let mut inputs = chunk * padded(c.hidden_size.max(heads.heads * heads.head_dim));
         let mut outputs = chunk * qkv.max(c.hidden_size);
@@ -124,7 +124,9 @@ struct Sizes<'a> {
     bytes: u64,
     /// Of the largest unit, decoded.
     scratch: u64,
-    /// Of the largest group of fixed12 matrices, decoded.
+    /// Tokens that are read at a time.
+    chunk: usize,
+    /// Of the largest group of matrices that products decode, with what they make of their inputs.
     decoded: u64,
 }
 
@@ -150,27 +152,59 @@ impl Sizes<'_> {
                 groups.split_off(if layer.gate_up.is_empty() { groups.len() } else { layer.of_attention });
         } else {
             for linear in layer.gate_up.iter().chain(&layer.down).flatten() {
+                self.expert(linear)?;
                 self.matrix(linear, false)?;
             }
         }
         for group in &groups {
             let before = self.bytes;
-            let mut fixed12 = false;
+            let (mut decoded, mut of_x) = (false, 0);
             for linear in group {
-                fixed12 |= self.matrix(linear, false)?;
+                decoded |= self.matrix(linear, false)?;
+                if stays_abq(&self.encoding(linear)?, self.weights).is_some() {
+                    // What x adds up to over every half tile, or its codes and their sums: of 32 columns of a token.
+                    of_x = (self.chunk * linear.cols().div_ceil(32) * 40) as u64;
+                }
             }
-            if fixed12 && self.bytes > before {
-                self.decoded = self.decoded.max(group.iter().map(|linear| plain_bytes(linear)).sum());
+            if self.bytes > before {
+                // Words of BF16, whatever the weights are made of.
+                let words = group.iter().map(|l| plain_bytes(l) / element(l).bytes() as u64 * 2);
+                let decoded: u64 = if decoded { words.sum() } else { 0 };
+                self.decoded = self.decoded.max(decoded + of_x);
             }
         }
         Ok(())
     }
 
-    /// Whether it becomes fixed12. `table`: rows are gathered from it.
+    /// Refuses an expert that would be multiplied from its codes.
+    fn expert(&self, linear: &Linear) -> Result<()> {
+        let refuse = |what: &str| {
+            let root = self.model.checkpoint.root();
+            Err(Error::unsupported(root, Some(linear.tensor()), format!("is an expert {what} --device cuda")))
+        };
+        match stays_abq(&self.encoding(linear)?, self.weights) {
+            None => Ok(()),
+            Some(Abq { activation_bits: None, .. }) => refuse(
+                "stored as abq, which is not multiplied on a GPU yet: --weights bf16 decodes it once, or leave out",
+            ),
+            Some(_) => refuse("whose activations are quantised, which is not done on a GPU yet: leave out"),
+        }
+    }
+
+    /// Whether products of many tokens decode it. `table`: rows are gathered from it.
     fn matrix(&mut self, linear: &Linear, table: bool) -> Result<bool> {
         let encoding = self.encoding(linear)?;
         let bias = 4 * linear.bias().map_or(0, <[f32]>::len) as u64;
         self.bytes += bias;
+        if let Some(abq) = stays_abq(&encoding, self.weights).filter(|_| !table) {
+            let (rows, cols) = (linear.rows().next_multiple_of(16) as u64, linear.cols());
+            let tile = if abq.activation_bits.is_some() { 128 } else { 64 };
+            let codes = rows * cols.next_multiple_of(tile) as u64 * u64::from(abq.planes()) / 8;
+            // A scale and an offset; for integers the sum of the codes besides.
+            let each = if abq.activation_bits.is_some() { 12 } else { 8 };
+            self.bytes += codes + rows * abq.groups(cols) as u64 * each;
+            return Ok(abq.activation_bits.is_none());
+        }
         match (self.weights, encoding) {
             (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) | (Weights::Fixed12, _)
                 if linear.dtype() == Dtype::BF16 =>
@@ -215,20 +249,7 @@ impl Sizes<'_> {
                 _ => Encoding::Raw,
             });
         }
-        let encoding = stored(checkpoint, linear)?;
-        let Encoding::Abq(abq) = &encoding else { return Ok(encoding) };
-        let refuse = |what: String| Err(Error::unsupported(checkpoint.root(), Some(linear.tensor()), what));
-        match (abq.activation_bits, self.weights) {
-            (Some(bits), _) => refuse(format!(
-                "has what it multiplies quantised to {bits} bits, which is not done on a GPU yet: leave out --device cuda"
-            )),
-            (None, Weights::Stored) => refuse(
-                "is stored as abq, which is not multiplied on a GPU yet: --weights bf16 decodes it once, or leave out \
-                 --device cuda"
-                    .to_owned(),
-            ),
-            _ => Ok(encoding),
-        }
+        stored(checkpoint, linear)
     }
 }
 

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use llmpress_formats::{Error, Result};
+use llmpress_kernels::gpu::abq::{self, integer};
 use llmpress_kernels::gpu::attention::{Cache, Heads, workspace_bytes};
 use llmpress_kernels::gpu::experts::Routing;
 use llmpress_kernels::gpu::gate::Activation as Gate;
@@ -127,6 +128,8 @@ pub(super) struct GpuSession<'a> {
     random: Buffer,
     drawing: Buffer,
     drawn: Buffer,
+    /// The label of the first matrix whose activations could not be quantised; 0: of none.
+    fault: Buffer,
     /// Whether those are of the last kept token.
     picked: bool,
     /// By the number of sequences a step of one token each, once it ran.
@@ -168,10 +171,23 @@ impl<'a> GpuSession<'a> {
                 let weights = Weights::Fixed12 { matrix, first: 0, rows: linear.rows, whole: linear.whole };
                 weights.workspace_bytes(&model.gpu, chunk)
             }
+            Source::Abq(matrix) => {
+                let weights = abq::Weights { matrix, first: 0, rows: linear.rows, whole: linear.whole };
+                abq::workspace_bytes(&model.gpu, weights, chunk)
+            }
+            Source::Integers { matrix, .. } => {
+                integer::workspace_bytes(&model.gpu, integer::Weights::all(matrix), chunk)
+            }
             _ => split_bytes(linear.rows, linear.whole, chunk),
         });
-        let products =
-            products.max().unwrap_or(0).max(split_bytes(model.head().rows, model.head().rows, chunk));
+        let of_head = match &model.head().source {
+            // As many tokens as are kept, or one of each sequence.
+            Source::Integers { matrix, .. } => {
+                integer::workspace_bytes(&model.gpu, integer::Weights::all(matrix), capacity.max(sequences))
+            }
+            _ => split_bytes(model.head().rows, model.head().rows, chunk),
+        };
+        let products = products.max().unwrap_or(0).max(of_head);
         // A layer without attention has no keys and values.
         let cache = model.layers.iter().map(|layer| {
             let bytes = if layer.attention.is_some() { cache_bytes } else { 0 };
@@ -212,6 +228,7 @@ impl<'a> GpuSession<'a> {
             random: allocate(8)?,
             drawing: allocate(DRAW_WORKSPACE_BYTES)?,
             drawn: allocate(4)?,
+            fault: model.gpu.upload(&[0u32]).map_err(device)?,
             picked: false,
             steps: BTreeMap::new(),
             model,

@@ -4,13 +4,17 @@
 //! plain        [rows, cols]           BF16, F16 or F32, multiplied as it is
 //! fixed12      tiles                  multiplied as it is
 //! DFloat11     units of some tensors  decoded into one scratch buffer when a layer begins
+//! abq          tiles of codes         multiplied as it is; in integers where activations are quantised, too
 //! ```
 
 use std::collections::HashMap;
+use std::mem::discriminant;
 
 use bytemuck::Pod;
 use llmpress_entropy::{dfloat11, fixed12};
+use llmpress_formats::encoding::abq::Abq;
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, encoding};
+use llmpress_kernels::gpu::abq::{self, integer};
 use llmpress_kernels::gpu::dense::{Element, padded, row_stride};
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
@@ -20,6 +24,7 @@ use super::device;
 use super::experts::ExpertLinear;
 use crate::Weights;
 use crate::linear::Linear;
+use crate::linear::abq::Components as Codes;
 
 /// A matrix of `rows` x `cols` weights, or several with the same input one below the other.
 #[derive(Debug)]
@@ -42,6 +47,12 @@ pub(super) enum Source {
         element: Element,
     },
     Fixed12(Matrix),
+    Abq(abq::Matrix),
+    /// Activations are quantised; one that is not finite is told by the label, a place in the list of names and one more.
+    Integers {
+        matrix: integer::Matrix,
+        label: u32,
+    },
     /// Elements from `first` on of a decoded unit.
     Dfloat11 {
         unit: usize,
@@ -56,6 +67,8 @@ pub(super) struct Loader<'a> {
     weights: Weights,
     pub(super) units: Vec<Unit>,
     by_name: HashMap<String, usize>,
+    /// Matrices whose activations are quantised.
+    labels: Vec<String>,
     /// Unit and first element of the matrices of a layer that were encoded anew.
     made: HashMap<String, (usize, usize)>,
 }
@@ -86,8 +99,9 @@ impl<'a> LayerLinears<'a> {
     pub(super) fn becomes_unit(&self, checkpoint: &Checkpoint, weights: Weights) -> Result<bool> {
         let (mut is_stored, mut fit) = (true, true);
         for linear in self.members() {
-            is_stored &= matches!(stored(checkpoint, linear)?, Encoding::Dfloat11);
-            fit &= decodes_in_place(linear);
+            let encoding = stored(checkpoint, linear)?;
+            is_stored &= matches!(encoding, Encoding::Dfloat11);
+            fit &= decodes_in_place(linear) && stays_abq(&encoding, weights).is_none();
         }
         Ok(weights == Weights::Dfloat11 && !is_stored && fit)
     }
@@ -104,12 +118,12 @@ pub(super) struct LoadedLayer {
 impl<'a> Loader<'a> {
     pub(super) fn new(gpu: &'a Gpu, checkpoint: &'a Checkpoint, weights: Weights) -> Self {
         let (by_name, made) = (HashMap::new(), HashMap::new());
-        Self { gpu, checkpoint, weights, units: Vec::new(), by_name, made }
+        Self { gpu, checkpoint, weights, units: Vec::new(), by_name, labels: Vec::new(), made }
     }
 
-    /// The units that matrices lie in.
-    pub(super) fn units(self) -> Vec<Unit> {
-        self.units
+    /// The units that matrices lie in, and the names of those whose activations are quantised.
+    pub(super) fn finish(self) -> (Vec<Unit>, Vec<String>) {
+        (self.units, self.labels)
     }
 
     /// The matrices of a layer: those of a group become one where their encoding lets them, which saves launches. Those that become
@@ -159,7 +173,11 @@ impl<'a> Loader<'a> {
         if self.made.contains_key(linear.tensor()) {
             return Ok(Target::Unit);
         }
-        Ok(match (self.weights, self.stored(linear)?) {
+        let encoding = self.stored(linear)?;
+        if let Some(abq) = stays_abq(&encoding, self.weights) {
+            return Ok(Target::Abq(abq));
+        }
+        Ok(match (self.weights, encoding) {
             (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) => Target::Fixed12,
             (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) if decodes_in_place(linear) => {
                 Target::Unit
@@ -182,11 +200,21 @@ impl<'a> Loader<'a> {
         if all(|target| matches!(target, Target::Fixed12)) && stacks(group) {
             return Ok(vec![self.fixed12_stack(group)?]);
         }
+        if all(|target| matches!(target, Target::Abq(_)))
+            && targets.windows(2).all(|pair| pair[0] == pair[1])
+            && stacks(group)
+            && let Some(one) = self.abq_stack(group)?
+        {
+            return Ok(vec![one]);
+        }
         group
             .iter()
             .zip(&targets)
             .map(|(linear, target)| {
                 let mut one = match target {
+                    Target::Abq(_) => self
+                        .abq_stack(&[linear])?
+                        .ok_or_else(|| Error::Invalid(format!("{} was not loaded", linear.tensor())))?,
                     Target::Plain => self.plain_stack(&[linear])?,
                     Target::Unit => {
                         let (unit, first) = self.place(linear)?;
@@ -252,9 +280,35 @@ impl<'a> Loader<'a> {
     /// A matrix that rows are gathered from: never a part of a unit, which would have to be decoded for a row.
     pub(super) fn table(&mut self, linear: &Linear) -> Result<GpuLinear> {
         match (self.weights, self.stored(linear)?) {
-            (Weights::Dfloat11, _) | (_, Encoding::Dfloat11) => self.plain_stack(&[linear]),
+            (Weights::Dfloat11, _) | (_, Encoding::Dfloat11 | Encoding::Abq(_)) => {
+                self.plain_stack(&[linear])
+            }
             _ => self.matrix(linear),
         }
+    }
+
+    /// Matrices of the same widths and groups; none where their zeros are of different kinds.
+    fn abq_stack(&mut self, group: &[&Linear]) -> Result<Option<GpuLinear>> {
+        let checkpoint = self.checkpoint;
+        let mut parts = Vec::with_capacity(group.len());
+        for linear in group {
+            let info = checkpoint.tensor(linear.tensor())?;
+            let Encoding::Abq(abq) = *checkpoint.unit_of(info)?.encoding() else { return Ok(None) };
+            parts.push(Codes::read(checkpoint, linear.tensor(), info, abq, linear.rows(), linear.cols())?);
+        }
+        let stored: Vec<_> = parts.iter().map(Codes::stored).collect();
+        if stored.windows(2).any(|pair| discriminant(&pair[0].zero) != discriminant(&pair[1].zero)) {
+            return Ok(None);
+        }
+        let source = if parts.first().is_some_and(|part| part.abq.activation_bits.is_some()) {
+            let names: Vec<&str> = group.iter().map(|linear| linear.tensor()).collect();
+            self.labels.push(names.join(", "));
+            let matrix = integer::Matrix::stack(self.gpu, &stored).map_err(device)?;
+            Source::Integers { matrix, label: self.labels.len() as u32 }
+        } else {
+            Source::Abq(abq::Matrix::stack(self.gpu, &stored).map_err(device)?)
+        };
+        Ok(Some(self.with(group, source)?))
     }
 
     fn stored(&self, linear: &Linear) -> Result<Encoding> {
@@ -367,9 +421,10 @@ impl<'a> Loader<'a> {
 }
 
 /// What a matrix becomes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Target {
     Plain,
+    Abq(Abq),
     Unit,
     Fixed12,
 }
@@ -377,14 +432,14 @@ pub(super) enum Target {
 /// How a matrix is stored. What an edit made zero is not what its unit stores: its elements are read.
 pub(super) fn stored(checkpoint: &Checkpoint, linear: &Linear) -> Result<Encoding> {
     let info = checkpoint.tensor(linear.tensor())?;
-    match checkpoint.unit_of(info)?.encoding() {
-        _ if info.is_zero() => Ok(Encoding::Raw),
-        Encoding::Abq(_) => Err(Error::unsupported(
-            checkpoint.root(),
-            Some(linear.tensor()),
-            "is stored as abq, which does not run on a GPU yet: leave out --device cuda",
-        )),
-        encoding => Ok(encoding.clone()),
+    Ok(if info.is_zero() { Encoding::Raw } else { checkpoint.unit_of(info)?.encoding().clone() })
+}
+
+/// Whether products run from a matrix's codes: always where activations are quantised, since that is a part of the model.
+pub(super) fn stays_abq(encoding: &Encoding, weights: Weights) -> Option<Abq> {
+    match encoding {
+        Encoding::Abq(abq) if weights == Weights::Stored || abq.activation_bits.is_some() => Some(*abq),
+        _ => None,
     }
 }
 

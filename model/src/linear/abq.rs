@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use llmpress_formats::encoding::abq::{Abq, Floats, OFFSET, PLANES, Packed, SCALE, ZERO, Zero};
-use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result};
+use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, Tensor};
 use llmpress_kernels::cpu::Elements;
 use llmpress_kernels::cpu::abq::{self as kernel, Inputs, Matrix};
 
@@ -25,66 +25,79 @@ pub(super) struct Quantised {
 /// Opens an abq matrix: every code and scale is checked.
 pub(super) fn open(stored: &Stored<'_>) -> Result<Option<Box<dyn Source>>> {
     let Encoding::Abq(abq) = *stored.encoding()? else { return Ok(None) };
-    let at_fault = |what: String| Error::corrupt(stored.checkpoint.root(), Some(stored.tensor), what);
-    let parts = Parts::read(stored)?;
-    let packed = parts.packed(stored, abq)?;
-    packed.check().map_err(|e| at_fault(e.to_string()))?;
-    let (scale, zero) = (Words::of(packed.scale()), Words::of_zero(packed.zero()));
-    let matrix = Matrix::new(&kernel::Stored {
-        rows: stored.rows,
-        cols: stored.cols,
-        bits: abq.bits,
-        planes: abq.planes() as u8,
-        group_size: abq.group_size.map(|size| size as usize),
-        activation_bits: abq.activation_bits,
-        words: packed.planes(),
-        scale: scale.elements(),
-        zero: match packed.zero() {
-            Zero::Symmetric => kernel::Zero::Symmetric,
-            Zero::Integer(zeros) => kernel::Zero::Integer(zeros),
-            Zero::Real(_) => kernel::Zero::Real(zero.elements()),
-        },
-    });
-    let matrix = matrix.map_err(|e| at_fault(e.to_string()))?;
+    let components =
+        Components::read(stored.checkpoint, stored.tensor, stored.info, abq, stored.rows, stored.cols)?;
+    let matrix = Matrix::new(&components.stored());
+    let matrix =
+        matrix.map_err(|e| Error::corrupt(stored.checkpoint.root(), Some(stored.tensor), e.to_string()))?;
     Ok(Some(Box::new(Quantised { abq, matrix })))
 }
 
-/// The components where they lie.
-struct Parts<'a> {
-    planes: Cow<'a, [u32]>,
-    scale: Floats<'a>,
-    zero: Zero<'a>,
+/// The components of a matrix as kernels take them.
+#[derive(Debug)]
+pub(crate) struct Components<'a> {
+    pub(crate) abq: Abq,
+    rows: usize,
+    cols: usize,
+    packed: Packed<'a>,
+    scale: Words,
+    zero: Words,
 }
 
-impl<'a> Parts<'a> {
-    fn read(stored: &Stored<'a>) -> Result<Self> {
-        let (unit, checkpoint) = (&stored.info.unit, stored.checkpoint);
-        let components = checkpoint.unit_of(stored.info)?.components();
+impl<'a> Components<'a> {
+    /// Finds them, and checks every code and scale.
+    pub(crate) fn read(
+        checkpoint: &'a Checkpoint,
+        tensor: &str,
+        info: &Tensor,
+        abq: Abq,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self> {
+        let components = checkpoint.unit_of(info)?.components();
         let floats = |name: &str| {
             let dtype = components.get(name).map_or(Dtype::F32, |component| component.dtype());
-            Floats::new(dtype, checkpoint.view(unit, name)?)
+            Floats::new(dtype, checkpoint.view(&info.unit, name)?)
         };
-        let planes = checkpoint.view(unit, PLANES)?;
-        let planes = match bytemuck::try_cast_slice(planes) {
+        let planes = checkpoint.view(&info.unit, PLANES)?;
+        let planes: Cow<'a, [u32]> = match bytemuck::try_cast_slice(planes) {
             Ok(words) => Cow::Borrowed(words),
             Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(planes)),
         };
         let zero = if components.contains_key(OFFSET) {
             Zero::Real(floats(OFFSET)?)
         } else if components.contains_key(ZERO) {
-            Zero::Integer(checkpoint.view(unit, ZERO)?.into())
+            Zero::Integer(checkpoint.view(&info.unit, ZERO)?.into())
         } else {
             Zero::Symmetric
         };
-        Ok(Self { planes, scale: floats(SCALE)?, zero })
+        let packed = Packed::new(abq, rows, cols, planes, floats(SCALE)?, zero)?;
+        packed.check().map_err(|e| Error::corrupt(checkpoint.root(), Some(tensor), e.to_string()))?;
+        let (scale, zero) = (Words::of(packed.scale()), Words::of_zero(packed.zero()));
+        Ok(Self { abq, rows, cols, packed, scale, zero })
     }
 
-    fn packed(self, stored: &Stored<'_>, abq: Abq) -> Result<Packed<'a>> {
-        Packed::new(abq, stored.rows, stored.cols, self.planes, self.scale, self.zero)
+    pub(crate) fn stored(&self) -> kernel::Stored<'_> {
+        kernel::Stored {
+            rows: self.rows,
+            cols: self.cols,
+            bits: self.abq.bits,
+            planes: self.abq.planes() as u8,
+            group_size: self.abq.group_size.map(|size| size as usize),
+            activation_bits: self.abq.activation_bits,
+            words: self.packed.planes(),
+            scale: self.scale.elements(),
+            zero: match self.packed.zero() {
+                Zero::Symmetric => kernel::Zero::Symmetric,
+                Zero::Integer(zeros) => kernel::Zero::Integer(zeros),
+                Zero::Real(_) => kernel::Zero::Real(self.zero.elements()),
+            },
+        }
     }
 }
 
 /// Scales or offsets at an address that their dtype allows.
+#[derive(Debug)]
 struct Words {
     words: Vec<u64>,
     dtype: Dtype,

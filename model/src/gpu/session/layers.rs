@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use llmpress_formats::{Error, Result};
+use llmpress_kernels::gpu::abq::{self, integer};
 use llmpress_kernels::gpu::attention::{Attend, Cache, Sequences, attend};
 use llmpress_kernels::gpu::dense::{Element, row_stride};
 use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
@@ -13,7 +15,7 @@ use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
 use llmpress_kernels::gpu::{self, Buffer, View};
 
 use super::super::weights::{GpuLinear, Source};
-use super::super::{GpuAttention, GpuMlp, GpuMlpBody};
+use super::super::{GpuAttention, GpuMlp, GpuMlpBody, device};
 use super::{GpuSession, activation, padded};
 use crate::{Skips, SubLayer};
 
@@ -36,6 +38,9 @@ impl GpuSession<'_> {
             Source::Dfloat11 { unit, first } => {
                 let words = self.unit(*unit, *first, m.embedding.rows * hidden)?;
                 embed(&m.gpu, words, Element::Bf16, m.embedding.rows, hidden, &gather)?;
+            }
+            Source::Abq(_) | Source::Integers { .. } => {
+                return Err(gpu::Error::Unsupported("rows of an abq matrix are not gathered".to_owned()));
             }
         }
         let norm = |weight| {
@@ -162,6 +167,13 @@ impl GpuSession<'_> {
         adds: bool,
     ) -> gpu::Result<()> {
         let (cols, count) = (linear.cols, rows.len());
+        let bias = match &linear.bias {
+            Some(bias) => Some(bias.slice(4 * rows.start..4 * rows.end)?),
+            None => None,
+        };
+        let workspace = Some(&self.products);
+        let operands = Product { x, stride: padded(cols), tokens, y, y_stride, bias, adds, workspace };
+        let (gpu, picker) = (&self.model.gpu, &self.model.picker);
         let dense = |words, element, fresh| Weights::Dense {
             words,
             element,
@@ -181,14 +193,36 @@ impl GpuSession<'_> {
             Source::Dfloat11 { unit, first } => {
                 dense(self.unit(*unit, first + rows.start * cols, count * cols)?, Element::Bf16, true)
             }
+            Source::Abq(matrix) => {
+                let weights = abq::Weights { matrix, first: rows.start, rows: count, whole: linear.whole };
+                return abq::product(gpu, weights, &operands, picker);
+            }
+            Source::Integers { matrix, label } => {
+                let weights = integer::Weights { matrix, first: rows.start, rows: count };
+                let quantising =
+                    integer::Quantising { wide: false, fault: Some((self.fault.view(), *label)) };
+                return integer::product(gpu, weights, &operands, &quantising, picker);
+            }
         };
-        let bias = match &linear.bias {
-            Some(bias) => Some(bias.slice(4 * rows.start..4 * rows.end)?),
-            None => None,
-        };
-        let workspace = Some(&self.products);
-        let operands = Product { x, stride: padded(cols), tokens, y, y_stride, bias, adds, workspace };
-        product(&self.model.gpu, weights, &operands, &self.model.picker)
+        product(gpu, weights, &operands, picker)
+    }
+
+    /// Refuses what was computed from activations that could not be quantised.
+    pub(super) fn check_quantised(&self) -> Result<()> {
+        let names = &self.model.quantised;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let label = self.fault.view().read::<u32>(1).map_err(device)?[0] as usize;
+        match label.checked_sub(1).and_then(|at| names.get(at)) {
+            None => Ok(()),
+            Some(name) => {
+                self.fault.view().write(&[0u32]).map_err(device)?;
+                Err(Error::Invalid(format!(
+                    "an activation that {name} multiplies is NaN or infinite, or too large to quantise"
+                )))
+            }
+        }
     }
 
     /// Some words of a unit, which is decoded unless it was the last one: but for what belongs to experts.

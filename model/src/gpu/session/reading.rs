@@ -88,7 +88,7 @@ impl GpuSession<'_> {
     /// Logits and likeliest successors of the last kept tokens.
     fn ready(&mut self) -> Result<()> {
         if self.picked {
-            return Ok(());
+            return self.check_quantised();
         }
         let row = 2 * padded(self.model.config.hidden_size);
         let last = self
@@ -104,7 +104,7 @@ impl GpuSession<'_> {
         }
         self.succeed(self.at_hand).map_err(device)?;
         self.picked = true;
-        Ok(())
+        self.check_quantised()
     }
 
     /// A token that is drawn after a sequence at hand.
@@ -140,6 +140,7 @@ impl GpuSession<'_> {
             soft_cap(&m.gpu, logits.view(), count, cap).map_err(device)?;
         }
         let values: Vec<f32> = logits.view().read(count).map_err(device)?;
+        self.check_quantised()?;
         for (token, values) in values.chunks_exact(run.len()).enumerate() {
             out.set_token(token, values.iter().copied());
         }
