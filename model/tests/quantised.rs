@@ -110,7 +110,10 @@ fn codes_give_the_logits_of_the_values_that_they_stand_for() {
         let mut cache = model.cache(ids.len());
         for (token, id) in ids[..5].iter().enumerate() {
             let one = logits(&model, &[*id], &mut cache).unwrap();
-            assert!(distance(&from_codes[token], &one[0]) < 1e-4, "{abq:?}");
+            // Where the last bits of an input differ, it may round to another code.
+            let most = if abq.activation_bits.is_some() { 0.05 } else { 1e-4 };
+            let far = distance(&from_codes[token], &one[0]);
+            assert!(far < most, "{abq:?}: {far}");
         }
     }
 }

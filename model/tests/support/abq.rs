@@ -68,7 +68,12 @@ pub(crate) fn write(from: &Path, to: &Path, abq: impl Fn(&str) -> Option<Abq>) {
                 encoding
             }
         };
-        let unit = UnitEntry { encoding, tensors: vec![name.clone()], components, fallback: None };
+        let unit = UnitEntry {
+            encoding: encoding.into(),
+            tensors: vec![name.clone()],
+            components: components.into(),
+            fallback: None,
+        };
         units.insert(name.clone(), unit);
         let entry = TensorEntry {
             dtype: tensor.dtype,
