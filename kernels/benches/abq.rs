@@ -20,7 +20,7 @@ use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
-use limits::{fma_peak, read};
+use limits::{fma_peak, stream};
 use llmpress_kernels::cpu::abq::{Inputs, Matrix, Stored, Zero};
 use llmpress_kernels::cpu::{Elements, dot_rows, multiply};
 
@@ -53,6 +53,9 @@ fn main() {
         (4, None, None),
         (8, None, Some(128)),
         (1, Some(1), None),
+        (1, Some(2), Some(128)),
+        (1, Some(4), Some(128)),
+        (2, Some(1), Some(128)),
         (2, Some(2), Some(128)),
         (2, Some(4), Some(128)),
         (2, Some(8), Some(128)),
@@ -243,7 +246,9 @@ fn measure(
     let mut times: BTreeMap<(usize, usize, String), Times> = BTreeMap::new();
     let (mut reads, mut peaks) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        reads.push(read(&streamed, 1));
+        let start = on_core();
+        black_box(stream(black_box(&streamed)));
+        reads.push(WORKING_SET as f64 / (on_core() - start) / 1e9);
         peaks.push(fma_peak());
         for &tokens in tokens {
             let x: Vec<f32> =

@@ -59,18 +59,8 @@ pub(crate) fn fma_peak() -> f64 {
     rate(2 * 12 * 4 * TURNS, || _ = black_box(body::<4, 12>([black_box(1.5); 4], [black_box(0.5); 4])))
 }
 
-/// GB/s at which `threads` read `bytes`: sums of 64-bit words.
-pub(crate) fn read(bytes: &[u8], threads: usize) -> f64 {
-    fn sum(bytes: &[u8]) -> u64 {
-        let (chunks, _) = bytemuck::cast_slice::<u8, u64>(bytes).as_chunks::<64>();
-        let mut sums = [0u64; 64];
-        for chunk in chunks {
-            for (sum, x) in sums.iter_mut().zip(chunk) {
-                *sum = sum.wrapping_add(*x);
-            }
-        }
-        sums.iter().fold(0, |a, b| a ^ b)
-    }
+/// Reads all of it in order: a sum of 64-bit words.
+pub(crate) fn stream(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
     fn avx2(bytes: &[u8]) -> u64 {
@@ -89,19 +79,29 @@ pub(crate) fn read(bytes: &[u8], threads: usize) -> f64 {
         let sums: [[u64; 4]; 8] = bytemuck::cast(sums);
         sums.as_flattened().iter().fold(0, |a, b| a ^ b)
     }
+    #[cfg(target_arch = "x86_64")]
+    #[allow(unsafe_code)]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the feature was detected.
+        return unsafe { avx2(bytes) };
+    }
+    let (chunks, _) = bytemuck::cast_slice::<u8, u64>(bytes).as_chunks::<64>();
+    let mut sums = [0u64; 64];
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum = sum.wrapping_add(*x);
+        }
+    }
+    sums.iter().fold(0, |a, b| a ^ b)
+}
+
+/// GB/s at which `threads` read `bytes`.
+pub(crate) fn read(bytes: &[u8], threads: usize) -> f64 {
     let part = bytes.len() / threads / 256 * 256;
     rate(threads * part, || {
         thread::scope(|scope| {
             for bytes in bytes.chunks_exact(part).take(threads) {
-                scope.spawn(move || {
-                    #[cfg(target_arch = "x86_64")]
-                    #[allow(unsafe_code)]
-                    if is_x86_feature_detected!("avx2") {
-                        // SAFETY: the feature was detected.
-                        return black_box(unsafe { avx2(bytes) });
-                    }
-                    black_box(sum(bytes))
-                });
+                scope.spawn(move || black_box(stream(bytes)));
             }
         });
     })

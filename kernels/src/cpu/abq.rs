@@ -167,7 +167,7 @@ impl Matrix {
     }
 
     /// Prepares a panel, `x[feature * tokens + token]`, for products with this matrix or one of the same columns, groups and
-    /// width of activations.
+    /// widths.
     ///
     /// # Errors
     /// Where activations are to be quantised, one that is NaN or infinite.
@@ -217,7 +217,8 @@ impl Matrix {
 
     fn multiply_with(&self, isa: Isa, rows: Range<usize>, inputs: &Inputs, out: &mut [f32]) {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
-        assert!(inputs.fits(self.cols, self.group, self.activation_bits));
+        let counted = self.activation_bits.is_some() && self.counts_bits(isa);
+        assert!(inputs.fits(self.cols, self.group, self.activation_bits, counted));
         let width = inputs.tokens();
         assert!(out.len() == rows.len() * width);
         let mut totals = [[0.0f32; TILE_ROWS]; STRIP * MOST_TOKENS];

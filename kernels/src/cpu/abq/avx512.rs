@@ -123,8 +123,10 @@ unsafe fn zeros(zeros: &[u8], at: usize) -> __m512i {
     unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.as_ptr().add(at).cast())) }
 }
 
-/// Bytes from a strip's block to what is asked of memory meanwhile.
-const AHEAD: usize = 8 << 10;
+/// Blocks of a strip from the one that is multiplied to the one that is asked of memory meanwhile: measured, where memory is
+/// what takes the time, and where arithmetic is.
+const AHEAD: usize = 2;
+const FAR_AHEAD: usize = 8;
 
 /// Adds the exact sums of a group, `sums[token]`, to the totals.
 ///

@@ -88,8 +88,9 @@ impl Inputs {
         self.tokens
     }
 
-    pub(super) fn fits(&self, cols: usize, group: usize, bits: Option<u8>) -> bool {
-        self.cols == cols && (self.group == group || cols == 0) && self.bits == bits
+    pub(super) fn fits(&self, cols: usize, group: usize, bits: Option<u8>, counted: bool) -> bool {
+        let same = (self.cols, self.bits, self.counted) == (cols, bits, counted);
+        same && (self.group == group || cols == 0)
     }
 
     /// First token, tokens and padded tokens of every chunk.
@@ -143,6 +144,7 @@ impl Inputs {
 
     pub(super) fn floats(&mut self, isa: Isa, x: &[f32], tokens: usize, cols: usize, group: usize) {
         let (padded, groups) = self.shape(tokens, cols, group, None);
+        self.counted = false;
         let whole = cols.next_multiple_of(BLOCK_COLS);
         self.floats.clear();
         self.floats.resize(padded * whole, 0.0);

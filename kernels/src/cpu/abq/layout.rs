@@ -116,7 +116,7 @@ fn apart(planes: u8, activation_bits: Option<u8>) -> bool {
     activation_bits.is_some_and(|bits| planes * bits <= MOST_PLANE_PAIRS)
 }
 
-/// Most pairs of a plane of weights and one of activations that are counted.
+/// Most pairs of a plane of weights and one of activations that are counted: measured, for one token and for 16.
 const MOST_PLANE_PAIRS: u8 = 4;
 
 pub(super) fn regroup(stored: &Stored<'_>) -> Result<Matrix, Fault> {

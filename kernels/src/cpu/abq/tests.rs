@@ -254,3 +254,13 @@ fn a_matrix_takes_little_more_than_its_codes() {
         assert!(bytes <= codes + groups * 4, "{bits} {activation:?}: {bytes}");
     }
 }
+
+#[test]
+#[should_panic(expected = "fits")]
+fn inputs_of_another_width_are_not_taken() {
+    let one = Matrix::new(&Owned::new(4, 40, 1, false, None, Some(4), 0, 3).stored()).unwrap();
+    let other = Matrix::new(&Owned::new(4, 40, 4, false, None, Some(8), 0, 3).stored()).unwrap();
+    let mut inputs = Inputs::default();
+    one.prepare(&[1.0; 40], 1, &mut inputs).unwrap();
+    other.multiply(0..4, &inputs, &mut [0.0; 4]);
+}

@@ -82,7 +82,7 @@ unsafe fn some<const P: usize, const Q: usize, const R: usize>(
                 let lines = strip.add(block * stride);
                 let x = x.planes.as_ptr().add((block * tokens + token) * Q).cast::<i32>();
                 for line in 0..R * P {
-                    _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(line).cast::<i8>().wrapping_add(AHEAD));
+                    _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(AHEAD * stride + line).cast());
                 }
                 for j in 0..Q {
                     let x = _mm512_set1_epi32(*x.add(j));

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::super::inputs::Floats;
 use super::super::layout::{Field, Line, Zeros, fields};
 use super::super::{BLOCK_COLS, Matrix, STRIP, TILE_ROWS};
-use super::{AHEAD, by_planes, lanes, zeros};
+use super::{FAR_AHEAD, by_planes, lanes, zeros};
 
 pub(super) fn multiply(
     matrix: &Matrix,
@@ -186,7 +186,7 @@ unsafe fn add<const P: usize, const R: usize, const T: usize>(
         let lines = lines.wrapping_add(block * stride);
         let x = x.wrapping_add(block * T * BLOCK_COLS);
         for line in 0..R * P {
-            _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(line).cast::<i8>().wrapping_add(AHEAD));
+            _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(FAR_AHEAD * stride + line).cast());
         }
         for col in 0..BLOCK_COLS {
             for (r, sums) in sums.iter_mut().enumerate() {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::super::inputs::Integers;
 use super::super::layout::{Field, Line, fields};
 use super::super::{BLOCK_COLS, Matrix, STRIP, TILE_ROWS};
-use super::{AHEAD, add_group, by_planes, code_sums, codes};
+use super::{AHEAD, FAR_AHEAD, add_group, by_planes, code_sums, codes};
 
 pub(super) fn multiply(
     matrix: &Matrix,
@@ -107,12 +107,13 @@ unsafe fn add<const P: usize, const APART: bool, const R: usize, const T: usize>
     to: &mut [[__m512i; T]; R],
 ) {
     let (fields, count): ([Field; 8], usize) = const { fields(P, APART) };
+    let ahead = if R >= STRIP { AHEAD } else { FAR_AHEAD };
     let mut sums = *to;
     for block in 0..blocks {
         let lines = lines.wrapping_add(block * stride);
         let x = x.wrapping_add(block * T * 8);
         for line in 0..R * P {
-            _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(line).cast::<i8>().wrapping_add(AHEAD));
+            _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(ahead * stride + line).cast());
         }
         for quad in 0..8 {
             for (r, sums) in sums.iter_mut().enumerate() {
