@@ -1,4 +1,5 @@
 //! Streams of every family: what passes layer by layer is what passes in one go.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -34,6 +34,9 @@ pub(crate) struct Matrix {
     pub(crate) weights: Vec<f32>,
 }
 
+/// A finished tensor, and its new weights.
+pub(crate) type Done = (Finished, Vec<f32>);
+
 /// What is known of an input.
 #[derive(Default)]
 pub(crate) struct Input {
@@ -57,11 +60,7 @@ struct InWork {
 ///
 /// # Errors
 /// Weights that are not finite, a setting that the encoding does not have, a Hessian that does not factor: by tensor.
-pub(crate) fn quantise(
-    matrices: Vec<Matrix>,
-    features: usize,
-    input: Input,
-) -> Result<Vec<(Finished, Vec<f32>)>> {
+pub(crate) fn quantise(matrices: Vec<Matrix>, features: usize, input: Input) -> Result<Vec<Done>> {
     let Input { moments, drift } = input;
     let few = moments.as_ref().and_then(|moments| too_few(moments, features));
     let h: Option<Vec<f32>> = moments
@@ -99,7 +98,7 @@ fn round_to_nearest(
     features: usize,
     h: Option<&[f32]>,
     moments: Option<&Moments>,
-) -> Result<(Finished, Vec<f32>)> {
+) -> Result<Done> {
     let started = Instant::now();
     let spec = Spec { rung: work.rung, ..work.matrix.spec };
     let grid = match work.rung {
@@ -123,7 +122,7 @@ fn feed_back(
     moments: Moments,
     drift: Option<Vec<f32>>,
     h: &[f32],
-) -> Result<Vec<(usize, (Finished, Vec<f32>))>> {
+) -> Result<Vec<(usize, Done)>> {
     let started = Instant::now();
     let tokens = moments.tokens();
     let first = works.first().map_or("", |(_, work)| work.matrix.tensor.as_str());
@@ -171,13 +170,7 @@ struct Outcome {
     started: Instant,
 }
 
-fn finish(
-    work: InWork,
-    grid: &Grid,
-    codes: &[u8],
-    values: Vec<f32>,
-    outcome: Outcome,
-) -> Result<(Finished, Vec<f32>)> {
+fn finish(work: InWork, grid: &Grid, codes: &[u8], values: Vec<f32>, outcome: Outcome) -> Result<Done> {
     let InWork { matrix, rung, instead, energy, seconds } = work;
     let unit = grid.pack(codes).map_err(|e| named(&matrix.tensor, e))?;
     let report = Report {

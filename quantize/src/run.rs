@@ -113,13 +113,13 @@ pub fn run(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn Sink) ->
     }
     // The original, beside the one whose weights change.
     let original = if both { Some(model.twin()?) } else { None };
-    for layer in done..layers {
+    for (layer, inputs) in inputs.iter().enumerate().skip(done) {
         if last.is_none_or(|last| layer > last) {
             residuals = None;
         }
         let mut work = Work { plan: &plan, original: original.as_ref(), last, residuals, finished: vec![] };
-        let result = work.block(model, &inputs[layer], layer, sink);
-        for tensor in inputs[layer].iter().flat_map(|input| &input.tensors) {
+        let result = work.block(model, inputs, layer, sink);
+        for tensor in inputs.iter().flat_map(|input| &input.tensors) {
             model.restore(tensor)?;
         }
         result?;

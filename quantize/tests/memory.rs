@@ -1,5 +1,6 @@
-//! The bound of memory: by arithmetic for a block of an 8B model, and measured on one a sixteenth of its size.
+//! The bound of memory: by arithmetic for a block of an 8B model, and measured on one an eighth as wide.
 #![allow(unsafe_code)]
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;

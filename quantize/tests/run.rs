@@ -1,4 +1,5 @@
 //! The pass over whole models: every family, resumed, on any number of threads, and what it refuses.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

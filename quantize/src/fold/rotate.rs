@@ -33,7 +33,7 @@ impl Rotate {
 /// `r1r2r4`, or the part of it that is wanted.
 impl fmt::Display for Rotate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut wanted = Self::NAMES.iter().zip(self.parts()).filter(|(_, wanted)| *wanted);
+        let wanted = Self::NAMES.iter().zip(self.parts()).filter(|(_, wanted)| *wanted);
         wanted.map(|(name, _)| name).try_for_each(|name| f.write_str(name))
     }
 }
