@@ -350,10 +350,10 @@ pub(crate) struct ExportArgs {
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) out: PathBuf,
     /// The format: compressed-tensors or gptq.
-    #[arg(long = "as", value_name = "FORMAT")]
+    #[arg(long = "as", value_name = "FORMAT", help_heading = "What to make")]
     pub(crate) format: ExportFormat,
     /// Most bytes in one shard, such as 500M or 5GB.
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size, help_heading = "What to make")]
     pub(crate) max_shard_size: u64,
     #[command(flatten)]
     pub(crate) job: JobArgs,

@@ -144,7 +144,7 @@ fn weights_quantised_elsewhere_are_named_with_what_to_do() {
         bits_and_bytes.push(t(&tensor.name, Dtype::U8, &[rows * cols / 2, 1], bytes(rows * cols / 2)));
     }
     let text = tinylm().join("eval.txt");
-    for (method, tensors) in [("gptq", gptq), ("bitsandbytes", bits_and_bytes)] {
+    for (method, tensors) in [("exl2", gptq), ("bitsandbytes", bits_and_bytes)] {
         let source = dir.path().join(method);
         model(&source, &tensors, &[("quantization_config", json!({"quant_method": method, "bits": 4}))]);
         for args in [

@@ -325,7 +325,9 @@ impl Checkpoint {
                     return Err(Error::corrupt(root, Some(&name), "is both a unit and a tensor"));
                 }
             }
-        } else if let (Numbers::Dequantised, Some(config)) = (numbers, &config) {
+        } else if let (Numbers::Dequantised, Some(config)) = (numbers, &config)
+            && foreign::any(config, directory.tensors().map(|(_, info)| &*info.name))
+        {
             let mut stored = components().collect();
             for unit in foreign::take_units(config, &mut stored)? {
                 let encoding = Encoding::Foreign(unit.foreign);

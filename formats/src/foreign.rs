@@ -153,6 +153,22 @@ pub(crate) struct ForeignUnit {
 /// What a tool has to say of its matrices, found among the stored tensors by their names.
 type Take = fn(&Config, &Settings, &str, &mut BTreeMap<String, Component>) -> Result<Option<ForeignUnit>>;
 
+/// What the names of a quantised module's tensors end in, by the tool that the configuration names.
+fn suffixes(config: &Config) -> &'static [&'static str] {
+    match config.quantised_by() {
+        Some("compressed-tensors") => &compressed_tensors::SUFFIXES,
+        Some("gptq" | "gptqmodel") => &[gptq::SUFFIX],
+        Some("awq") => &[awq::SUFFIX],
+        _ => &[],
+    }
+}
+
+/// Whether any of these names is of a matrix that such a tool quantised. Settings may be there without any.
+pub(crate) fn any<'a>(config: &Config, mut names: impl Iterator<Item = &'a str>) -> bool {
+    let suffixes = suffixes(config);
+    !suffixes.is_empty() && names.any(|name| suffixes.iter().any(|suffix| name.ends_with(suffix)))
+}
+
 /// Takes the quantised matrices out of `stored`. What is left are plain tensors.
 ///
 /// # Errors
@@ -161,16 +177,18 @@ pub(crate) fn take_units(
     config: &Config,
     stored: &mut BTreeMap<String, Component>,
 ) -> Result<Vec<ForeignUnit>> {
-    let Some(settings) = Settings::of(config)? else { return Ok(Vec::new()) };
-    let (suffixes, take): (&[&str], Take) = match &settings {
-        Settings::CompressedTensors(_) => (&compressed_tensors::SUFFIXES, compressed_tensors::take),
-        Settings::Gptq(_) => (&[gptq::SUFFIX], gptq::take),
-        Settings::Awq(_) => (&[awq::SUFFIX], awq::take),
-    };
+    let suffixes = suffixes(config);
     let modules: std::collections::BTreeSet<String> = stored
         .keys()
         .filter_map(|name| suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)).map(str::to_owned))
         .collect();
+    let settings = if modules.is_empty() { None } else { Settings::of(config)? };
+    let Some(settings) = settings else { return Ok(Vec::new()) };
+    let take: Take = match &settings {
+        Settings::CompressedTensors(_) => compressed_tensors::take,
+        Settings::Gptq(_) => gptq::take,
+        Settings::Awq(_) => awq::take,
+    };
     let mut units = Vec::with_capacity(modules.len());
     for module in modules {
         units.extend(take(config, &settings, &module, stored)?);

@@ -40,7 +40,6 @@ impl Checkpoint {
         }
         self.transforms.clear();
         self.remake = Some(by);
-        self.edited = true;
         Ok(self)
     }
 

@@ -99,7 +99,7 @@ fn their_codes_fit_abq_where_groups_are_of_neighbours() {
 #[test]
 fn layouts_and_settings_that_are_not_read_are_refused_by_name() {
     for (name, from, to, expected) in [
-        ("gptq-w4", "\"gptq\"", "\"exl2\"", "exl2"),
+        ("gptq-w4", "\"gptq\"", "\"exl2\"", "there is no tensor"),
         ("gptq-w4", "\"bits\": 4", "\"bits\": 5", "5 bits"),
         ("gptq-w4", "\"bits\": 4", "\"bits\": 8", "model.layers.0.self_attn.q_proj"),
         ("gptq-w4", "\"group_size\": 32", "\"group_size\": 64", "3 groups"),

@@ -104,14 +104,19 @@ fn codes_give_the_logits_of_the_values_that_they_stand_for() {
         plain.load(Weights::Bf16).unwrap();
         let from_values = logits(&plain, &ids, &mut plain.cache(ids.len())).unwrap();
         let far = distance(&from_codes.concat(), &from_values.concat());
-        let most = if abq.activation_bits.is_some() { 0.05 } else { 0.02 };
+        let most = match abq.activation_bits {
+            None => 0.02,
+            Some(8) => 0.05,
+            // An input that rounds to another of 64 codes moves much.
+            Some(_) => 0.2,
+        };
         assert!(far > 0.0 && far < most, "{abq:?}: {far}");
         // One token at a time as all at once.
         let mut cache = model.cache(ids.len());
         for (token, id) in ids[..5].iter().enumerate() {
             let one = logits(&model, &[*id], &mut cache).unwrap();
             // Where the last bits of an input differ, it may round to another code.
-            let most = if abq.activation_bits.is_some() { 0.05 } else { 1e-4 };
+            let most = if abq.activation_bits.is_some() { most } else { 1e-4 };
             let far = distance(&from_codes[token], &one[0]);
             assert!(far < most, "{abq:?}: {far}");
         }

@@ -47,7 +47,8 @@ impl Room for Kept {
         let Some(stored) = kept_unit(checkpoint, first) else {
             return Err(Error::Invalid(format!("unit {}: is stored without loss", first.unit)));
         };
-        if let Some(codes) = checkpoint.codes(&first.unit)? {
+        let name = unit.tensors().first().map(|tensor| tensor.name.as_str()).unwrap_or_default();
+        if let Some(codes) = checkpoint.codes(name)? {
             return taken_over(codes);
         }
         let mut spec = Vec::new();

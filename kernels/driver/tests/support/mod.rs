@@ -60,7 +60,8 @@ pub fn clean(dir: &Path) {
     let all = lines(dir);
     let unknown = |name: &&&str| {
         let driver = name.starts_with("cu") && !name.starts_with("cublas");
-        driver && !functions().any(|function| function == **name)
+        // Tests of the stand-in's own rules load modules the short way.
+        driver && **name != "cuModuleLoadData" && !functions().any(|function| function == **name)
     };
     assert_eq!(calls(&all).iter().find(unknown), None);
     let wrong = |line: &String| line.starts_with("fault") || line.starts_with("leak");
