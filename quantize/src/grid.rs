@@ -91,7 +91,7 @@ impl Grid {
             .par_chunks_exact(cols)
             .flat_map_iter(|row| groups(row).map(|(group, columns)| find(group, columns)))
             .collect();
-        let scales = scale_dtype(raw.iter().flatten().map(|line| line.scale));
+        let scales = scale_dtype(spec.zero, raw.iter().flatten().map(|line| line.scale));
         let mut offsets = offset_dtype(raw.iter().flatten());
         let per_row = spec.abq.groups(cols);
         loop {
@@ -247,10 +247,15 @@ fn round_to(dtype: Dtype, x: f32) -> f32 {
     }
 }
 
-/// The first of F16, BF16 and F32 that moves no scale by more than 2^-9 of it, which is what BF16's eight bits do.
-fn scale_dtype(scales: impl Iterator<Item = f32> + Clone) -> Dtype {
-    let fits = |dtype| scales.clone().all(|s| (round_to(dtype, s) - s).abs() <= s.abs() / 512.0);
-    [Dtype::F16, Dtype::BF16].into_iter().find(|dtype| fits(*dtype)).unwrap_or(Dtype::F32)
+/// The first of F16, BF16 and F32 that moves no scale by more than 2^-8 of it, which is what BF16's eight bits do. Grids that
+/// other tools can say have BF16 first: those have scales in the dtype of the model.
+fn scale_dtype(zero: ZeroPoint, scales: impl Iterator<Item = f32> + Clone) -> Dtype {
+    let fits = |dtype| scales.clone().all(|s| (round_to(dtype, s) - s).abs() <= s.abs() / 256.0);
+    let short = match zero {
+        ZeroPoint::Real => [Dtype::F16, Dtype::BF16],
+        ZeroPoint::Integer | ZeroPoint::Symmetric => [Dtype::BF16, Dtype::F16],
+    };
+    short.into_iter().find(|dtype| fits(*dtype)).unwrap_or(Dtype::F32)
 }
 
 /// F16 where it moves no offset by more than 1/64 of its step, else F32.
