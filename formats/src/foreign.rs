@@ -207,6 +207,9 @@ fn required(config: &Config, stored: &mut BTreeMap<String, Component>, name: &st
     })
 }
 
+/// Most columns of a matrix: a row is decoded as a whole.
+const MOST_COLUMNS: u64 = 1 << 24;
+
 /// The matrix as a tensor.
 fn part(module: &str, rows: u64, cols: u64, scales: &Component) -> Result<Part> {
     let dtype = match scales.dtype() {
@@ -217,10 +220,13 @@ fn part(module: &str, rows: u64, cols: u64, scales: &Component) -> Result<Part> 
     };
     let shape = vec![rows, cols];
     match (rows, cols, dtype.byte_len(&shape)) {
-        (1.., 1.., Some(bytes)) if bytes <= crate::MAX_TOTAL_BYTES => {
+        (1.., 1..=MOST_COLUMNS, Some(bytes)) if bytes <= crate::MAX_TOTAL_BYTES => {
             Ok(Part { name: format!("{module}.weight"), dtype, shape, bytes })
         }
-        _ => Err(scales.corrupt(format!("belongs to a matrix of {rows} x {cols}, which is no size"))),
+        _ => {
+            Err(scales
+                .corrupt(format!("belongs to a matrix of {rows} x {cols}, which is no size that is read")))
+        }
     }
 }
 

@@ -137,3 +137,17 @@ fn the_second_version_of_gptq_stores_zero_points_as_they_are() {
     assert_eq!((one, two), (Layout::Gptq { plain_zeros: false }, Layout::Gptq { plain_zeros: true }));
     assert!(a.iter().zip(&b).all(|(a, b)| *a == *b + 1));
 }
+
+#[test]
+fn groups_are_found_by_name_or_pattern_before_class() {
+    for (from, to, read) in [
+        ("\"Linear\"", "\"re:.*q_proj\"", true),
+        ("\"Linear\"", "\"re:q_proj\"", false),
+        ("\"Linear\"", "\"model.layers.0.self_attn.q_proj\"", true),
+        ("\"Linear\"", "\"re:(((a{99}){99}){99}){99}\"", false),
+        ("\"Linear\"", "\"re:(\"", false),
+    ] {
+        let dir = changed("pack-w4-g32", from, to);
+        assert_eq!(Checkpoint::open_dequantised(dir.path()).is_ok(), read, "{to}");
+    }
+}

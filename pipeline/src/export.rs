@@ -11,6 +11,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use llmpress_formats::encoding::Encoding;
+use llmpress_formats::encoding::abq::ZERO;
 use llmpress_formats::foreign::{Foreign, Layout};
 use llmpress_formats::{Checkpoint, Transform};
 use serde_json::{Value, json};
@@ -90,6 +91,7 @@ fn plan(checkpoint: &Checkpoint, format: ExportFormat, max_shard_bytes: u64) -> 
     };
     let mut quantised: BTreeMap<String, Foreign> = BTreeMap::new();
     let mut dense: BTreeSet<String> = BTreeSet::new();
+    let mut symmetric = true;
     for unit in plan.shards.iter_mut().flat_map(|shard| &mut shard.units) {
         let tensor = checkpoint.tensor(&unit.name)?;
         let module = unit.name.strip_suffix(".weight");
@@ -105,6 +107,7 @@ fn plan(checkpoint: &Checkpoint, format: ExportFormat, max_shard_bytes: u64) -> 
         let module = module.ok_or_else(|| refuse("is no weight of a module".to_owned()))?;
         let target = Target::new(layout, stored, tensor).map_err(refuse)?;
         (unit.method, unit.expected_bytes) = (method, target.bytes());
+        symmetric &= !stored.components().contains_key(ZERO);
         quantised.insert(module.to_owned(), target.foreign);
     }
     if quantised.is_empty() {
@@ -117,9 +120,8 @@ fn plan(checkpoint: &Checkpoint, format: ExportFormat, max_shard_bytes: u64) -> 
     dense.insert("lm_head".to_owned());
     let config = match format {
         ExportFormat::CompressedTensors => compressed_tensors(&quantised, &dense, layout),
-        ExportFormat::Gptq => {
-            gptq(&quantised, &dense).map_err(|why| Error::Invalid(format!("{}: {why}", root.display())))?
-        }
+        ExportFormat::Gptq => gptq(&quantised, &dense, symmetric)
+            .map_err(|why| Error::Invalid(format!("{}: {why}", root.display())))?,
     };
     plan.expected_bytes = plan.units().map(|unit| unit.expected_bytes).sum();
     plan.fingerprint = with_settings(plan.fingerprint, Some(&config));
@@ -182,7 +184,11 @@ fn compressed_tensors(
 }
 
 /// GPTQ says one width and one size of groups for all linears but the head.
-fn gptq(quantised: &BTreeMap<String, Foreign>, dense: &BTreeSet<String>) -> Result<Value, String> {
+fn gptq(
+    quantised: &BTreeMap<String, Foreign>,
+    dense: &BTreeSet<String>,
+    symmetric: bool,
+) -> Result<Value, String> {
     let mut all = quantised.iter();
     let Some((first, foreign)) = all.next() else { return Err("holds nothing quantised".to_owned()) };
     let widths = |foreign: &Foreign| (foreign.bits, foreign.group_size);
@@ -202,7 +208,8 @@ fn gptq(quantised: &BTreeMap<String, Foreign>, dense: &BTreeSet<String>) -> Resu
         "bits": foreign.bits,
         "group_size": foreign.group_size.map_or(-1, i64::from),
         "desc_act": false,
-        "sym": true,
+        // Where this says so, runtimes do not look at the zero points.
+        "sym": symmetric,
         "lm_head": head,
         "checkpoint_format": "gptq",
     }))

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 
 use crate::{Config, Error, Result};
+
+/// Most bytes of a compiled pattern.
+const PATTERN_BYTES: usize = 1 << 20;
 
 /// The settings of a tool whose checkpoints are read.
 #[derive(Debug)]
@@ -42,9 +45,26 @@ pub(super) struct CompressedTensors {
 #[derive(Debug, Deserialize)]
 pub(super) struct Group {
     #[serde(default)]
-    targets: Vec<String>,
+    targets: Vec<Target>,
     pub(super) weights: Option<Args>,
     pub(super) input_activations: Option<Args>,
+}
+
+/// What a group is for: a module or a class by name, or modules by a pattern.
+#[derive(Debug)]
+enum Target {
+    Name(String),
+    Pattern(Regex),
+}
+
+impl<'de> Deserialize<'de> for Target {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let Some(pattern) = text.strip_prefix("re:") else { return Ok(Self::Name(text)) };
+        // Anchored at the start alone, as the package matches; compiled once, whatever the number of modules.
+        let pattern = RegexBuilder::new(&format!("^(?:{pattern})")).size_limit(PATTERN_BYTES).build();
+        pattern.map(Self::Pattern).map_err(serde::de::Error::custom)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -74,13 +94,13 @@ impl CompressedTensors {
     /// The group that a module belongs to: one that names it, else one that names its class.
     pub(super) fn group(&self, module: &str) -> Option<&Group> {
         let names = |group: &&Group| {
-            group.targets.iter().any(|target| match target.strip_prefix("re:") {
-                // Anchored at the start alone, as the package matches.
-                Some(pattern) => Regex::new(&format!("^(?:{pattern})")).is_ok_and(|re| re.is_match(module)),
-                None => target == module,
+            group.targets.iter().any(|target| match target {
+                Target::Pattern(pattern) => pattern.is_match(module),
+                Target::Name(name) => name == module,
             })
         };
-        let of_class = |group: &&Group| group.targets.iter().any(|target| target == "Linear");
+        let linear = |target: &Target| matches!(target, Target::Name(name) if name == "Linear");
+        let of_class = |group: &&Group| group.targets.iter().any(linear);
         let mut groups = self.config_groups.values();
         groups.find(names).or_else(|| self.config_groups.values().find(of_class))
     }
