@@ -12,11 +12,10 @@ use std::sync::{Arc, OnceLock};
 
 use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
-use crate::encoding::{self, Encoding, Part, UnitReader};
+use crate::encoding::{self, Encoding, Part, UnitReader, foreign};
 use crate::manifest::{MANIFEST_FILE, Manifest, UnitEntry};
 use crate::{
-    Component, Config, Directory, Dtype, Error, Named, Remake, Result, ShardFile, Transform, foreign,
-    official,
+    Component, Config, Directory, Dtype, Error, Named, Remake, Result, ShardFile, Transform, official,
 };
 
 /// What a matrix that another tool quantised appears as.
@@ -268,7 +267,7 @@ impl Checkpoint {
         Self::open_as(root, Numbers::Stored)
     }
 
-    /// Opens a directory like [`Self::open`]; matrices that another tool quantised ([`crate::foreign`]) appear as the numbers
+    /// Opens a directory like [`Self::open`]; matrices that another tool quantised ([`crate::encoding::foreign`]) appear as the numbers
     /// that they stand for, under the names that they had before.
     ///
     /// # Errors

@@ -12,13 +12,14 @@
 pub mod abq;
 pub mod dfloat11;
 pub mod fixed12;
+pub mod foreign;
 pub mod planes;
 pub mod raw;
 
 use serde::{Deserialize, Serialize};
 
-use crate::foreign::{Codes, Foreign};
 use crate::{Component, Dtype, Error, Named, Result};
+use foreign::{Codes, Foreign};
 
 /// An encoding and its parameters, as the manifest stores them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +41,7 @@ pub enum Encoding {
     },
     /// Codes of 1 to 8 bits as bit planes ([`abq`]).
     Abq(abq::Abq),
-    /// As another tool quantised it ([`crate::foreign`]): read only, in no manifest.
+    /// As another tool quantised it ([`foreign`]): read only, in no manifest.
     #[serde(skip_deserializing)]
     Foreign(Foreign),
 }
@@ -69,7 +70,7 @@ impl Encoding {
             Self::Dfloat11 => &dfloat11::COMPONENTS,
             Self::Fixed12 { .. } => &fixed12::COMPONENTS,
             Self::Abq(_) => &abq::COMPONENTS,
-            Self::Foreign(_) => &crate::foreign::COMPONENTS,
+            Self::Foreign(_) => &foreign::COMPONENTS,
         }
     }
 

@@ -31,7 +31,7 @@ pub mod encoding;
 mod error;
 mod files;
 mod finished;
-pub mod foreign;
+
 mod hashed;
 mod header;
 mod index;
@@ -58,7 +58,7 @@ pub use directory::Directory;
 pub use discovery::STATE_DIR;
 pub use dtype::Dtype;
 pub use edit::Edit;
-pub use encoding::Encoding;
+pub use encoding::{Encoding, foreign};
 pub use error::{Error, Result};
 pub use files::{is_temporary_name, open_file, read_input, read_small_file, write_atomic, write_atomic_with};
 pub use hashed::{Written, write_json};

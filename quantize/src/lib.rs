@@ -19,6 +19,7 @@ mod polish;
 mod report;
 mod residuals;
 mod retarget;
+mod rounding;
 mod run;
 mod search;
 mod spec;

@@ -176,7 +176,7 @@ impl Fit<'_> {
         &self,
         line: &mut Line,
         zero: ZeroPoint,
-        rounding: crate::grid::Rounding,
+        rounding: crate::rounding::Rounding,
         d: &mut [f32],
         v: &mut [f32],
     ) {

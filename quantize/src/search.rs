@@ -9,8 +9,8 @@
 //! For given codes q the least sum of h (w - s q - o)^2 has s and o in closed form, and for given s and o the nearest codes
 //! are best: a step never makes it worse.
 
-use crate::grid::Rounding;
 use crate::line::{Line, round};
+use crate::rounding::Rounding;
 use crate::{Spec, ZeroPoint};
 
 /// Starts.
