@@ -154,7 +154,7 @@ impl Recipe {
     /// As for [`Checkpoint::open_dequantised`].
     pub fn open(&self, dir: &Path) -> Result<Checkpoint> {
         let methods = || self.rules.iter().filter_map(|rule| rule.to.method()).chain([self.to]);
-        let numbers = !self.passes.is_empty() || methods().any(|m| m == Method::Abq || m.room().bf16_only());
+        let numbers = !self.passes.is_empty() || methods().any(|m| m.room().takes_numbers());
         Ok(if numbers { Checkpoint::open_dequantised(dir)? } else { Checkpoint::open(dir)? })
     }
 

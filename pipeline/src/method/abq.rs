@@ -16,6 +16,10 @@ impl Room for Abq {
         "abq"
     }
 
+    fn takes_numbers(&self) -> bool {
+        true
+    }
+
     fn check_source(&self, checkpoint: &Checkpoint) -> Result<()> {
         if checkpoint.units().values().any(|unit| unit.encoding().is_lossy()) {
             return Ok(());

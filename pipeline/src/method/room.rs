@@ -48,6 +48,11 @@ pub(crate) trait Room: Sync {
         false
     }
 
+    /// Whether it wants matrices that another tool quantised as the numbers that they stand for, and not as they are packed.
+    fn takes_numbers(&self) -> bool {
+        self.bf16_only()
+    }
+
     /// Whether it makes units of several tensors by patterns, which a recipe may give.
     fn takes_patterns(&self) -> bool {
         false
