@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::Checkpoint;
-use llmpress_model::Model;
-use llmpress_quantize::{Finished, Job, Residuals, Sink, Spec, State, Transformations};
+use llmpress_model::{Model, SubLayer};
+use llmpress_quantize::{Finished, Job, Learned, Residuals, Sink, Spec, State, Transformations};
 
 use super::blocks::{Blocks, Made};
 use super::data_free;
@@ -75,6 +75,17 @@ impl Sink for Kept<'_> {
         if let Some(progress) = &self.progress {
             progress.advance(weights);
         }
+    }
+
+    fn learned(&mut self, site: SubLayer, learned: &Learned) {
+        let Some(progress) = &self.progress else { return };
+        let (what, layer) = match site {
+            SubLayer::Attention(layer) => ("attention", layer),
+            SubLayer::Mlp(layer) => ("MLP", layer),
+        };
+        let after = learned.after.map_or("NaN".to_owned(), |after| format!("{after:.5}"));
+        let kept = if learned.taken { "" } else { ": no better, its start stays" };
+        progress.note(&format!("{what} of layer {layer}: loss {:.5} -> {after}{kept}", learned.before));
     }
 
     fn block(
