@@ -142,6 +142,10 @@ pub(crate) struct RecipeArgs {
     /// llmpress can).
     #[arg(long, help_heading = "DFloat11")]
     pub(crate) tied_embedding: bool,
+    /// Put the codes of quantised matrices through an entropy coder: 5 to 8 % smaller on disk at 3 and 4 bits, the same
+    /// numbers, and the same in memory.
+    #[arg(long, help_heading = "What to make")]
+    pub(crate) entropy_code: bool,
 }
 
 /// How much sub-layers are judged on.
@@ -313,7 +317,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) calibration: CalibrationArgs,
     /// A plan made by `llmpress plan --json`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to make",
-          conflicts_with_all = ["to", "recipe", "pattern_file", "tied_embedding", "max_shard_size", "calib", "ranking", "portable"])]
+          conflicts_with_all = ["to", "recipe", "pattern_file", "tied_embedding", "entropy_code", "max_shard_size", "calib", "ranking", "portable"])]
     pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
