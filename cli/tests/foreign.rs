@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use llmpress_formats::{Checkpoint, Encoding};
-use support::{LLAMA, checkpoint, fails, ok, path, tiny_llama};
+use support::{LLAMA, T, checkpoint, fails, ok, path, tiny_llama};
 
 const WEIGHT: &str = "model.layers.0.self_attn.q_proj.weight";
 
@@ -115,6 +115,64 @@ fn what_was_taken_over_is_exported_as_it_came_bit_for_bit() {
         for tensor in a.tensors().keys() {
             assert_eq!(a.tensors()[tensor].shape, b.tensors()[tensor].shape, "{name} {tensor}");
             assert!(a.read_tensor(tensor).unwrap() == b.read_tensor(tensor).unwrap(), "{name} {tensor}");
+        }
+    }
+}
+
+/// A llama whose weights reach twice as far on one side, another one in every row.
+fn lopsided() -> Vec<T> {
+    let mut tensors = tiny_llama();
+    for tensor in tensors.iter_mut().filter(|tensor| tensor.shape.len() == 2) {
+        let cols = tensor.shape[1] as usize;
+        for (at, word) in tensor.bytes.chunks_exact_mut(2).enumerate() {
+            let value = [-1.0f32, 0.0, 1.0, 2.0][(at * 7 + at / cols) % 4]
+                * if (at / cols).is_multiple_of(3) { -0.5 } else { 0.5 };
+            word.copy_from_slice(&((value.to_bits() >> 16) as u16).to_le_bytes());
+        }
+    }
+    tensors
+}
+
+#[test]
+fn scales_below_zero_are_exported_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    checkpoint(&source, LLAMA, &lopsided());
+    for (to, formats) in [
+        ("grid:w2,symmetric", &["compressed-tensors", "gptq"][..]),
+        ("grid:w3,g32,int", &["compressed-tensors"]),
+        ("grid:w2,g32,symmetric", &["compressed-tensors", "gptq"]),
+        ("grid:w2a8,symmetric", &["compressed-tensors"]),
+    ] {
+        let ours = dir.path().join("ours");
+        ok(&["convert", path(&source), path(&ours), "--to", to, "--force"]);
+        let checkpoint = Checkpoint::open(&ours).unwrap();
+        let scales = checkpoint.packed_rows(WEIGHT, 0..64).unwrap().scale().iter().collect::<Vec<f32>>();
+        let either = scales.iter().any(|s| *s < 0.0) && scales.iter().any(|s| *s > 0.0);
+        assert!(either || to.contains("int"), "{to}: {scales:?}");
+        if to.starts_with("grid:w2") {
+            assert!(
+                checkpoint.read_tensor(WEIGHT).unwrap()
+                    == Checkpoint::open(&source).unwrap().read_tensor(WEIGHT).unwrap()
+            );
+        }
+        for format in formats {
+            let (out, back) = (dir.path().join("out"), dir.path().join("back"));
+            ok(&["export", path(&ours), path(&out), "--as", format, "--force"]);
+            ok(&["verify", path(&out), "--against", path(&ours)]);
+            // And they come in again.
+            ok(&["convert", path(&out), path(&back), "--to", "abq", "--force"]);
+            let back = Checkpoint::open(&back).unwrap();
+            assert!(
+                back.packed_rows(WEIGHT, 0..64).unwrap().scale().iter().eq(scales.iter().copied()),
+                "{to} {format}"
+            );
+            for tensor in checkpoint.tensors().keys() {
+                assert!(
+                    back.read_tensor(tensor).unwrap() == checkpoint.read_tensor(tensor).unwrap(),
+                    "{to} {format} {tensor}"
+                );
+            }
         }
     }
 }
