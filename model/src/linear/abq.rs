@@ -42,7 +42,7 @@ pub(crate) struct Components<'a> {
 }
 
 impl<'a> Components<'a> {
-    /// Finds them, and checks every code and scale.
+    /// Finds them, and checks every code and scale. Those of another tool are read in whole.
     pub(crate) fn read(
         checkpoint: &'a Checkpoint,
         tensor: &str,
@@ -51,6 +51,9 @@ impl<'a> Components<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Self> {
+        if let Some(codes) = checkpoint.codes(tensor)? {
+            return Ok(Self::of(codes.held()?.packed()?.into_owned()));
+        }
         let components = checkpoint.unit_of(info)?.components();
         let floats = |name: &str| {
             let dtype = components.get(name).map_or(Dtype::F32, |component| component.dtype());
@@ -164,6 +167,11 @@ impl Source for Quantised {
 }
 
 impl Quantised {
+    /// Codes in memory, regrouped for products.
+    pub(super) fn of(stored: &Stored<'_>, packed: Packed<'_>) -> Result<Option<Box<dyn Source>>> {
+        Components::of(packed).open(stored)
+    }
+
     /// The parameters: what is prepared for one matrix does for others that have the same.
     pub(super) fn abq(&self) -> Abq {
         self.abq
