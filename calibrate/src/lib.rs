@@ -17,6 +17,6 @@ mod windows;
 pub use drift::Drift;
 pub use moments::{Extent, Moments};
 pub use sensitivity::output_energy;
-pub use stream::{Room, Streams};
+pub use stream::{Room, Streams, Tap};
 pub use texts::Texts;
 pub use windows::{Calibration, Cut};

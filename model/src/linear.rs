@@ -34,6 +34,7 @@ use rayon::prelude::*;
 use crate::{Panels, Weights};
 use decoded::Decoded;
 use inputs::Inputs;
+pub use inputs::rounded;
 use loaded::Plain;
 pub(crate) use side_by_side::multiply_side_by_side;
 use source::{Source, Stored, typed};
@@ -60,8 +61,8 @@ pub struct Linear {
     /// Whether its stored form is this one already.
     stored_as: Weights,
     source: Arc<dyn Source>,
-    /// What `source` was before other weights took its place.
-    replaced: Option<Arc<dyn Source>>,
+    /// What `source` and `activation_bits` were before other weights took its place.
+    replaced: Option<(Arc<dyn Source>, Option<u8>)>,
     bias: Option<Vec<f32>>,
     /// Bits to which what it multiplies is quantised, whatever form the weights have.
     activation_bits: Option<u8>,
@@ -152,8 +153,8 @@ impl Linear {
         Ok(out)
     }
 
-    /// Takes other weights until [`Self::restore`].
-    pub(crate) fn replace(&mut self, weights: Vec<f32>) -> Result<()> {
+    /// Takes other weights until [`Self::restore`], and multiplies inputs quantised to so many bits with them.
+    pub(crate) fn replace(&mut self, weights: Vec<f32>, activation_bits: Option<u8>) -> Result<()> {
         if weights.len() != self.rows * self.cols {
             return Err(Error::Invalid(format!(
                 "{}: {} weights do not take the place of {} x {}",
@@ -165,14 +166,15 @@ impl Linear {
         }
         let other: Arc<dyn Source> = Arc::new(loaded::Single::new(weights, self.cols));
         let former = std::mem::replace(&mut self.source, other);
-        self.replaced.get_or_insert(former);
+        self.replaced.get_or_insert((former, self.activation_bits));
+        self.activation_bits = activation_bits;
         Ok(())
     }
 
     /// Takes its own weights again.
     pub(crate) fn restore(&mut self) {
-        if let Some(source) = self.replaced.take() {
-            self.source = source;
+        if let Some(former) = self.replaced.take() {
+            (self.source, self.activation_bits) = former;
         }
     }
 
@@ -220,6 +222,11 @@ impl Linear {
     /// Of the weights.
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// Bits to which its inputs are quantised.
+    pub(crate) fn activation_bits(&self) -> Option<u8> {
+        self.activation_bits
     }
 
     /// What is added to the output.

@@ -80,7 +80,7 @@ impl FromStr for Pass {
 
     fn from_str(text: &str) -> Result<Self> {
         match Quantiser::names(text) {
-            true => text.parse().map(Self::Quantise),
+            true => Ok(Self::Quantise(text.parse()?)),
             false => Ok(Self::Prune(text.parse()?)),
         }
     }

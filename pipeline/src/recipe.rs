@@ -62,7 +62,15 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self> {
         match Quantiser::names(text) {
-            true => text.parse().map(Self::Quantise),
+            true => {
+                let quantiser: Quantiser = text.parse()?;
+                if !quantiser.with.is_empty() {
+                    return Err(Error::Invalid(format!(
+                        "{text:?}: rotate, smooth and qkv are of the whole model: say them in the pass and not in a rule"
+                    )));
+                }
+                Ok(Self::Quantise(quantiser))
+            }
             false => text.parse().map(Self::Method),
         }
     }
@@ -323,6 +331,7 @@ mod tests {
             ("to = \"raw\"\npasses = [\"raw\"]\n", "starts with neither"),
             ("to = \"raw\"\npasses = [\"rtn:w9\"]\n", "weights of 9 bits"),
             ("to = \"raw\"\n[[rule]]\ntensors = \"a\"\nto = \"rtn:w4,g33\"\n", "a multiple of 32"),
+            ("to = \"raw\"\n[[rule]]\ntensors = \"a\"\nto = \"rtn:w4,rotate\"\n", "of the whole model"),
             ("to = \"raw\"\npasses = [\"drop:attn=2\"]\n[prune]\nmlp = [1]\n", "both"),
         ] {
             let error = toml(bad).unwrap_err().to_string();

@@ -121,7 +121,13 @@ fn every_family_is_quantised_and_computes_nearly_the_same() {
         for rung in [Rung::Rtn, Rung::Grid, Rung::Gptq] {
             let specs = specs(&model, spec(8, rung));
             let room = in_memory();
-            let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 16 };
+            let job = Job {
+                specs: &specs,
+                transforms: &[],
+                calibration: Some(&calibration),
+                room: &room,
+                hessians: 1 << 16,
+            };
             let mut kept = Kept::default();
             run(&mut model, job, State::default(), &mut kept).unwrap();
             assert!(hidden(&model) == before, "{family}: the model is as it was");
@@ -149,7 +155,8 @@ fn experts_that_saw_too_few_tokens_are_rounded_to_nearest_and_it_is_said() {
         let calibration = calibration(&model, 1, 9);
         let specs = specs(&model, spec(4, Rung::Gptq));
         let room = in_memory();
-        let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 0 };
+        let job =
+            Job { specs: &specs, transforms: &[], calibration: Some(&calibration), room: &room, hessians: 0 };
         let mut kept = Kept::default();
         run(&mut model, job, State::default(), &mut kept).unwrap();
         let lowered: Vec<_> = kept.finished.iter().filter(|done| done.report.instead.is_some()).collect();
@@ -170,7 +177,13 @@ fn a_killed_job_goes_on_after_the_last_finished_block_to_the_same_bytes() {
         let specs = specs(&model, spec(3, rung));
         let dir = tempfile::tempdir().unwrap();
         let rooms = [in_memory(), Room { memory: 0, file: dir.path().join("streams") }];
-        let job = |room| Job { specs: &specs, calibration: Some(&calibration), room, hessians: 1 << 20 };
+        let job = |room| Job {
+            specs: &specs,
+            transforms: &[],
+            calibration: Some(&calibration),
+            room,
+            hessians: 1 << 20,
+        };
         let mut whole = Kept::default();
         run(&mut model, job(&rooms[0]), State::default(), &mut whole).unwrap();
         for room in &rooms {
@@ -201,7 +214,13 @@ fn any_number_of_threads_gives_the_same_units() {
             let mut model = open(&golden("llama"));
             let (calibration, specs) = (calibration(&model, 60, 20), specs(&model, spec(3, Rung::Gptq)));
             let room = in_memory();
-            let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 20 };
+            let job = Job {
+                specs: &specs,
+                transforms: &[],
+                calibration: Some(&calibration),
+                room: &room,
+                hessians: 1 << 20,
+            };
             let mut kept = Kept::default();
             run(&mut model, job, State::default(), &mut kept).unwrap();
             kept.finished
@@ -222,7 +241,13 @@ fn blocks_whose_sub_layers_were_pruned_are_quantised_as_they_are() {
     let specs = specs(&model, spec(4, Rung::Gptq));
     let calibration = calibration(&model, 4, 64);
     let room = in_memory();
-    let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 20 };
+    let job = Job {
+        specs: &specs,
+        transforms: &[],
+        calibration: Some(&calibration),
+        room: &room,
+        hessians: 1 << 20,
+    };
     let mut kept = Kept::default();
     run(&mut model, job, State::default(), &mut kept).unwrap();
     assert_eq!(kept.finished.len(), specs.len());
@@ -235,7 +260,7 @@ fn what_cannot_go_by_the_text_is_refused_or_runs_without() {
     let long = calibration(&model, 2, 64);
     let short = calibration(&model, 1, 20);
     let mut say = |specs: &BTreeMap<String, Spec>, calibration: Option<&Calibration>| {
-        let job = Job { specs, calibration, room: &room, hessians: 1 << 20 };
+        let job = Job { specs, transforms: &[], calibration, room: &room, hessians: 1 << 20 };
         let mut kept = Kept::default();
         run(&mut model, job, State::default(), &mut kept).map(|()| kept.finished)
     };
@@ -267,7 +292,7 @@ fn what_cannot_go_by_the_text_is_refused_or_runs_without() {
     weights[7] = f32::NAN;
     model.replace(name, weights).unwrap();
     let specs = one(spec(4, Rung::Rtn));
-    let job = Job { specs: &specs, calibration: None, room: &room, hessians: 0 };
+    let job = Job { specs: &specs, transforms: &[], calibration: None, room: &room, hessians: 0 };
     let error = run(&mut model, job, State::default(), &mut Kept::default()).unwrap_err().to_string();
     assert!(error.contains(name) && error.contains("column 7"), "{error}");
 }
@@ -287,7 +312,13 @@ fn each_rung_is_better_than_the_one_before() {
         let spec = Spec { abq: Abq::new(3), zero: ZeroPoint::Real, rung };
         let specs = specs(&model, spec);
         let room = in_memory();
-        let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 24 };
+        let job = Job {
+            specs: &specs,
+            transforms: &[],
+            calibration: Some(&calibration),
+            room: &room,
+            hessians: 1 << 24,
+        };
         let mut kept = Kept::default();
         run(&mut model, job, State::default(), &mut kept).unwrap();
         put(&mut model, &kept.finished);

@@ -1,4 +1,5 @@
-//! Running a quantising pass: the crate `quantize` computes, a stage keeps. Without a text no model is run.
+//! Running a quantising pass: the crate `quantize` computes, a stage keeps. Without a text and transformations no model is
+//! opened.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::Checkpoint;
 use llmpress_model::Model;
-use llmpress_quantize::{Finished, Job, Residuals, Sink, Spec, State};
+use llmpress_quantize::{Finished, Job, Residuals, Sink, Spec, State, Transformations};
 
 use super::blocks::{Blocks, Made};
 use super::data_free;
@@ -20,6 +21,8 @@ pub(super) const MEMORY: u64 = 1 << 30;
 /// What is to be quantised, how, and by what.
 pub(crate) struct Pass<'a> {
     pub(crate) specs: &'a BTreeMap<String, Spec>,
+    /// What the model gets before.
+    pub(crate) with: Transformations,
     pub(crate) calibration: Option<&'a Calibration>,
     /// Bytes of memory that the job may take.
     pub(crate) memory: Option<u64>,
@@ -32,13 +35,21 @@ pub(crate) fn run(
     blocks: &mut Blocks,
     watch: &dyn Watch,
 ) -> Result<()> {
-    let Some(calibration) = pass.calibration else {
+    if pass.calibration.is_none() && pass.with.is_empty() {
         return data_free::run(&before, pass.specs, blocks, watch);
-    };
+    }
     let model = &mut Model::open(before)?;
+    blocks.transform(|| pass.with.of(model, pass.calibration))?;
+    let transforms = blocks.transforms().to_vec();
     let memory = pass.memory.map_or(MEMORY, |all| (all / 4).min(MEMORY));
     let room = Room { memory, file: blocks.scratch() };
-    let job = Job { specs: pass.specs, calibration: Some(calibration), room: &room, hessians: memory };
+    let job = Job {
+        specs: pass.specs,
+        transforms: &transforms,
+        calibration: pass.calibration,
+        room: &room,
+        hessians: memory,
+    };
     let residuals = blocks.streams(|from, path| Residuals::load(model, &job, from, path))?;
     let state = State { blocks: blocks.count(), residuals: residuals.flatten() };
     let mut kept = Kept { blocks, watch, progress: None };

@@ -18,7 +18,7 @@ pub(crate) fn targets(view: &Checkpoint, spec: Spec, rules: &Compiled) -> Result
     for (name, tensor) in view.tensors() {
         let spec = match rules.rule(name) {
             Some(Target::Method(_)) => continue,
-            Some(Target::Quantise(quantiser)) => quantiser.0,
+            Some(Target::Quantise(quantiser)) => quantiser.spec,
             None if linears.contains(name) && !tensor.is_zero() => spec,
             None => continue,
         };

@@ -1,13 +1,14 @@
 //! The short form of a quantiser.
 //!
 //! ```text
-//! gptq : w4 a8 , g128 , symmetric      rung : bits of weights [*] [a bits of activations] [, groups] [, zero point]
+//! gptq : w4 a8 , g128 , symmetric , rotate=r2r4 , qkv4
+//! rung : bits of weights [*] [a bits of activations] [, groups] [, zero point] [, transformations]
 //! ```
 
 use llmpress_formats::encoding::abq::{Abq, BITS, WORD_COLUMNS};
-use llmpress_quantize::{Rung, Spec, ZeroPoint};
+use llmpress_formats::{Error, Result};
 
-use crate::{Error, Result};
+use crate::{Quantiser, Rotate, Rung, Spec, Transformations, ZeroPoint};
 
 /// Names of rungs; `abq` is the best that there is.
 const RUNGS: [(&str, Rung); 4] =
@@ -16,13 +17,13 @@ const RUNGS: [(&str, Rung); 4] =
 const FLOATING: u8 = 16;
 
 /// Whether a text asks for a quantiser, rightly or not. `abq` alone is a method.
-pub(super) fn names(text: &str) -> bool {
+pub(crate) fn names(text: &str) -> bool {
     let head = text.split([':', '=', ',']).next();
     text != "abq" && RUNGS.iter().any(|(name, _)| head == Some(name))
 }
 
 /// Reads it.
-pub(super) fn parse(text: &str) -> Result<Spec> {
+pub(crate) fn parse(text: &str) -> Result<Quantiser> {
     let bad = |what: String| Error::Invalid(format!("{text:?}: {what}"));
     let (head, rest) = text.split_once(':').unwrap_or((text, ""));
     let rung = RUNGS.iter().find(|(name, _)| *name == head);
@@ -31,38 +32,53 @@ pub(super) fn parse(text: &str) -> Result<Spec> {
     };
     let mut options = rest.split(',');
     let mut abq = widths(options.next().unwrap_or_default()).map_err(bad)?;
-    let mut zero = None;
+    let (mut zero, mut with) = (None, Transformations::default());
     for option in options {
-        match option {
-            "symmetric" | "int" if zero.is_some() => {
-                return Err(bad("says twice where zero lies".to_owned()));
-            }
-            "symmetric" => zero = Some(ZeroPoint::Symmetric),
-            "int" => zero = Some(ZeroPoint::Integer),
-            _ => {
-                let size = option.strip_prefix('g').and_then(|size| size.parse::<u32>().ok());
-                match size {
-                    Some(_) if abq.group_size.is_some() => return Err(bad("has two group sizes".to_owned())),
-                    Some(size) if size > 0 && (size as usize).is_multiple_of(WORD_COLUMNS) => {
-                        abq.group_size = Some(size);
-                    }
-                    Some(size) => {
-                        return Err(bad(format!(
-                            "groups of {size} columns: a multiple of {WORD_COLUMNS} it must be"
-                        )));
-                    }
-                    None => {
-                        return Err(bad(format!(
-                            "there is no option {option:?}: g128 (or other groups), int, symmetric"
-                        )));
-                    }
+        let (name, value) =
+            option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+        let number = |prefix: &str| option.strip_prefix(prefix).and_then(|size| size.parse::<u32>().ok());
+        match name {
+            "symmetric" | "int" if value.is_none() => {
+                let kind = if name == "int" { ZeroPoint::Integer } else { ZeroPoint::Symmetric };
+                if zero.replace(kind).is_some() {
+                    return Err(bad("says twice where zero lies".to_owned()));
                 }
             }
+            "rotate" => {
+                let rotate = value.map_or(Ok(Rotate::ALL), str::parse).map_err(|e| bad(e.to_string()))?;
+                if with.rotate.replace(rotate).is_some() {
+                    return Err(bad("rotates twice".to_owned()));
+                }
+            }
+            "smooth" if value.is_none() => with.smooth = true,
+            _ => match (number("g"), number("qkv")) {
+                (Some(_), _) if abq.group_size.is_some() => {
+                    return Err(bad("has two group sizes".to_owned()));
+                }
+                (Some(size), _) if size > 0 && (size as usize).is_multiple_of(WORD_COLUMNS) => {
+                    abq.group_size = Some(size);
+                }
+                (Some(size), _) => {
+                    return Err(bad(format!(
+                        "groups of {size} columns: a multiple of {WORD_COLUMNS} it must be"
+                    )));
+                }
+                (_, Some(_)) if with.qkv_bits.is_some() => {
+                    return Err(bad("says twice what query, key and value have".to_owned()));
+                }
+                (_, Some(bits)) => with.qkv_bits = Some(u8::try_from(bits).unwrap_or(u8::MAX)),
+                (None, None) => {
+                    return Err(bad(format!(
+                        "there is no option {option:?}: g128 (or other groups), int, symmetric, rotate, smooth, qkv4 (or \
+                         other bits)"
+                    )));
+                }
+            },
         }
     }
     let spec = Spec { abq, zero: zero.unwrap_or_default(), rung: *rung };
-    spec.check().map_err(|e| bad(e.to_string()))?;
-    Ok(spec)
+    spec.check().and_then(|()| with.check()).map_err(|e| bad(e.to_string()))?;
+    Ok(Quantiser { spec, with })
 }
 
 /// `w4`, `w2*a8`, `w4a16`.
@@ -101,13 +117,17 @@ fn widths(text: &str) -> Result<Abq, String> {
 }
 
 /// Writes it, in the one form that recipes record.
-pub(super) fn print(spec: &Spec) -> String {
+pub(crate) fn print(quantiser: &Quantiser) -> String {
+    let Quantiser { spec, with } = quantiser;
     let zero = match spec.zero {
         ZeroPoint::Real => "",
         ZeroPoint::Integer => ",int",
         ZeroPoint::Symmetric => ",symmetric",
     };
-    format!("{}:{}{zero}", spec.rung.name(), spec.abq.widths())
+    let rotate = with.rotate.map(|rotate| format!(",rotate={rotate}")).unwrap_or_default();
+    let smooth = if with.smooth { ",smooth" } else { "" };
+    let qkv = with.qkv_bits.map(|bits| format!(",qkv{bits}")).unwrap_or_default();
+    format!("{}:{}{zero}{rotate}{smooth}{qkv}", spec.rung.name(), spec.abq.widths())
 }
 
 #[cfg(test)]
@@ -123,13 +143,15 @@ mod tests {
             ("grid:w2*a8,symmetric,g64", "grid:w2*a8,g64,symmetric"),
             ("rtn:w1*", "rtn:w1*"),
             ("rtn:w1,int", "rtn:w1,int"),
+            ("abq:w4a4,rotate", "gptq:w4a4,rotate=r1r2r4"),
+            ("gptq:w6a6,qkv6,smooth,rotate=r2r4,g64", "gptq:w6a6,g64,rotate=r2r4,smooth,qkv6"),
         ] {
-            let spec = parse(text).unwrap();
-            assert_eq!(print(&spec), canonical);
-            assert_eq!(parse(canonical).unwrap(), spec);
+            let quantiser = parse(text).unwrap();
+            assert_eq!(print(&quantiser), canonical);
+            assert_eq!(parse(canonical).unwrap(), quantiser);
             assert!(names(text));
         }
-        let spec = parse("abq:w2*a8,g64").unwrap();
+        let spec = parse("abq:w2*a8,g64").unwrap().spec;
         assert_eq!(spec.abq, Abq { bits: 2, balanced: true, group_size: Some(64), activation_bits: Some(8) });
         assert!(
             !names("drop:attn=8") && !names("raw") && !names("abq") && names("abq:nonsense") && names("rtn")
@@ -158,6 +180,13 @@ mod tests {
             ("rtn:w4,int,symmetric", "twice"),
             ("rtn:w1,symmetric", "w1*"),
             ("rtn:w4,fast", "there is no option \"fast\""),
+            ("rtn:w4,int=1", "there is no option \"int=1\""),
+            ("rtn:w4,rotate=r3", "are no rotations"),
+            ("rtn:w4,rotate,rotate=r2", "rotates twice"),
+            ("rtn:w4,smooth,rotate", "leaves nothing to scale"),
+            ("rtn:w4,qkv9", "qkv9"),
+            ("rtn:w4,qkv4,qkv8", "twice"),
+            ("rtn:w4,qkv0", "qkv0"),
             ("zip:w4", "is no quantiser"),
         ] {
             let error = parse(text).unwrap_err().to_string();
