@@ -26,6 +26,7 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
         recipe.pattern_dict = Some(inner.get("pattern_dict").unwrap_or(inner).clone());
     }
     recipe.tied_embedding |= args.tied_embedding;
+    recipe.entropy_code |= args.entropy_code;
     if args.portable {
         if !recipe.passes.iter().any(llmpress_pipeline::Pass::prunes) {
             return Err(Failure::Usage(

@@ -36,6 +36,7 @@ mod resumed;
 mod shard;
 mod sink;
 mod source;
+mod space;
 mod stage;
 mod survey;
 mod work;

@@ -16,7 +16,7 @@ use crate::Result;
 use crate::progress::{Counted, Progress, Task, Watch};
 
 /// Memory for streams, and for Hessians, where nobody says how much there is.
-const MEMORY: u64 = 1 << 30;
+pub(super) const MEMORY: u64 = 1 << 30;
 
 /// What is to be quantised, how, and by what.
 pub(crate) struct Pass<'a> {
