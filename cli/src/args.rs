@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
-use llmpress_pipeline::{CalibrationText, ExportFormat, Recipe};
+use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe};
 use llmpress_prune::Pass;
 use llmpress_validation::gpu_bench::STEPS;
 
@@ -147,6 +147,10 @@ pub(crate) struct RecipeArgs {
     /// numbers, and the same in memory.
     #[arg(long, help_heading = "What to make")]
     pub(crate) entropy_code: bool,
+    /// Give each matrix of the quantiser its own width, so that weights take so many bits on average, scales and zero points
+    /// included: more where it matters, as --calib tells. The same as a width of w3.5.
+    #[arg(long, value_name = "BITS")]
+    pub(crate) target_bits: Option<MeanBits>,
 }
 
 /// How much sub-layers are judged on.

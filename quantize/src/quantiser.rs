@@ -28,6 +28,18 @@ impl Quantiser {
         Self { spec, with: Transformations::default(), mean: None }
     }
 
+    /// Has widths assigned under a mean.
+    ///
+    /// # Errors
+    /// Balanced grids, which have no width of their own.
+    pub fn assign(&mut self, mean: MeanBits) -> Result<(), Error> {
+        if self.spec.abq.balanced {
+            return Err(Error::Invalid(format!("{self}: a mean of several widths has no balanced grids")));
+        }
+        (self.mean, self.spec.abq.bits) = (Some(mean), mean.width());
+        Ok(())
+    }
+
     /// Whether it says something of the model as a whole, which no rule for some tensors can.
     pub fn is_of_model(&self) -> bool {
         !self.with.is_empty() || self.mean.is_some()

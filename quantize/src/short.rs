@@ -93,7 +93,7 @@ fn widths(text: &str) -> Result<(Abq, Option<MeanBits>), String> {
     let (digits, balanced) = weights.strip_suffix('*').map_or((weights, false), |digits| (digits, true));
     let (digits, mean) = match digits.split_once('.') {
         None => (digits, None),
-        Some((whole, part)) => (whole, Some(mean_bits(whole, part).ok_or_else(form)?)),
+        Some((whole, _)) => (whole, Some(digits.parse::<MeanBits>().map_err(|e| e.to_string())?)),
     };
     if balanced && mean.is_some() {
         return Err(format!("w{weights}: a mean of several widths has no balanced grids"));
@@ -122,16 +122,6 @@ fn widths(text: &str) -> Result<(Abq, Option<MeanBits>), String> {
         },
     };
     Ok((Abq { bits, balanced, group_size: None, activation_bits }, mean))
-}
-
-/// `3.5` or `3.25`, in hundredths.
-fn mean_bits(whole: &str, part: &str) -> Option<MeanBits> {
-    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    if whole.len() != 1 || !(1..=2).contains(&part.len()) || !digits(whole) || !digits(part) {
-        return None;
-    }
-    let hundredths = part.parse::<u32>().ok()? * if part.len() == 1 { 10 } else { 1 };
-    Some(MeanBits(whole.parse::<u32>().ok()? * 100 + hundredths))
 }
 
 /// Writes it, in the one form that recipes record.
@@ -195,10 +185,12 @@ mod tests {
             ("rtn:w+4", "says no widths"),
             ("rtn:w0", "weights of 0 bits: 1 to 8"),
             ("rtn:w9", "weights of 9 bits: 1 to 8"),
-            ("rtn:w3.", "says no widths"),
-            ("rtn:w3.125", "says no widths"),
-            ("rtn:w.5", "says no widths"),
-            ("rtn:w9.5", "weights of 9 bits: 1 to 8"),
+            ("rtn:w3.", "no mean of bits"),
+            ("rtn:w3.125", "no mean of bits"),
+            ("rtn:w.5", "no mean of bits"),
+            ("rtn:w9.5", "no mean of bits"),
+            ("rtn:w0.5", "no mean of bits"),
+            ("rtn:w3.+5", "no mean of bits"),
             ("rtn:w2.5*", "no balanced grids"),
             ("rtn:w99999", "weights of 99999 bits: 1 to 8"),
             ("rtn:w4a0", "activations of 0 bits"),

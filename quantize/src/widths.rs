@@ -12,6 +12,7 @@ mod allocate;
 mod measure;
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::encoding::abq::{self, ZeroKind};
@@ -34,6 +35,33 @@ impl MeanBits {
     /// Bits.
     pub fn bits(self) -> f64 {
         f64::from(self.0) / 100.0
+    }
+
+    /// The width at or below it.
+    pub fn width(self) -> u8 {
+        (self.0 / 100).clamp(1, 8) as u8
+    }
+}
+
+impl FromStr for MeanBits {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+        let number = |text: &str| match text.bytes().all(|b| b.is_ascii_digit()) {
+            true => text.parse::<u32>().ok(),
+            false => None,
+        };
+        let found = match (number(whole), number(part), part.len()) {
+            (Some(whole @ 1..=8), Some(tenths), 1) => Some(whole * 100 + tenths * 10),
+            (Some(whole @ 1..=8), Some(hundredths), 2) => Some(whole * 100 + hundredths),
+            _ => None,
+        };
+        found.map(Self).ok_or_else(|| {
+            Error::Invalid(format!(
+                "{text:?} is no mean of bits: 1 to 8.99, with two decimals at most, as 3.25"
+            ))
+        })
     }
 }
 
