@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
-use llmpress_pipeline::{CalibrationText, ExportFormat, Recipe};
+use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe};
 use llmpress_prune::Pass;
 use llmpress_validation::gpu_bench::STEPS;
 
@@ -117,8 +117,9 @@ pub(crate) struct InspectArgs {
 pub(crate) struct RecipeArgs {
     /// The method: dfloat11, fixed12, planes or raw; prunings such as drop:attn=8, drop:mlp=4, drop:joint=12,
     /// drop:block=4 or finercut:25%; quantisers such as rtn:w8, grid:w3,g128 or gptq:w4a8,g128 (weights of 1 to 8 bits,
-    /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them); or a
-    /// chain of any number of prunings, a quantiser and a method: drop:attn=8+gptq:w4+dfloat11.
+    /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them;
+    /// rotate or rotate=r2r4, smooth and qkv8 for low widths of activations); or a chain of any number of prunings, a
+    /// quantiser and a method: drop:attn=8+gptq:w4+dfloat11.
     #[arg(long, value_name = "CHAIN", value_parser = parse_to, conflicts_with = "recipe")]
     pub(crate) to: Option<Recipe>,
     /// A TOML file with passes, the method, and exceptions by tensor name.
@@ -146,6 +147,10 @@ pub(crate) struct RecipeArgs {
     /// numbers, and the same in memory.
     #[arg(long, help_heading = "What to make")]
     pub(crate) entropy_code: bool,
+    /// Give each matrix of the quantiser its own width, so that weights take so many bits on average, scales and zero points
+    /// included: more where it matters, as --calib tells. The same as a width of w3.5.
+    #[arg(long, value_name = "BITS")]
+    pub(crate) target_bits: Option<MeanBits>,
 }
 
 /// How much sub-layers are judged on.
@@ -303,6 +308,7 @@ pub(crate) struct PlanArgs {
   llmpress convert MODEL OUT --to drop:attn=8+dfloat11 --calib text.txt
   llmpress convert MODEL OUT --to drop:attn=8+drop:mlp=2+fixed12 --calib a.txt --calib b.jsonl --calib-seed 1
   llmpress convert MODEL OUT --to gptq:w4,g128 --calib text.txt
+  llmpress convert MODEL OUT --to abq:w4a4,rotate --calib text.txt
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {
     /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.

@@ -64,9 +64,9 @@ impl FromStr for Target {
         match Quantiser::names(text) {
             true => {
                 let quantiser: Quantiser = text.parse()?;
-                if !quantiser.with.is_empty() {
+                if quantiser.is_of_model() {
                     return Err(Error::Invalid(format!(
-                        "{text:?}: rotate, smooth and qkv are of the whole model: say them in the pass and not in a rule"
+                        "{text:?}: rotate, smooth, qkv and a mean of bits are of the whole model: say them in the pass and not in a rule"
                     )));
                 }
                 Ok(Self::Quantise(quantiser))

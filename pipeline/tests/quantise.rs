@@ -110,7 +110,11 @@ fn convert(out: &Path, request: &Request, options: &Options) -> Result<(), Strin
 
 #[test]
 fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
-    for (chain, texts, spared) in [("rtn:w4,g128+planes", false, 9), ("gptq:w2a8", true, 5)] {
+    for (chain, texts, spared) in [
+        ("rtn:w4,g128+planes", false, 9),
+        ("gptq:w2a8", true, 5),
+        ("gptq:w4a4,rotate=r2r4,smooth,qkv4+planes", true, 11),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
         let request = short(chain, texts);
@@ -135,7 +139,7 @@ fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
 fn what_is_damaged_in_a_stage_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let request = short("gptq:w3", true);
+    let request = short("gptq:w3,smooth", true);
     let copies = Copies { out: &out, to: &dir.path().join("copies"), made: Mutex::default() };
     convert_request(&tinylm(), &out, &request, 4 << 30, &options(), &copies).unwrap();
     let expected = files(&out);
@@ -150,7 +154,13 @@ fn what_is_damaged_in_a_stage_is_made_again() {
     };
     // In the middle, with a few blocks finished.
     let copies = made.iter().filter(|copy| stage(copy).join("block-00002.json").exists());
-    for (copy, name) in copies.zip(["block-00001.safetensors", "block-00001.json", "pass.json", ".streams"]) {
+    for (copy, name) in copies.zip([
+        "transforms.json",
+        "block-00001.safetensors",
+        "block-00001.json",
+        "pass.json",
+        ".streams",
+    ]) {
         let found = std::fs::read_dir(stage(copy)).unwrap().map(|entry| entry.unwrap().path());
         let found: Vec<PathBuf> = found.filter(|path| path.to_str().unwrap().ends_with(name)).collect();
         assert_eq!(found.len(), 1, "{name}: {found:?}");
@@ -224,6 +234,7 @@ fn recipes_that_cannot_be_carried_out_are_refused_before_any_work() {
     let nothing = toml(&format!("to = \"raw\"\npasses = [\"rtn:w4\"]\n{}", rule(".*", "raw")));
     refused(&nothing, &["none of its tensors"]);
     refused(&short("gptq:w4", false), &["gptq:w4", "--calib"]);
+    refused(&short("rtn:w4,smooth", false), &["smooth", "--calib"]);
     refused(&short("rtn:w4", true), &["--calib is for"]);
     let settled = "to = \"raw\"\npasses = [{ quantise = { to = \"rtn:w4\" } }]\n";
     refused(&toml(settled), &["ask for it by its name", "rtn:w4"]);
@@ -290,13 +301,18 @@ fn what_is_quantised_is_kept_unless_a_rule_names_it() {
 fn a_finished_output_is_checked_and_never_mistaken_for_another() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let request = short("grid:w3", true);
+    let request = short("grid:w3,rotate", true);
     convert(&out, &request, &options()).unwrap();
     let expected = files(&out);
     let resume = Options { resume: true, ..options() };
     convert(&out, &request, &resume).unwrap();
     assert!(files(&out) == expected);
-    for other in [short("grid:w4", true), short("rtn:w3", false), short("grid:w3", false)] {
+    for other in [
+        short("grid:w4,rotate", true),
+        short("grid:w3", true),
+        short("rtn:w3", false),
+        short("grid:w3", false),
+    ] {
         let error = convert(&out, &other, &resume).unwrap_err();
         assert!(error.contains("made by another recipe"), "{error}");
         assert!(files(&out) == expected);
@@ -326,6 +342,37 @@ fn quantising_and_pruning_go_in_any_order() {
         let stored: u64 = lossy.iter().map(|u| u.stored_bytes()).sum();
         assert_eq!(stored, planned.iter().map(|u| u.expected_bytes).sum::<u64>(), "{chain}");
     }
+}
+
+#[test]
+fn transformations_need_no_text_are_stored_and_come_after_prunings() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, pruned) = (dir.path().join("out"), dir.path().join("pruned"));
+    convert(&out, &short("rtn:w4,rotate", false), &options()).unwrap();
+    let done = Checkpoint::open(&out).unwrap();
+    assert_eq!(done.manifest().unwrap().requires, ["transforms"]);
+    let sites: Vec<String> = llmpress_formats::Transform::summary(done.transforms());
+    assert!(sites.iter().any(|site| site == "rotation of down"), "{sites:?}");
+    // Norms are folded into what reads them: they are stored as ones.
+    let norm = done.read_tensor("model.layers.0.input_layernorm.weight").unwrap();
+    let ones: Vec<u8> = std::iter::repeat_n(half_one(&done), norm.len() / 2).flatten().collect();
+    assert!(norm == ones);
+    convert(&pruned, &short("drop:block=2+rtn:w4,rotate=r2r4", true), &options()).unwrap();
+    assert_eq!(
+        Checkpoint::open(&pruned).unwrap().config().unwrap().get("num_hidden_layers"),
+        Some(&6.into())
+    );
+    // Scales stand by layer.
+    let late = short("rtn:w4,rotate+drop:block=2", true);
+    let error = convert(&dir.path().join("late"), &late, &options()).unwrap_err();
+    assert!(error.contains("renumbered"), "{error}");
+}
+
+/// One in BF16, as it is stored.
+fn half_one(checkpoint: &Checkpoint) -> [u8; 2] {
+    let dtype = checkpoint.tensor("model.layers.0.input_layernorm.weight").unwrap().dtype;
+    assert_eq!(dtype.name(), "BF16");
+    0x3f80u16.to_le_bytes()
 }
 
 #[test]

@@ -9,7 +9,9 @@ use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::encoding::abq::Abq;
 use llmpress_formats::{Checkpoint, Error, Removal, Result};
 use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
-use llmpress_quantize::{Finished, Job, Residuals, Rung, Sink, Spec, State, ZeroPoint, run};
+use llmpress_quantize::{
+    Finished, Job, Residuals, Rotate, Rung, Sink, Spec, State, Transformations, ZeroPoint, run,
+};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -149,6 +151,83 @@ fn every_family_is_quantised_and_computes_nearly_the_same() {
 }
 
 #[test]
+fn transformed_models_of_every_family_are_quantised_and_go_back() {
+    for family in
+        ["llama", "llama_bias", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "mixtral", "qwen3_moe"]
+    {
+        let mut model = open(&golden(family));
+        let calibration = calibration(&model, 12, 20);
+        let before = hidden(&model);
+        let turned = if family == "gemma3_text" { "r2r4" } else { "r1r2r4" };
+        let smooth = Transformations { smooth: true, ..Transformations::default() };
+        let rotate = Transformations { rotate: turned.parse().ok(), smooth: false, qkv_bits: Some(8) };
+        for with in [smooth, rotate] {
+            let transforms = with.of(&model, Some(&calibration)).unwrap();
+            let mut specs = specs(&model, spec(8, Rung::Gptq));
+            specs.values_mut().for_each(|spec| spec.abq.activation_bits = Some(8));
+            let room = in_memory();
+            let job = Job {
+                specs: &specs,
+                transforms: &transforms,
+                calibration: Some(&calibration),
+                room: &room,
+                hessians: 1 << 16,
+            };
+            let mut kept = Kept::default();
+            run(&mut model, job, State::default(), &mut kept).unwrap();
+            assert!(
+                hidden(&model) == before && model.transforms().is_empty(),
+                "{family}: the model is as it was"
+            );
+            model.transform(transforms).unwrap();
+            (0..model.config().layers.len()).for_each(|layer| model.fold_layer(layer).unwrap());
+            put(&mut model, &kept.finished);
+            let far = relative(&hidden(&model), &before);
+            assert!(far > 0.0 && far < 0.15, "{family}: {far}");
+            (0..model.config().layers.len()).for_each(|layer| model.unfold_layer(layer).unwrap());
+            model.transform(Vec::new()).unwrap();
+        }
+    }
+}
+
+/// Error feedback knows what activations lose: it leaves less of it than codes that were chosen for exact ones.
+#[test]
+fn codes_are_chosen_for_the_activations_that_they_multiply() {
+    let mut model = open(&tinylm());
+    let text = std::fs::read_to_string(tinylm().join("calib.txt")).unwrap();
+    let ids = Tokenizer::open(&tinylm()).unwrap().encode(&text).unwrap();
+    let calibration = Calibration::new(&ids, Cut { windows: 12, length: 128, seed: None }, None).unwrap();
+    let before = hidden(&model);
+    let mut far = |chosen_for: Option<u8>| {
+        let mut specs = specs(&model, spec(4, Rung::Gptq));
+        specs.values_mut().for_each(|spec| spec.abq.activation_bits = chosen_for);
+        let room = in_memory();
+        let job = Job {
+            specs: &specs,
+            transforms: &[],
+            calibration: Some(&calibration),
+            room: &room,
+            hessians: 1 << 24,
+        };
+        let mut kept = Kept::default();
+        run(&mut model, job, State::default(), &mut kept).unwrap();
+        for done in &kept.finished {
+            let cols = done.unit.cols();
+            let mut values = vec![0.0; done.unit.rows() * cols];
+            for (row, values) in values.chunks_exact_mut(cols).enumerate() {
+                done.unit.decode_row(row, values).unwrap();
+            }
+            model.replace_quantised(&done.tensor, values, Some(4)).unwrap();
+        }
+        let far = relative(&hidden(&model), &before);
+        specs.keys().for_each(|tensor| model.restore(tensor).unwrap());
+        far
+    };
+    let (exact, rounded) = (far(None), far(Some(4)));
+    assert!(rounded < exact, "{rounded} {exact}");
+}
+
+#[test]
 fn experts_that_saw_too_few_tokens_are_rounded_to_nearest_and_it_is_said() {
     for family in ["mixtral", "qwen3_moe"] {
         let mut model = open(&golden(family));
@@ -170,16 +249,25 @@ fn experts_that_saw_too_few_tokens_are_rounded_to_nearest_and_it_is_said() {
 
 #[test]
 fn a_killed_job_goes_on_after_the_last_finished_block_to_the_same_bytes() {
-    for (family, rung) in [("llama", Rung::Gptq), ("mixtral", Rung::Gptq), ("qwen3", Rung::Grid)] {
+    let rotated =
+        Transformations { rotate: Some(Rotate::ALL), qkv_bits: Some(8), ..Transformations::default() };
+    let none = Transformations::default();
+    for (family, rung, with) in [
+        ("llama", Rung::Gptq, none),
+        ("llama", Rung::Gptq, rotated),
+        ("mixtral", Rung::Gptq, none),
+        ("qwen3", Rung::Grid, none),
+    ] {
         let mut model = open(&golden(family));
         // Enough tokens that drift is made up for.
         let calibration = calibration(&model, 60, 20);
+        let transforms = with.of(&model, None).unwrap();
         let specs = specs(&model, spec(3, rung));
         let dir = tempfile::tempdir().unwrap();
         let rooms = [in_memory(), Room { memory: 0, file: dir.path().join("streams") }];
         let job = |room| Job {
             specs: &specs,
-            transforms: &[],
+            transforms: &transforms,
             calibration: Some(&calibration),
             room,
             hessians: 1 << 20,
@@ -214,9 +302,11 @@ fn any_number_of_threads_gives_the_same_units() {
             let mut model = open(&golden("llama"));
             let (calibration, specs) = (calibration(&model, 60, 20), specs(&model, spec(3, Rung::Gptq)));
             let room = in_memory();
+            let with = Transformations { smooth: true, rotate: "r4".parse().ok(), qkv_bits: None };
+            let transforms = with.of(&model, Some(&calibration)).unwrap();
             let job = Job {
                 specs: &specs,
-                transforms: &[],
+                transforms: &transforms,
                 calibration: Some(&calibration),
                 room: &room,
                 hessians: 1 << 20,

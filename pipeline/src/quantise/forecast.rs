@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_calibrate::Cut;
-use llmpress_formats::encoding::abq::{self, ZeroKind};
-use llmpress_formats::{Checkpoint, Dtype, Tensor, block_linears};
-use llmpress_quantize::{InputShape, Rung, Spec, ZeroPoint, block_peak_bytes};
+use llmpress_formats::encoding::abq;
+use llmpress_formats::{Checkpoint, Tensor, block_linears};
+use llmpress_quantize::{InputShape, Rung, Spec, block_peak_bytes, expected_bits};
 use serde::{Deserialize, Serialize};
 
 use super::run::MEMORY;
+use super::targets::Assigned;
 use crate::Result;
 
 /// What the process takes besides weights and activations: code, tables, buffers of the threads.
@@ -40,26 +41,24 @@ pub struct QuantiseForecast {
     pub memory_bytes: u64,
 }
 
-/// Bytes of a quantised tensor.
-pub(crate) fn expected_bytes(spec: &Spec, tensor: &Tensor) -> u64 {
-    let zero = match spec.zero {
-        ZeroPoint::Symmetric => ZeroKind::Symmetric,
-        ZeroPoint::Integer => ZeroKind::Integer,
-        ZeroPoint::Real => ZeroKind::Real(Dtype::F16),
-    };
+/// Bytes of a quantised tensor; of one whose width is to be assigned those of the mean.
+pub(crate) fn expected_bytes(name: &str, spec: &Spec, tensor: &Tensor, assigned: Option<&Assigned>) -> u64 {
     let (rows, cols) = abq::matrix(&tensor.shape).unwrap_or_default();
-    let components = abq::components(&spec.abq, rows, cols, Dtype::F16, zero);
-    components.iter().filter_map(|c| c.dtype.byte_len(&c.shape)).fold(0, u64::saturating_add)
+    match assigned.filter(|assigned| assigned.tensors.contains(name)) {
+        Some(assigned) => (assigned.mean.bits() * (rows * cols) as f64 / 8.0) as u64,
+        None => expected_bits(spec, rows, cols) / 8,
+    }
 }
 
 /// What it comes to on a view, by windows cut so.
 pub(crate) fn forecast(
     view: &Checkpoint,
     specs: &BTreeMap<String, Spec>,
+    assigned: Option<&Assigned>,
     cut: Cut,
 ) -> Result<QuantiseForecast> {
     let by_text = |spec: &Spec| spec.rung != Rung::Rtn;
-    let any_text = specs.values().any(by_text);
+    let any_text = specs.values().any(by_text) || assigned.is_some();
     let (windows, window) = if any_text { (cut.windows as u64, cut.length as u64) } else { (0, 0) };
     let tokens = u128::from(windows) * u128::from(window);
     let mut found = QuantiseForecast {
@@ -82,7 +81,7 @@ pub(crate) fn forecast(
         let weights = rows * cols;
         found.weights += weights;
         found.source_bytes += tensor.bytes;
-        found.bytes += expected_bytes(spec, tensor);
+        found.bytes += expected_bytes(name, spec, tensor, assigned);
         largest = largest.max(weights);
         // Once for what they multiply, once for what comes out.
         products += 2 * tokens * u128::from(weights);
