@@ -114,6 +114,7 @@ fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
         ("rtn:w4,g128+planes", false, 9),
         ("gptq:w2a8", true, 5),
         ("gptq:w4a4,rotate=r2r4,smooth,qkv4+planes", true, 11),
+        ("gptq:w3.25,g128", true, 19),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
@@ -504,4 +505,42 @@ fn a_job_that_the_disk_cannot_hold_is_refused_before_any_work() {
         "{error}"
     );
     assert!(!out.exists());
+}
+
+#[test]
+fn assigned_widths_keep_to_their_mean_and_leave_alone_what_rules_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let mut request = toml(
+        "to = \"raw\"\npasses = [\"grid:w3.25,g128\"]\n\
+         [[rule]]\ntensors = '.*layers\\.0\\..*v_proj\\.weight'\nto = \"rtn:w8,symmetric\"\n",
+    );
+    request.calibration = short("grid:w3", true).calibration;
+    let (plan, _) = Plan::forecast(&tinylm(), &request, 4 << 30).unwrap();
+    convert(&out, &request, &options()).unwrap();
+    let done = Checkpoint::open(&out).unwrap();
+    let (mut bytes, mut weights, mut widths) = (0, 0, std::collections::BTreeSet::new());
+    for (name, unit) in done.units() {
+        let Encoding::Abq(abq) = unit.encoding() else { continue };
+        if name == "model.layers.0.self_attn.v_proj.weight" {
+            assert_eq!(abq.widths(), "w8");
+            continue;
+        }
+        assert_eq!(abq.group_size, Some(128));
+        widths.insert(abq.bits);
+        bytes += unit.stored_bytes();
+        weights += unit.parts()[0].shape.iter().product::<u64>();
+    }
+    let mean = bytes as f64 * 8.0 / weights as f64;
+    assert!(mean <= 3.25 && mean > 3.2 && widths.len() > 1, "{mean} {widths:?}");
+    let planned: u64 = plan.units().filter(|u| u.method == Method::Kept).map(|u| u.expected_bytes).sum();
+    let stored: u64 =
+        done.units().values().filter(|u| u.encoding().is_lossy()).map(|u| u.stored_bytes()).sum();
+    assert!(stored <= planned && stored * 100 > planned * 98, "{stored} {planned}");
+    // Too few bits for any width, and no text to go by.
+    let little = short("grid:w1.5,g128", true);
+    let error = convert(&dir.path().join("little"), &little, &options()).unwrap_err();
+    assert!(error.contains("take 2.25") && error.contains("at least"), "{error}");
+    let error = convert(&dir.path().join("blind"), &short("grid:w3.25", false), &options()).unwrap_err();
+    assert!(error.contains("mean of bits") && error.contains("--calib"), "{error}");
 }

@@ -24,8 +24,8 @@ use allocate::{Choice, allocate};
 pub use measure::Measured;
 use measure::Sensitivity;
 
-/// Widths that a matrix may get.
-const WIDTHS: [u8; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
+/// Widths that a matrix may get. What one bit does to a model is far beyond what errors of 3 bits tell.
+const WIDTHS: [u8; 7] = [2, 3, 4, 5, 6, 7, 8];
 
 /// A mean of true bits a weight, scales and zero points included, in hundredths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
