@@ -56,9 +56,9 @@ fn quantised_matrices_of_every_released_version_stand_for_the_same_numbers() {
                 assert_eq!(Digest::of(&bytes), entry.blake3, "{version} {form} {name}");
                 let unit = checkpoint.unit_of(checkpoint.tensor(name).unwrap()).unwrap();
                 if let Encoding::Abq(abq) = unit.encoding() {
-                    let has = |name: &&str| unit.components().contains_key(*name);
-                    forms.insert((abq.widths(), ["offset", "zero"].into_iter().find(|name| has(&name))));
-                    stored_so += usize::from(has(&codes));
+                    let has = |name: &str| unit.components().contains_key(name);
+                    forms.insert((abq.widths(), ["offset", "zero"].into_iter().find(|name| has(name))));
+                    stored_so += usize::from(has(codes));
                 } else {
                     assert!(bytes == source.read_tensor(name).unwrap(), "{version} {form} {name}");
                 }
