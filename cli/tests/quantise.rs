@@ -131,3 +131,44 @@ fn widths_out_of_range_are_refused_as_they_are_read() {
         assert!(!out.exists());
     }
 }
+
+#[test]
+fn a_model_runs_from_coded_codes_as_from_planes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (planes, coded, source) = (dir.path().join("planes"), dir.path().join("coded"), tinylm());
+    for to in ["rtn:w4,g128", "rtn:w2*a8"] {
+        ok(&["convert", path(&source), path(&planes), "--to", to, "--force"]);
+        ok(&["convert", path(&source), path(&coded), "--to", to, "--entropy-code", "--force"]);
+        assert!(ok(&["verify", path(&coded)]).contains("every digest is right"));
+        let against = ok(&["verify", path(&coded), "--against", path(&planes)]);
+        assert!(against.contains("bit-identical"), "{against}");
+        let text = source.join("eval.txt");
+        let perplexity = |model: &std::path::Path| -> String {
+            let args = [
+                "eval",
+                "ppl",
+                path(model),
+                "--text",
+                path(&text),
+                "--window",
+                "128",
+                "--limit",
+                "1",
+                "--json",
+            ];
+            serde_json::from_str::<serde_json::Value>(&ok(&args)).unwrap()["perplexity"].to_string()
+        };
+        assert_eq!(perplexity(&planes), perplexity(&coded), "{to}");
+        let bits = |model: &std::path::Path| -> f64 {
+            let json = ok(&["inspect", path(model), "--json"]);
+            let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+            json["quantised"].as_object().unwrap().values().next().unwrap()["bits_per_weight"]
+                .as_f64()
+                .unwrap()
+        };
+        assert!(bits(&coded) < bits(&planes) * 0.97, "{to}: {} {}", bits(&coded), bits(&planes));
+    }
+    let error =
+        fails(&["convert", path(&source), path(&dir.path().join("o")), "--to", "planes", "--entropy-code"]);
+    assert!(error.contains("--entropy-code"), "{error}");
+}

@@ -4,6 +4,7 @@
 //! plain weights:   mapped, read where they lie
 //! fixed12:         mapped; one token is multiplied from the twelve bits, more from decoded rows
 //! abq:             regrouped when the model is opened, multiplied from the codes
+//! of other tools:  codes brought into memory when the model is opened, multiplied from them where abq holds them
 //! anything else:   decoded some rows at a time into a small buffer of each thread
 //! or in memory:    decoded or encoded anew when the model is opened
 //! ```
@@ -14,6 +15,7 @@
 pub(crate) mod abq;
 mod decoded;
 mod fixed12;
+mod foreign;
 mod inputs;
 mod loaded;
 mod raw;
@@ -25,7 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use llmpress_entropy::fixed12::TILE_ROWS;
-use llmpress_formats::{Checkpoint, Dtype, Error, Result};
+use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result};
 use llmpress_kernels::cpu::{Elements, multiply};
 use rayon::prelude::*;
 
@@ -47,7 +49,7 @@ const WIDENED_ROWS: usize = 128;
 const WIDENED_BYTES: usize = 2560 << 10;
 
 /// Encodings that products run from where they lie; all others are decoded.
-const IN_PLACE: [source::Open; 3] = [raw::open, fixed12::open, abq::open];
+const IN_PLACE: [source::Open; 4] = [raw::open, fixed12::open, abq::open, foreign::open];
 
 /// `y = W x (+ b)`: a matrix of `rows` x `cols` weights, stored as `[rows, cols]`.
 #[derive(Debug)]
@@ -90,17 +92,18 @@ impl Linear {
                 found => found,
             };
         }
-        let stored_as = match (source.is_some(), stored.encoding()?.name()) {
-            (true, "fixed12") => Weights::Fixed12,
-            (true, "abq") => Weights::Stored,
-            (true, _) => Weights::Bf16,
-            (false, _) if !info.is_stored() => Weights::Stored,
-            (false, "dfloat11") => Weights::Dfloat11,
+        let stored_as = match (source.is_some(), stored.encoding()?) {
+            (true, Encoding::Fixed12 { .. }) => Weights::Fixed12,
+            (true, Encoding::Raw) => Weights::Bf16,
+            (false, Encoding::Dfloat11) if info.is_stored() => Weights::Dfloat11,
             _ => Weights::Stored,
         };
         let source = source.map_or_else(|| Arc::new(Decoded::new(&stored)) as Arc<dyn Source>, Arc::from);
         let bias = bias.map(|name| vector(checkpoint, name, rows)).transpose()?;
-        let activation_bits = source.quantised().and_then(abq::Quantised::activation_bits);
+        let activation_bits = match stored.encoding()? {
+            Encoding::Foreign(foreign) if info.is_stored() => foreign.activation_bits,
+            _ => source.quantised().and_then(abq::Quantised::activation_bits),
+        };
         Ok(Self {
             tensor: tensor.to_owned(),
             rows,

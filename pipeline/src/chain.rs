@@ -18,7 +18,9 @@ use llmpress_quantize::Spec;
 use crate::fingerprint::fingerprint;
 use crate::pass::{Pass, apply};
 use crate::progress::{Counted, Progress, Task, Watch};
-use crate::quantise::{Blocks, Run, expected_bytes, forecast as forecast_of_quantiser, run, targets};
+use crate::quantise::{
+    Assigned, Blocks, Run, expected_bytes, forecast as forecast_of_quantiser, run, targets,
+};
 use crate::stage::Stage;
 use crate::{
     CalibrationRecord, Error, PassForecast, Quantised, Quantiser, Recipe, Result, recorded_passes, view,
@@ -249,7 +251,9 @@ struct Quantising<'a> {
 impl Quantising<'_> {
     /// Runs what is left of it.
     fn run(&self, before: Checkpoint, watch: &dyn Watch) -> Result<(Quantised, Made)> {
-        let specs = targets(&before, self.quantiser.spec, &self.request.recipe.compile()?)?;
+        let rules = self.request.recipe.compile()?;
+        let specs = targets(&before, self.quantiser.spec, &rules)?;
+        let assigned = Assigned::of(&self.quantiser, &specs, &rules);
         let before_it = fingerprint(&before, self.recipe, 0)?;
         let before = Arc::new(before);
         let calibration = self.calibration(&before, &specs)?;
@@ -282,8 +286,13 @@ impl Quantising<'_> {
         let identity = format!("{before_it}\n{digest}\n{}\n{}", self.quantiser, specs_text.join("\n"));
         let mut blocks =
             Blocks::open(&stage.folder(self.number)?, &Digest::of(identity.as_bytes()).to_string())?;
-        let pass =
-            Run { specs: &specs, with, calibration: calibration.as_ref(), memory: self.earlier.memory };
+        let pass = Run {
+            specs: &specs,
+            assigned: assigned.as_ref(),
+            with,
+            calibration: calibration.as_ref(),
+            memory: self.earlier.memory,
+        };
         run(before, &pass, &mut blocks, watch)?;
         Ok((done, Made::Blocks(blocks)))
     }
@@ -306,14 +315,14 @@ impl Quantising<'_> {
             .filter(|(_, q)| q.takes_text())
             .collect();
         let text = &self.request.calibration;
-        let smooth = self.quantiser.with.smooth;
-        if by_text.is_empty() && !smooth {
+        let of_model = self.quantiser.with.smooth || self.quantiser.mean.is_some();
+        if by_text.is_empty() && !of_model {
             return Ok(None);
         }
         if text.texts.files.is_empty() {
-            if smooth {
+            if of_model {
                 return Err(Error::Invalid(format!(
-                    "{}: smooth goes by what the model reads: give a text with --calib",
+                    "{}: smooth and a mean of bits go by what the model reads: give a text with --calib",
                     self.quantiser
                 )));
             }
@@ -471,9 +480,11 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
             Pass::Quantise(quantiser) => {
                 let specs = targets(&checkpoint, quantiser.spec, &compiled)?;
                 let cut = request.calibration.cut(Quantiser::WINDOWS);
-                let found = forecast_of_quantiser(&checkpoint, &specs, cut)?;
+                let assigned = Assigned::of(quantiser, &specs, &compiled);
+                let found = forecast_of_quantiser(&checkpoint, &specs, assigned.as_ref(), cut)?;
                 for (name, spec) in &specs {
-                    quantised.insert(name.clone(), expected_bytes(spec, checkpoint.tensor(name)?));
+                    let tensor = checkpoint.tensor(name)?;
+                    quantised.insert(name.clone(), expected_bytes(name, spec, tensor, assigned.as_ref()));
                 }
                 let settled = Pass::Quantised(Quantised { to: *quantiser, calibration: None });
                 checkpoint = apply(checkpoint, &settled)?;

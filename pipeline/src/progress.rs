@@ -25,6 +25,8 @@ pub enum Counted {
     Passes,
     /// Prompts that are gone on from.
     Prompts,
+    /// Endings of questions.
+    Endings,
     /// Weights.
     Weights,
 }

@@ -17,7 +17,7 @@ pub(crate) use blocks::Blocks;
 pub use forecast::QuantiseForecast;
 pub(crate) use forecast::{expected_bytes, forecast};
 pub(crate) use run::{Pass as Run, run};
-pub(crate) use targets::targets;
+pub(crate) use targets::{Assigned, targets};
 
 /// A quantising pass that has run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

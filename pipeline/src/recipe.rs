@@ -64,9 +64,9 @@ impl FromStr for Target {
         match Quantiser::names(text) {
             true => {
                 let quantiser: Quantiser = text.parse()?;
-                if !quantiser.with.is_empty() {
+                if quantiser.is_of_model() {
                     return Err(Error::Invalid(format!(
-                        "{text:?}: rotate, smooth and qkv are of the whole model: say them in the pass and not in a rule"
+                        "{text:?}: rotate, smooth, qkv and a mean of bits are of the whole model: say them in the pass and not in a rule"
                     )));
                 }
                 Ok(Self::Quantise(quantiser))
@@ -104,6 +104,8 @@ pub struct Recipe {
     /// DFloat11 only: compress an embedding that is also the output head. The official runtime cannot
     /// run such a checkpoint.
     pub tied_embedding: bool,
+    /// Codes of quantised matrices go through an entropy coder where that takes less room.
+    pub entropy_code: bool,
 }
 
 /// A recipe as it is written down. A single removal of sub-layers is `prune`, which version 1.0 of the format knows.
@@ -117,6 +119,8 @@ struct Written {
     pattern_dict: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     tied_embedding: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    entropy_code: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prune: Option<Removal>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -127,32 +131,39 @@ impl TryFrom<Written> for Recipe {
     type Error = String;
 
     fn try_from(written: Written) -> Result<Self, String> {
-        let Written { to, rules, pattern_dict, tied_embedding, prune, passes } = written;
+        let Written { to, rules, pattern_dict, tied_embedding, entropy_code, prune, passes } = written;
         let passes = match (prune, passes) {
             (None, passes) => passes,
             (Some(removal), passes) if passes.is_empty() => vec![Pass::Remove(removal)],
             (Some(_), _) => return Err("has both `prune` and `passes`: make it one of the passes".to_owned()),
         };
-        Ok(Self { passes, to, rules, pattern_dict, tied_embedding })
+        Ok(Self { passes, to, rules, pattern_dict, tied_embedding, entropy_code })
     }
 }
 
 impl From<Recipe> for Written {
     fn from(recipe: Recipe) -> Self {
-        let Recipe { passes, to, rules, pattern_dict, tied_embedding } = recipe;
+        let Recipe { passes, to, rules, pattern_dict, tied_embedding, entropy_code } = recipe;
         let (prune, passes) = match <[Pass; 1]>::try_from(passes) {
             Ok([Pass::Remove(removal)]) => (Some(removal), Vec::new()),
             Ok(other) => (None, other.to_vec()),
             Err(passes) => (None, passes),
         };
-        Self { to, rules, pattern_dict, tied_embedding, prune, passes }
+        Self { to, rules, pattern_dict, tied_embedding, entropy_code, prune, passes }
     }
 }
 
 impl Recipe {
     /// One method for everything.
     pub fn new(to: Method) -> Self {
-        Self { passes: Vec::new(), to, rules: Vec::new(), pattern_dict: None, tied_embedding: false }
+        Self {
+            passes: Vec::new(),
+            to,
+            rules: Vec::new(),
+            pattern_dict: None,
+            tied_embedding: false,
+            entropy_code: false,
+        }
     }
 
     /// Opens the source as this recipe takes it. Whoever only stores tensors takes them as they lie there; what works on

@@ -17,7 +17,9 @@ use std::time::Instant;
 use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::Checkpoint;
 use llmpress_model::{Model, Skips, Tokenizer};
-use llmpress_quantize::{Finished, Job, Quantiser, Residuals, Sink, Spec, State, run};
+use llmpress_quantize::{
+    Finished, Job, Measured, Quantiser, Residuals, Sink, Spec, State, assign_widths, run,
+};
 use llmpress_validation::{Protocol, kl_divergence};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -52,14 +54,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         "| setting | bits | ppl | base | KL | relative error | seconds |\n|---|---|---|---|---|---|---|"
     );
     for setting in settings {
-        let Quantiser { spec, with } = setting.parse()?;
+        let Quantiser { spec, with, mean } = setting.parse()?;
         let tensors: Vec<String> = (0..model.config().layers.len())
             .flat_map(|layer| model.inputs_of(layer))
             .flat_map(|input| input.tensors)
             .collect();
-        let specs: BTreeMap<String, Spec> = tensors.iter().map(|t| (t.clone(), spec)).collect();
+        let mut specs: BTreeMap<String, Spec> = tensors.iter().map(|t| (t.clone(), spec)).collect();
         let room = Room { memory: 1 << 30, file: std::env::temp_dir().join("ladder-streams") };
         let started = Instant::now();
+        if let Some(mean) = mean {
+            specs = assign_widths(&mut model, &specs, mean, &calibration, &room, &mut Unwatched)?;
+            let mut counts: BTreeMap<u8, usize> = BTreeMap::new();
+            specs.values().for_each(|spec| *counts.entry(spec.abq.bits).or_default() += 1);
+            eprintln!("{setting}: matrices by width: {counts:?}");
+        }
         let transforms = with.of(&model, Some(&calibration))?;
         let job = Job {
             specs: &specs,
@@ -117,4 +125,12 @@ impl Sink for Kept {
         self.0.extend(finished);
         Ok(())
     }
+}
+
+/// Nobody watches.
+struct Unwatched;
+
+impl Measured for Unwatched {
+    fn start(&mut self, _weights: u64) {}
+    fn step(&mut self, _weights: u64) {}
 }

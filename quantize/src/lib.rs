@@ -27,6 +27,7 @@ mod run;
 mod search;
 mod short;
 mod spec;
+mod widths;
 
 pub use factor::{DAMPING, Factor};
 pub use fold::{Rotate, Smooth, Transformations, rotations, smoothing};
@@ -38,3 +39,4 @@ pub use report::{Finished, Learned, Report};
 pub use residuals::Residuals;
 pub use run::{Job, Sink, State, run};
 pub use spec::{Learn, Rung, Spec, ZeroPoint};
+pub use widths::{MeanBits, Measured, assign as assign_widths, expected_bits};

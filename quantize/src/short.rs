@@ -3,12 +3,13 @@
 //! ```text
 //! gptq : w4 a8 , g128 , symmetric , rotate=r2r4 , qkv4 , learn
 //! rung : bits of weights [*] [a bits of activations] [, groups] [, zero point] [, transformations] [, learning]
+//!        w3.5: a mean of true bits, widths assigned matrix by matrix
 //! ```
 
 use llmpress_formats::encoding::abq::{Abq, BITS, WORD_COLUMNS};
 use llmpress_formats::{Error, Result};
 
-use crate::{Learn, Quantiser, Rotate, Rung, Spec, Transformations, ZeroPoint};
+use crate::{Learn, MeanBits, Quantiser, Rotate, Rung, Spec, Transformations, ZeroPoint};
 
 /// Names of rungs; `abq` is the best that there is.
 const RUNGS: [(&str, Rung); 4] =
@@ -31,7 +32,7 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
         return Err(bad(format!("{head:?} is no quantiser: rtn, grid, gptq or abq")));
     };
     let mut options = rest.split(',');
-    let mut abq = widths(options.next().unwrap_or_default()).map_err(bad)?;
+    let (mut abq, mean) = widths(options.next().unwrap_or_default()).map_err(bad)?;
     let (mut zero, mut with) = (None, Transformations::default());
     let (mut learn, mut steps, mut seed) = (false, None, None);
     for option in options {
@@ -91,11 +92,11 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
     let learn = learn.then(|| Learn { steps: steps.flatten(), seed: seed.flatten().map_or(0, u64::from) });
     let spec = Spec { abq, zero: zero.unwrap_or_default(), rung: *rung, learn };
     spec.check().and_then(|()| with.check()).map_err(|e| bad(e.to_string()))?;
-    Ok(Quantiser { spec, with })
+    Ok(Quantiser { spec, with, mean })
 }
 
 /// `w4`, `w2*a8`, `w4a16`.
-fn widths(text: &str) -> Result<Abq, String> {
+fn widths(text: &str) -> Result<(Abq, Option<MeanBits>), String> {
     let form =
         || format!("{text:?} says no widths: w4 (weights of 4 bits), w4a8 (activations of 8, too), w2*a8");
     let (weights, activations) = match text.strip_prefix('w').ok_or_else(form)?.split_once('a') {
@@ -103,6 +104,13 @@ fn widths(text: &str) -> Result<Abq, String> {
         None => (text.strip_prefix('w').ok_or_else(form)?, None),
     };
     let (digits, balanced) = weights.strip_suffix('*').map_or((weights, false), |digits| (digits, true));
+    let (digits, mean) = match digits.split_once('.') {
+        None => (digits, None),
+        Some((whole, _)) => (whole, Some(digits.parse::<MeanBits>().map_err(|e| e.to_string())?)),
+    };
+    if balanced && mean.is_some() {
+        return Err(format!("w{weights}: a mean of several widths has no balanced grids"));
+    }
     let number = |digits: &str| {
         let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
         plain.then(|| digits.parse::<u8>().unwrap_or(u8::MAX)).ok_or_else(form)
@@ -126,12 +134,17 @@ fn widths(text: &str) -> Result<Abq, String> {
             }
         },
     };
-    Ok(Abq { bits, balanced, group_size: None, activation_bits })
+    Ok((Abq { bits, balanced, group_size: None, activation_bits }, mean))
 }
 
 /// Writes it, in the one form that recipes record.
 pub(crate) fn print(quantiser: &Quantiser) -> String {
-    let Quantiser { spec, with } = quantiser;
+    let Quantiser { spec, with, mean } = quantiser;
+    let widths = spec.abq.widths();
+    let widths = match (mean, widths.strip_prefix(&format!("w{}", spec.abq.bits))) {
+        (Some(mean), Some(rest)) => format!("w{:?}{rest}", mean.bits()),
+        _ => widths,
+    };
     let zero = match spec.zero {
         ZeroPoint::Real => "",
         ZeroPoint::Integer => ",int",
@@ -146,7 +159,7 @@ pub(crate) fn print(quantiser: &Quantiser) -> String {
         format!(",learn{steps}{seed}")
     });
     let learn = learn.unwrap_or_default();
-    format!("{}:{}{zero}{rotate}{smooth}{qkv}{learn}", spec.rung.name(), spec.abq.widths())
+    format!("{}:{widths}{zero}{rotate}{smooth}{qkv}{learn}", spec.rung.name())
 }
 
 #[cfg(test)]
@@ -166,6 +179,9 @@ mod tests {
             ("abq:w2,g128,learn", "gptq:w2,g128,learn"),
             ("abq:w2,learn,g128,seed=7,steps=300", "gptq:w2,g128,learn,steps=300,seed=7"),
             ("abq:w2,learn,seed=0", "gptq:w2,learn"),
+            ("gptq:w3.50a8,g128,int", "gptq:w3.5a8,g128,int"),
+            ("gptq:w3.0", "gptq:w3.0"),
+            ("grid:w2.25", "grid:w2.25"),
             ("gptq:w6a6,qkv6,smooth,rotate=r2r4,g64", "gptq:w6a6,g64,rotate=r2r4,smooth,qkv6"),
         ] {
             let quantiser = parse(text).unwrap();
@@ -191,6 +207,13 @@ mod tests {
             ("rtn:w+4", "says no widths"),
             ("rtn:w0", "weights of 0 bits: 1 to 8"),
             ("rtn:w9", "weights of 9 bits: 1 to 8"),
+            ("rtn:w3.", "no mean of bits"),
+            ("rtn:w3.125", "no mean of bits"),
+            ("rtn:w.5", "no mean of bits"),
+            ("rtn:w9.5", "no mean of bits"),
+            ("rtn:w0.5", "no mean of bits"),
+            ("rtn:w3.+5", "no mean of bits"),
+            ("rtn:w2.5*", "no balanced grids"),
             ("rtn:w99999", "weights of 99999 bits: 1 to 8"),
             ("rtn:w4a0", "activations of 0 bits"),
             ("rtn:w4a9", "activations of 9 bits"),

@@ -3,6 +3,7 @@
 //! ```text
 //! OUT/.llmpress/passes/N/pass.json                what the pass is of: another one's blocks are none of its
 //!                       /transforms.json          what the model gets before, once it is known
+//!                       /widths.json              widths of matrices, where they are assigned
 //!                       /block-00003.safetensors  the units of a block, synced before
 //!                       /block-00003.json         their receipt
 //!                       /block-00003.streams      only of the last one: what goes on from there
@@ -26,6 +27,7 @@ use crate::{Error, Result};
 
 const PASS_FILE: &str = "pass.json";
 const TRANSFORMS_FILE: &str = "transforms.json";
+const WIDTHS_FILE: &str = "widths.json";
 /// The extension of streams.
 const STREAMS: &str = "streams";
 const MAX_PASS_BYTES: u64 = 1 << 20;
@@ -107,6 +109,13 @@ struct TransformsFile {
     transforms: Vec<serde_json::Value>,
 }
 
+/// Widths of the matrices of a pass.
+#[derive(Serialize, Deserialize)]
+struct WidthsFile {
+    fingerprint: String,
+    widths: BTreeMap<String, u8>,
+}
+
 /// Writes JSON after the digest of it.
 fn write_hashed(path: &Path, value: &impl Serialize) -> llmpress_formats::Result<()> {
     let json =
@@ -162,6 +171,21 @@ impl Blocks {
         self.dir.join("scratch")
     }
 
+    /// The widths that this pass kept, or those that are found now, and kept.
+    pub(crate) fn widths(
+        &self,
+        find: impl FnOnce() -> llmpress_formats::Result<BTreeMap<String, u8>>,
+    ) -> Result<BTreeMap<String, u8>> {
+        let path = self.dir.join(WIDTHS_FILE);
+        let kept = read_hashed(&path).filter(|kept: &WidthsFile| kept.fingerprint == self.fingerprint);
+        if let Some(kept) = kept {
+            return Ok(kept.widths);
+        }
+        let file = WidthsFile { fingerprint: self.fingerprint.clone(), widths: find()? };
+        write_hashed(&path, &file)?;
+        Ok(file.widths)
+    }
+
     /// Takes the transformations that this pass kept, or finds them, and keeps them.
     pub(crate) fn transform(
         &mut self,
@@ -209,7 +233,7 @@ impl Blocks {
 
     /// Removes what is of no finished block.
     fn clear(&self) -> Result<()> {
-        let mut kept: Vec<PathBuf> = vec![self.dir.join(TRANSFORMS_FILE)];
+        let mut kept: Vec<PathBuf> = [TRANSFORMS_FILE, WIDTHS_FILE].map(|name| self.dir.join(name)).into();
         for block in 0..self.count() {
             kept.extend(["safetensors", "json"].map(|extension| self.path(block, extension)));
         }
