@@ -144,4 +144,12 @@ impl Progress for Bar {
             note(&format!("{}: {file} is complete", self.verb));
         }
     }
+
+    fn note(&self, what: &str) {
+        if let Some(bar) = self.bar.get() {
+            bar.set_message(format!("{} {what}", self.verb));
+        } else if self.lines {
+            note(&format!("{}: {what}", self.verb));
+        }
+    }
 }

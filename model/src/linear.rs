@@ -225,12 +225,12 @@ impl Linear {
     }
 
     /// Bits to which its inputs are quantised.
-    pub(crate) fn activation_bits(&self) -> Option<u8> {
+    pub fn activation_bits(&self) -> Option<u8> {
         self.activation_bits
     }
 
     /// What is added to the output.
-    pub(crate) fn bias(&self) -> Option<&[f32]> {
+    pub fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
     }
 

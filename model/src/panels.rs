@@ -124,7 +124,7 @@ impl Panels {
 
     /// Splits the features into runs of `rows` (the last one shorter) and gives each run its part of every
     /// panel, so that threads can write them side by side.
-    pub(crate) fn row_blocks_mut(&mut self, rows: usize) -> Vec<Vec<&mut [f32]>> {
+    pub fn row_blocks_mut(&mut self, rows: usize) -> Vec<Vec<&mut [f32]>> {
         let blocks = self.features.div_ceil(rows);
         let mut result: Vec<Vec<&mut [f32]>> =
             (0..blocks).map(|_| Vec::with_capacity(self.count())).collect();

@@ -140,7 +140,7 @@ pub(crate) fn cos_sin(position: usize, frequency: f32, scale: f32) -> (f32, f32)
 
 /// Sines and cosines of a run of positions.
 #[derive(Debug)]
-pub(crate) struct Rotation {
+pub struct Rotation {
     half: usize,
     cos: Panels,
     sin: Panels,
@@ -148,7 +148,7 @@ pub(crate) struct Rotation {
 
 impl Rotation {
     /// Of tokens at positions `first ..` in a sequence of `length`.
-    pub(crate) fn new(config: &RopeConfig, first: usize, tokens: usize, length: usize) -> Self {
+    pub fn new(config: &RopeConfig, first: usize, tokens: usize, length: usize) -> Self {
         let half = config.dim / 2;
         let (frequencies, scale) = config.frequencies(length.max(first + tokens));
         let mut rotation = Self { half, cos: Panels::zeros(half, tokens), sin: Panels::zeros(half, tokens) };
@@ -163,11 +163,20 @@ impl Rotation {
     }
 
     /// Turns one head of panel `panel`: its features x the panel's tokens.
-    pub(crate) fn turn(&self, panel: usize, width: usize, head: &mut [f32]) {
+    pub fn turn(&self, panel: usize, width: usize, head: &mut [f32]) {
         let (low, rest) = head.split_at_mut(self.half * width);
         let angles = self.cos.panel(panel).iter().zip(self.sin.panel(panel));
         for ((low, high), (cos, sin)) in low.iter_mut().zip(rest).zip(angles) {
             (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
+        }
+    }
+
+    /// The transpose of [`Self::turn`]: what derivatives go through. Where sine and cosine are scaled it scales once more.
+    pub fn transposed(&self, panel: usize, width: usize, head: &mut [f32]) {
+        let (low, rest) = head.split_at_mut(self.half * width);
+        let angles = self.cos.panel(panel).iter().zip(self.sin.panel(panel));
+        for ((low, high), (cos, sin)) in low.iter_mut().zip(rest).zip(angles) {
+            (*low, *high) = (*low * cos + *high * sin, *high * cos - *low * sin);
         }
     }
 }

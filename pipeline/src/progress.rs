@@ -8,6 +8,10 @@ pub trait Progress: Sync {
     fn advance(&self, amount: u64);
     /// A shard is complete.
     fn shard(&self, file: &str);
+    /// What became of a part of it, in words.
+    fn note(&self, what: &str) {
+        let _ = what;
+    }
 }
 
 /// What work is counted in.

@@ -235,7 +235,8 @@ mod tests {
             let diagonal: Vec<f32> = m.diagonal().iter().map(|&h| h as f32).collect();
             let h = m.full().unwrap().to_vec();
             let grid =
-                Grid::search(&weights, n, Spec { abq, zero, rung: Rung::Gptq }, Some(&diagonal)).unwrap();
+                Grid::search(&weights, n, Spec { abq, zero, rung: Rung::Gptq, learn: None }, Some(&diagonal))
+                    .unwrap();
             let factor = Factor::new(m).unwrap();
             let fed = gptq(&weights, &grid, &factor).unwrap();
             assert_eq!(fed.codes, plain(&weights, &grid, &h, factor.order()), "{rows} x {n}, {bits} bits");
@@ -248,7 +249,7 @@ mod tests {
         let weights: Vec<f32> = (0..rows * n).map(|i| noise(5, i)).collect();
         let m = moments(n, 500, 0);
         let diagonal: Vec<f32> = m.diagonal().iter().map(|&h| h as f32).collect();
-        let spec = Spec { abq: Abq::new(2), zero: ZeroPoint::Real, rung: Rung::Gptq };
+        let spec = Spec { abq: Abq::new(2), zero: ZeroPoint::Real, rung: Rung::Gptq, learn: None };
         let grid = Grid::search(&weights, n, spec, Some(&diagonal)).unwrap();
         let mean = m.diagonal().iter().sum::<f64>() / n as f64;
         let error = |codes: &[u8]| {
@@ -266,7 +267,7 @@ mod tests {
     fn feedback_is_the_same_bits_on_any_number_of_threads() {
         let (rows, n) = (70, 300);
         let weights: Vec<f32> = (0..rows * n).map(|i| noise(6, i)).collect();
-        let spec = Spec { abq: Abq::new(3), zero: ZeroPoint::Real, rung: Rung::Gptq };
+        let spec = Spec { abq: Abq::new(3), zero: ZeroPoint::Real, rung: Rung::Gptq, learn: None };
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {

@@ -65,6 +65,17 @@ impl Grid {
         )
     }
 
+    /// Of lines that are rounded so already, `[rows, groups]`.
+    pub(crate) fn of_lines(
+        spec: Spec,
+        rows: usize,
+        cols: usize,
+        lines: Vec<Line>,
+        rounding: Rounding,
+    ) -> Self {
+        Self { spec, rows, cols, lines, scales: rounding.scales, offsets: rounding.offsets }
+    }
+
     /// Finds lines, sees in which dtypes they can be stored, rounds them.
     fn made(
         weights: &[f32],

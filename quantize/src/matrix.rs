@@ -179,6 +179,7 @@ fn finish(work: InWork, grid: &Grid, codes: &[u8], values: Vec<f32>, outcome: Ou
         instead,
         tokens: outcome.tokens,
         damping: outcome.damping,
+        learned: None,
         relative_error: if energy > 0.0 { outcome.error / energy } else { 0.0 },
         bits_per_weight: unit.bits_per_weight(),
         seconds: seconds + outcome.started.elapsed().as_secs_f64(),

@@ -21,13 +21,27 @@ pub struct Report {
     /// definite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
-    /// The mean square of the change of its outputs over that of its outputs, on the calibration tokens; where there are
+    /// What learning it with its sub-layer came to, where it was to be learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<Learned>,
+    /// Before it was learned: the mean square of the change of its outputs over that of its outputs, on the calibration tokens; where there are
     /// none, that of its weights.
     pub relative_error: f64,
     /// Bits a weight, with scales and zero points.
     pub bits_per_weight: f64,
     /// How long it took.
     pub seconds: f64,
+}
+
+/// What learning a sub-layer came to, on windows that no step saw (on all, where there are fewer than 16).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Learned {
+    /// Where error feedback had left it: squares of differences from what it is to give out, over squares of that.
+    pub before: f64,
+    /// After the last step; none where a loss was NaN or infinite.
+    pub after: Option<f64>,
+    /// Whether that is better, and was taken; else the start stays.
+    pub taken: bool,
 }
 
 /// A finished tensor.

@@ -7,8 +7,8 @@ use llmpress_calibrate::{Calibration, Room, Streams};
 use llmpress_formats::Result;
 use llmpress_model::Model;
 
-/// The residual streams of the model as it is quantised so far, and, where error feedback makes up for what it has lost,
-/// those of the original one.
+/// The residual streams of the model as it is quantised so far, and, where error feedback makes up for what it has lost or
+/// anything is learned, those of the original one.
 #[derive(Debug)]
 pub struct Residuals {
     pub(crate) now: Streams,
@@ -43,7 +43,7 @@ impl Residuals {
         path: &Path,
     ) -> Result<Option<Self>> {
         let Some(calibration) = job.calibration else { return Ok(None) };
-        let both = job.makes_up(model);
+        let both = job.keeps_both(model);
         let now = Streams::load(model, calibration, &half(job.room, both, false), from, path)?;
         let original = match both {
             true => Some(Streams::load(model, calibration, &half(job.room, both, true), from, path)?),

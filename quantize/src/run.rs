@@ -17,8 +17,9 @@ use llmpress_formats::{Checkpoint, Dtype, Error, Result, Transform};
 use llmpress_kernels::cpu::Elements;
 use llmpress_model::{Model, Reads, SharedInput, SubLayer};
 
+use crate::learn::ToLearn;
 use crate::matrix::{Input, MOST_COLUMNS, Matrix, TOO_FEW, quantise, share_of};
-use crate::report::Finished;
+use crate::report::{Finished, Learned};
 use crate::residuals::Residuals;
 use crate::{Rung, Spec};
 
@@ -45,6 +46,16 @@ impl Job<'_> {
             && (0..layers).flat_map(|layer| model.inputs_of(layer)).any(|input| self.makes_up_for(&input))
     }
 
+    /// Whether anything is learned.
+    fn learns(&self) -> bool {
+        self.calibration.is_some() && self.specs.values().any(|spec| spec.learn.is_some())
+    }
+
+    /// Whether the original's streams are kept beside those of the model as it is quantised so far.
+    pub(crate) fn keeps_both(&self, model: &Model) -> bool {
+        self.learns() || self.makes_up(model)
+    }
+
     fn makes_up_for(&self, input: &SharedInput) -> bool {
         let of_expert = matches!(input.reads, Reads::ExpertTokens(_) | Reads::ExpertInner(_));
         let feedback = |tensor: &String| self.specs.get(tensor).is_some_and(|spec| spec.rung == Rung::Gptq);
@@ -67,7 +78,8 @@ pub struct State {
 
 /// Takes what is finished.
 pub trait Sink {
-    /// The weights that there are to quantise, and those of them that were finished before.
+    /// The weights that there are to quantise, those that are to be learned as well counted twice; and those of them that
+    /// were finished before.
     fn start(&mut self, weights: u64, finished: u64) {
         let _ = (weights, finished);
     }
@@ -75,6 +87,11 @@ pub trait Sink {
     /// So many more are.
     fn step(&mut self, weights: u64) {
         let _ = weights;
+    }
+
+    /// A sub-layer was learned.
+    fn learned(&mut self, site: SubLayer, learned: &Learned) {
+        let _ = (site, learned);
     }
 
     /// The tensors of a block, from 0, are finished; last of all, as one more block, those that are in none. With `residuals`
@@ -111,13 +128,14 @@ fn run_transformed(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn 
     let inputs: Vec<Vec<SharedInput>> = (0..layers).map(|layer| model.inputs_of(layer)).collect();
     let plan = Plan::new(model, job, &inputs)?;
     let weights = |blocks: &[Vec<SharedInput>]| -> u64 {
-        blocks.iter().flatten().flat_map(|input| &input.tensors).map(|t| plan.weights(t)).sum()
+        let tensors = blocks.iter().flatten().flat_map(|input| &input.tensors);
+        tensors.filter(|t| job.specs.contains_key(*t)).map(|t| plan.weights(t) + plan.to_learn(t)).sum()
     };
     let done = from.blocks.min(layers);
     sink.start(plan.total, weights(&inputs[..done]));
     // Streams are there up to the last layer that goes by them.
     let last = (0..layers).rev().find(|&layer| plan.goes_by_text(&inputs[layer]));
-    let both = job.makes_up(model);
+    let both = job.keeps_both(model);
     let mut residuals = from.residuals;
     if let (Some(calibration), Some(last)) = (job.calibration, last) {
         if done == 0 {
@@ -199,6 +217,7 @@ impl<'a> Plan<'a> {
                 plan.others.push(tensor);
                 continue;
             };
+            plan.total += if spec.learn.is_some() { rows * cols } else { 0 };
             if spec.rung == Rung::Gptq {
                 let Some(calibration) = job.calibration else {
                     return Err(Error::Invalid(format!("{tensor}: {} goes by a text", spec.rung)));
@@ -247,6 +266,12 @@ impl<'a> Plan<'a> {
     fn goes_by_text(&self, inputs: &[SharedInput]) -> bool {
         inputs.iter().any(|input| self.extent(input).is_some())
     }
+
+    /// Weights of a tensor that are still to be learned when it is quantised.
+    fn to_learn(&self, tensor: &str) -> u64 {
+        let learns = self.job.specs.get(tensor).is_some_and(|spec| spec.learn.is_some());
+        if learns { self.weights(tensor) } else { 0 }
+    }
 }
 
 /// A block in work.
@@ -279,15 +304,61 @@ impl Work<'_> {
                     self.batch(model, &batch, sink)?;
                 }
             }
+            let learned = self.learn(model, inputs, site, sink)?;
             let more = self.last.is_some_and(|last| layer < last) || site == SubLayer::Attention(layer);
             if let Some(residuals) = self.residuals.as_mut().filter(|_| more) {
                 residuals.now.advance(model, site, &mut || ())?;
-                if let (Some(streams), Some(original)) = (&mut residuals.original, self.original) {
+                if let (Some(streams), Some(original)) = (&mut residuals.original, self.original)
+                    && !learned
+                {
                     streams.advance(original, site, &mut || ())?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Learns the matrices of a sub-layer together, where that is asked for, from what error feedback made of them. Whether
+    /// the original's streams are past it then.
+    fn learn(
+        &mut self,
+        model: &mut Model,
+        inputs: &[SharedInput],
+        site: SubLayer,
+        sink: &mut dyn Sink,
+    ) -> Result<bool> {
+        let of_site = inputs.iter().filter(|input| input.sub_layer == site).flat_map(|input| &input.tensors);
+        let mut left: u64 = of_site.map(|tensor| self.plan.to_learn(tensor)).sum();
+        let to_learn = ToLearn::of(model, site, self.plan.job.specs);
+        let learned = match (to_learn, self.original, &mut self.residuals) {
+            (Some(to_learn), Some(original), Some(Residuals { now, original: Some(targets) })) => {
+                targets.advance(original, site, &mut || ())?;
+                let (weights, steps) = (left, u64::from(to_learn.steps()));
+                let mut done = 0u64;
+                let mut progress = || {
+                    // Of all, so that nothing is lost to rounding.
+                    let share = |n: u64| (u128::from(weights) * u128::from(n) / u128::from(steps)) as u64;
+                    let now = share(done + 1) - share(done);
+                    done += 1;
+                    left = left.saturating_sub(now);
+                    sink.step(now);
+                };
+                let streams = (now, targets);
+                let changed = to_learn.learn(model, original, streams, &mut self.finished, &mut progress)?;
+                for (tensor, weights, bits) in changed {
+                    model.replace_quantised(&tensor, weights, bits)?;
+                }
+                let of_it = |done: &&Finished| to_learn.tensors().contains(&done.tensor);
+                if let Some(learned) = self.finished.iter().filter(of_it).find_map(|done| done.report.learned)
+                {
+                    sink.learned(site, &learned);
+                }
+                true
+            }
+            _ => false,
+        };
+        sink.step(left);
+        Ok(learned)
     }
 
     /// Gathers the moments of some inputs and quantises what multiplies them.

@@ -1,15 +1,15 @@
 //! The short form of a quantiser.
 //!
 //! ```text
-//! gptq : w4 a8 , g128 , symmetric , rotate=r2r4 , qkv4
-//! rung : bits of weights [*] [a bits of activations] [, groups] [, zero point] [, transformations]
+//! gptq : w4 a8 , g128 , symmetric , rotate=r2r4 , qkv4 , learn
+//! rung : bits of weights [*] [a bits of activations] [, groups] [, zero point] [, transformations] [, learning]
 //!        w3.5: a mean of true bits, widths assigned matrix by matrix
 //! ```
 
 use llmpress_formats::encoding::abq::{Abq, BITS, WORD_COLUMNS};
 use llmpress_formats::{Error, Result};
 
-use crate::{MeanBits, Quantiser, Rotate, Rung, Spec, Transformations, ZeroPoint};
+use crate::{Learn, MeanBits, Quantiser, Rotate, Rung, Spec, Transformations, ZeroPoint};
 
 /// Names of rungs; `abq` is the best that there is.
 const RUNGS: [(&str, Rung); 4] =
@@ -34,6 +34,7 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
     let mut options = rest.split(',');
     let (mut abq, mean) = widths(options.next().unwrap_or_default()).map_err(bad)?;
     let (mut zero, mut with) = (None, Transformations::default());
+    let (mut learn, mut steps, mut seed) = (false, None, None);
     for option in options {
         let (name, value) =
             option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
@@ -52,6 +53,14 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
                 }
             }
             "smooth" if value.is_none() => with.smooth = true,
+            "learn" if value.is_none() => learn = true,
+            "steps" | "seed" => {
+                let number = value.and_then(|digits| digits.parse::<u32>().ok());
+                let to = if name == "steps" { &mut steps } else { &mut seed };
+                if number.is_none() || to.replace(number).is_some() {
+                    return Err(bad(format!("{option:?}: {name}=NUMBER, once")));
+                }
+            }
             _ => match (number("g"), number("qkv")) {
                 (Some(_), _) if abq.group_size.is_some() => {
                     return Err(bad("has two group sizes".to_owned()));
@@ -71,13 +80,17 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
                 (None, None) => {
                     return Err(bad(format!(
                         "there is no option {option:?}: g128 (or other groups), int, symmetric, rotate, smooth, qkv4 (or \
-                         other bits)"
+                         other bits), learn, steps=400, seed=0"
                     )));
                 }
             },
         }
     }
-    let spec = Spec { abq, zero: zero.unwrap_or_default(), rung: *rung };
+    if !learn && (steps.is_some() || seed.is_some()) {
+        return Err(bad("steps and seed are of what is learned: say learn as well".to_owned()));
+    }
+    let learn = learn.then(|| Learn { steps: steps.flatten(), seed: seed.flatten().map_or(0, u64::from) });
+    let spec = Spec { abq, zero: zero.unwrap_or_default(), rung: *rung, learn };
     spec.check().and_then(|()| with.check()).map_err(|e| bad(e.to_string()))?;
     Ok(Quantiser { spec, with, mean })
 }
@@ -140,7 +153,13 @@ pub(crate) fn print(quantiser: &Quantiser) -> String {
     let rotate = with.rotate.map(|rotate| format!(",rotate={rotate}")).unwrap_or_default();
     let smooth = if with.smooth { ",smooth" } else { "" };
     let qkv = with.qkv_bits.map(|bits| format!(",qkv{bits}")).unwrap_or_default();
-    format!("{}:{widths}{zero}{rotate}{smooth}{qkv}", spec.rung.name())
+    let learn = spec.learn.map(|learn| {
+        let steps = learn.steps.map(|steps| format!(",steps={steps}")).unwrap_or_default();
+        let seed = if learn.seed == 0 { String::new() } else { format!(",seed={}", learn.seed) };
+        format!(",learn{steps}{seed}")
+    });
+    let learn = learn.unwrap_or_default();
+    format!("{}:{widths}{zero}{rotate}{smooth}{qkv}{learn}", spec.rung.name())
 }
 
 #[cfg(test)]
@@ -157,6 +176,9 @@ mod tests {
             ("rtn:w1*", "rtn:w1*"),
             ("rtn:w1,int", "rtn:w1,int"),
             ("abq:w4a4,rotate", "gptq:w4a4,rotate=r1r2r4"),
+            ("abq:w2,g128,learn", "gptq:w2,g128,learn"),
+            ("abq:w2,learn,g128,seed=7,steps=300", "gptq:w2,g128,learn,steps=300,seed=7"),
+            ("abq:w2,learn,seed=0", "gptq:w2,learn"),
             ("gptq:w3.50a8,g128,int", "gptq:w3.5a8,g128,int"),
             ("gptq:w3.0", "gptq:w3.0"),
             ("grid:w2.25", "grid:w2.25"),
@@ -210,6 +232,11 @@ mod tests {
             ("rtn:w4,qkv9", "qkv9"),
             ("rtn:w4,qkv4,qkv8", "twice"),
             ("rtn:w4,qkv0", "qkv0"),
+            ("grid:w4,learn", "is no start to learn from"),
+            ("gptq:w4,steps=5", "say learn as well"),
+            ("gptq:w4,learn,steps=0", "1 to 100000"),
+            ("gptq:w4,learn,steps", "steps=NUMBER"),
+            ("gptq:w4,learn,seed=1,seed=2", "once"),
             ("zip:w4", "is no quantiser"),
         ] {
             let error = parse(text).unwrap_err().to_string();

@@ -51,6 +51,29 @@ impl fmt::Display for Rung {
     }
 }
 
+/// How the matrices of a sub-layer are learned together, from where error feedback leaves them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Learn {
+    /// Steps; by width where none are said ([`Self::steps`]).
+    pub steps: Option<u32>,
+    /// What draws windows.
+    pub seed: u64,
+}
+
+impl Learn {
+    /// The most steps.
+    pub const MOST_STEPS: u32 = 100_000;
+
+    /// Steps at a width: the fewer bits the more there is to gain.
+    pub fn steps(&self, bits: u8) -> u32 {
+        self.steps.unwrap_or(match bits {
+            0..=2 => 400,
+            3 => 300,
+            _ => 200,
+        })
+    }
+}
+
 /// How a matrix is to be quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spec {
@@ -60,6 +83,8 @@ pub struct Spec {
     pub zero: ZeroPoint,
     /// How it is done.
     pub rung: Rung,
+    /// Whether it is learned from there, with the other matrices of its sub-layer.
+    pub learn: Option<Learn>,
 }
 
 impl Spec {
@@ -74,6 +99,14 @@ impl Spec {
                 "a symmetric grid of 1 bit has zero and one other value: take w1* (balanced) or a real zero point"
                     .to_owned(),
             ));
+        }
+        if let Some(learn) = self.learn {
+            if self.rung != Rung::Gptq {
+                return Err(Error::Invalid(format!("{} is no start to learn from: gptq is", self.rung)));
+            }
+            if learn.steps.is_some_and(|steps| steps == 0 || steps > Learn::MOST_STEPS) {
+                return Err(Error::Invalid(format!("steps of learning: 1 to {}", Learn::MOST_STEPS)));
+            }
         }
         Ok(())
     }

@@ -9,7 +9,12 @@ use proptest::prelude::*;
 const ZEROS: [ZeroPoint; 3] = [ZeroPoint::Real, ZeroPoint::Integer, ZeroPoint::Symmetric];
 
 fn spec(bits: u8, balanced: bool, zero: ZeroPoint, group_size: Option<u32>) -> Spec {
-    Spec { abq: Abq { bits, balanced, group_size, activation_bits: None }, zero, rung: Rung::Grid }
+    Spec {
+        abq: Abq { bits, balanced, group_size, activation_bits: None },
+        zero,
+        rung: Rung::Grid,
+        learn: None,
+    }
 }
 
 /// Every setting there is.

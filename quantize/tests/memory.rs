@@ -79,7 +79,7 @@ fn a_block_takes_what_the_arithmetic_says() {
     let mut model = Model::open(Arc::new(Checkpoint::open(dir.path()).unwrap())).unwrap();
     let ids: Vec<u32> = (0..512).map(|i| i * 7 % 64).collect();
     let calibration = Calibration::new(&ids, Cut { windows: 8, length: 64, seed: None }, None).unwrap();
-    let spec = Spec { abq: Abq::new(3), zero: ZeroPoint::Real, rung: Rung::Gptq };
+    let spec = Spec { abq: Abq::new(3), zero: ZeroPoint::Real, rung: Rung::Gptq, learn: None };
     let specs: BTreeMap<String, Spec> =
         model.inputs_of(0).into_iter().flat_map(|input| input.tensors).map(|t| (t, spec)).collect();
     let room = Room { memory: 0, file: dir.path().join("streams") };

@@ -36,7 +36,7 @@ fn calibration(model: &Model, windows: usize, length: usize) -> Calibration {
 }
 
 fn spec(bits: u8, rung: Rung) -> Spec {
-    Spec { abq: Abq { group_size: Some(32), ..Abq::new(bits) }, zero: ZeroPoint::Real, rung }
+    Spec { abq: Abq { group_size: Some(32), ..Abq::new(bits) }, zero: ZeroPoint::Real, rung, learn: None }
 }
 
 fn specs(model: &Model, spec: Spec) -> BTreeMap<String, Spec> {
@@ -399,7 +399,7 @@ fn each_rung_is_better_than_the_one_before() {
     };
     let base = states(&model);
     let errors = [Rung::Rtn, Rung::Grid, Rung::Gptq].map(|rung| {
-        let spec = Spec { abq: Abq::new(3), zero: ZeroPoint::Real, rung };
+        let spec = Spec { abq: Abq::new(3), zero: ZeroPoint::Real, rung, learn: None };
         let specs = specs(&model, spec);
         let room = in_memory();
         let job = Job {

@@ -16,6 +16,10 @@ use crate::Result;
 const BASE_BYTES: u64 = 64 << 20;
 /// Bytes a weight of the matrix in work takes: itself, what is left of it, its value, its code.
 const WORK_BYTES: u64 = 13;
+/// Bytes that a weight takes while its sub-layer is learned: place, means of two kinds, derivative, value, transposed.
+const LEARN_BYTES: u64 = 24;
+/// Products with each weight that a token takes in a step of learning: forward, and back to weights and inputs.
+const LEARN_PRODUCTS: u128 = 3;
 
 /// A quantising pass that is still to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,7 +39,7 @@ pub struct QuantiseForecast {
     pub windows: u64,
     /// Tokens of each.
     pub window: u64,
-    /// Multiplications, in millions: of weights with activations, of second moments, of error feedback.
+    /// Multiplications, in millions: of weights with activations, of second moments, of error feedback, of learning.
     pub million_products: u64,
     /// Memory that it takes besides the weights, which are mapped.
     pub memory_bytes: u64,
@@ -75,6 +79,8 @@ pub(crate) fn forecast(
     let mut products = 0u128;
     let mut largest = 0;
     let mut inputs: BTreeSet<(&str, u64)> = BTreeSet::new();
+    // Weights of each sub-layer that is learned.
+    let mut learned: BTreeMap<&str, u64> = BTreeMap::new();
     for (name, spec) in specs {
         let tensor = view.tensor(name)?;
         let (rows, cols) = abq::matrix(&tensor.shape).unwrap_or_default();
@@ -85,6 +91,11 @@ pub(crate) fn forecast(
         largest = largest.max(weights);
         // Once for what they multiply, once for what comes out.
         products += 2 * tokens * u128::from(weights);
+        if let Some(learn) = spec.learn {
+            *learned.entry(sub_layer(name)).or_default() += weights;
+            let steps = u128::from(learn.steps(spec.abq.bits));
+            products += LEARN_PRODUCTS * steps * u128::from(window) * u128::from(weights);
+        }
         if spec.rung == Rung::Gptq {
             products += u128::from(weights) * u128::from(cols);
             if inputs.insert((sub_layer(name), cols)) {
@@ -94,10 +105,13 @@ pub(crate) fn forecast(
     }
     let hidden =
         view.config().and_then(|c| c.get("hidden_size")).and_then(serde_json::Value::as_u64).unwrap_or(0);
-    let streams = u64::try_from(tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX).min(MEMORY);
+    // What is learned goes by the original's streams as well.
+    let kinds = if learned.is_empty() { 1 } else { 2 };
+    let streams = u64::try_from(kinds * tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX).min(MEMORY);
     found.million_products = u64::try_from(products / 1_000_000).unwrap_or(u64::MAX);
     found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
-    let work = largest.saturating_mul(WORK_BYTES).max(feedback_bytes(view, specs)?);
+    let learning = learned.values().max().copied().unwrap_or(0).saturating_mul(LEARN_BYTES);
+    let work = largest.saturating_mul(WORK_BYTES).max(feedback_bytes(view, specs)?).max(learning);
     found.memory_bytes = BASE_BYTES.saturating_add(work).saturating_add(streams);
     Ok(found)
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::Checkpoint;
-use llmpress_model::Model;
+use llmpress_model::{Model, SubLayer};
 use llmpress_quantize::{
-    Finished, Job, Measured, Residuals, Sink, Spec, State, Transformations, assign_widths,
+    Finished, Job, Learned, Measured, Residuals, Sink, Spec, State, Transformations, assign_widths,
 };
 
 use super::blocks::{Blocks, Made};
@@ -115,6 +115,17 @@ impl Sink for Kept<'_> {
         if let Some(progress) = &self.progress {
             progress.advance(weights);
         }
+    }
+
+    fn learned(&mut self, site: SubLayer, learned: &Learned) {
+        let Some(progress) = &self.progress else { return };
+        let (what, layer) = match site {
+            SubLayer::Attention(layer) => ("attention", layer),
+            SubLayer::Mlp(layer) => ("MLP", layer),
+        };
+        let after = learned.after.map_or("NaN".to_owned(), |after| format!("{after:.5}"));
+        let kept = if learned.taken { "" } else { ": no better, its start stays" };
+        progress.note(&format!("{what} of layer {layer}: loss {:.5} -> {after}{kept}", learned.before));
     }
 
     fn block(

@@ -1,0 +1,321 @@
+//! Self-attention with its derivatives.
+//!
+//! ```text
+//! forward:   q, k, v = W x      [norm] [rope] [q scaled] [quantised]      P = softmax(K q)      heads = V P      y = W_o heads
+//! backward:  dW_o = dy heads^T      d heads = W_o^T dy      dP = V^T d heads      dS = P (dP - sum P dP)
+//!            dq = K^T dS      dK = dS q^T      dV = P d heads^T      back through rope and norm      dW = d x^T
+//! ```
+//!
+//! Scores are made again on the way back, a head and a panel of queries at a time: what is kept grows with the window, not
+//! with its square. The quantising of queries, keys and values lets derivatives pass as they are.
+
+use llmpress_kernels::cpu::{multiply, quantize_columns, rms_norm, softmax};
+use llmpress_model::{Panels, RopeConfig, Rotation};
+use rayon::prelude::*;
+
+use crate::linear::{ByFeature, ByToken, add_gradient, product, transposed};
+use crate::net::{Part, round};
+use crate::norm::norm_back;
+
+/// Attention without its weights.
+#[derive(Clone, Debug)]
+pub(crate) struct Attention {
+    /// Query, key, value.
+    pub(crate) projections: [Part; 3],
+    pub(crate) output: Part,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) qk_norm: Option<[Vec<f32>; 2]>,
+    pub(crate) eps: f32,
+    pub(crate) window: usize,
+    pub(crate) rope: RopeConfig,
+    pub(crate) scale: f32,
+    pub(crate) qkv_bits: Option<u8>,
+}
+
+/// What the way back needs.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Query, key and value, as projected; and as heads take them.
+    projected: [Panels; 3],
+    taken: [Panels; 3],
+    /// With what it is of.
+    rotation: Option<(RopeConfig, usize, Rotation)>,
+    /// Keys and values of each head: `[tokens, head_dim]`, and `[head_dim, tokens]`.
+    by_token: [Vec<f32>; 2],
+    by_feature: [ByFeature; 2],
+    heads: Panels,
+    d_heads: Panels,
+    turned: Vec<f32>,
+    columns: ByToken,
+    rows: ByFeature,
+}
+
+/// Derivatives of one head.
+struct Head {
+    /// Panel after panel.
+    query: Vec<f32>,
+    /// `[tokens, head_dim]`.
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+impl Attention {
+    /// As [`crate::mlp::Mlp::forward`].
+    pub(crate) fn forward(
+        &self,
+        weights: &[&[f32]],
+        x: &Panels,
+        bits: Option<u8>,
+        kept: &mut Kept,
+        y: &mut Panels,
+    ) -> bool {
+        let tokens = x.tokens();
+        let is_of = |(rope, of, _): &(RopeConfig, usize, Rotation)| *rope == self.rope && *of == tokens;
+        if !kept.rotation.as_ref().is_some_and(is_of) {
+            kept.rotation = None;
+        }
+        let make = || (self.rope.clone(), tokens, Rotation::new(&self.rope, 0, tokens, tokens));
+        let (_, _, rotation) = kept.rotation.get_or_insert_with(make);
+        let mut sound = true;
+        for (at, part) in self.projections.iter().enumerate() {
+            part.product(weights, x, &mut kept.projected[at]);
+            kept.taken[at].clone_from(&kept.projected[at]);
+            sound &= self.prepare(at, rotation, &kept.projected[at], &mut kept.taken[at]);
+        }
+        let d = self.head_dim;
+        for at in [0, 1] {
+            kept.by_feature[at].take(&kept.taken[at + 1]);
+            token_rows(&kept.taken[at + 1], d, &mut kept.by_token[at]);
+        }
+        kept.heads.resize(self.heads * d, tokens);
+        let (keys, values, query) = (&kept.by_token[0], &kept.by_feature[1], &kept.taken[0]);
+        let widths: Vec<usize> = (0..query.count()).map(|panel| query.width(panel)).collect();
+        let tasks: Vec<_> = kept
+            .heads
+            .panels_mut()
+            .enumerate()
+            .flat_map(|(panel, data)| {
+                data.chunks_exact_mut(d * widths[panel])
+                    .enumerate()
+                    .map(move |(head, out)| (panel, head, out))
+            })
+            .collect();
+        tasks.into_par_iter().with_max_len(1).for_each(|(panel, head, out)| {
+            let kv = head / (self.heads / self.kv_heads);
+            let (mut scores, oldest) = (Vec::new(), self.oldest(query.range(panel).start));
+            self.scores(&keys[kv * tokens * d..], query, head, panel, &mut scores);
+            // Values of a head by feature: rows of all tokens, of which those that are seen.
+            multiply(&values.rows(kv * d..(kv + 1) * d)[oldest..], tokens, &scores, widths[panel], out);
+        });
+        sound &= round(&mut kept.heads, bits);
+        self.output.product(weights, &kept.heads, y);
+        sound
+    }
+
+    /// As [`crate::mlp::Mlp::backward`].
+    pub(crate) fn backward(
+        &self,
+        weights: &[&[f32]],
+        x: &ByToken,
+        dy: &Panels,
+        kept: &mut Kept,
+        gradients: &mut [Vec<f32>],
+    ) {
+        let (d, tokens) = (self.head_dim, dy.tokens());
+        kept.columns.take(&kept.heads);
+        kept.rows.take(dy);
+        add_gradient(&kept.rows, &kept.columns, self.output.of_mut(gradients));
+        transposed(self.output.of(weights), self.output.cols, &mut kept.turned);
+        product(&kept.turned, None, dy, &mut kept.d_heads);
+        let heads: Vec<Head> =
+            (0..self.heads).into_par_iter().with_max_len(1).map(|head| self.head_back(kept, head)).collect();
+        let group = self.heads / self.kv_heads;
+        let mut derivatives = [Panels::zeros(self.heads * d, tokens), Panels::default(), Panels::default()];
+        for panel in 0..dy.count() {
+            let (range, width) = (dy.range(panel), dy.width(panel));
+            let to = derivatives[0].panel_mut(panel).chunks_exact_mut(d * width);
+            for (to, head) in to.zip(&heads) {
+                to.copy_from_slice(&head.query[d * range.start..d * range.end]);
+            }
+        }
+        for (at, of) in [(1, (|head| &head.key) as fn(&Head) -> &Vec<f32>), (2, |head| &head.value)] {
+            // In the order of heads, whatever thread made them.
+            let sums: Vec<Vec<f32>> = heads
+                .par_chunks(group)
+                .map(|group| {
+                    let mut sum = vec![0.0; tokens * d];
+                    for head in group {
+                        sum.iter_mut().zip(of(head)).for_each(|(sum, x)| *sum += x);
+                    }
+                    sum
+                })
+                .collect();
+            derivatives[at].resize(self.kv_heads * d, tokens);
+            for token in 0..tokens {
+                let all = sums.iter().flat_map(|sum| &sum[token * d..(token + 1) * d]);
+                derivatives[at].set_token(token, all.copied());
+            }
+        }
+        for (at, derivative) in derivatives.iter_mut().enumerate() {
+            if let Some((_, _, rotation)) = &kept.rotation {
+                self.prepare_back(at, rotation, &kept.projected[at], derivative);
+            }
+            kept.rows.take(derivative);
+            add_gradient(&kept.rows, x, self.projections[at].of_mut(gradients));
+        }
+    }
+
+    /// From what was projected to what heads take: of query (0), key (1) or value (2).
+    fn prepare(&self, at: usize, rotation: &Rotation, from: &Panels, x: &mut Panels) -> bool {
+        let d = self.head_dim;
+        let norm = self.qk_norm.as_ref().and_then(|norms| norms.get(at));
+        let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
+        let panels: Vec<_> = x.panels_mut().enumerate().collect();
+        let one = |(panel, data): (usize, &mut [f32])| {
+            let width = widths[panel];
+            let heads = data.chunks_exact_mut(d * width).zip(from.panel(panel).chunks_exact(d * width));
+            let mut sound = true;
+            for (head, from) in heads {
+                if let Some(weight) = norm {
+                    rms_norm(from, weight, self.eps, width, head);
+                }
+                if at < 2 {
+                    rotation.turn(panel, width, head);
+                }
+                if at == 0 && self.scale != 1.0 {
+                    head.iter_mut().for_each(|q| *q *= self.scale);
+                }
+                if let Some(bits) = self.qkv_bits {
+                    sound &= quantize_columns(head, width, bits);
+                }
+            }
+            sound
+        };
+        panels.into_par_iter().map(one).reduce(|| true, |a, b| a & b)
+    }
+
+    /// Its derivative, in place.
+    fn prepare_back(&self, at: usize, rotation: &Rotation, from: &Panels, x: &mut Panels) {
+        if at == 2 {
+            return;
+        }
+        let d = self.head_dim;
+        let norm = self.qk_norm.as_ref().and_then(|norms| norms.get(at));
+        let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
+        let panels: Vec<_> = x.panels_mut().enumerate().collect();
+        panels.into_par_iter().for_each(|(panel, data)| {
+            let width = widths[panel];
+            let heads = data.chunks_exact_mut(d * width).zip(from.panel(panel).chunks_exact(d * width));
+            for (head, from) in heads {
+                if at == 0 && self.scale != 1.0 {
+                    head.iter_mut().for_each(|q| *q *= self.scale);
+                }
+                rotation.transposed(panel, width, head);
+                if let Some(weight) = norm {
+                    norm_back(from, weight, self.eps, width, head);
+                }
+            }
+        });
+    }
+
+    /// The first token that those of a panel, which begins at `start`, may see.
+    fn oldest(&self, start: usize) -> usize {
+        (start + 1).saturating_sub(self.window)
+    }
+
+    /// What a head's queries of a panel take of each token from the oldest on: `[tokens seen, width]`. `keys` are
+    /// `[tokens, head_dim]`.
+    fn scores(&self, keys: &[f32], query: &Panels, head: usize, panel: usize, scores: &mut Vec<f32>) {
+        let (d, width, range) = (self.head_dim, query.width(panel), query.range(panel));
+        let oldest = self.oldest(range.start);
+        scores.resize((range.end - oldest) * width, 0.0);
+        let query = &query.panel(panel)[head * d * width..][..d * width];
+        multiply(&keys[oldest * d..range.end * d], d, query, width, scores);
+        for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
+            let seen = oldest + row;
+            if seen > range.start || range.end - 1 - seen >= self.window {
+                for (position, score) in range.clone().zip(scores) {
+                    if seen > position || position - seen >= self.window {
+                        *score = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+        softmax(scores, width);
+    }
+
+    fn head_back(&self, kept: &Kept, head: usize) -> Head {
+        let (d, query) = (self.head_dim, &kept.taken[0]);
+        let tokens = query.tokens();
+        let kv = head / (self.heads / self.kv_heads);
+        let part = kv * tokens * d..(kv + 1) * tokens * d;
+        let (keys, values) = (&kept.by_token[0][part.clone()], &kept.by_token[1][part]);
+        let key_rows = kept.by_feature[0].rows(kv * d..(kv + 1) * d);
+        let mut found =
+            Head { query: vec![0.0; tokens * d], key: vec![0.0; tokens * d], value: vec![0.0; tokens * d] };
+        let (mut scores, mut by_scores, mut products) = (Vec::new(), Vec::new(), Vec::new());
+        for panel in 0..query.count() {
+            let (range, width) = (query.range(panel), query.width(panel));
+            let oldest = self.oldest(range.start);
+            let seen = range.end - oldest;
+            self.scores(keys, query, head, panel, &mut scores);
+            let of_panel = head * d * width..(head + 1) * d * width;
+            let d_out = &kept.d_heads.panel(panel)[of_panel.clone()];
+            by_scores.resize(seen * width, 0.0);
+            multiply(&values[oldest * d..range.end * d], d, d_out, width, &mut by_scores);
+            products.resize(seen * d, 0.0);
+            add_outer(&scores, d_out, width, &mut products, &mut found.value[oldest * d..range.end * d]);
+            softmax_back(&scores, &mut by_scores, width);
+            multiply(
+                &key_rows[oldest..],
+                tokens,
+                &by_scores,
+                width,
+                &mut found.query[d * range.start..d * range.end],
+            );
+            let of_query = &query.panel(panel)[of_panel];
+            add_outer(&by_scores, of_query, width, &mut products, &mut found.key[oldest * d..range.end * d]);
+        }
+        found
+    }
+}
+
+/// `out += a x^T` for `a` of rows of `width` and `x` of as many features as `out` has columns.
+fn add_outer(a: &[f32], x: &[f32], width: usize, products: &mut [f32], out: &mut [f32]) {
+    let d = x.len() / width;
+    let mut columns = vec![0.0; x.len()];
+    for (feature, row) in x.chunks_exact(width).enumerate() {
+        columns[feature..].iter_mut().step_by(d).zip(row).for_each(|(to, x)| *to = *x);
+    }
+    multiply(a, width, &columns, d, products);
+    out.iter_mut().zip(products).for_each(|(out, x)| *out += *x);
+}
+
+/// From the derivative by each column's softmax `p` to that by what it was taken of, in place.
+fn softmax_back(p: &[f32], d: &mut [f32], width: usize) {
+    let mut sums = [0.0f32; llmpress_kernels::cpu::PANEL];
+    for (p, d) in p.chunks_exact(width).zip(d.chunks_exact(width)) {
+        sums.iter_mut().zip(p.iter().zip(d)).for_each(|(sum, (p, d))| *sum += p * d);
+    }
+    for (p, d) in p.chunks_exact(width).zip(d.chunks_exact_mut(width)) {
+        d.iter_mut().zip(p).zip(&sums).for_each(|((d, p), sum)| *d = p * (*d - sum));
+    }
+}
+
+/// Heads of `d` features one after the other, each `[tokens, d]`.
+fn token_rows(x: &Panels, d: usize, out: &mut Vec<f32>) {
+    let tokens = x.tokens();
+    out.resize(x.features() * tokens, 0.0);
+    out.par_chunks_exact_mut((tokens * d).max(1)).enumerate().for_each(|(head, out)| {
+        for panel in 0..x.count() {
+            let (range, width) = (x.range(panel), x.width(panel));
+            let out = &mut out[range.start * d..range.end * d];
+            let rows = x.panel(panel)[head * d * width..].chunks_exact(width).take(d);
+            for (feature, row) in rows.enumerate() {
+                out[feature..].iter_mut().step_by(d).zip(row).for_each(|(to, x)| *to = *x);
+            }
+        }
+    });
+}

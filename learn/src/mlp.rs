@@ -1,0 +1,106 @@
+//! A gated MLP with its derivatives.
+//!
+//! ```text
+//! forward:   gate, up = W x      inner = act(gate) up      [R4]      y = W_down inner
+//! backward:  dW_down = dy inner^T      d inner = W_down^T dy      [R4^T]      d gate, d up      dW = d x^T
+//! ```
+
+use std::sync::Arc;
+
+use llmpress_kernels::cpu::{Hadamard, gelu_tanh_gate, gelu_tanh_gate_back, silu_gate, silu_gate_back};
+use llmpress_model::{Activation, Panels};
+use rayon::prelude::*;
+
+use crate::linear::{ByFeature, ByToken, add_gradient, product, transposed};
+use crate::net::{Part, round};
+
+/// Values that a task gates.
+const PIECE: usize = 1 << 14;
+
+/// A gated MLP without its weights.
+#[derive(Clone, Debug)]
+pub(crate) struct Mlp {
+    pub(crate) gate: Part,
+    pub(crate) up: Part,
+    pub(crate) down: Part,
+    pub(crate) activation: Activation,
+    pub(crate) turn: Option<Arc<Hadamard>>,
+}
+
+/// What the way back needs.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    gate: Panels,
+    up: Panels,
+    inner: Panels,
+    d_inner: Panels,
+    turned: Vec<f32>,
+    by_feature: ByFeature,
+    by_token: ByToken,
+}
+
+impl Mlp {
+    /// `bits` are those of what the last matrix multiplies. False where that cannot be quantised.
+    pub(crate) fn forward(
+        &self,
+        weights: &[&[f32]],
+        x: &Panels,
+        bits: Option<u8>,
+        kept: &mut Kept,
+        y: &mut Panels,
+    ) -> bool {
+        self.gate.product(weights, x, &mut kept.gate);
+        self.up.product(weights, x, &mut kept.up);
+        kept.inner.clone_from(&kept.up);
+        let apply = match self.activation {
+            Activation::Silu => silu_gate,
+            Activation::GeluTanh => gelu_tanh_gate,
+        };
+        let pieces = kept.gate.data().par_chunks(PIECE);
+        pieces.zip(kept.inner.data_mut().par_chunks_mut(PIECE)).for_each(|(gate, up)| apply(gate, up));
+        self.turn(&mut kept.inner, true);
+        let sound = round(&mut kept.inner, bits);
+        self.down.product(weights, &kept.inner, y);
+        sound
+    }
+
+    /// `gradients` of matrices 0 and on take what is added; `x` is what was multiplied, `dy` the derivative by what came out.
+    pub(crate) fn backward(
+        &self,
+        weights: &[&[f32]],
+        x: &ByToken,
+        dy: &Panels,
+        kept: &mut Kept,
+        gradients: &mut [Vec<f32>],
+    ) {
+        kept.by_token.take(&kept.inner);
+        kept.by_feature.take(dy);
+        add_gradient(&kept.by_feature, &kept.by_token, self.down.of_mut(gradients));
+        transposed(self.down.of(weights), self.down.cols, &mut kept.turned);
+        product(&kept.turned, None, dy, &mut kept.d_inner);
+        self.turn(&mut kept.d_inner, false);
+        let apply = match self.activation {
+            Activation::Silu => silu_gate_back,
+            Activation::GeluTanh => gelu_tanh_gate_back,
+        };
+        let gate = kept.gate.data_mut().par_chunks_mut(PIECE);
+        let all =
+            gate.zip(kept.up.data_mut().par_chunks_mut(PIECE)).zip(kept.d_inner.data().par_chunks(PIECE));
+        all.for_each(|((gate, up), d)| apply(gate, up, d));
+        for (part, d) in [(&self.gate, &kept.gate), (&self.up, &kept.up)] {
+            kept.by_feature.take(d);
+            add_gradient(&kept.by_feature, x, part.of_mut(gradients));
+        }
+    }
+
+    fn turn(&self, x: &mut Panels, forward: bool) {
+        let Some(by) = &self.turn else { return };
+        let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
+        let panels: Vec<_> = x.panels_mut().zip(widths).collect();
+        panels.into_par_iter().for_each(
+            |(data, width)| {
+                if forward { by.forward(data, width) } else { by.back(data, width) }
+            },
+        );
+    }
+}

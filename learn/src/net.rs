@@ -1,0 +1,233 @@
+//! A sub-layer with its derivatives.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use llmpress_formats::{Error, Result};
+use llmpress_kernels::cpu::rms_norm;
+use llmpress_model::{Body, Linear, Model, Panels, SubLayer, rounded_inputs};
+use rayon::prelude::*;
+
+use crate::attention::{self, Attention};
+use crate::linear::{ByToken, product};
+use crate::mlp::{self, Mlp};
+use crate::norm::norm_back;
+
+/// A sub-layer without its weights: what it computes of a residual stream, and the derivatives of what it computes.
+#[derive(Clone, Debug)]
+pub struct Net {
+    site: SubLayer,
+    tensors: Vec<String>,
+    norm: Vec<f32>,
+    post_norm: Option<Vec<f32>>,
+    eps: f32,
+    /// To which what the first matrices multiply is quantised, and what the last one does. Derivatives pass as they are.
+    bits: [Option<u8>; 2],
+    inner: Inner,
+}
+
+#[derive(Clone, Debug)]
+enum Inner {
+    Attention(Box<Attention>),
+    Mlp(Mlp),
+}
+
+/// What the way back needs of the way there, and the room for both.
+#[derive(Debug, Default)]
+pub struct Kept {
+    x: Panels,
+    columns: ByToken,
+    /// Before the norm of what comes out.
+    y: Panels,
+    attention: attention::Kept,
+    mlp: mlp::Kept,
+}
+
+/// Some rows of a matrix.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    matrix: usize,
+    rows: Range<usize>,
+    pub(crate) cols: usize,
+    bias: Option<Vec<f32>>,
+}
+
+impl Part {
+    /// Its weights.
+    pub(crate) fn of<'w>(&self, weights: &[&'w [f32]]) -> &'w [f32] {
+        &weights[self.matrix][self.rows.start * self.cols..self.rows.end * self.cols]
+    }
+
+    /// Their derivatives.
+    pub(crate) fn of_mut<'g>(&self, gradients: &'g mut [Vec<f32>]) -> &'g mut [f32] {
+        &mut gradients[self.matrix][self.rows.start * self.cols..self.rows.end * self.cols]
+    }
+
+    pub(crate) fn product(&self, weights: &[&[f32]], x: &Panels, y: &mut Panels) {
+        product(self.of(weights), self.bias.as_deref(), x, y);
+    }
+}
+
+/// Gives the rows of a run of matrices out in turn.
+struct Parts<'a> {
+    linears: &'a [Linear],
+    first: usize,
+    row: usize,
+}
+
+impl Parts<'_> {
+    fn take(&mut self, rows: usize) -> Option<Part> {
+        let (linear, rest) = self.linears.split_first()?;
+        let range = self.row..self.row + rows;
+        let part = Part {
+            matrix: self.first,
+            rows: range.clone(),
+            cols: linear.cols(),
+            bias: linear.bias().and_then(|bias| Some(bias.get(range.clone())?.to_vec())),
+        };
+        if range.end > linear.rows() {
+            return None;
+        }
+        self.row = range.end;
+        if self.row == linear.rows() {
+            (self.linears, self.first, self.row) = (rest, self.first + 1, 0);
+        }
+        Some(part)
+    }
+}
+
+impl Net {
+    /// Of a sub-layer of a model; none where it was pruned away, or has experts, whose tokens depend on what is learned, or
+    /// where matrices quantise what they share to other bits each.
+    pub fn new(model: &Model, site: SubLayer) -> Option<Self> {
+        let (parts, config) = (model.parts(site)?, model.config());
+        let bits_of = |first: &[Linear], last: &Linear| {
+            let bits = first.first()?.activation_bits();
+            let same = first.iter().all(|linear| linear.activation_bits() == bits);
+            same.then_some([bits, last.activation_bits()])
+        };
+        let (linears, bits, inner) = match parts.body {
+            Body::Attention { projections, output, qk_norm, window, rope, qkv_bits } => {
+                let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+                let mut rows = Parts { linears: projections, first: 0, row: 0 };
+                let inner = Attention {
+                    projections: [rows.take(q)?, rows.take(kv)?, rows.take(kv)?],
+                    output: whole(output, projections.len()),
+                    heads: config.heads,
+                    kv_heads: config.kv_heads,
+                    head_dim: config.head_dim,
+                    qk_norm: qk_norm.map(|(q, k)| [q.to_vec(), k.to_vec()]),
+                    eps: config.rms_norm_eps,
+                    window: window.unwrap_or(usize::MAX),
+                    rope: rope.clone(),
+                    scale: config.attention_scale,
+                    qkv_bits,
+                };
+                let bits = bits_of(projections, output)?;
+                ([projections, std::slice::from_ref(output)], bits, Inner::Attention(Box::new(inner)))
+            }
+            Body::Gated { gate_up, down, activation, turn } => {
+                let mut rows = Parts { linears: gate_up, first: 0, row: 0 };
+                let inner = Mlp {
+                    gate: rows.take(down.cols())?,
+                    up: rows.take(down.cols())?,
+                    down: whole(down, gate_up.len()),
+                    activation,
+                    turn: turn.cloned().map(Arc::new),
+                };
+                let bits = bits_of(gate_up, down)?;
+                ([gate_up, std::slice::from_ref(down)], bits, Inner::Mlp(inner))
+            }
+            Body::Experts => return None,
+        };
+        Some(Self {
+            site,
+            tensors: linears.into_iter().flatten().map(|linear| linear.tensor().to_owned()).collect(),
+            norm: parts.norm.to_vec(),
+            post_norm: parts.post_norm.map(<[f32]>::to_vec),
+            eps: config.rms_norm_eps,
+            bits,
+            inner,
+        })
+    }
+
+    /// The sub-layer that it is.
+    pub fn site(&self) -> SubLayer {
+        self.site
+    }
+
+    /// The tensors of its matrices, in the order in which weights and their derivatives are given.
+    pub fn tensors(&self) -> &[String] {
+        &self.tensors
+    }
+
+    /// What the sub-layer adds to a residual stream, into `y`. `weights` are those of each matrix, row-major.
+    ///
+    /// # Errors
+    /// Where inputs, or queries, keys and values, are quantised: one that is NaN or infinite.
+    pub fn forward(
+        &self,
+        weights: &[&[f32]],
+        residual: &Panels,
+        kept: &mut Kept,
+        y: &mut Panels,
+    ) -> Result<()> {
+        norm(residual, &self.norm, self.eps, &mut kept.x);
+        let out = if self.post_norm.is_some() { &mut kept.y } else { &mut *y };
+        let [first, last] = self.bits;
+        let sound = round(&mut kept.x, first)
+            && match &self.inner {
+                Inner::Attention(inner) => inner.forward(weights, &kept.x, last, &mut kept.attention, out),
+                Inner::Mlp(inner) => inner.forward(weights, &kept.x, last, &mut kept.mlp, out),
+            };
+        if !sound {
+            return Err(Error::Invalid(format!(
+                "{}: what is to be quantised before its sub-layer multiplies it is NaN or infinite",
+                self.tensors.first().map_or("", String::as_str)
+            )));
+        }
+        if let Some(weight) = &self.post_norm {
+            norm(&kept.y, weight, self.eps, y);
+        }
+        Ok(())
+    }
+
+    /// Adds to `gradients`, as large as each matrix, the derivatives of a loss by its weights. `dy` is that by what
+    /// [`Self::forward`] gave out just before with the same `kept`; it is changed.
+    pub fn backward(&self, weights: &[&[f32]], kept: &mut Kept, dy: &mut Panels, gradients: &mut [Vec<f32>]) {
+        if let Some(weight) = &self.post_norm {
+            for panel in 0..dy.count() {
+                let width = dy.width(panel);
+                norm_back(kept.y.panel(panel), weight, self.eps, width, dy.panel_mut(panel));
+            }
+        }
+        kept.columns.take(&kept.x);
+        match &self.inner {
+            Inner::Attention(inner) => {
+                inner.backward(weights, &kept.columns, dy, &mut kept.attention, gradients);
+            }
+            Inner::Mlp(inner) => inner.backward(weights, &kept.columns, dy, &mut kept.mlp, gradients),
+        }
+    }
+}
+
+/// Quantises each token, where there are bits, and back; false where one cannot be.
+pub(crate) fn round(x: &mut Panels, bits: Option<u8>) -> bool {
+    let Some(bits) = bits else { return true };
+    let Ok(values) = rounded_inputs(x, bits) else { return false };
+    *x = values;
+    true
+}
+
+fn whole(linear: &Linear, matrix: usize) -> Part {
+    Part { matrix, rows: 0..linear.rows(), cols: linear.cols(), bias: linear.bias().map(<[f32]>::to_vec) }
+}
+
+/// `out = norm(x)`.
+fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
+    out.resize(x.features(), x.tokens());
+    let panels: Vec<_> = out.panels_mut().enumerate().collect();
+    panels
+        .into_par_iter()
+        .for_each(|(panel, out)| rms_norm(x.panel(panel), weight, eps, x.width(panel), out));
+}

@@ -1,0 +1,94 @@
+//! What a sub-layer is made of, for passes that need its derivatives.
+//!
+//! ```text
+//! residual -- norm --> projections, heads, output   -- post norm --> what is added to the residual
+//!                      gate, up, down
+//! ```
+
+use llmpress_kernels::cpu::Hadamard;
+
+use crate::attention::Projections;
+use crate::mlp::Mlp;
+use crate::{Activation, Linear, Model, RopeConfig, SubLayer};
+
+/// A sub-layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// Weights of the norm of what it reads, with the offset of its family.
+    pub norm: &'a [f32],
+    /// Those of the norm of what it gives out.
+    pub post_norm: Option<&'a [f32]>,
+    /// What lies between.
+    pub body: Body<'a>,
+}
+
+/// What a sub-layer does.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'a> {
+    /// Self-attention.
+    Attention {
+        /// Query, key and value; or one matrix with the rows of all three.
+        projections: &'a [Linear],
+        /// From all heads.
+        output: &'a Linear,
+        /// Norms of each head's query and key.
+        qk_norm: Option<(&'a [f32], &'a [f32])>,
+        /// How many tokens a token sees, itself included.
+        window: Option<usize>,
+        /// Its rotary embedding.
+        rope: &'a RopeConfig,
+        /// Bits to which each head's query, key and value are quantised.
+        qkv_bits: Option<u8>,
+    },
+    /// A gated MLP.
+    Gated {
+        /// Gate and up; or one matrix with the rows of both.
+        gate_up: &'a [Linear],
+        /// From the inner features.
+        down: &'a Linear,
+        /// The gate's function.
+        activation: Activation,
+        /// What turns the inner features (R4).
+        turn: Option<&'a Hadamard>,
+    },
+    /// A router and experts.
+    Experts,
+}
+
+impl Model {
+    /// What a sub-layer is made of; none where it was pruned away.
+    pub fn parts(&self, site: SubLayer) -> Option<Parts<'_>> {
+        match site {
+            SubLayer::Attention(layer) => {
+                let parts = self.layers.get(layer)?.attention.as_ref()?;
+                let body = &parts.body;
+                let projections = match &body.projections {
+                    Projections::Separate(all) => &all[..],
+                    Projections::Fused(one) => std::slice::from_ref(one),
+                };
+                let body = Body::Attention {
+                    projections,
+                    output: &body.output,
+                    qk_norm: body.qk_norm.as_ref().map(|(q, k)| (&q[..], &k[..])),
+                    window: body.window,
+                    rope: self.config().ropes.get(body.rope)?,
+                    qkv_bits: self.online.qkv_bits,
+                };
+                Some(Parts { norm: &parts.norm, post_norm: parts.post_norm.as_deref(), body })
+            }
+            SubLayer::Mlp(layer) => {
+                let parts = self.layers.get(layer)?.mlp.as_ref()?;
+                let body = match &parts.body {
+                    Mlp::Dense(gated) => Body::Gated {
+                        gate_up: gated.gate_up.linears(),
+                        down: &gated.down,
+                        activation: gated.activation,
+                        turn: gated.turn.as_deref(),
+                    },
+                    Mlp::Experts { .. } => Body::Experts,
+                };
+                Some(Parts { norm: &parts.norm, post_norm: parts.post_norm.as_deref(), body })
+            }
+        }
+    }
+}

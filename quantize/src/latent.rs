@@ -1,0 +1,301 @@
+//! A matrix on its grids as it is learned.
+//!
+//! ```text
+//! place p, in steps of its group's grid      code q = nearest to p      weight = s (q - zero) + o
+//!
+//! a loss's derivative g by the weight:  p gets g s, as if q were p (straight through)
+//!                                       s gets sum g (q - zero), o gets sum g: exact while codes stay
+//! ```
+//!
+//! Places are learned instead of weights: then moving a scale moves no code, and one rate fits all matrices. What products
+//! see are the scales and offsets that are stored, so nothing is lost when learning ends.
+//! (After "EfficientQAT", Chen et al., 2024, which learns weights, steps and zero points of a block together.)
+
+use llmpress_formats::Result;
+use llmpress_formats::encoding::abq::{Packed, Zero};
+use llmpress_learn::{Adam, Rate, Variable};
+use rayon::prelude::*;
+
+use crate::line::{Line, round};
+use crate::rounding::Rounding;
+use crate::{Grid, Spec, ZeroPoint};
+
+/// How fast places move, in steps of the grid.
+const PLACES: f32 = 0.006;
+/// How fast scales and offsets move: of the scale at the start.
+const LINES: f32 = 0.001;
+/// How far a scale may go, as a share of its start.
+const SCALES: std::ops::RangeInclusive<f32> = 0.25..=4.0;
+/// What a place may lie beyond the last codes.
+const BEYOND: f32 = 0.49;
+
+/// A matrix that is learned.
+pub(crate) struct Latent {
+    spec: Spec,
+    rounding: Rounding,
+    cols: usize,
+    rows: Vec<Row>,
+    weights: Vec<f32>,
+}
+
+/// One row of it.
+struct Row {
+    places: Vec<f32>,
+    by_place: Adam,
+    groups: Vec<Group>,
+    /// Of scales, then of offsets.
+    by_line: Adam,
+}
+
+#[derive(Clone, Copy)]
+struct Group {
+    /// Before they are rounded to what is stored.
+    scale: f32,
+    offset: f32,
+    /// The scale at the start.
+    start: f32,
+    line: Line,
+}
+
+impl Latent {
+    /// From what error feedback found, and the weights that were quantised: a place is where the weight lay, held within the
+    /// reach of the code that was chosen for it.
+    pub(crate) fn new(unit: &Packed<'_>, spec: Spec, weights: &[f32]) -> Self {
+        let (cols, groups) = (unit.cols(), unit.groups());
+        let step = spec.abq.group_columns(cols);
+        let offsets = match unit.zero() {
+            Zero::Real(offsets) => Some(offsets),
+            Zero::Integer(_) | Zero::Symmetric => None,
+        };
+        let line = |at: usize| {
+            let scale = unit.scale().get(at);
+            match unit.zero() {
+                Zero::Real(offsets) => Line::real(scale, offsets.get(at)),
+                Zero::Integer(zeros) => Line::on_code(scale, zeros[at]),
+                Zero::Symmetric => Line::on_code(scale, spec.abq.centre()),
+            }
+        };
+        let rounding = Rounding {
+            scales: unit.scale().dtype(),
+            offsets: offsets.map_or(unit.scale().dtype(), |offsets| offsets.dtype()),
+        };
+        let row = |(row, weights): (usize, &[f32])| {
+            let mut codes = vec![0; cols];
+            unit.codes(row, &mut codes);
+            let groups: Vec<Group> = (row * groups..(row + 1) * groups)
+                .map(|at| {
+                    let line = line(at);
+                    Group { scale: line.scale, offset: line.offset, start: line.scale.abs(), line }
+                })
+                .collect();
+            let places = weights.iter().zip(&codes).enumerate().map(|(k, (w, code))| {
+                let code = f32::from(*code);
+                let place = groups[k / step].line.place(*w).clamp(code - BEYOND, code + BEYOND);
+                // NaN is no place.
+                if place.is_finite() { place } else { code }
+            });
+            let places: Vec<f32> = places.collect();
+            Row { places, by_place: Adam::new(cols), by_line: Adam::new(2 * groups.len()), groups }
+        };
+        let rows: Vec<Row> = weights.par_chunks_exact(cols).enumerate().map(row).collect();
+        let mut latent = Self { spec, rounding, cols, rows, weights: vec![0.0; weights.len()] };
+        latent.weigh();
+        latent
+    }
+
+    /// Weights of places and lines.
+    fn weigh(&mut self) {
+        let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
+        self.weights.par_chunks_exact_mut(self.cols).zip(&self.rows).for_each(|(weights, row)| {
+            let groups = weights.chunks_mut(step).zip(row.places.chunks(step)).zip(&row.groups);
+            for ((weights, places), group) in groups {
+                let line = group.line;
+                for (w, place) in weights.iter_mut().zip(places) {
+                    *w = line.value(round(*place, top));
+                }
+            }
+        });
+    }
+
+    /// What is stored of it, and its weights.
+    ///
+    /// # Errors
+    /// Those of [`Grid::pack`].
+    pub(crate) fn finish(self) -> Result<(Packed<'static>, Vec<f32>)> {
+        let top = f32::from(self.spec.top());
+        let lines = self.rows.iter().flat_map(|row| row.groups.iter().map(|group| group.line)).collect();
+        let places = self.rows.iter().flat_map(|row| &row.places);
+        let codes: Vec<u8> = places.map(|place| round(*place, top) as u8).collect();
+        let grid = Grid::of_lines(self.spec, self.rows.len(), self.cols, lines, self.rounding);
+        Ok((grid.pack(&codes)?, self.weights))
+    }
+}
+
+impl Variable for Latent {
+    fn weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    fn step(&mut self, gradient: &[f32], rate: &Rate) {
+        let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
+        let (rounding, real) = (self.rounding, self.spec.zero == ZeroPoint::Real);
+        let rows = self.rows.par_iter_mut().zip(gradient.par_chunks_exact(self.cols)).with_min_len(8);
+        rows.for_each(|(row, gradient)| {
+            let count = row.groups.len();
+            for (at, group) in row.groups.iter_mut().enumerate() {
+                let columns = at * step..(at * step + step).min(gradient.len());
+                let gradient = &gradient[columns.clone()];
+                let places = &mut row.places[columns.clone()];
+                let first = &mut row.by_place.first[columns.clone()];
+                let second = &mut row.by_place.second[columns];
+                let line = group.line;
+                let (by_scale, by_offset) = by_line(places, gradient, line, top);
+                let all = places.iter_mut().zip(gradient).zip(first).zip(second);
+                for (((place, g), first), second) in all {
+                    let down = PLACES * rate.step(first, second, g * line.scale);
+                    *place = (*place - down).max(-BEYOND).min(top + BEYOND);
+                }
+                let means = |adam: &mut Adam, at: usize, g: f32| {
+                    LINES * group.start * rate.step(&mut adam.first[at], &mut adam.second[at], g)
+                };
+                let scale = group.scale - means(&mut row.by_line, at, by_scale);
+                let offset = match real {
+                    true => group.offset - means(&mut row.by_line, count + at, by_offset),
+                    false => group.offset,
+                };
+                let next = rounding.of(match real {
+                    true => Line::real(scale, offset),
+                    false => Line::on_code(scale, line.zero as u8),
+                });
+                // A sign never changes: the share is of the start's own.
+                let share = scale.abs() / group.start * (scale.signum() * line.scale.signum());
+                if next.is_sound() && SCALES.contains(&share) {
+                    (group.scale, group.offset, group.line) = (scale, offset, next);
+                }
+            }
+        });
+        self.weigh();
+    }
+}
+
+/// The derivatives by scale and offset of a group, codes held, from those by its weights.
+fn by_line(places: &[f32], gradient: &[f32], line: Line, top: f32) -> (f32, f32) {
+    let terms = places.iter().zip(gradient);
+    terms.fold((0.0, 0.0), |(scale, offset), (place, g)| {
+        (scale + g * (round(*place, top) - line.zero), offset + g)
+    })
+}
+
+/// A matrix that stays as it is beside those that are learned.
+pub(crate) struct Still(pub(crate) Vec<f32>);
+
+impl Variable for Still {
+    fn weights(&self) -> &[f32] {
+        &self.0
+    }
+
+    fn step(&mut self, _gradient: &[f32], _rate: &Rate) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use llmpress_formats::encoding::abq::Abq;
+
+    use super::*;
+    use crate::Rung;
+
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..count).map(|_| next() + next()).collect()
+    }
+
+    fn spec(bits: u8, zero: ZeroPoint) -> Spec {
+        let abq = Abq { group_size: Some(32), ..Abq::new(bits) };
+        Spec { abq, zero, rung: Rung::Gptq, learn: None }
+    }
+
+    fn latent(spec: Spec, weights: &[f32], cols: usize) -> (Latent, Vec<f32>) {
+        let grid = Grid::search(weights, cols, spec, None).unwrap();
+        let codes = grid.nearest(weights);
+        (Latent::new(&grid.pack(&codes).unwrap(), spec, weights), grid.values(&codes))
+    }
+
+    #[test]
+    fn learning_starts_where_error_feedback_ended() {
+        let (rows, cols) = (5, 70);
+        let weights = numbers(rows * cols, 1);
+        for zero in [ZeroPoint::Real, ZeroPoint::Integer, ZeroPoint::Symmetric] {
+            let spec = spec(2, zero);
+            let grid = Grid::search(&weights, cols, spec, None).unwrap();
+            // Codes that are not the nearest ones, as feedback chooses some.
+            let codes: Vec<u8> = grid
+                .nearest(&weights)
+                .iter()
+                .enumerate()
+                .map(|(i, c)| (c + u8::from(i % 3 == 0)) % 4)
+                .collect();
+            let unit = grid.pack(&codes).unwrap();
+            let latent = Latent::new(&unit, spec, &weights);
+            assert_eq!(latent.weights(), grid.values(&codes), "{zero:?}");
+            let (same, values) = latent.finish().unwrap();
+            assert!(same == unit && values == grid.values(&codes), "{zero:?}");
+        }
+    }
+
+    #[test]
+    fn derivatives_by_scale_and_offset_are_those_of_differences() {
+        let (places, gradient) =
+            (numbers(40, 2).iter().map(|p| 3.0 * p + 1.5).collect::<Vec<f32>>(), numbers(40, 3));
+        let top = 3.0;
+        for line in [Line::real(0.25, -0.5), Line::on_code(0.25, 2)] {
+            let loss = |line: Line| -> f64 {
+                let terms = places.iter().zip(&gradient);
+                terms.map(|(p, g)| f64::from(line.value(round(*p, top))) * f64::from(*g)).sum()
+            };
+            let (by_scale, by_offset) = by_line(&places, &gradient, line, top);
+            let h = 1.0 / 64.0;
+            let moved = |ds: f32, dz: f32| match line.zero {
+                0.0 => Line::real(line.scale + ds, line.offset + dz),
+                zero => Line::on_code(line.scale + ds, zero as u8),
+            };
+            let found = (loss(moved(h, 0.0)) - loss(moved(-h, 0.0))) / f64::from(2.0 * h);
+            assert!((found - f64::from(by_scale)).abs() < 1e-4, "{found} {by_scale}");
+            if line.zero == 0.0 {
+                let found = (loss(moved(0.0, h)) - loss(moved(0.0, -h))) / f64::from(2.0 * h);
+                assert!((found - f64::from(by_offset)).abs() < 1e-4, "{found} {by_offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_variable_moves_towards_other_weights_and_stays_on_its_grid() {
+        let (rows, cols, steps) = (4, 64, 900);
+        let (weights, goal) = (numbers(rows * cols, 4), numbers(rows * cols, 5));
+        for zero in [ZeroPoint::Real, ZeroPoint::Integer, ZeroPoint::Symmetric] {
+            let (mut latent, start) = latent(spec(3, zero), &weights, cols);
+            let far = |w: &[f32]| w.iter().zip(&goal).map(|(w, g)| (w - g) * (w - g)).sum::<f32>();
+            let (places, groups) = (latent.rows[0].places.clone(), latent.rows[0].groups.clone());
+            for step in 0..steps {
+                let gradient: Vec<f32> = latent.weights().iter().zip(&goal).map(|(w, g)| w - g).collect();
+                latent.step(&gradient, &Rate::at(step, steps));
+            }
+            assert!(far(latent.weights()) < 0.5 * far(&start), "{zero:?}");
+            // One at the end of its reach may stay.
+            let moved = latent.rows[0].places.iter().zip(&places).filter(|(a, b)| a != b).count();
+            assert!(10 * moved >= 9 * cols, "{zero:?}: {moved}");
+            for (now, was) in latent.rows[0].groups.iter().zip(&groups) {
+                assert!(now.scale != was.scale && (now.offset != was.offset) == (zero == ZeroPoint::Real));
+            }
+            let (unit, values) = latent.finish().unwrap();
+            let mut row = vec![0.0; cols];
+            for (at, values) in values.chunks_exact(cols).enumerate() {
+                unit.decode_row(at, &mut row).unwrap();
+                assert_eq!(row, values, "{zero:?}");
+            }
+        }
+    }
+}
