@@ -11,7 +11,9 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use llmpress_formats::{Error, Result};
-use llmpress_model::{Cache, Model, Observer, Panels, Reads, SharedInput, Skips, SubLayer, Unobserved};
+use llmpress_model::{
+    Cache, Model, Observer, Panels, Reads, SharedInput, Skips, SubLayer, Unobserved, rounded_inputs,
+};
 
 use crate::{Calibration, Drift, Extent, Moments};
 
@@ -204,19 +206,19 @@ impl Streams {
     pub fn moments(
         &mut self,
         model: &Model,
-        inputs: &[(&SharedInput, Extent)],
+        inputs: &[(Tap<'_>, Extent)],
         progress: &mut dyn FnMut(),
     ) -> Result<Vec<Moments>> {
         let moments = inputs
             .iter()
-            .map(|(input, extent)| Moments::new(input.features, *extent))
+            .map(|(tap, extent)| Moments::new(tap.input.features, *extent))
             .collect::<Result<Vec<_>>>()?;
         let mut taps = Taps { inputs, moments, window: 0, error: None };
-        let Some(site) = inputs.first().map(|(input, _)| input.sub_layer) else { return Ok(vec![]) };
-        if inputs.iter().any(|(input, _)| input.sub_layer != site) {
+        let Some(site) = inputs.first().map(|(tap, _)| tap.input.sub_layer) else { return Ok(vec![]) };
+        if inputs.iter().any(|(tap, _)| tap.input.sub_layer != site) {
             return Err(Error::Invalid("moments are gathered of one sub-layer at a time".to_owned()));
         }
-        let normed_only = inputs.iter().all(|(input, _)| input.reads == Reads::Normed);
+        let normed_only = inputs.iter().all(|(tap, _)| tap.input.reads == Reads::Normed);
         let mut cache = model.cache(self.tokens);
         let (mut stream, mut normed) = (Panels::default(), Panels::default());
         for window in 0..self.windows {
@@ -224,8 +226,8 @@ impl Streams {
             self.get(window, &mut stream)?;
             if normed_only {
                 if model.normed(site, &stream, &mut normed) {
-                    for (input, _) in inputs {
-                        if let Some(first) = input.tensors.first() {
+                    for (tap, _) in inputs {
+                        if let Some(first) = tap.input.tensors.first() {
                             taps.linear_input(first, &normed);
                         }
                     }
@@ -252,10 +254,10 @@ impl Streams {
         &mut self,
         model: &Model,
         original: (&Model, &mut Self),
-        input: &SharedInput,
+        tap: Tap<'_>,
         progress: &mut dyn FnMut(),
     ) -> Result<(Moments, Drift)> {
-        let (base, others) = original;
+        let (input, (base, others)) = (tap.input, original);
         if (self.windows, self.tokens, self.features) != (others.windows, others.tokens, others.features)
             || matches!(input.reads, Reads::ExpertTokens(_) | Reads::ExpertInner(_))
         {
@@ -263,7 +265,7 @@ impl Streams {
                 "drift is between equal windows, of what all tokens go through".to_owned(),
             ));
         }
-        let inputs = [(input, Extent::Full)];
+        let inputs = [(tap, Extent::Full)];
         let moments = vec![Moments::new(input.features, Extent::Full)?];
         let mut taps = Taps { inputs: &inputs, moments, window: 0, error: None };
         let mut drift = Drift::new(input.features)?;
@@ -281,7 +283,11 @@ impl Streams {
                     run(model, input.sub_layer, &mut stream, &mut cache, seen)?;
                 }
             }
-            taps.linear_input(tensor, &now.input);
+            if let Some(bits) = tap.bits {
+                now.input = rounded_inputs(&now.input, bits)
+                    .map_err(|token| taps.wrong(tensor, &not_finite(token)))?;
+            }
+            taps.take(0, tensor, &now.input);
             if let Some(error) = taps.error {
                 return Err(error);
             }
@@ -330,28 +336,65 @@ fn run(
     model.run_layers(layer..layer + 1, stream, cache, &Skips::from([other]), observer)
 }
 
+/// An input whose moments are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Tap<'a> {
+    /// Which.
+    pub input: &'a SharedInput,
+    /// Bits to which it is quantised before it is multiplied; none: as it is.
+    pub bits: Option<u8>,
+}
+
+impl<'a> From<&'a SharedInput> for Tap<'a> {
+    fn from(input: &'a SharedInput) -> Self {
+        Self { input, bits: None }
+    }
+}
+
 /// Adds up what passes the first tensor of each input.
 struct Taps<'a> {
-    inputs: &'a [(&'a SharedInput, Extent)],
+    inputs: &'a [(Tap<'a>, Extent)],
     moments: Vec<Moments>,
     window: usize,
     error: Option<Error>,
 }
 
+impl Taps<'_> {
+    /// What the product multiplies.
+    fn take(&mut self, index: usize, tensor: &str, input: &Panels) {
+        if let Err(e) = self.moments[index].add(input) {
+            self.error = Some(self.wrong(tensor, &e.to_string()));
+        }
+    }
+
+    fn wrong(&self, tensor: &str, what: &str) -> Error {
+        Error::Invalid(format!(
+            "the activations that {tensor} multiplies go wrong in calibration window {}: {what}: the model overflows on this \
+             text, or its weights are damaged",
+            self.window
+        ))
+    }
+}
+
 impl Observer for Taps<'_> {
     fn linear_input(&mut self, weight: &str, input: &Panels) {
-        let wanted = |(of, _): &(&SharedInput, Extent)| of.tensors.first().is_some_and(|t| t == weight);
+        let wanted = |(tap, _): &(Tap<'_>, Extent)| tap.input.tensors.first().is_some_and(|t| t == weight);
         let Some(index) = self.inputs.iter().position(wanted).filter(|_| self.error.is_none()) else {
             return;
         };
-        if let Err(e) = self.moments[index].add(input) {
-            self.error = Some(Error::Invalid(format!(
-                "the activations that {weight} multiplies go wrong in calibration window {}: {e}: the model overflows on \
-                 this text, or its weights are damaged",
-                self.window
-            )));
+        match self.inputs[index].0.bits {
+            None => self.take(index, weight, input),
+            Some(bits) => match rounded_inputs(input, bits) {
+                Ok(rounded) => self.take(index, weight, &rounded),
+                Err(token) => self.error = Some(self.wrong(weight, &not_finite(token))),
+            },
         }
     }
+}
+
+/// Of a token that cannot be quantised.
+fn not_finite(token: usize) -> String {
+    format!("NaN, infinite or too large at token {token}")
 }
 
 fn seek(file: &mut File, path: &Path, window: usize, floats: usize) -> Result<()> {

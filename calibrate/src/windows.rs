@@ -69,6 +69,12 @@ impl Calibration {
         Ok(Self { windows })
     }
 
+    /// The first windows of it, one at least.
+    #[must_use]
+    pub fn first(&self, windows: usize) -> Self {
+        Self { windows: self.windows.iter().take(windows.max(1)).cloned().collect() }
+    }
+
     /// The windows.
     pub fn windows(&self) -> &[Vec<u32>] {
         &self.windows

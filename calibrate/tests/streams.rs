@@ -62,7 +62,7 @@ fn layers_one_by_one_give_what_a_whole_pass_gives() {
         for site in model.sub_layers() {
             let (SubLayer::Attention(layer) | SubLayer::Mlp(layer)) = site;
             for input in model.inputs_of(layer).iter().filter(|input| input.sub_layer == site) {
-                let extents = [(input, Extent::Full)];
+                let extents = [(input.into(), Extent::Full)];
                 let moments = streams.moments(&model, &extents, &mut || ()).unwrap().pop().unwrap();
                 for tensor in &input.tensors {
                     // An expert may have seen none.
@@ -131,14 +131,19 @@ fn activations_that_are_not_finite_name_the_linear_and_the_window() {
     let mut weights = model.weights(values).unwrap();
     weights[5] = f32::INFINITY;
     model.replace(values, weights).unwrap();
-    let error = streams.moments(&model, &[(heads, Extent::Diagonal)], &mut || ()).unwrap_err().to_string();
+    let error =
+        streams.moments(&model, &[(heads.into(), Extent::Diagonal)], &mut || ()).unwrap_err().to_string();
     assert!(error.contains("layers.0.self_attn.o_proj.weight") && error.contains("window 0"), "{error}");
     model.restore(values).unwrap();
-    streams.moments(&model, &[(heads, Extent::Diagonal)], &mut || ()).unwrap();
+    streams.moments(&model, &[(heads.into(), Extent::Diagonal)], &mut || ()).unwrap();
     // One sub-layer at a time.
     assert!(
         streams
-            .moments(&model, &[(heads, Extent::Diagonal), (&inputs[2], Extent::Diagonal)], &mut || ())
+            .moments(
+                &model,
+                &[(heads.into(), Extent::Diagonal), ((&inputs[2]).into(), Extent::Diagonal)],
+                &mut || ()
+            )
             .is_err()
     );
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
-use llmpress_pipeline::{CalibrationText, ExportFormat, Recipe, Rule};
+use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe, Rule};
 use llmpress_prune::Pass;
 use llmpress_validation::gpu_bench::STEPS;
 
@@ -117,8 +117,9 @@ pub(crate) struct InspectArgs {
 pub(crate) struct RecipeArgs {
     /// The method: dfloat11, fixed12, planes or raw; prunings such as drop:attn=8, drop:mlp=4, drop:joint=12,
     /// drop:block=4 or finercut:25%; quantisers such as rtn:w8, grid:w3,g128 or gptq:w4a8,g128 (weights of 1 to 8 bits,
-    /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them); or a
-    /// chain of any number of prunings, a quantiser and a method: drop:attn=8+gptq:w4+dfloat11.
+    /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them;
+    /// rotate or rotate=r2r4, smooth and qkv8 for low widths of activations); or a chain of any number of prunings, a
+    /// quantiser and a method: drop:attn=8+gptq:w4+dfloat11.
     #[arg(long, value_name = "CHAIN", value_parser = parse_to, conflicts_with = "recipe")]
     pub(crate) to: Option<Recipe>,
     /// A TOML file with passes, the method, and exceptions by tensor name.
@@ -147,6 +148,14 @@ pub(crate) struct RecipeArgs {
     /// llmpress can).
     #[arg(long, help_heading = "DFloat11")]
     pub(crate) tied_embedding: bool,
+    /// Put the codes of quantised matrices through an entropy coder: 5 to 8 % smaller on disk at 3 and 4 bits, the same
+    /// numbers, and the same in memory.
+    #[arg(long, help_heading = "What to make")]
+    pub(crate) entropy_code: bool,
+    /// Give each matrix of the quantiser its own width, so that weights take so many bits on average, scales and zero points
+    /// included: more where it matters, as --calib tells. The same as a width of w3.5.
+    #[arg(long, value_name = "BITS")]
+    pub(crate) target_bits: Option<MeanBits>,
 }
 
 /// How much sub-layers are judged on.
@@ -314,6 +323,7 @@ pub(crate) struct PlanArgs {
   llmpress convert MODEL OUT --to drop:attn=8+dfloat11 --calib text.txt
   llmpress convert MODEL OUT --to drop:attn=8+drop:mlp=2+fixed12 --calib a.txt --calib b.jsonl --calib-seed 1
   llmpress convert MODEL OUT --to gptq:w4,g128 --calib text.txt
+  llmpress convert MODEL OUT --to abq:w4a4,rotate --calib text.txt
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {
     /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.
@@ -328,7 +338,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) calibration: CalibrationArgs,
     /// A plan made by `llmpress plan --json`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to make",
-          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "max_shard_size", "calib", "ranking", "portable"])]
+          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "entropy_code", "max_shard_size", "calib", "ranking", "portable"])]
     pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -591,6 +601,8 @@ pub(crate) enum EvalCommand {
     Ppl(PerplexityArgs),
     /// KL divergence from a base model on a text: both run side by side, no logits are stored.
     Kld(KldArgs),
+    /// Accuracy on a set of questions: choices, and texts to go on from.
+    Tasks(TasksArgs),
 }
 
 /// How a text is evaluated.
@@ -700,6 +712,44 @@ pub(crate) struct KldArgs {
     pub(crate) base: PathBuf,
     #[command(flatten)]
     pub(crate) protocol: ProtocolArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "A question is a JSON object a line of the file:
+  {\"context\": \"...\", \"choices\": [\"...\", \"...\"], \"answer\": 0}   the likeliest choice, counted from 0
+  {\"text\": \"...\", \"target\": \"...\"}                            whether the model would go on so
+Accuracies and their standard errors are what lm-evaluation-harness calls acc, acc_norm and stderr.
+
+Examples:
+  llmpress eval tasks examples/tinylm --data questions.jsonl
+  llmpress eval tasks OUT --base examples/tinylm --data questions.jsonl --json")]
+pub(crate) struct TasksArgs {
+    /// The checkpoint, compressed or not.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) model: PathBuf,
+    /// The questions, a JSON object a line.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Questions")]
+    pub(crate) data: PathBuf,
+    /// Take the first so many questions only.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize), help_heading = "Questions")]
+    pub(crate) limit: Option<usize>,
+    /// Put a BOS before every context where the tokenizer adds one by default, or never.
+    #[arg(long, value_enum, default_value_t = BosChoice::Auto, help_heading = "Questions")]
+    pub(crate) bos: BosChoice,
+    /// The checkpoint that it was made from: says which answers changed.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "What to compare with")]
+    pub(crate) base: Option<PathBuf>,
+    /// Write what every question came to into this file, a JSON object a line.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to compare with")]
+    pub(crate) answers: Option<PathBuf>,
+    /// Endings that a GPU reads at once; the figures are the same to the bit [default: as many as keep it busy and fit].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=2048).map(usize::from), help_heading = "Where it runs")]
+    pub(crate) batch: Option<usize>,
+    /// Threads [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Where it runs")]
+    pub(crate) jobs: Option<u16>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 #[derive(Debug, Args)]

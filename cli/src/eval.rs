@@ -18,6 +18,7 @@ pub(crate) fn run(command: &EvalCommand, output: Output) -> Outcome {
     match command {
         EvalCommand::Ppl(args) => in_pool(args.protocol.jobs, || ppl(args, output)),
         EvalCommand::Kld(args) => in_pool(args.protocol.jobs, || kld(args, output)),
+        EvalCommand::Tasks(args) => in_pool(args.jobs, || crate::eval_tasks::run(args, output)),
     }
 }
 
@@ -76,8 +77,8 @@ impl Text {
 }
 
 /// Refuses several windows at once where they would not be read so.
-fn check_batch(args: &ProtocolArgs) -> Result<(), Failure> {
-    match (args.device.device, args.batch) {
+pub(crate) fn check_batch(device: Device, batch: Option<usize>) -> Result<(), Failure> {
+    match (device, batch) {
         (Device::Cpu, Some(batch)) if batch > 1 => Err(Failure::Usage(format!(
             "--batch {batch} is for --device cuda: one window keeps the processor busy, so it reads one after the other"
         ))),
@@ -86,7 +87,7 @@ fn check_batch(args: &ProtocolArgs) -> Result<(), Failure> {
 }
 
 fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
-    check_batch(&args.protocol)?;
+    check_batch(args.protocol.device.device, args.protocol.batch)?;
     let model = Loaded::open(&args.model, args.protocol.device, output)?;
     let text = Text::read(&args.protocol.text, &model, &args.protocol, output)?;
     let bar = Bar::of("ppl", text.windows as u64, Counted::Windows, output);
@@ -134,7 +135,7 @@ fn ppl(args: &PerplexityArgs, output: Output) -> Outcome {
 }
 
 fn kld(args: &KldArgs, output: Output) -> Outcome {
-    check_batch(&args.protocol)?;
+    check_batch(args.protocol.device.device, args.protocol.batch)?;
     let model = Loaded::open(&args.model, args.protocol.device, output)?;
     let base = Loaded::open(&args.base, args.protocol.device, output)?;
     // The base's tokenizer: the question is what became of the base.

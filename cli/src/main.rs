@@ -13,6 +13,7 @@ mod doctor;
 mod documents;
 mod environment;
 mod eval;
+mod eval_tasks;
 mod export;
 mod generate;
 mod gpu_memory;

@@ -18,6 +18,7 @@ fn template(counted: Counted) -> &'static str {
         Counted::Windows => "{msg} {wide_bar} {pos}/{len} windows  {per_sec}  {eta} left",
         Counted::Passes => "{msg} {wide_bar} {pos}/{len} passes  {per_sec}  {eta} left",
         Counted::Prompts => "{msg} {wide_bar} {pos}/{len} prompts  {elapsed}",
+        Counted::Endings => "{msg} {wide_bar} {pos}/{len} endings  {per_sec}  {eta} left",
         Counted::Weights => "{msg} {wide_bar} {human_pos}/{human_len} weights  {eta} left",
     }
 }
@@ -28,6 +29,7 @@ fn amount(n: u64, counted: Counted) -> String {
         Counted::Windows => format!("{n} windows"),
         Counted::Passes => format!("{n} passes"),
         Counted::Prompts => format!("{n} prompts"),
+        Counted::Endings => format!("{n} endings"),
         Counted::Weights => format!("{n} weights"),
     }
 }

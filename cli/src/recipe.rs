@@ -27,6 +27,14 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
         recipe.pattern_dict = Some(inner.get("pattern_dict").unwrap_or(inner).clone());
     }
     recipe.tied_embedding |= args.tied_embedding;
+    recipe.entropy_code |= args.entropy_code;
+    if let Some(mean) = args.target_bits {
+        let quantisers = recipe.passes.iter_mut().filter_map(llmpress_pipeline::Pass::quantiser_mut);
+        let quantiser = quantisers.last().ok_or_else(|| {
+            Failure::Usage("--target-bits is for a quantiser: --to gptq:w4,g128 or the like".to_owned())
+        })?;
+        quantiser.assign(mean)?;
+    }
     if args.portable {
         if !recipe.passes.iter().any(llmpress_pipeline::Pass::prunes) {
             return Err(Failure::Usage(

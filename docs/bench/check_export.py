@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""Decompresses what `llmpress export --as compressed-tensors` wrote with the package that made the format, and compares every
-weight bit for bit with what `llmpress restore` makes of the same checkpoint.
+"""Decompresses what `llmpress export --as compressed-tensors` writes with the package that made the format, and compares every
+weight with what `llmpress restore` makes of the same checkpoint. In one command, from the root of the repository:
 
-    llmpress export OUT EXPORTED --as compressed-tensors
-    llmpress restore OUT PLAIN
-    python check_export.py EXPORTED PLAIN
+    python docs/bench/check_export.py --model examples/tinylm --llmpress target/release/llmpress
 
-Needs compressed-tensors 0.20.0 (with torch and transformers) and safetensors.
+which quantises, exports and restores the model in every way that the formats have. What is there already is compared by
+
+    python docs/bench/check_export.py EXPORTED PLAIN
+
+Needs compressed-tensors 0.20.0 (it brings torch and transformers) and safetensors 0.8.0.
 """
 
+import argparse
 import json
-import sys
+import subprocess
+import tempfile
 from pathlib import Path
 
 import torch
@@ -18,6 +22,20 @@ from compressed_tensors.compressors.naive_quantized.base import IntQuantizationC
 from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors import safe_open
+
+# By rows and groups, symmetric (with scales of either sign from a search) and with zero points, five levels as three bits; with
+# quantised inputs; and signed bytes.
+SETTINGS = [
+    "rtn:w4,g128,symmetric",
+    "grid:w2,symmetric",
+    "grid:w3,g32,symmetric",
+    "rtn:w4,g64,int",
+    "rtn:w8,int",
+    "rtn:w2*,g128,symmetric",
+    "rtn:w5a8,symmetric",
+    "rtn:w8a8,symmetric",
+    "rtn:w8a8,int",
+]
 
 
 def tensors(directory):
@@ -28,7 +46,8 @@ def tensors(directory):
     return found
 
 
-def main(exported, plain):
+def compare(exported, plain):
+    """Decompresses and compares; what was compared, in words."""
     config = json.loads((Path(exported) / "config.json").read_text())
     # The package's own parser: what it does not take is an error here.
     config = QuantizationConfig.model_validate(config["quantization_config"])
@@ -38,10 +57,13 @@ def main(exported, plain):
         "int-quantized": IntQuantizationCompressor,
     }[config.format]
     modules = sorted(name.removesuffix(".weight_scale") for name in ours if name.endswith(".weight_scale"))
+    assert modules, "nothing is quantised"
+    below = 0
     for module in modules:
         named = [group for group in config.config_groups.values() if module in group.targets]
         scheme = (named or [group for group in config.config_groups.values() if "Linear" in group.targets])[0]
         names = compressor.compression_param_names(scheme)
+        below += int((ours[f"{module}.weight_scale"] < 0).sum())
         state = {name: ours.pop(f"{module}.{name}") for name in names}
         ours[f"{module}.weight"] = compressor.decompress(state, scheme)["weight"]
     assert ours.keys() == expected.keys(), ours.keys() ^ expected.keys()
@@ -50,8 +72,34 @@ def main(exported, plain):
         # Bits count, not values: but for the sign of a zero, which an integer does not have.
         same = (ours[name] == tensor) | (ours[name].isnan() & tensor.isnan())
         assert bool(same.all()), f"{name}: {int((~same).sum())} weights differ"
-    print(f"{len(modules)} quantised modules of {len(expected)} tensors: the same numbers")
+    return f"{config.format}: {len(modules)} quantised modules of {len(expected)} tensors, {below} scales below zero: the same numbers"
+
+
+def make(llmpress, model, setting, work):
+    """What llmpress exports, and the plain checkpoint beside it."""
+    ours, exported, plain = (str(work / name) for name in ["ours", "exported", "plain"])
+    run = lambda *args: subprocess.run([llmpress, "--quiet", *args], check=True)
+    run("convert", model, ours, "--to", setting, "--force")
+    run("export", ours, exported, "--as", "compressed-tensors", "--force")
+    run("restore", ours, plain, "--force")
+    return exported, plain
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directories", nargs="*", metavar="EXPORTED PLAIN")
+    parser.add_argument("--model", help="a plain checkpoint to go through every setting with")
+    parser.add_argument("--llmpress", default="llmpress", help="the program")
+    args = parser.parse_args()
+    if args.model and not args.directories:
+        with tempfile.TemporaryDirectory() as work:
+            for setting in SETTINGS:
+                print(f"{setting}: {compare(*make(args.llmpress, args.model, setting, Path(work)))}", flush=True)
+    elif len(args.directories) == 2 and not args.model:
+        print(compare(*args.directories))
+    else:
+        parser.error("give either --model, or an export and a plain checkpoint")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main()

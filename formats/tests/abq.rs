@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use half::{bf16, f16};
-use llmpress_formats::encoding::abq::{Abq, Floats, Packed, Zero, pack, unpack_row};
+use llmpress_entropy::planes::{CHUNK_ELEMENTS, DEFAULT_LEVEL, Encoder};
+use llmpress_formats::encoding::abq::{Abq, Floats, Packed, Zero, coded, pack, unpack_row};
 use llmpress_formats::encoding::{Part, UnitReader};
 use llmpress_formats::{Component, Dtype, Encoding, Error, Named, ShardWriter, SlotPlan};
 use llmpress_numbers::Numbers;
@@ -43,6 +44,34 @@ fn open(abq: Abq, dtype: Dtype, shape: &[u64], stored: &BTreeMap<String, Raw>) -
 fn raw(packed: &Packed<'_>) -> BTreeMap<String, Raw> {
     let parts = packed.components();
     parts.into_iter().map(|(c, bytes)| (c.name.to_owned(), (c.dtype, c.shape, bytes.to_vec()))).collect()
+}
+
+/// The codes in bytes.
+fn joined(packed: &Packed<'_>) -> Vec<u8> {
+    let abq = packed.abq();
+    let mut codes = vec![0; packed.cols()];
+    let mut bytes = vec![0; coded::row_bytes(abq, packed.cols()) * packed.rows()];
+    for (row, out) in bytes.chunks_exact_mut(coded::row_bytes(abq, packed.cols())).enumerate() {
+        packed.codes(row, &mut codes);
+        coded::join(abq, &codes, out);
+    }
+    bytes
+}
+
+/// The same matrix with codes through the entropy coder.
+fn with_coded(packed: &Packed<'_>) -> BTreeMap<String, Raw> {
+    let (abq, mut stored) = (packed.abq(), raw(packed));
+    let (mut frames, mut lengths) = (Vec::new(), Vec::new());
+    for chunk in joined(packed).chunks(CHUNK_ELEMENTS) {
+        Encoder::new(DEFAULT_LEVEL).encode_chunk(1, false, chunk, &mut frames, &mut lengths).unwrap();
+    }
+    let specs = coded::components(abq, packed.rows() as u64, packed.cols() as u64, frames.len() as u64);
+    let lengths = lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
+    stored.remove("planes");
+    for (spec, bytes) in specs.into_iter().zip([frames, lengths]) {
+        stored.insert(spec.name.to_owned(), (spec.dtype, spec.shape, bytes));
+    }
+    stored
 }
 
 fn noise(seed: u64) -> impl Iterator<Item = u64> {
@@ -114,13 +143,20 @@ proptest! {
     ) {
         let (packed, codes) = matrix(abq, rows, cols, zero, u64::from(seed));
         let expected = formula(&packed, &codes, dtype);
-        let reader = open(abq, dtype, &[rows as u64, cols as u64], &raw(&packed)).unwrap();
         let (a, b) = (ends.0 % (codes.len() + 1), ends.1 % (codes.len() + 1));
         let width = expected.len() / codes.len();
-        for (from, to) in [(0, codes.len()), (a.min(b), a.max(b))] {
-            let mut out = vec![0xaa; (to - from) * width];
-            reader.read((from * width) as u64, &mut out).unwrap();
-            prop_assert!(out == expected[from * width..to * width]);
+        for stored in [raw(&packed), with_coded(&packed)] {
+            let reader = open(abq, dtype, &[rows as u64, cols as u64], &stored).unwrap();
+            for (from, to) in [(0, codes.len()), (a.min(b), a.max(b))] {
+                let mut out = vec![0xaa; (to - from) * width];
+                reader.read((from * width) as u64, &mut out).unwrap();
+                prop_assert!(out == expected[from * width..to * width]);
+            }
+            let some = (rows / 3) as u64..rows as u64;
+            let some = reader.packed_rows(some.clone()).unwrap().unwrap();
+            prop_assert!(some.planes() == Packed::from_codes(
+                abq, cols, &codes[rows / 3 * cols..], some.scale().clone(), some.zero().clone(),
+            ).unwrap().planes());
         }
         let mut row = vec![0.0; cols];
         for (i, expected) in formula(&packed, &codes, Dtype::F32).chunks(4 * cols).enumerate() {
@@ -164,13 +200,15 @@ fn rows_of_any_length_are_read_in_parts() {
         let abq = Abq { group_size, ..Abq::new(3) };
         let (packed, codes) = matrix(abq, 2, cols, 2, 7);
         let expected = formula(&packed, &codes, Dtype::BF16);
-        let reader = open(abq, Dtype::BF16, &[2, cols as u64], &raw(&packed)).unwrap();
-        for (from, to) in
-            [(0, 2 * cols), (1, 3), (65_500, 65_600), (cols - 40, cols + 70_000), (100_001, 100_002)]
-        {
-            let mut out = vec![0; (to - from) * 2];
-            reader.read(from as u64 * 2, &mut out).unwrap();
-            assert!(out == expected[from * 2..to * 2], "{group_size:?} {from}..{to}");
+        for stored in [raw(&packed), with_coded(&packed)] {
+            let reader = open(abq, Dtype::BF16, &[2, cols as u64], &stored).unwrap();
+            for (from, to) in
+                [(0, 2 * cols), (1, 3), (65_500, 65_600), (cols - 40, cols + 70_000), (100_001, 100_002)]
+            {
+                let mut out = vec![0; (to - from) * 2];
+                reader.read(from as u64 * 2, &mut out).unwrap();
+                assert!(out == expected[from * 2..to * 2], "{group_size:?} {from}..{to}");
+            }
         }
     }
 }
@@ -289,6 +327,79 @@ fn contents_that_break_the_format_are_found_when_they_are_read() {
     faulty("scale", &[(6, &[0x00, 0xfc])], "group 1: -inf is not finite");
     faulty("offset", &[(8, &[0, 0, 0xc0, 0x7f])], "group 0: NaN is not finite");
     faulty("offset", &[(12, &[0, 0, 0x80, 0x7f])], "group 1: inf is not finite");
+}
+
+#[test]
+fn codes_of_more_than_a_chunk_are_those_that_were_coded() {
+    // Rows that end in the middle of a chunk, of few likely codes: frames are shorter than their chunks.
+    let abq = Abq { group_size: Some(128), ..Abq::new(4) };
+    let (rows, cols) = (700, 1601);
+    let codes: Vec<u8> = noise(3).take(rows * cols).map(|x| 8 + (x & x >> 7 & 3) as u8).collect();
+    let scale = Floats::round(Dtype::F16, &vec![0.5; rows * abq.groups(cols)]).unwrap();
+    let packed = Packed::from_codes(abq, cols, &codes, scale, Zero::Symmetric).unwrap();
+    let stored = with_coded(&packed);
+    assert!(stored["codes"].2.len() < rows * cols * 3 / 8 && stored["code_lengths"].1 == [3, 4]);
+    let reader = open(abq, Dtype::BF16, &[rows as u64, cols as u64], &stored).unwrap();
+    let expected = formula(&packed, &codes, Dtype::BF16);
+    let mut out = vec![0; expected.len()];
+    reader.read(0, &mut out).unwrap();
+    assert!(out == expected);
+    assert!(reader.packed_rows(0..rows as u64).unwrap().unwrap() == packed);
+}
+
+#[test]
+fn coded_codes_that_break_the_format_are_refused() {
+    let abq = Abq { balanced: true, group_size: Some(64), ..Abq::new(2) };
+    let (packed, _) = matrix(abq, 4, 71, 2, 9);
+    let mut stored = with_coded(&packed);
+    // As they are, two codes of three bits a byte.
+    stored.insert("codes".to_owned(), (Dtype::U8, vec![4 * 36], joined(&packed)));
+    stored.insert("code_lengths".to_owned(), (Dtype::U8, vec![1, 4], vec![144, 0, 0, 0]));
+    let opened = |change: &dyn Fn(&mut BTreeMap<String, Raw>)| {
+        let mut stored = stored.clone();
+        change(&mut stored);
+        open(abq, Dtype::BF16, &[4, 71], &stored)
+    };
+    for (name, says) in
+        [("codes", "component codes is missing"), ("code_lengths", "component code_lengths is missing")]
+    {
+        let error = opened(&|stored| drop(stored.remove(name))).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let both = opened(&|stored| drop(stored.insert("planes".to_owned(), raw(&packed)["planes"].clone())));
+    assert!(both.unwrap_err().to_string().contains("both planes and codes"));
+    let lengths = |bytes: Vec<u8>| (Dtype::U8, vec![bytes.len() as u64 / 4, 4], bytes);
+    for wrong in [vec![143, 0, 0, 0], vec![0xff; 4], vec![144, 0, 0, 0, 0, 0, 0, 0]] {
+        let wrong = lengths(wrong);
+        assert!(opened(&|stored| drop(stored.insert("code_lengths".to_owned(), wrong.clone()))).is_err());
+    }
+    let read = |at: usize, value: u8| {
+        let reader = opened(&|stored| stored.get_mut("codes").unwrap().2[at] = value).unwrap();
+        reader.read(0, &mut [0; 142]).expect("row 0 is sound");
+        let error = reader.read(142, &mut [0; 142]).unwrap_err();
+        assert_eq!(error.kind(), "corrupt");
+        error.to_string()
+    };
+    assert!(read(36, 0x40).contains("u.codes: row 1: bits are set that belong to no code"));
+    assert!(
+        read(36 + 35, 0x08).contains("row 1: bits are set that belong to no code"),
+        "past the last column"
+    );
+    assert!(read(36, 5).contains("u.codes: row 1: column 0: its code is past the 5 levels"));
+    // A frame that is not one, or gives another number of bytes.
+    let frame = |bytes: Vec<u8>| {
+        let length = lengths((bytes.len() as u32).to_le_bytes().to_vec());
+        let codes = (Dtype::U8, vec![bytes.len() as u64], bytes);
+        let reader = opened(&|stored| {
+            stored.insert("codes".to_owned(), codes.clone());
+            stored.insert("code_lengths".to_owned(), length.clone());
+        });
+        reader.unwrap().read(0, &mut [0; 2]).unwrap_err().to_string()
+    };
+    assert!(frame(vec![1; 20]).contains("chunk 0: "));
+    let (mut short, mut length) = (Vec::new(), Vec::new());
+    Encoder::new(1).encode_chunk(1, false, &[0; 143], &mut short, &mut length).unwrap();
+    assert!(frame(short).contains("143 bytes"));
 }
 
 #[test]

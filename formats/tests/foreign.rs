@@ -97,6 +97,36 @@ fn their_codes_fit_abq_where_groups_are_of_neighbours() {
 }
 
 #[test]
+fn codes_in_memory_decode_to_the_bytes_of_the_tensor() {
+    for name in names() {
+        let checkpoint = Checkpoint::open_dequantised(&directory(&name)).unwrap();
+        let expected = checkpoint.read_tensor(WEIGHT).unwrap();
+        let held = checkpoint.codes(WEIGHT).unwrap().unwrap().held().unwrap();
+        for rows in [0..64, 0..0, 5..6, 31..64] {
+            let mut out = vec![0; rows.len() * 96 * 2];
+            held.read_rows(rows.clone(), &mut out).unwrap();
+            assert!(out == expected[rows.start * 192..rows.end * 192], "{name} {rows:?}");
+        }
+        assert!(
+            held.read_rows(63..65, &mut [0; 384]).is_err() && held.read_rows(0..1, &mut [0; 191]).is_err()
+        );
+        // As abq it decodes to the numbers before they are rounded.
+        let Ok(packed) = held.packed() else {
+            assert_eq!(name, "gptq-act-order");
+            continue;
+        };
+        let mut row = vec![0.0; 96];
+        packed.decode_row(7, &mut row).unwrap();
+        let rounded = |value: f32| match checkpoint.tensor(WEIGHT).unwrap().dtype {
+            Dtype::F16 => half::f16::from_f32(value).to_bits(),
+            _ => half::bf16::from_f32(value).to_bits(),
+        };
+        let bytes: Vec<u8> = row.iter().flat_map(|value| rounded(*value).to_le_bytes()).collect();
+        assert!(bytes == expected[7 * 192..8 * 192], "{name}");
+    }
+}
+
+#[test]
 fn layouts_and_settings_that_are_not_read_are_refused_by_name() {
     for (name, from, to, expected) in [
         ("gptq-w4", "\"gptq\"", "\"exl2\"", "there is no tensor"),

@@ -97,6 +97,24 @@ fn every_variant_of_every_width_gives_the_same_bits() {
 }
 
 #[test]
+fn scales_of_the_other_sign_give_products_of_the_other_sign() {
+    for (bits, kind) in [(4, Kind::Symmetric), (2, Kind::Integer), (3, Kind::Real)] {
+        let mut numbers = Numbers(u64::from(bits) + 30);
+        let mut made = Made::new(&mut numbers, (39, 200), (bits, false), Some(64), kind);
+        assert!(
+            made.scale.iter().any(|scale| scale >> 15 == 1)
+                && made.scale.iter().any(|scale| scale >> 15 == 0)
+        );
+        let (x, stride) = activations(&mut numbers, made.cols, 5);
+        let plain = reference::product(&made.stored(), &x, stride, 5).unwrap();
+        made.negate();
+        let turned = reference::product(&made.stored(), &x, stride, 5).unwrap();
+        assert!(plain.iter().zip(&turned).all(|(a, b)| *a == -*b), "w{bits} {kind:?}");
+        check(&made, 5, u64::from(bits), true);
+    }
+}
+
+#[test]
 fn more_tokens_than_a_block_takes() {
     for (tokens, group, kind) in
         [(33, Some(64), Kind::Real), (65, None, Kind::Real), (130, Some(160), Kind::Symmetric)]

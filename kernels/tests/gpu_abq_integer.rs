@@ -107,6 +107,25 @@ fn check(made: &mut Made, bits: u8, tokens: usize, seed: u64, every: bool) {
     assert_eq!(fault.view().read::<u32>(1).unwrap(), [0]);
 }
 
+#[test]
+fn scales_of_the_other_sign_give_products_of_the_other_sign() {
+    for (bits, kind) in [(4, Kind::Symmetric), (2, Kind::Integer), (3, Kind::Real)] {
+        let mut numbers = Numbers(u64::from(bits) + 30);
+        let mut made = Made::new(&mut numbers, (39, 200), (bits, false), Some(64), kind);
+        assert!(
+            made.scale.iter().any(|scale| scale >> 15 == 1)
+                && made.scale.iter().any(|scale| scale >> 15 == 0)
+        );
+        let (x, stride) = activations(&mut numbers, made.cols, 5);
+        let wide = widened(&x, stride, made.cols);
+        let plain = reference::integer_product(&made.stored(), &wide, 8).unwrap();
+        made.negate();
+        let turned = reference::integer_product(&made.stored(), &wide, 8).unwrap();
+        assert!(plain.iter().zip(&turned).all(|(a, b)| *a == -*b), "w{bits} {kind:?}");
+        check(&mut made, 8, 5, u64::from(bits), true);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 

@@ -115,7 +115,22 @@ impl Model {
     /// # Errors
     /// No such linear; not as many weights as it has.
     pub fn replace(&mut self, tensor: &str, weights: Vec<f32>) -> Result<()> {
-        self.linear_mut(tensor)?.replace(weights)
+        let linear = self.linear_mut(tensor)?;
+        linear.replace(weights, linear.activation_bits())
+    }
+
+    /// Like [`Self::replace`], with inputs that are quantised to `activation_bits`, each token by itself, as the encoding
+    /// `abq` has them. None: they stay as they are.
+    ///
+    /// # Errors
+    /// Those of [`Self::replace`].
+    pub fn replace_quantised(
+        &mut self,
+        tensor: &str,
+        weights: Vec<f32>,
+        activation_bits: Option<u8>,
+    ) -> Result<()> {
+        self.linear_mut(tensor)?.replace(weights, activation_bits)
     }
 
     /// Takes the checkpoint's own weights again.

@@ -190,7 +190,7 @@ impl Model {
             if folds.changes(linear.tensor()) {
                 let mut weights = linear.weights(&checkpoint)?;
                 folds.apply(linear.tensor(), &mut weights)?;
-                linear.replace(weights)?;
+                linear.replace(weights, linear.activation_bits())?;
             }
         }
         Ok(())

@@ -43,7 +43,7 @@ pub use fold::{Folds, folded, undone};
 pub use generate::{Generation, Sampling, greedy};
 pub use generate_all::{Finished, generate_all};
 pub use gpu::{GpuModel, GpuNeeds};
-pub use linear::Linear;
+pub use linear::{Linear, rounded as rounded_inputs};
 pub use llmpress_formats::{Error, Result};
 pub use observe::{Observer, Skips, SubLayer, Unobserved};
 pub use panels::Panels;

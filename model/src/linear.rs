@@ -4,6 +4,7 @@
 //! plain weights:   mapped, read where they lie
 //! fixed12:         mapped; one token is multiplied from the twelve bits, more from decoded rows
 //! abq:             regrouped when the model is opened, multiplied from the codes
+//! of other tools:  codes brought into memory when the model is opened, multiplied from them where abq holds them
 //! anything else:   decoded some rows at a time into a small buffer of each thread
 //! or in memory:    decoded or encoded anew when the model is opened
 //! ```
@@ -14,6 +15,7 @@
 pub(crate) mod abq;
 mod decoded;
 mod fixed12;
+mod foreign;
 mod inputs;
 mod loaded;
 mod raw;
@@ -25,7 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use llmpress_entropy::fixed12::TILE_ROWS;
-use llmpress_formats::{Checkpoint, Dtype, Error, Result};
+use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result};
 use llmpress_kernels::cpu::abq::STRIP_ROWS;
 use llmpress_kernels::cpu::{Elements, multiply};
 use rayon::prelude::*;
@@ -33,6 +35,7 @@ use rayon::prelude::*;
 use crate::{Panels, Weights};
 use decoded::Decoded;
 use inputs::Inputs;
+pub use inputs::rounded;
 use loaded::Plain;
 pub(crate) use side_by_side::multiply_side_by_side;
 use source::{Source, Stored, typed};
@@ -47,7 +50,7 @@ const WIDENED_ROWS: usize = 128;
 const WIDENED_BYTES: usize = 2560 << 10;
 
 /// Encodings that products run from where they lie; all others are decoded.
-const IN_PLACE: [source::Open; 3] = [raw::open, fixed12::open, abq::open];
+const IN_PLACE: [source::Open; 4] = [raw::open, fixed12::open, abq::open, foreign::open];
 
 /// `y = W x (+ b)`: a matrix of `rows` x `cols` weights, stored as `[rows, cols]`.
 #[derive(Debug)]
@@ -59,8 +62,8 @@ pub struct Linear {
     /// Whether its stored form is this one already.
     stored_as: Weights,
     source: Arc<dyn Source>,
-    /// What `source` was before other weights took its place.
-    replaced: Option<Arc<dyn Source>>,
+    /// What `source` and `activation_bits` were before other weights took its place.
+    replaced: Option<(Arc<dyn Source>, Option<u8>)>,
     bias: Option<Vec<f32>>,
     /// Bits to which what it multiplies is quantised, whatever form the weights have.
     activation_bits: Option<u8>,
@@ -90,17 +93,18 @@ impl Linear {
                 found => found,
             };
         }
-        let stored_as = match (source.is_some(), stored.encoding()?.name()) {
-            (true, "fixed12") => Weights::Fixed12,
-            (true, "abq") => Weights::Stored,
-            (true, _) => Weights::Bf16,
-            (false, _) if !info.is_stored() => Weights::Stored,
-            (false, "dfloat11") => Weights::Dfloat11,
+        let stored_as = match (source.is_some(), stored.encoding()?) {
+            (true, Encoding::Fixed12 { .. }) => Weights::Fixed12,
+            (true, Encoding::Raw) => Weights::Bf16,
+            (false, Encoding::Dfloat11) if info.is_stored() => Weights::Dfloat11,
             _ => Weights::Stored,
         };
         let source = source.map_or_else(|| Arc::new(Decoded::new(&stored)) as Arc<dyn Source>, Arc::from);
         let bias = bias.map(|name| vector(checkpoint, name, rows)).transpose()?;
-        let activation_bits = source.quantised().and_then(abq::Quantised::activation_bits);
+        let activation_bits = match stored.encoding()? {
+            Encoding::Foreign(foreign) if info.is_stored() => foreign.activation_bits,
+            _ => source.quantised().and_then(abq::Quantised::activation_bits),
+        };
         Ok(Self {
             tensor: tensor.to_owned(),
             rows,
@@ -150,8 +154,8 @@ impl Linear {
         Ok(out)
     }
 
-    /// Takes other weights until [`Self::restore`].
-    pub(crate) fn replace(&mut self, weights: Vec<f32>) -> Result<()> {
+    /// Takes other weights until [`Self::restore`], and multiplies inputs quantised to so many bits with them.
+    pub(crate) fn replace(&mut self, weights: Vec<f32>, activation_bits: Option<u8>) -> Result<()> {
         if weights.len() != self.rows * self.cols {
             return Err(Error::Invalid(format!(
                 "{}: {} weights do not take the place of {} x {}",
@@ -163,14 +167,15 @@ impl Linear {
         }
         let other: Arc<dyn Source> = Arc::new(loaded::Single::new(weights, self.cols));
         let former = std::mem::replace(&mut self.source, other);
-        self.replaced.get_or_insert(former);
+        self.replaced.get_or_insert((former, self.activation_bits));
+        self.activation_bits = activation_bits;
         Ok(())
     }
 
     /// Takes its own weights again.
     pub(crate) fn restore(&mut self) {
-        if let Some(source) = self.replaced.take() {
-            self.source = source;
+        if let Some(former) = self.replaced.take() {
+            (self.source, self.activation_bits) = former;
         }
     }
 
@@ -229,6 +234,11 @@ impl Linear {
     /// Of the weights.
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// Bits to which its inputs are quantised.
+    pub(crate) fn activation_bits(&self) -> Option<u8> {
+        self.activation_bits
     }
 
     /// What is added to the output.

@@ -11,14 +11,16 @@ use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Texts};
 use llmpress_formats::{Checkpoint, Digest, Manifest, Removal, ShardFile, UnitEntry};
-use llmpress_model::{Model, Tokenizer};
+use llmpress_model::{Model, Tokenizer, folded};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
 use llmpress_quantize::Spec;
 
 use crate::fingerprint::fingerprint;
 use crate::pass::{Pass, apply};
 use crate::progress::{Counted, Progress, Task, Watch};
-use crate::quantise::{Blocks, Run, expected_bytes, forecast as forecast_of_quantiser, run, targets};
+use crate::quantise::{
+    Assigned, Blocks, Run, expected_bytes, forecast as forecast_of_quantiser, run, targets,
+};
 use crate::stage::Stage;
 use crate::{
     CalibrationRecord, Error, PassForecast, Quantised, Quantiser, Recipe, Result, recorded_passes, view,
@@ -170,7 +172,7 @@ fn units_of_output(checkpoint: Checkpoint, out: &Path) -> Result<Checkpoint> {
     let done = Checkpoint::open(out)?;
     let manifest =
         done.manifest().ok_or_else(|| Error::Invalid(format!("{}: has no manifest", out.display())))?;
-    let mut view = checkpoint;
+    let mut view = folded(checkpoint, done.transforms().to_vec())?;
     for shard in done.directory().shards() {
         let here = |unit: &UnitEntry| {
             unit.components.values().all(|link| shard.header().get(&link.tensor).is_some())
@@ -249,7 +251,9 @@ struct Quantising<'a> {
 impl Quantising<'_> {
     /// Runs what is left of it.
     fn run(&self, before: Checkpoint, watch: &dyn Watch) -> Result<(Quantised, Made)> {
-        let specs = targets(&before, self.quantiser.0, &self.request.recipe.compile()?)?;
+        let rules = self.request.recipe.compile()?;
+        let specs = targets(&before, self.quantiser.spec, &rules)?;
+        let assigned = Assigned::of(&self.quantiser, &specs, &rules);
         let before_it = fingerprint(&before, self.recipe, 0)?;
         let before = Arc::new(before);
         let calibration = self.calibration(&before, &specs)?;
@@ -276,12 +280,19 @@ impl Quantising<'_> {
             Error::Invalid(format!("{}: there is no place for what it finishes", self.quantiser))
         })?;
         let digest = calibration.as_ref().map(Calibration::digest).unwrap_or_default();
+        let with = self.quantiser.with;
         let specs_text: Vec<String> =
-            specs.iter().map(|(name, s)| format!("{name} {}", Quantiser(*s))).collect();
-        let identity = format!("{before_it}\n{digest}\n{}", specs_text.join("\n"));
+            specs.iter().map(|(name, s)| format!("{name} {}", Quantiser::of(*s))).collect();
+        let identity = format!("{before_it}\n{digest}\n{}\n{}", self.quantiser, specs_text.join("\n"));
         let mut blocks =
             Blocks::open(&stage.folder(self.number)?, &Digest::of(identity.as_bytes()).to_string())?;
-        let pass = Run { specs: &specs, calibration: calibration.as_ref(), memory: self.earlier.memory };
+        let pass = Run {
+            specs: &specs,
+            assigned: assigned.as_ref(),
+            with,
+            calibration: calibration.as_ref(),
+            memory: self.earlier.memory,
+        };
         run(before, &pass, &mut blocks, watch)?;
         Ok((done, Made::Blocks(blocks)))
     }
@@ -300,14 +311,21 @@ impl Quantising<'_> {
     ) -> Result<Option<Calibration>> {
         let by_text: Vec<(&String, Quantiser)> = specs
             .iter()
-            .map(|(name, spec)| (name, Quantiser(*spec)))
+            .map(|(name, spec)| (name, Quantiser::of(*spec)))
             .filter(|(_, q)| q.takes_text())
             .collect();
         let text = &self.request.calibration;
-        if by_text.is_empty() {
+        let of_model = self.quantiser.with.smooth || self.quantiser.mean.is_some();
+        if by_text.is_empty() && !of_model {
             return Ok(None);
         }
         if text.texts.files.is_empty() {
+            if of_model {
+                return Err(Error::Invalid(format!(
+                    "{}: smooth and a mean of bits go by what the model reads: give a text with --calib",
+                    self.quantiser
+                )));
+            }
             return match by_text.iter().find(|(_, quantiser)| quantiser.needs_text()) {
                 Some((name, quantiser)) => Err(Error::Invalid(format!(
                     "{name}: {quantiser} goes by what the model reads: give a text with --calib"
@@ -460,11 +478,13 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
         let settled = match pass {
             Pass::Remove(_) | Pass::Quantised(_) => pass.clone(),
             Pass::Quantise(quantiser) => {
-                let specs = targets(&checkpoint, quantiser.0, &compiled)?;
+                let specs = targets(&checkpoint, quantiser.spec, &compiled)?;
                 let cut = request.calibration.cut(Quantiser::WINDOWS);
-                let found = forecast_of_quantiser(&checkpoint, &specs, cut)?;
+                let assigned = Assigned::of(quantiser, &specs, &compiled);
+                let found = forecast_of_quantiser(&checkpoint, &specs, assigned.as_ref(), cut)?;
                 for (name, spec) in &specs {
-                    quantised.insert(name.clone(), expected_bytes(spec, checkpoint.tensor(name)?));
+                    let tensor = checkpoint.tensor(name)?;
+                    quantised.insert(name.clone(), expected_bytes(name, spec, tensor, assigned.as_ref()));
                 }
                 let settled = Pass::Quantised(Quantised { to: *quantiser, calibration: None });
                 checkpoint = apply(checkpoint, &settled)?;

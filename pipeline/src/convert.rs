@@ -20,6 +20,7 @@ use crate::output::{Output, Permissions, Prepared};
 use crate::progress::{Counted, Task, Watch};
 use crate::receipt::Receipt;
 use crate::shard::{EncodedShard, encode_shard};
+use crate::space::check_passes;
 use crate::stage::Stage;
 use crate::work::{Threads, Work};
 use crate::{Budget, Error, Pass, Plan, Progress, Request, Result, Uncovered};
@@ -89,6 +90,9 @@ pub fn convert_request(
     }
     let stage = if open { Stage::open(out, allow, quantises)? } else { None };
     let finished = (options.resume && out.join(MANIFEST_FILE).exists()).then_some(out);
+    if quantises && finished.is_none() {
+        check_passes(dir, out, request, max_shard_bytes)?;
+    }
     let earlier =
         Earlier { stage: stage.as_ref(), finished, force: options.force, memory: options.max_memory };
     let settled = pool(options.jobs.unwrap_or(0))?.install(|| settle(dir, request, &earlier, watch))?;

@@ -1,6 +1,7 @@
 //! The methods by which tensors are stored: one room each.
 
 mod abq;
+mod coded;
 mod dfloat11;
 mod exported;
 mod fixed12;
@@ -60,6 +61,8 @@ methods! {
     ;
     /// What a pass or the source stores under a lossy encoding stays as it is.
     Kept => kept::Kept,
+    /// The same, but for its codes, which go through an entropy coder.
+    Coded => coded::Coded,
     /// What is quantised, as compressed-tensors packs it.
     PackQuantized => exported::Exported(Layout::PackQuantized),
     /// The same in signed bytes.

@@ -18,7 +18,7 @@ use llmpress_formats::{
     Error as FormatError, MANIFEST_FILE, Manifest, STATE_DIR, is_temporary_name, read_small_file,
     write_atomic,
 };
-use rustix::fs::{FlockOperation, OFlags, flock, statvfs};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::Deserialize;
 
 use crate::job::Job;
@@ -139,17 +139,7 @@ impl Output {
 
     /// Refuses to start what the disk cannot hold.
     pub(crate) fn check_space(&self, needed: u64) -> Result<()> {
-        let stat = statvfs(&self.root).map_err(|e| FormatError::io(&self.root, "examine", e.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < needed {
-            return Err(Error::Limit(format!(
-                "{}: about {} MB are needed and {} MB are free: free some space and run again with --resume",
-                self.root.display(),
-                needed.div_ceil(1_000_000),
-                free / 1_000_000
-            )));
-        }
-        Ok(())
+        crate::space::check(&self.root, needed)
     }
 
     /// Removes the state: the conversion is complete. What says so goes last.

@@ -47,6 +47,14 @@ impl Pass {
         }
     }
 
+    /// The quantiser that is still to run.
+    pub fn quantiser_mut(&mut self) -> Option<&mut Quantiser> {
+        match self {
+            Self::Quantise(quantiser) => Some(quantiser),
+            Self::Prune(_) | Self::Remove(_) | Self::Quantised(_) => None,
+        }
+    }
+
     /// Whether it removes sub-layers.
     pub fn prunes(&self) -> bool {
         matches!(self, Self::Prune(_) | Self::Remove(_))
@@ -80,7 +88,7 @@ impl FromStr for Pass {
 
     fn from_str(text: &str) -> Result<Self> {
         match Quantiser::names(text) {
-            true => text.parse().map(Self::Quantise),
+            true => Ok(Self::Quantise(text.parse()?)),
             false => Ok(Self::Prune(text.parse()?)),
         }
     }

@@ -289,15 +289,23 @@ fn planned_units(
     let mut units = Vec::new();
     let mut grouped: BTreeSet<&str> = BTreeSet::new();
     for (name, tensor) in checkpoint.tensors().iter().filter(|(name, _)| !compiled.method(name).1) {
-        let Some(expected_bytes) = kept(name, tensor) else { continue };
+        let Some(stored) = kept(name, tensor) else { continue };
         grouped.insert(name);
+        let method = if recipe.entropy_code { Method::Coded } else { Method::Kept };
         units.push(PlannedUnit {
             name: name.clone(),
-            method: Method::Kept,
+            method,
             tensors: vec![name.clone()],
             source_bytes: tensor.bytes,
-            expected_bytes,
+            expected_bytes: method.room().expected_bytes(Some(tensor), stored),
         });
+    }
+    if recipe.entropy_code && units.is_empty() {
+        return Err(Error::Invalid(format!(
+            "{}: nothing of it is or will be quantised, and entropy coding (--entropy-code) is for codes: planes, fixed12 and \
+             dfloat11 are for weights",
+            checkpoint.root().display()
+        )));
     }
     let kept = grouped.clone();
     for method in compiled.methods() {
@@ -365,7 +373,7 @@ fn single_method(asked: Method, tensor: &Tensor) -> Method {
 /// A method for BF16 that finds none of it is a mistake worth an error before any work.
 fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Result<()> {
     // What is left beside quantised tensors need not be of any kind.
-    let stored = |u: &PlannedUnit| u.method == to || u.method == Method::Kept;
+    let stored = |u: &PlannedUnit| u.method == to || matches!(u.method, Method::Kept | Method::Coded);
     if !to.room().bf16_only() || units.iter().any(stored) {
         return Ok(());
     }

@@ -21,6 +21,8 @@ pub enum Counted {
     Passes,
     /// Prompts that are gone on from.
     Prompts,
+    /// Endings of questions.
+    Endings,
     /// Weights.
     Weights,
 }

@@ -62,7 +62,15 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self> {
         match Quantiser::names(text) {
-            true => text.parse().map(Self::Quantise),
+            true => {
+                let quantiser: Quantiser = text.parse()?;
+                if quantiser.is_of_model() {
+                    return Err(Error::Invalid(format!(
+                        "{text:?}: rotate, smooth, qkv and a mean of bits are of the whole model: say them in the pass and not in a rule"
+                    )));
+                }
+                Ok(Self::Quantise(quantiser))
+            }
             false => text.parse().map(Self::Method),
         }
     }
@@ -96,6 +104,8 @@ pub struct Recipe {
     /// DFloat11 only: compress an embedding that is also the output head. The official runtime cannot
     /// run such a checkpoint.
     pub tied_embedding: bool,
+    /// Codes of quantised matrices go through an entropy coder where that takes less room.
+    pub entropy_code: bool,
 }
 
 /// A recipe as it is written down. A single removal of sub-layers is `prune`, which version 1.0 of the format knows.
@@ -109,6 +119,8 @@ struct Written {
     pattern_dict: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     tied_embedding: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    entropy_code: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prune: Option<Removal>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -119,32 +131,39 @@ impl TryFrom<Written> for Recipe {
     type Error = String;
 
     fn try_from(written: Written) -> Result<Self, String> {
-        let Written { to, rules, pattern_dict, tied_embedding, prune, passes } = written;
+        let Written { to, rules, pattern_dict, tied_embedding, entropy_code, prune, passes } = written;
         let passes = match (prune, passes) {
             (None, passes) => passes,
             (Some(removal), passes) if passes.is_empty() => vec![Pass::Remove(removal)],
             (Some(_), _) => return Err("has both `prune` and `passes`: make it one of the passes".to_owned()),
         };
-        Ok(Self { passes, to, rules, pattern_dict, tied_embedding })
+        Ok(Self { passes, to, rules, pattern_dict, tied_embedding, entropy_code })
     }
 }
 
 impl From<Recipe> for Written {
     fn from(recipe: Recipe) -> Self {
-        let Recipe { passes, to, rules, pattern_dict, tied_embedding } = recipe;
+        let Recipe { passes, to, rules, pattern_dict, tied_embedding, entropy_code } = recipe;
         let (prune, passes) = match <[Pass; 1]>::try_from(passes) {
             Ok([Pass::Remove(removal)]) => (Some(removal), Vec::new()),
             Ok(other) => (None, other.to_vec()),
             Err(passes) => (None, passes),
         };
-        Self { to, rules, pattern_dict, tied_embedding, prune, passes }
+        Self { to, rules, pattern_dict, tied_embedding, entropy_code, prune, passes }
     }
 }
 
 impl Recipe {
     /// One method for everything.
     pub fn new(to: Method) -> Self {
-        Self { passes: Vec::new(), to, rules: Vec::new(), pattern_dict: None, tied_embedding: false }
+        Self {
+            passes: Vec::new(),
+            to,
+            rules: Vec::new(),
+            pattern_dict: None,
+            tied_embedding: false,
+            entropy_code: false,
+        }
     }
 
     /// Opens the source as this recipe takes it. Whoever only stores tensors takes them as they lie there; what works on
@@ -312,6 +331,7 @@ mod tests {
             ("to = \"raw\"\npasses = [\"raw\"]\n", "starts with neither"),
             ("to = \"raw\"\npasses = [\"rtn:w9\"]\n", "weights of 9 bits"),
             ("to = \"raw\"\n[[rule]]\ntensors = \"a\"\nto = \"rtn:w4,g33\"\n", "a multiple of 32"),
+            ("to = \"raw\"\n[[rule]]\ntensors = \"a\"\nto = \"rtn:w4,rotate\"\n", "of the whole model"),
             ("to = \"raw\"\npasses = [\"drop:attn=2\"]\n[prune]\nmlp = [1]\n", "both"),
         ] {
             let error = toml(bad).unwrap_err().to_string();

@@ -97,6 +97,11 @@ impl<'a> UnitSource<'a> {
         &self.tensors
     }
 
+    /// The name of its first tensor: the only one, where its encoding holds one.
+    pub(crate) fn first_name(&self) -> &str {
+        self.tensors.first().map(|tensor| tensor.name.as_str()).unwrap_or_default()
+    }
+
     /// Fills `out` from `offset` bytes into the unit.
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let end = offset + out.len() as u64;

@@ -54,7 +54,7 @@ pub(crate) fn settle<'a>(
 
 /// Why what is kept was made otherwise than asked for, as whoever made it said.
 fn kept_fallback(checkpoint: &Checkpoint, planned: &PlannedUnit, unit: &str) -> Option<String> {
-    if planned.method != Method::Kept {
+    if !matches!(planned.method, Method::Kept | Method::Coded) {
         return None;
     }
     let of_source = || checkpoint.manifest().and_then(|manifest| manifest.units.get(unit));

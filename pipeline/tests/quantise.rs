@@ -110,7 +110,12 @@ fn convert(out: &Path, request: &Request, options: &Options) -> Result<(), Strin
 
 #[test]
 fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
-    for (chain, texts, spared) in [("rtn:w4,g128+planes", false, 9), ("gptq:w2a8", true, 5)] {
+    for (chain, texts, spared) in [
+        ("rtn:w4,g128+planes", false, 9),
+        ("gptq:w2a8", true, 5),
+        ("gptq:w4a4,rotate=r2r4,smooth,qkv4+planes", true, 11),
+        ("gptq:w3.25,g128", true, 19),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
         let request = short(chain, texts);
@@ -135,7 +140,7 @@ fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
 fn what_is_damaged_in_a_stage_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let request = short("gptq:w3", true);
+    let request = short("gptq:w3,smooth", true);
     let copies = Copies { out: &out, to: &dir.path().join("copies"), made: Mutex::default() };
     convert_request(&tinylm(), &out, &request, 4 << 30, &options(), &copies).unwrap();
     let expected = files(&out);
@@ -150,7 +155,13 @@ fn what_is_damaged_in_a_stage_is_made_again() {
     };
     // In the middle, with a few blocks finished.
     let copies = made.iter().filter(|copy| stage(copy).join("block-00002.json").exists());
-    for (copy, name) in copies.zip(["block-00001.safetensors", "block-00001.json", "pass.json", ".streams"]) {
+    for (copy, name) in copies.zip([
+        "transforms.json",
+        "block-00001.safetensors",
+        "block-00001.json",
+        "pass.json",
+        ".streams",
+    ]) {
         let found = std::fs::read_dir(stage(copy)).unwrap().map(|entry| entry.unwrap().path());
         let found: Vec<PathBuf> = found.filter(|path| path.to_str().unwrap().ends_with(name)).collect();
         assert_eq!(found.len(), 1, "{name}: {found:?}");
@@ -224,6 +235,7 @@ fn recipes_that_cannot_be_carried_out_are_refused_before_any_work() {
     let nothing = toml(&format!("to = \"raw\"\npasses = [\"rtn:w4\"]\n{}", rule(".*", "raw")));
     refused(&nothing, &["none of its tensors"]);
     refused(&short("gptq:w4", false), &["gptq:w4", "--calib"]);
+    refused(&short("rtn:w4,smooth", false), &["smooth", "--calib"]);
     refused(&short("rtn:w4", true), &["--calib is for"]);
     let settled = "to = \"raw\"\npasses = [{ quantise = { to = \"rtn:w4\" } }]\n";
     refused(&toml(settled), &["ask for it by its name", "rtn:w4"]);
@@ -290,13 +302,18 @@ fn what_is_quantised_is_kept_unless_a_rule_names_it() {
 fn a_finished_output_is_checked_and_never_mistaken_for_another() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let request = short("grid:w3", true);
+    let request = short("grid:w3,rotate", true);
     convert(&out, &request, &options()).unwrap();
     let expected = files(&out);
     let resume = Options { resume: true, ..options() };
     convert(&out, &request, &resume).unwrap();
     assert!(files(&out) == expected);
-    for other in [short("grid:w4", true), short("rtn:w3", false), short("grid:w3", false)] {
+    for other in [
+        short("grid:w4,rotate", true),
+        short("grid:w3", true),
+        short("rtn:w3", false),
+        short("grid:w3", false),
+    ] {
         let error = convert(&out, &other, &resume).unwrap_err();
         assert!(error.contains("made by another recipe"), "{error}");
         assert!(files(&out) == expected);
@@ -326,4 +343,204 @@ fn quantising_and_pruning_go_in_any_order() {
         let stored: u64 = lossy.iter().map(|u| u.stored_bytes()).sum();
         assert_eq!(stored, planned.iter().map(|u| u.expected_bytes).sum::<u64>(), "{chain}");
     }
+}
+
+#[test]
+fn transformations_need_no_text_are_stored_and_come_after_prunings() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, pruned) = (dir.path().join("out"), dir.path().join("pruned"));
+    convert(&out, &short("rtn:w4,rotate", false), &options()).unwrap();
+    let done = Checkpoint::open(&out).unwrap();
+    assert_eq!(done.manifest().unwrap().requires, ["transforms"]);
+    let sites: Vec<String> = llmpress_formats::Transform::summary(done.transforms());
+    assert!(sites.iter().any(|site| site == "rotation of down"), "{sites:?}");
+    // Norms are folded into what reads them: they are stored as ones.
+    let norm = done.read_tensor("model.layers.0.input_layernorm.weight").unwrap();
+    let ones: Vec<u8> = std::iter::repeat_n(half_one(&done), norm.len() / 2).flatten().collect();
+    assert!(norm == ones);
+    convert(&pruned, &short("drop:block=2+rtn:w4,rotate=r2r4", true), &options()).unwrap();
+    assert_eq!(
+        Checkpoint::open(&pruned).unwrap().config().unwrap().get("num_hidden_layers"),
+        Some(&6.into())
+    );
+    // Scales stand by layer.
+    let late = short("rtn:w4,rotate+drop:block=2", true);
+    let error = convert(&dir.path().join("late"), &late, &options()).unwrap_err();
+    assert!(error.contains("renumbered"), "{error}");
+}
+
+/// One in BF16, as it is stored.
+fn half_one(checkpoint: &Checkpoint) -> [u8; 2] {
+    let dtype = checkpoint.tensor("model.layers.0.input_layernorm.weight").unwrap().dtype;
+    assert_eq!(dtype.name(), "BF16");
+    0x3f80u16.to_le_bytes()
+}
+
+#[test]
+fn coded_codes_take_less_room_and_stand_for_the_same_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let coded = |chain: &str| {
+        let mut request = short(chain, false);
+        request.recipe.entropy_code = true;
+        request
+    };
+    convert(&at("planes"), &short("rtn:w4,g128", false), &options()).unwrap();
+    convert(&at("coded"), &coded("rtn:w4,g128"), &options()).unwrap();
+    let [planes, once] = ["planes", "coded"].map(|name| Checkpoint::open(&at(name)).unwrap());
+    let mut sizes = [0, 0];
+    for (name, unit) in planes.units().iter().filter(|(_, unit)| unit.encoding().is_lossy()) {
+        let other = &once.units()[name];
+        assert_eq!(other.encoding(), unit.encoding());
+        assert!(
+            other.components().contains_key("codes") && !other.components().contains_key("planes"),
+            "{name}"
+        );
+        let rows = 0..unit.parts()[0].shape[0];
+        assert!(
+            once.packed_rows(name, rows.clone()).unwrap() == planes.packed_rows(name, rows).unwrap(),
+            "{name}"
+        );
+        sizes[0] += unit.stored_bytes();
+        sizes[1] += other.stored_bytes();
+    }
+    assert!(sizes[1] * 100 < sizes[0] * 92, "{sizes:?}");
+    for name in planes.tensors().keys() {
+        assert!(planes.read_tensor(name).unwrap() == once.read_tensor(name).unwrap(), "{name}");
+    }
+    assert_eq!(once.manifest().unwrap().recipe["entropy_code"], true);
+    // Whatever the threads and the memory.
+    let tight = Options { jobs: Some(1), max_memory: Some(96 << 20), ..options() };
+    convert(&at("again"), &coded("rtn:w4,g128"), &tight).unwrap();
+    assert!(files(&at("again")) == files(&at("coded")));
+    // From planes that are there already; and what is coded stays so.
+    let from = |source: &str, out: &str, request: &Request| {
+        convert_request(&at(source), &at(out), request, 4 << 30, &options(), &Unwatched).unwrap();
+        Checkpoint::open(&at(out)).unwrap()
+    };
+    for (source, request) in
+        [("planes", coded("raw")), ("coded", short("raw", false)), ("coded", coded("planes"))]
+    {
+        let other = from(source, "other", &request);
+        for (name, unit) in once.units().iter().filter(|(_, unit)| unit.encoding().is_lossy()) {
+            let [a, b] = [unit, &other.units()[name]].map(|unit| unit.components());
+            assert!(a.keys().eq(b.keys()) && a.values().map(|c| c.bytes()).eq(b.values().map(|c| c.bytes())));
+        }
+        assert!(
+            once.tensors()
+                .keys()
+                .all(|name| once.read_tensor(name).unwrap() == other.read_tensor(name).unwrap())
+        );
+        std::fs::remove_dir_all(at("other")).unwrap();
+    }
+    restore(&once, &at("back"), 4 << 30, &options(), &Step(None)).unwrap();
+    let back = Checkpoint::open(&at("back")).unwrap();
+    assert!(
+        once.tensors().keys().all(|name| once.read_tensor(name).unwrap() == back.read_tensor(name).unwrap())
+    );
+}
+
+/// A llama of one BF16 matrix, of which the file has the beginning.
+fn one_matrix(dir: &Path, side: u64, start: &[u8]) -> std::io::Result<()> {
+    std::fs::create_dir(dir)?;
+    let config = format!(r#"{{"model_type": "llama", "hidden_size": {side}}}"#);
+    std::fs::write(dir.join("config.json"), config)?;
+    let bytes = side * side * 2;
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let mut header =
+        format!(r#"{{"{name}":{{"dtype":"BF16","shape":[{side},{side}],"data_offsets":[0,{bytes}]}}}}"#);
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), start].concat();
+    std::fs::write(dir.join("model.safetensors"), &file)?;
+    let opened = std::fs::OpenOptions::new().write(true).open(dir.join("model.safetensors"))?;
+    opened.set_len((8 + header.len()) as u64 + bytes)
+}
+
+#[test]
+fn codes_that_a_coder_would_not_shrink_stay_in_planes() {
+    // Sixteen values that are equally likely: so are their codes.
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    let mut state = 1u64;
+    let weights = (0..256 * 256u32).flat_map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let value = (state >> 40 & 15) as f32;
+        ((value.to_bits() >> 16) as u16).to_le_bytes()
+    });
+    one_matrix(&source, 256, &weights.collect::<Vec<u8>>()).unwrap();
+    let mut request = short("rtn:w4", false);
+    request.recipe.entropy_code = true;
+    convert_request(&source, &out, &request, 4 << 30, &options(), &Unwatched).unwrap();
+    let done = Checkpoint::open(&out).unwrap();
+    let unit = done.units().values().find(|unit| unit.encoding().is_lossy()).unwrap();
+    assert!(unit.components().contains_key("planes") && !unit.components().contains_key("codes"));
+}
+
+#[test]
+fn coding_without_codes_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let request = toml("to = \"fixed12\"\nentropy_code = true\n");
+    let error = convert(&out, &request, &options()).unwrap_err();
+    assert!(error.contains("--entropy-code") && error.contains("quantised") && !out.exists(), "{error}");
+}
+
+#[test]
+fn a_job_that_the_disk_cannot_hold_is_refused_before_any_work() {
+    // A file with a hole of nine terabytes.
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    if one_matrix(&source, 1 << 21, &[]).is_err() {
+        // No file of this size can be here: nothing to be refused.
+        return;
+    }
+    let error =
+        convert_request(&source, &out, &short("rtn:w8", false), 1 << 60, &options(), &Unwatched).unwrap_err();
+    assert_eq!(error.kind(), "limit");
+    // What is staged, and the output beside it.
+    assert!(
+        error.to_string().contains("about 8796") && error.to_string().contains("free some space"),
+        "{error}"
+    );
+    assert!(!out.exists());
+}
+
+#[test]
+fn assigned_widths_keep_to_their_mean_and_leave_alone_what_rules_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let mut request = toml(
+        "to = \"raw\"\npasses = [\"grid:w3.25,g128\"]\n\
+         [[rule]]\ntensors = '.*layers\\.0\\..*v_proj\\.weight'\nto = \"rtn:w8,symmetric\"\n",
+    );
+    request.calibration = short("grid:w3", true).calibration;
+    let (plan, _) = Plan::forecast(&tinylm(), &request, 4 << 30).unwrap();
+    convert(&out, &request, &options()).unwrap();
+    let done = Checkpoint::open(&out).unwrap();
+    let (mut bytes, mut weights, mut widths) = (0, 0, std::collections::BTreeSet::new());
+    for (name, unit) in done.units() {
+        let Encoding::Abq(abq) = unit.encoding() else { continue };
+        if name == "model.layers.0.self_attn.v_proj.weight" {
+            assert_eq!(abq.widths(), "w8");
+            continue;
+        }
+        assert_eq!(abq.group_size, Some(128));
+        widths.insert(abq.bits);
+        bytes += unit.stored_bytes();
+        weights += unit.parts()[0].shape.iter().product::<u64>();
+    }
+    let mean = bytes as f64 * 8.0 / weights as f64;
+    assert!(mean <= 3.25 && mean > 3.2 && widths.len() > 1, "{mean} {widths:?}");
+    let planned: u64 = plan.units().filter(|u| u.method == Method::Kept).map(|u| u.expected_bytes).sum();
+    let stored: u64 =
+        done.units().values().filter(|u| u.encoding().is_lossy()).map(|u| u.stored_bytes()).sum();
+    assert!(stored <= planned && stored * 100 > planned * 98, "{stored} {planned}");
+    // Too few bits for any width, and no text to go by.
+    let little = short("grid:w1.5,g128", true);
+    let error = convert(&dir.path().join("little"), &little, &options()).unwrap_err();
+    assert!(error.contains("take 2.25") && error.contains("at least"), "{error}");
+    let error = convert(&dir.path().join("blind"), &short("grid:w3.25", false), &options()).unwrap_err();
+    assert!(error.contains("mean of bits") && error.contains("--calib"), "{error}");
 }

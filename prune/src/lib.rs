@@ -10,7 +10,6 @@
 //!   changes the model's output least.
 //! - Random and last: baselines.
 
-mod distance;
 mod finercut;
 mod forecast;
 mod method;
@@ -19,7 +18,6 @@ mod ranking;
 mod run;
 mod similarity;
 
-pub use distance::{Distance, DistanceKind, distances};
 pub use finercut::{FinerCut, Search, finercut};
 pub use forecast::Forecast;
 pub use llmpress_formats::{Error, Removal, Result};
@@ -30,6 +28,7 @@ pub use run::{Counted, Watch};
 pub use similarity::{Similarities, similarities};
 
 use llmpress_calibrate::Calibration;
+pub use llmpress_calibrate::{Distance, DistanceKind, distances};
 use llmpress_model::{Model, SubLayer};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};

@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! cargo run --release -p llmpress-quantize --example ladder -- \
-//!     MODEL --calib CALIB.txt --eval EVAL.txt rtn:w4 grid:w3,g128 gptq:w2,g64 gptq:w4,symmetric ...
+//!     MODEL --calib CALIB.txt --eval EVAL.txt rtn:w4 grid:w3,g128 gptq:w2,g64 gptq:w4a4,rotate ...
 //! ```
 //!
 //! Windows of evaluation: the first 16 of 512 tokens, no BOS. Calibration: the first 64 of 256 tokens (`--windows`,
@@ -16,9 +16,10 @@ use std::time::Instant;
 
 use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::Checkpoint;
-use llmpress_formats::encoding::abq::Abq;
 use llmpress_model::{Model, Skips, Tokenizer};
-use llmpress_quantize::{Finished, Job, Residuals, Rung, Sink, Spec, State, ZeroPoint, run};
+use llmpress_quantize::{
+    Finished, Job, Measured, Quantiser, Residuals, Sink, Spec, State, assign_widths, run,
+};
 use llmpress_validation::{Protocol, kl_divergence};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -53,18 +54,33 @@ fn main() -> Result<(), Box<dyn Error>> {
         "| setting | bits | ppl | base | KL | relative error | seconds |\n|---|---|---|---|---|---|---|"
     );
     for setting in settings {
-        let spec = parse(&setting)?;
+        let Quantiser { spec, with, mean } = setting.parse()?;
         let tensors: Vec<String> = (0..model.config().layers.len())
             .flat_map(|layer| model.inputs_of(layer))
             .flat_map(|input| input.tensors)
             .collect();
-        let specs: BTreeMap<String, Spec> = tensors.iter().map(|t| (t.clone(), spec)).collect();
+        let mut specs: BTreeMap<String, Spec> = tensors.iter().map(|t| (t.clone(), spec)).collect();
         let room = Room { memory: 1 << 30, file: std::env::temp_dir().join("ladder-streams") };
-        let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 30 };
         let started = Instant::now();
+        if let Some(mean) = mean {
+            specs = assign_widths(&mut model, &specs, mean, &calibration, &room, &mut Unwatched)?;
+            let mut counts: BTreeMap<u8, usize> = BTreeMap::new();
+            specs.values().for_each(|spec| *counts.entry(spec.abq.bits).or_default() += 1);
+            eprintln!("{setting}: matrices by width: {counts:?}");
+        }
+        let transforms = with.of(&model, Some(&calibration))?;
+        let job = Job {
+            specs: &specs,
+            transforms: &transforms,
+            calibration: Some(&calibration),
+            room: &room,
+            hessians: 1 << 30,
+        };
         let mut kept = Kept::default();
         run(&mut model, job, State::default(), &mut kept)?;
         let seconds = started.elapsed().as_secs_f64();
+        model.transform(transforms)?;
+        (0..model.config().layers.len()).try_for_each(|layer| model.fold_layer(layer))?;
         let (mut bits, mut weights, mut error) = (0.0, 0.0, 0.0);
         for done in &kept.0 {
             let (rows, cols) = (done.unit.rows(), done.unit.cols());
@@ -72,7 +88,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             for (row, values) in values.chunks_exact_mut(cols).enumerate() {
                 done.unit.decode_row(row, values)?;
             }
-            model.replace(&done.tensor, values)?;
+            model.replace_quantised(&done.tensor, values, spec.abq.activation_bits)?;
             let count = (rows * cols) as f64;
             bits += done.unit.bits_per_weight() * count;
             weights += count;
@@ -90,31 +106,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             kl.kl.mean,
             error / kept.0.len() as f64
         );
-        for tensor in &tensors {
-            model.restore(tensor)?;
-        }
+        (0..model.config().layers.len()).try_for_each(|layer| model.unfold_layer(layer))?;
+        model.transform(Vec::new())?;
     }
     Ok(())
-}
-
-/// `RUNG:wP[*][,gG][,integer|symmetric]`
-fn parse(setting: &str) -> Result<Spec, Box<dyn Error>> {
-    let (rung, rest) = setting.split_once(':').ok_or("a setting is RUNG:wP")?;
-    let rung =
-        [Rung::Rtn, Rung::Grid, Rung::Gptq].into_iter().find(|r| r.name() == rung).ok_or("no such rung")?;
-    let mut parts = rest.split(',');
-    let width = parts.next().and_then(|w| w.strip_prefix('w')).ok_or("a width is wP")?;
-    let mut abq = Abq::new(width.trim_end_matches('*').parse()?);
-    abq.balanced = width.ends_with('*');
-    let mut zero = ZeroPoint::Real;
-    for part in parts {
-        match part {
-            "integer" => zero = ZeroPoint::Integer,
-            "symmetric" => zero = ZeroPoint::Symmetric,
-            group => abq.group_size = Some(group.trim_start_matches('g').parse()?),
-        }
-    }
-    Ok(Spec { abq, zero, rung })
 }
 
 #[derive(Default)]
@@ -130,4 +125,12 @@ impl Sink for Kept {
         self.0.extend(finished);
         Ok(())
     }
+}
+
+/// Nobody watches.
+struct Unwatched;
+
+impl Measured for Unwatched {
+    fn start(&mut self, _weights: u64) {}
+    fn step(&mut self, _weights: u64) {}
 }

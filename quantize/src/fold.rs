@@ -10,5 +10,75 @@
 mod rotate;
 mod smooth;
 
+use llmpress_calibrate::Calibration;
+use llmpress_formats::{Error, QuantizeSite, Result, Transform};
+use llmpress_model::Model;
+
 pub use rotate::{Rotate, rotations};
 pub use smooth::{Smooth, smoothing};
+
+/// Signs of rotations are drawn from it.
+const SEED: u32 = 1;
+
+/// What a model gets before its matrices are quantised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Transformations {
+    /// Rotations, if any.
+    pub rotate: Option<Rotate>,
+    /// Diagonal scaling wherever no rotation spreads outliers.
+    pub smooth: bool,
+    /// Bits to which each head's query, key and value are quantised; none: as they are.
+    pub qkv_bits: Option<u8>,
+}
+
+impl Transformations {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Where scales are wanted.
+    fn smooth(&self) -> Smooth {
+        let rotate = self.rotate.unwrap_or(Rotate { residual: false, value: false, down: false });
+        Smooth { norms: !rotate.residual, value: !rotate.value, up: !rotate.down }
+    }
+
+    /// Refuses what says nothing.
+    ///
+    /// # Errors
+    /// Scales where rotations stand everywhere; widths that there are not.
+    pub fn check(&self) -> Result<()> {
+        if self.smooth && self.rotate == Some(Rotate::ALL) {
+            return Err(Error::Invalid(
+                "smooth leaves nothing to scale where r1, r2 and r4 rotate: rotate=r2r4 leaves it the norms"
+                    .to_owned(),
+            ));
+        }
+        match self.qkv_bits {
+            Some(bits) if !(1..=8).contains(&bits) => {
+                Err(Error::Invalid(format!("qkv{bits}: query, key and value have 1 to 8 bits")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The transformations of a model: scales, from what its linears multiply in some windows, then rotations, then what is
+    /// quantised online.
+    ///
+    /// # Errors
+    /// Those of [`Self::check`]; what the model's family does not support, by name; smoothing without windows.
+    pub fn of(&self, model: &Model, calibration: Option<&Calibration>) -> Result<Vec<Transform>> {
+        self.check()?;
+        let mut list = Vec::new();
+        if self.smooth {
+            let calibration = calibration
+                .ok_or_else(|| Error::Invalid("smooth goes by a text: give one with --calib".to_owned()))?;
+            list.extend(smoothing(model, calibration, self.smooth())?);
+        }
+        if let Some(rotate) = self.rotate {
+            list.extend(rotations(model, rotate, SEED)?);
+        }
+        list.extend(self.qkv_bits.map(|bits| Transform::Quantize { site: QuantizeSite::Qkv, bits }));
+        Ok(list)
+    }
+}

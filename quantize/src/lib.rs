@@ -1,7 +1,7 @@
 //! Quantisers: what turns a matrix into codes of a few bits and grids.
 //!
 //! ```text
-//! Spec: width, groups, zero point, rung
+//! Quantiser, as it is written: Spec (width, groups, zero point, rung) and Transformations of the model
 //! weights (+ h, the squares of what each column multiplies) --> Grid: scales and zero points as they are stored
 //! weights, Grid (+ Factor of the Hessian)                   --> codes --> a finished unit
 //! model, specs, calibration                                 --> run: block by block, to a Sink
@@ -16,20 +16,25 @@ mod line;
 mod matrix;
 mod memory;
 mod polish;
+mod quantiser;
 mod report;
 mod residuals;
 mod retarget;
 mod rounding;
 mod run;
 mod search;
+mod short;
 mod spec;
+mod widths;
 
 pub use factor::{DAMPING, Factor};
-pub use fold::{Rotate, Smooth, rotations, smoothing};
+pub use fold::{Rotate, Smooth, Transformations, rotations, smoothing};
 pub use gptq::{Fed, gptq};
 pub use grid::Grid;
 pub use memory::{InputShape, block_peak_bytes};
+pub use quantiser::Quantiser;
 pub use report::{Finished, Report};
 pub use residuals::Residuals;
 pub use run::{Job, Sink, State, run};
 pub use spec::{Rung, Spec, ZeroPoint};
+pub use widths::{MeanBits, Measured, assign as assign_widths, expected_bits};

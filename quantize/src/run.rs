@@ -6,12 +6,14 @@
 //!         --attention--> streams           likewise the MLP: gate and up, then down; experts some at a time
 //! finished units, streams --> sink         then the block's own weights again
 //! ```
+//!
+//! With transformations each block is folded before, and both streams are those of the transformed model.
 
 use std::collections::BTreeMap;
 
-use llmpress_calibrate::{Calibration, Extent, Moments, Room};
+use llmpress_calibrate::{Calibration, Extent, Moments, Room, Tap};
 use llmpress_formats::encoding::abq;
-use llmpress_formats::{Checkpoint, Dtype, Error, Result};
+use llmpress_formats::{Checkpoint, Dtype, Error, Result, Transform};
 use llmpress_kernels::cpu::Elements;
 use llmpress_model::{Model, Reads, SharedInput, SubLayer};
 
@@ -25,6 +27,8 @@ use crate::{Rung, Spec};
 pub struct Job<'a> {
     /// How each tensor is to be quantised; others stay. Those that are no linears of a layer go by no text.
     pub specs: &'a BTreeMap<String, Spec>,
+    /// What is folded into the model before, and done whenever a token is read.
+    pub transforms: &'a [Transform],
     /// The windows to go by; without them what goes by no text runs.
     pub calibration: Option<&'a Calibration>,
     /// Where streams may lie.
@@ -89,9 +93,20 @@ pub trait Sink {
 /// Quantises a model's tensors. The model is as before at the end.
 ///
 /// # Errors
-/// A tensor that is not there, or is no matrix; a setting that the encoding does not have; error feedback without a text, or
+/// A transformation that its family does not support; a tensor that is not there, or is no matrix; a setting that the encoding does not have; error feedback without a text, or
 /// too short a one; NaN or infinite activations or weights; what cannot be read; what `sink` says.
 pub fn run(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn Sink) -> Result<()> {
+    if job.transforms.is_empty() {
+        return run_transformed(model, job, from, sink);
+    }
+    model.transform(job.transforms.to_vec())?;
+    let result = run_transformed(model, job, from, sink);
+    model.transform(Vec::new())?;
+    result
+}
+
+/// Quantises a model that does its part of the transformations already; its layers are folded one by one.
+fn run_transformed(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn Sink) -> Result<()> {
     let layers = model.config().layers.len();
     let inputs: Vec<Vec<SharedInput>> = (0..layers).map(|layer| model.inputs_of(layer)).collect();
     let plan = Plan::new(model, job, &inputs)?;
@@ -112,24 +127,38 @@ pub fn run(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn Sink) ->
         }
     }
     // The original, beside the one whose weights change.
-    let original = if both { Some(model.twin()?) } else { None };
+    let mut original = if both { Some(model.twin()?) } else { None };
+    if let Some(original) = original.as_mut().filter(|_| !job.transforms.is_empty()) {
+        // What rounds is no part of what is to be made up for.
+        let exact = job.transforms.iter().filter(|t| !matches!(t, Transform::Quantize { .. }));
+        original.transform(exact.cloned().collect())?;
+    }
     for (layer, inputs) in inputs.iter().enumerate().skip(done) {
         if last.is_none_or(|last| layer > last) {
             residuals = None;
         }
+        let folds = !job.transforms.is_empty();
+        if folds {
+            model.fold_layer(layer)?;
+            original.as_mut().map_or(Ok(()), |original| original.fold_layer(layer))?;
+        }
         let mut work = Work { plan: &plan, original: original.as_ref(), last, residuals, finished: vec![] };
         let result = work.block(model, inputs, layer, sink);
+        let (finished, after) = (work.finished, work.residuals);
+        if folds {
+            model.unfold_layer(layer)?;
+            original.as_mut().map_or(Ok(()), |original| original.unfold_layer(layer))?;
+        }
         for tensor in inputs.iter().flat_map(|input| &input.tensors) {
             model.restore(tensor)?;
         }
         result?;
-        let finished = work.finished;
-        residuals = work.residuals;
+        residuals = after;
         let needed = last.is_some_and(|last| layer < last);
         sink.block(layer, finished, residuals.as_mut().filter(|_| needed))?;
     }
     if from.blocks <= layers && !plan.others.is_empty() {
-        let finished = others(model.checkpoint(), &plan, sink)?;
+        let finished = others(model, &plan, sink)?;
         sink.block(layers, finished, None)?;
     }
     Ok(())
@@ -204,6 +233,17 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Bits to which an input is quantised before it is multiplied, where all that multiplies it agrees.
+    fn activation_bits(&self, input: &SharedInput) -> Option<u8> {
+        let bits = |tensor| self.job.specs.get(tensor).and_then(|spec| spec.abq.activation_bits);
+        let (first, others) = input.tensors.split_first()?;
+        bits(first).filter(|first| others.iter().all(|other| bits(other) == Some(*first)))
+    }
+
+    fn tap<'i>(&self, input: &'i SharedInput) -> Tap<'i> {
+        Tap { input, bits: self.activation_bits(input) }
+    }
+
     fn goes_by_text(&self, inputs: &[SharedInput]) -> bool {
         inputs.iter().any(|input| self.extent(input).is_some())
     }
@@ -269,7 +309,8 @@ impl Work<'_> {
                 })
                 .collect::<Result<Vec<_>>>()?;
             for (done, weights) in quantise(matrices, input.features, known)? {
-                model.replace(&done.tensor, weights)?;
+                let bits = self.plan.job.specs.get(&done.tensor).and_then(|spec| spec.abq.activation_bits);
+                model.replace_quantised(&done.tensor, weights, bits)?;
                 sink.step(self.plan.weights(&done.tensor));
                 self.finished.push(done);
             }
@@ -284,12 +325,16 @@ impl Work<'_> {
         if let ([(input, _)], Some(original), Some(streams)) = (batch, self.original, &mut residuals.original)
             && self.plan.job.makes_up_for(input)
         {
-            let (moments, drift) =
-                residuals.now.moments_and_drift(model, (original, streams), input, &mut || ())?;
+            let (moments, drift) = residuals.now.moments_and_drift(
+                model,
+                (original, streams),
+                self.plan.tap(input),
+                &mut || (),
+            )?;
             return Ok(vec![Input { moments: Some(moments), drift: Some(drift.close()) }]);
         }
-        let wanted: Vec<(&SharedInput, Extent)> =
-            batch.iter().filter_map(|&(input, extent)| Some((input, extent?))).collect();
+        let wanted: Vec<(Tap<'_>, Extent)> =
+            batch.iter().filter_map(|&(input, extent)| Some((self.plan.tap(input), extent?))).collect();
         if wanted.is_empty() {
             return Ok(none());
         }
@@ -324,13 +369,14 @@ fn batches<'i>(plan: &Plan<'_>, inputs: &[&'i SharedInput]) -> Vec<Vec<(&'i Shar
 }
 
 /// Tensors that are no linears of a layer, one after the other.
-fn others(checkpoint: &Checkpoint, plan: &Plan<'_>, sink: &mut dyn Sink) -> Result<Vec<Finished>> {
-    let mut finished = Vec::new();
+fn others(model: &Model, plan: &Plan<'_>, sink: &mut dyn Sink) -> Result<Vec<Finished>> {
+    let (mut finished, folds) = (Vec::new(), model.folds(model.transforms())?);
     for &tensor in &plan.others {
         let (Some(&(rows, cols)), Some(&spec)) = (plan.sizes.get(tensor), plan.job.specs.get(tensor)) else {
             continue;
         };
-        let weights = read(checkpoint, tensor, rows, cols)?;
+        let mut weights = read(model.checkpoint(), tensor, rows, cols)?;
+        folds.apply(tensor, &mut weights)?;
         let matrix = Matrix { tensor: tensor.to_owned(), spec, weights };
         finished.extend(quantise(vec![matrix], cols, Input::default())?.into_iter().map(|(done, _)| done));
         sink.step(plan.weights(tensor));

@@ -189,3 +189,18 @@ fn what_cannot_be_quantised_is_refused() {
     assert!(Grid::search(&[0.0; 4], 2, good, Some(&[1.0, -1.0])).is_err());
     assert!(Grid::search(&[f32::MAX, f32::MIN], 2, spec(1, false, ZeroPoint::Real, None), None).is_err());
 }
+
+#[test]
+fn a_symmetric_grid_turns_its_longer_side_to_the_larger_weights() {
+    // The grid of 2 bits has the steps -2 .. 1: two of them downwards, or with a scale below zero upwards.
+    let weights: Vec<f32> = [-1.0, 0.0, 1.0, 2.0].into_iter().cycle().take(64).collect();
+    for sign in [1.0f32, -1.0] {
+        let weights: Vec<f32> = weights.iter().map(|w| sign * w).collect();
+        let grid = Grid::search(&weights, 64, spec(2, false, ZeroPoint::Symmetric, None), None).unwrap();
+        let unit = grid.pack(&grid.nearest(&weights)).unwrap();
+        assert_eq!(unit.scale().get(0), -sign);
+        let mut decoded = vec![0.0; 64];
+        unit.decode_row(0, &mut decoded).unwrap();
+        assert_eq!(decoded, weights, "no weight is cut off");
+    }
+}

@@ -83,7 +83,13 @@ fn a_block_takes_what_the_arithmetic_says() {
     let specs: BTreeMap<String, Spec> =
         model.inputs_of(0).into_iter().flat_map(|input| input.tensors).map(|t| (t, spec)).collect();
     let room = Room { memory: 0, file: dir.path().join("streams") };
-    let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 20 };
+    let job = Job {
+        specs: &specs,
+        transforms: &[],
+        calibration: Some(&calibration),
+        room: &room,
+        hessians: 1 << 20,
+    };
     let before = NOW.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
     run(&mut model, job, State::default(), &mut Nowhere).unwrap();

@@ -9,7 +9,9 @@ use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::encoding::abq::Abq;
 use llmpress_formats::{Checkpoint, Error, Removal, Result};
 use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
-use llmpress_quantize::{Finished, Job, Residuals, Rung, Sink, Spec, State, ZeroPoint, run};
+use llmpress_quantize::{
+    Finished, Job, Residuals, Rotate, Rung, Sink, Spec, State, Transformations, ZeroPoint, run,
+};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -121,7 +123,13 @@ fn every_family_is_quantised_and_computes_nearly_the_same() {
         for rung in [Rung::Rtn, Rung::Grid, Rung::Gptq] {
             let specs = specs(&model, spec(8, rung));
             let room = in_memory();
-            let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 16 };
+            let job = Job {
+                specs: &specs,
+                transforms: &[],
+                calibration: Some(&calibration),
+                room: &room,
+                hessians: 1 << 16,
+            };
             let mut kept = Kept::default();
             run(&mut model, job, State::default(), &mut kept).unwrap();
             assert!(hidden(&model) == before, "{family}: the model is as it was");
@@ -143,13 +151,91 @@ fn every_family_is_quantised_and_computes_nearly_the_same() {
 }
 
 #[test]
+fn transformed_models_of_every_family_are_quantised_and_go_back() {
+    for family in
+        ["llama", "llama_bias", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "mixtral", "qwen3_moe"]
+    {
+        let mut model = open(&golden(family));
+        let calibration = calibration(&model, 12, 20);
+        let before = hidden(&model);
+        let turned = if family == "gemma3_text" { "r2r4" } else { "r1r2r4" };
+        let smooth = Transformations { smooth: true, ..Transformations::default() };
+        let rotate = Transformations { rotate: turned.parse().ok(), smooth: false, qkv_bits: Some(8) };
+        for with in [smooth, rotate] {
+            let transforms = with.of(&model, Some(&calibration)).unwrap();
+            let mut specs = specs(&model, spec(8, Rung::Gptq));
+            specs.values_mut().for_each(|spec| spec.abq.activation_bits = Some(8));
+            let room = in_memory();
+            let job = Job {
+                specs: &specs,
+                transforms: &transforms,
+                calibration: Some(&calibration),
+                room: &room,
+                hessians: 1 << 16,
+            };
+            let mut kept = Kept::default();
+            run(&mut model, job, State::default(), &mut kept).unwrap();
+            assert!(
+                hidden(&model) == before && model.transforms().is_empty(),
+                "{family}: the model is as it was"
+            );
+            model.transform(transforms).unwrap();
+            (0..model.config().layers.len()).for_each(|layer| model.fold_layer(layer).unwrap());
+            put(&mut model, &kept.finished);
+            let far = relative(&hidden(&model), &before);
+            assert!(far > 0.0 && far < 0.15, "{family}: {far}");
+            (0..model.config().layers.len()).for_each(|layer| model.unfold_layer(layer).unwrap());
+            model.transform(Vec::new()).unwrap();
+        }
+    }
+}
+
+/// Error feedback knows what activations lose: it leaves less of it than codes that were chosen for exact ones.
+#[test]
+fn codes_are_chosen_for_the_activations_that_they_multiply() {
+    let mut model = open(&tinylm());
+    let text = std::fs::read_to_string(tinylm().join("calib.txt")).unwrap();
+    let ids = Tokenizer::open(&tinylm()).unwrap().encode(&text).unwrap();
+    let calibration = Calibration::new(&ids, Cut { windows: 12, length: 128, seed: None }, None).unwrap();
+    let before = hidden(&model);
+    let mut far = |chosen_for: Option<u8>| {
+        let mut specs = specs(&model, spec(4, Rung::Gptq));
+        specs.values_mut().for_each(|spec| spec.abq.activation_bits = chosen_for);
+        let room = in_memory();
+        let job = Job {
+            specs: &specs,
+            transforms: &[],
+            calibration: Some(&calibration),
+            room: &room,
+            hessians: 1 << 24,
+        };
+        let mut kept = Kept::default();
+        run(&mut model, job, State::default(), &mut kept).unwrap();
+        for done in &kept.finished {
+            let cols = done.unit.cols();
+            let mut values = vec![0.0; done.unit.rows() * cols];
+            for (row, values) in values.chunks_exact_mut(cols).enumerate() {
+                done.unit.decode_row(row, values).unwrap();
+            }
+            model.replace_quantised(&done.tensor, values, Some(4)).unwrap();
+        }
+        let far = relative(&hidden(&model), &before);
+        specs.keys().for_each(|tensor| model.restore(tensor).unwrap());
+        far
+    };
+    let (exact, rounded) = (far(None), far(Some(4)));
+    assert!(rounded < exact, "{rounded} {exact}");
+}
+
+#[test]
 fn experts_that_saw_too_few_tokens_are_rounded_to_nearest_and_it_is_said() {
     for family in ["mixtral", "qwen3_moe"] {
         let mut model = open(&golden(family));
         let calibration = calibration(&model, 1, 9);
         let specs = specs(&model, spec(4, Rung::Gptq));
         let room = in_memory();
-        let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 0 };
+        let job =
+            Job { specs: &specs, transforms: &[], calibration: Some(&calibration), room: &room, hessians: 0 };
         let mut kept = Kept::default();
         run(&mut model, job, State::default(), &mut kept).unwrap();
         let lowered: Vec<_> = kept.finished.iter().filter(|done| done.report.instead.is_some()).collect();
@@ -163,14 +249,29 @@ fn experts_that_saw_too_few_tokens_are_rounded_to_nearest_and_it_is_said() {
 
 #[test]
 fn a_killed_job_goes_on_after_the_last_finished_block_to_the_same_bytes() {
-    for (family, rung) in [("llama", Rung::Gptq), ("mixtral", Rung::Gptq), ("qwen3", Rung::Grid)] {
+    let rotated =
+        Transformations { rotate: Some(Rotate::ALL), qkv_bits: Some(8), ..Transformations::default() };
+    let none = Transformations::default();
+    for (family, rung, with) in [
+        ("llama", Rung::Gptq, none),
+        ("llama", Rung::Gptq, rotated),
+        ("mixtral", Rung::Gptq, none),
+        ("qwen3", Rung::Grid, none),
+    ] {
         let mut model = open(&golden(family));
         // Enough tokens that drift is made up for.
         let calibration = calibration(&model, 60, 20);
+        let transforms = with.of(&model, None).unwrap();
         let specs = specs(&model, spec(3, rung));
         let dir = tempfile::tempdir().unwrap();
         let rooms = [in_memory(), Room { memory: 0, file: dir.path().join("streams") }];
-        let job = |room| Job { specs: &specs, calibration: Some(&calibration), room, hessians: 1 << 20 };
+        let job = |room| Job {
+            specs: &specs,
+            transforms: &transforms,
+            calibration: Some(&calibration),
+            room,
+            hessians: 1 << 20,
+        };
         let mut whole = Kept::default();
         run(&mut model, job(&rooms[0]), State::default(), &mut whole).unwrap();
         for room in &rooms {
@@ -201,7 +302,15 @@ fn any_number_of_threads_gives_the_same_units() {
             let mut model = open(&golden("llama"));
             let (calibration, specs) = (calibration(&model, 60, 20), specs(&model, spec(3, Rung::Gptq)));
             let room = in_memory();
-            let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 20 };
+            let with = Transformations { smooth: true, rotate: "r4".parse().ok(), qkv_bits: None };
+            let transforms = with.of(&model, Some(&calibration)).unwrap();
+            let job = Job {
+                specs: &specs,
+                transforms: &transforms,
+                calibration: Some(&calibration),
+                room: &room,
+                hessians: 1 << 20,
+            };
             let mut kept = Kept::default();
             run(&mut model, job, State::default(), &mut kept).unwrap();
             kept.finished
@@ -222,7 +331,13 @@ fn blocks_whose_sub_layers_were_pruned_are_quantised_as_they_are() {
     let specs = specs(&model, spec(4, Rung::Gptq));
     let calibration = calibration(&model, 4, 64);
     let room = in_memory();
-    let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 20 };
+    let job = Job {
+        specs: &specs,
+        transforms: &[],
+        calibration: Some(&calibration),
+        room: &room,
+        hessians: 1 << 20,
+    };
     let mut kept = Kept::default();
     run(&mut model, job, State::default(), &mut kept).unwrap();
     assert_eq!(kept.finished.len(), specs.len());
@@ -235,7 +350,7 @@ fn what_cannot_go_by_the_text_is_refused_or_runs_without() {
     let long = calibration(&model, 2, 64);
     let short = calibration(&model, 1, 20);
     let mut say = |specs: &BTreeMap<String, Spec>, calibration: Option<&Calibration>| {
-        let job = Job { specs, calibration, room: &room, hessians: 1 << 20 };
+        let job = Job { specs, transforms: &[], calibration, room: &room, hessians: 1 << 20 };
         let mut kept = Kept::default();
         run(&mut model, job, State::default(), &mut kept).map(|()| kept.finished)
     };
@@ -267,7 +382,7 @@ fn what_cannot_go_by_the_text_is_refused_or_runs_without() {
     weights[7] = f32::NAN;
     model.replace(name, weights).unwrap();
     let specs = one(spec(4, Rung::Rtn));
-    let job = Job { specs: &specs, calibration: None, room: &room, hessians: 0 };
+    let job = Job { specs: &specs, transforms: &[], calibration: None, room: &room, hessians: 0 };
     let error = run(&mut model, job, State::default(), &mut Kept::default()).unwrap_err().to_string();
     assert!(error.contains(name) && error.contains("column 7"), "{error}");
 }
@@ -287,7 +402,13 @@ fn each_rung_is_better_than_the_one_before() {
         let spec = Spec { abq: Abq::new(3), zero: ZeroPoint::Real, rung };
         let specs = specs(&model, spec);
         let room = in_memory();
-        let job = Job { specs: &specs, calibration: Some(&calibration), room: &room, hessians: 1 << 24 };
+        let job = Job {
+            specs: &specs,
+            transforms: &[],
+            calibration: Some(&calibration),
+            room: &room,
+            hessians: 1 << 24,
+        };
         let mut kept = Kept::default();
         run(&mut model, job, State::default(), &mut kept).unwrap();
         put(&mut model, &kept.finished);

@@ -7,6 +7,7 @@
 //! difference: how far the tensors of two checkpoints are from each other
 //! logits:     what two checkpoints compute, bit for bit
 //! perplexity, divergence: how well a model predicts a text, and how far it is from its base
+//! tasks:      which answers it gives to questions, and which of them are others than its base's
 //! kernel_bench, speed: what kernels and models take; gpu_bench: all of this on a GPU, in bounded time
 //! ```
 
@@ -25,6 +26,7 @@ mod perplexity;
 mod pruned;
 mod random_model;
 mod speed;
+mod tasks;
 mod windows;
 
 pub use basis::in_one_basis;
@@ -40,6 +42,10 @@ pub use logits::{LogitComparison, logits_exact};
 pub use perplexity::{Perplexity, perplexity};
 pub use random_model::{RandomModel, random_text};
 pub use speed::{Rate, SpeedOptions, SpeedRow, speed};
+pub use tasks::{
+    ChoiceReport, ClozeReport, Flips, Question, Scored, Share, TaskFlips, TaskReport, flips, score,
+    task_report,
+};
 pub use windows::Protocol;
 
 /// Bytes read at a time by each thread.

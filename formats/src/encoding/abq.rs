@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <tensor>.planes   U32 [P, N, ceil(K / 32)]   bit b of the code of column k: bit k % 32 of word k / 32 of plane b
+//! or, coded: <tensor>.codes, <tensor>.code_lengths (`coded.rs`)
 //! <tensor>.scale    F16, BF16 or F32 [N, G]    w = scale * code + offset
 //! <tensor>.offset   F16, BF16 or F32 [N, G]    or
 //! <tensor>.zero     U8 [N, G]                  w = scale * (code - zero); neither: zero = 2^(bits - 1)
@@ -10,6 +11,7 @@
 //! After ABQ-LLM (AAAI 2025), whose products run over bit planes; zero points may be real numbers here.
 
 mod bits;
+pub mod coded;
 mod floats;
 mod packed;
 mod reader;
@@ -27,6 +29,10 @@ pub(super) use reader::Reader;
 
 /// The bit planes of the codes.
 pub const PLANES: &str = "planes";
+/// The codes through an entropy coder, instead of planes.
+pub const CODES: &str = "codes";
+/// The lengths of their frames.
+pub const CODE_LENGTHS: &str = "code_lengths";
 /// What a code is multiplied by.
 pub const SCALE: &str = "scale";
 /// What is added to the product.
@@ -34,8 +40,8 @@ pub const OFFSET: &str = "offset";
 /// The code of zero.
 pub const ZERO: &str = "zero";
 
-/// All of them; a unit has `offset` or `zero` or neither.
-pub const COMPONENTS: [&str; 4] = [PLANES, SCALE, OFFSET, ZERO];
+/// All of them; a unit has `planes`, or `codes` and `code_lengths`, and `offset` or `zero` or neither.
+pub const COMPONENTS: [&str; 6] = [PLANES, CODES, CODE_LENGTHS, SCALE, OFFSET, ZERO];
 
 /// Columns in a word of a plane.
 pub const WORD_COLUMNS: usize = 32;
@@ -151,7 +157,7 @@ pub fn matrix(shape: &[u64]) -> Option<(u64, u64)> {
     (!leading.is_empty() && rows > 0 && cols > 0 && usize::try_from(padded).is_ok()).then_some((rows, cols))
 }
 
-/// The components of a matrix, in the order in which they are written.
+/// The components of a matrix whose codes lie in planes, in the order in which they are written.
 pub fn components(abq: &Abq, rows: u64, cols: u64, scale: Dtype, zero: ZeroKind) -> Vec<ComponentSpec> {
     let groups = abq.groups(cols as usize) as u64;
     let planes = vec![u64::from(abq.planes()), rows, cols.div_ceil(WORD_COLUMNS as u64)];

@@ -14,6 +14,7 @@ mod awq;
 pub mod bit_stream;
 mod compressed_tensors;
 mod gptq;
+mod held;
 mod reader;
 mod settings;
 
@@ -25,6 +26,7 @@ use crate::encoding::Part;
 use crate::encoding::abq::{Abq, WORD_COLUMNS};
 use crate::{Component, Config, Dtype, Error, Result};
 
+pub use held::Held;
 pub use reader::Codes;
 use settings::Settings;
 

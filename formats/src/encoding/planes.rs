@@ -51,6 +51,7 @@ pub fn components(bytes: u64, width: usize, stored: u64) -> Vec<ComponentSpec> {
     ]
 }
 
+/// Reads any bytes of what was coded so.
 #[derive(Debug)]
 pub(super) struct Reader {
     data: Component,
@@ -65,12 +66,15 @@ impl Reader {
     pub(super) fn open(set: ComponentSet<'_>, parts: &[Part], rotate: bool) -> Result<Self> {
         let part = single(&set, parts)?;
         let split = Split { rotate, ..split(part.dtype) };
-        let data = set.get(PLANES)?;
-        let table = set.get(LENGTHS)?;
-        let chunks = chunks(part.bytes, split.width);
         if part.bytes % split.width as u64 != 0 {
             return Err(Error::Invalid(format!("tensor {}: not a whole number of elements", part.name)));
         }
+        Self::new(set.get(PLANES)?, &set.get(LENGTHS)?, part.bytes, split)
+    }
+
+    /// Of `bytes` bytes whose frames are `data`, of these lengths.
+    pub(super) fn new(data: Component, table: &Component, bytes: u64, split: Split) -> Result<Self> {
+        let chunks = chunks(bytes, split.width);
         table.require(Dtype::U8, chunks.saturating_mul(4 * split.width as u64))?;
         let lengths: Vec<u32> =
             bytemuck::allocation::pod_collect_to_vec(&table.read_all(u64::from(u32::MAX))?);
@@ -82,7 +86,12 @@ impl Reader {
             starts.push(at);
         }
         data.require(Dtype::U8, at)?;
-        Ok(Self { data, split, bytes: part.bytes, lengths, starts })
+        Ok(Self { data, split, bytes, lengths, starts })
+    }
+
+    /// The frames.
+    pub(super) fn data(&self) -> &Component {
+        &self.data
     }
 
     pub(super) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {

@@ -92,6 +92,12 @@ impl Made {
         }
     }
 
+    /// Turns the signs of all weights.
+    pub(crate) fn negate(&mut self) {
+        self.scale.iter_mut().for_each(|scale| *scale ^= 0x8000);
+        self.offset.iter_mut().for_each(|offset| *offset = -*offset);
+    }
+
     pub(crate) fn stored(&self) -> Stored<'_> {
         Stored {
             rows: self.rows,

@@ -280,7 +280,7 @@ impl<'a> Loader<'a> {
     /// A matrix that rows are gathered from: never a part of a unit, which would have to be decoded for a row.
     pub(super) fn table(&mut self, linear: &Linear) -> Result<GpuLinear> {
         match (self.weights, self.stored(linear)?) {
-            (Weights::Dfloat11, _) | (_, Encoding::Dfloat11 | Encoding::Abq(_)) => {
+            (Weights::Dfloat11, _) | (_, Encoding::Dfloat11 | Encoding::Abq(_) | Encoding::Foreign(_)) => {
                 self.plain_stack(&[linear])
             }
             _ => self.matrix(linear),
@@ -293,7 +293,8 @@ impl<'a> Loader<'a> {
         let mut parts = Vec::with_capacity(group.len());
         for linear in group {
             let info = checkpoint.tensor(linear.tensor())?;
-            let Encoding::Abq(abq) = *checkpoint.unit_of(info)?.encoding() else { return Ok(None) };
+            let encoding = checkpoint.unit_of(info)?.encoding();
+            let Some(abq) = stays_abq(encoding, self.weights) else { return Ok(None) };
             parts.push(Codes::read(checkpoint, linear.tensor(), info, abq, linear.rows(), linear.cols())?);
         }
         let stored: Vec<_> = parts.iter().map(Codes::stored).collect();
@@ -439,6 +440,8 @@ pub(super) fn stored(checkpoint: &Checkpoint, linear: &Linear) -> Result<Encodin
 pub(super) fn stays_abq(encoding: &Encoding, weights: Weights) -> Option<Abq> {
     match encoding {
         Encoding::Abq(abq) if weights == Weights::Stored || abq.activation_bits.is_some() => Some(*abq),
+        // Others of other tools are decoded once.
+        Encoding::Foreign(foreign) if foreign.activation_bits.is_some() => foreign.abq().ok(),
         _ => None,
     }
 }

@@ -27,10 +27,7 @@ pub(super) fn open(stored: &Stored<'_>) -> Result<Option<Box<dyn Source>>> {
     let Encoding::Abq(abq) = *stored.encoding()? else { return Ok(None) };
     let components =
         Components::read(stored.checkpoint, stored.tensor, stored.info, abq, stored.rows, stored.cols)?;
-    let matrix = Matrix::new(&components.stored());
-    let matrix =
-        matrix.map_err(|e| Error::corrupt(stored.checkpoint.root(), Some(stored.tensor), e.to_string()))?;
-    Ok(Some(Box::new(Quantised { abq, matrix })))
+    components.open(stored)
 }
 
 /// The components of a matrix as kernels take them.
@@ -45,7 +42,7 @@ pub(crate) struct Components<'a> {
 }
 
 impl<'a> Components<'a> {
-    /// Finds them, and checks every code and scale.
+    /// Finds them, and checks every code and scale. Those of another tool are read in whole.
     pub(crate) fn read(
         checkpoint: &'a Checkpoint,
         tensor: &str,
@@ -54,27 +51,49 @@ impl<'a> Components<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Self> {
+        if let Some(codes) = checkpoint.codes(tensor)? {
+            return Ok(Self::of(codes.held()?.packed()?.into_owned()));
+        }
         let components = checkpoint.unit_of(info)?.components();
         let floats = |name: &str| {
             let dtype = components.get(name).map_or(Dtype::F32, |component| component.dtype());
             Floats::new(dtype, checkpoint.view(&info.unit, name)?)
         };
-        let planes = checkpoint.view(&info.unit, PLANES)?;
-        let planes: Cow<'a, [u32]> = match bytemuck::try_cast_slice(planes) {
-            Ok(words) => Cow::Borrowed(words),
-            Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(planes)),
-        };
-        let zero = if components.contains_key(OFFSET) {
-            Zero::Real(floats(OFFSET)?)
-        } else if components.contains_key(ZERO) {
-            Zero::Integer(checkpoint.view(&info.unit, ZERO)?.into())
+        let packed = if components.contains_key(PLANES) {
+            let planes = checkpoint.view(&info.unit, PLANES)?;
+            let planes: Cow<'a, [u32]> = match bytemuck::try_cast_slice(planes) {
+                Ok(words) => Cow::Borrowed(words),
+                Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(planes)),
+            };
+            let zero = if components.contains_key(OFFSET) {
+                Zero::Real(floats(OFFSET)?)
+            } else if components.contains_key(ZERO) {
+                Zero::Integer(checkpoint.view(&info.unit, ZERO)?.into())
+            } else {
+                Zero::Symmetric
+            };
+            let packed = Packed::new(abq, rows, cols, planes, floats(SCALE)?, zero)?;
+            packed.check().map_err(|e| Error::corrupt(checkpoint.root(), Some(tensor), e.to_string()))?;
+            packed
         } else {
-            Zero::Symmetric
+            // Coded: decoded now, and checked.
+            checkpoint.packed_rows(tensor, 0..rows as u64)?
         };
-        let packed = Packed::new(abq, rows, cols, planes, floats(SCALE)?, zero)?;
-        packed.check().map_err(|e| Error::corrupt(checkpoint.root(), Some(tensor), e.to_string()))?;
+        Ok(Self::of(packed))
+    }
+
+    /// Of a matrix that was checked.
+    fn of(packed: Packed<'a>) -> Self {
         let (scale, zero) = (Words::of(packed.scale()), Words::of_zero(packed.zero()));
-        Ok(Self { abq, rows, cols, packed, scale, zero })
+        Self { abq: *packed.abq(), rows: packed.rows(), cols: packed.cols(), packed, scale, zero }
+    }
+
+    /// Regroups them for products.
+    fn open(&self, stored: &Stored<'_>) -> Result<Option<Box<dyn Source>>> {
+        let matrix = Matrix::new(&self.stored());
+        let matrix = matrix
+            .map_err(|e| Error::corrupt(stored.checkpoint.root(), Some(stored.tensor), e.to_string()))?;
+        Ok(Some(Box::new(Quantised { abq: self.abq, matrix })))
     }
 
     pub(crate) fn stored(&self) -> kernel::Stored<'_> {
@@ -148,6 +167,11 @@ impl Source for Quantised {
 }
 
 impl Quantised {
+    /// Codes in memory, regrouped for products.
+    pub(super) fn of(stored: &Stored<'_>, packed: Packed<'_>) -> Result<Option<Box<dyn Source>>> {
+        Components::of(packed).open(stored)
+    }
+
     /// The parameters: what is prepared for one matrix does for others that have the same.
     pub(super) fn abq(&self) -> Abq {
         self.abq

@@ -84,8 +84,12 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// The values that each token's codes stand for: step x (code - zero).
-fn rounded(x: &Panels, bits: u8) -> Result<Panels, usize> {
+/// What the encoding `abq` makes of inputs (features x tokens) that it quantises to `bits`, each token by itself: the values
+/// that their codes stand for, step x (code - zero).
+///
+/// # Errors
+/// The token that has a value which cannot be quantised: NaN, infinite, or too large.
+pub fn rounded(x: &Panels, bits: u8) -> Result<Panels, usize> {
     let mut out = Panels::zeros(x.features(), x.tokens());
     let (mut values, mut codes) = (vec![0.0; x.features()], vec![0; x.features()]);
     for token in 0..x.tokens() {

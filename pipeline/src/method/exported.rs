@@ -184,7 +184,7 @@ impl Target {
 
     /// Rows after rows.
     fn by_rows(&self, unit: &UnitSource<'_>, slots: &mut Slots, work: Work<'_>) -> Result<Vec<Sink>> {
-        let name = tensor_name(unit);
+        let name = unit.first_name();
         let cols = self.cols as usize;
         let mut codes = Sink::take(slots, foreign::CODES, work)?;
         let mut scales = Sink::take(slots, foreign::SCALES, work)?;
@@ -238,7 +238,7 @@ impl Target {
 
     /// The transposed layout.
     fn transposed(&self, unit: &UnitSource<'_>, slots: &mut Slots, work: Work<'_>) -> Result<Vec<Sink>> {
-        let packed = unit.checkpoint().packed_rows(tensor_name(unit), 0..self.rows)?;
+        let packed = unit.checkpoint().packed_rows(unit.first_name(), 0..self.rows)?;
         let (rows, cols, groups) = (self.rows as usize, self.cols as usize, self.groups() as usize);
         let bits = self.foreign.bits;
         let width = bit_stream::words(self.cols, bits).unwrap_or(0) as usize;
@@ -267,7 +267,7 @@ impl Target {
                 Error::Invalid(format!(
                     "tensor {}: a zero point is 0, which GPTQ cannot say: quantise with `symmetric` zero points, or export \
                      as compressed-tensors",
-                    tensor_name(unit)
+                    unit.first_name()
                 ))
             })?;
             bit_stream::pack(&stored, bits, &mut line);
@@ -294,10 +294,6 @@ fn gptq_holds(abq: &Abq, rows: u64, cols: u64, bits: u8) -> Result<(), String> {
         return Err(format!("is {rows} x {cols}, and GPTQ has multiples of 32"));
     }
     Ok(())
-}
-
-fn tensor_name<'a>(unit: &'a UnitSource<'_>) -> &'a str {
-    unit.tensors().first().map(|tensor| tensor.name.as_str()).unwrap_or_default()
 }
 
 impl SizedEncoder for Target {

@@ -43,55 +43,63 @@ impl Room for Kept {
     }
 
     fn survey(&self, unit: &UnitSource<'_>, first: &Tensor, _work: Work<'_>) -> Result<Survey> {
-        let checkpoint = unit.checkpoint();
-        let Some(stored) = kept_unit(checkpoint, first) else {
-            return Err(Error::Invalid(format!("unit {}: is stored without loss", first.unit)));
-        };
-        let name = unit.tensors().first().map(|tensor| tensor.name.as_str()).unwrap_or_default();
-        if let Some(codes) = checkpoint.codes(name)? {
-            return taken_over(codes);
-        }
-        let mut spec = Vec::new();
-        let mut parts = Vec::new();
-        for &name in stored.encoding().component_names() {
-            let Some(component) = stored.components().get(name) else { continue };
-            spec.push(ComponentSpec { name, dtype: component.dtype(), shape: component.shape().to_vec() });
-            parts.push((name, component.clone()));
-        }
-        let encoder = Copy { unit: first.unit.clone(), parts };
-        Ok(Ok(Coding {
-            encoding: stored.encoding().clone(),
-            spec,
-            step: STEP,
-            encoder: Encoder::Sized(Box::new(encoder)),
-        }))
+        coding(unit, first, true)
     }
 }
 
+/// How a unit is kept: with its codes, or everything but these.
+pub(super) fn coding(unit: &UnitSource<'_>, first: &Tensor, codes: bool) -> Result<Survey> {
+    let checkpoint = unit.checkpoint();
+    let Some(stored) = kept_unit(checkpoint, first) else {
+        return Err(Error::Invalid(format!("unit {}: is stored without loss", first.unit)));
+    };
+    let wanted = |name: &str| codes || ![abq::PLANES, abq::CODES, abq::CODE_LENGTHS].contains(&name);
+    if let Some(foreign) = checkpoint.codes(unit.first_name())? {
+        return taken_over(foreign, codes, wanted);
+    }
+    let mut spec = Vec::new();
+    let mut parts = Vec::new();
+    for &name in stored.encoding().component_names().iter().filter(|name| wanted(name)) {
+        let Some(component) = stored.components().get(name) else { continue };
+        spec.push(ComponentSpec { name, dtype: component.dtype(), shape: component.shape().to_vec() });
+        parts.push((name, component.clone()));
+    }
+    let encoder = Copy { unit: first.unit.clone(), parts };
+    Ok(Ok(Coding {
+        encoding: stored.encoding().clone(),
+        spec,
+        step: STEP,
+        encoder: Encoder::Sized(Box::new(encoder)),
+    }))
+}
+
 /// How a matrix that another tool quantised is stored with the same codes, scales and zero points, if `abq` holds them.
-fn taken_over(codes: &Codes) -> Result<Survey> {
+fn taken_over(codes: &Codes, planes: bool, wanted: impl Fn(&str) -> bool) -> Result<Survey> {
     let abq = match codes.foreign().abq() {
         Ok(abq) => abq,
         Err(reason) => return Ok(Err(format!("the codes cannot be kept: {reason}"))),
     };
     let zero = if codes.foreign().zeros { ZeroKind::Integer } else { ZeroKind::Symmetric };
-    let spec = abq::components(&abq, codes.rows(), codes.cols() as u64, codes.dtype(), zero);
+    let mut spec = abq::components(&abq, codes.rows(), codes.cols() as u64, codes.dtype(), zero);
+    spec.retain(|spec| wanted(spec.name));
     Ok(Ok(Coding {
         encoding: Encoding::Abq(abq),
         spec,
         step: STEP,
-        encoder: Encoder::Sized(Box::new(TakeOver { abq })),
+        encoder: Encoder::Sized(Box::new(TakeOver { abq, planes })),
     }))
 }
 
 /// Writes the codes of another tool as bit planes.
 struct TakeOver {
     abq: Abq,
+    /// Whether the codes are wanted, and not only scales and zero points.
+    planes: bool,
 }
 
 impl SizedEncoder for TakeOver {
     fn encode(&self, unit: &UnitSource<'_>, mut slots: Slots, work: Work<'_>) -> Result<Encoded> {
-        let name = unit.tensors().first().map(|tensor| tensor.name.as_str()).unwrap_or_default();
+        let name = unit.first_name();
         let codes = unit.checkpoint().codes(name)?;
         let codes = codes.ok_or_else(|| Error::Invalid(format!("tensor {name}: has no codes")))?;
         let (cols, groups) = (codes.cols(), codes.groups());
@@ -101,9 +109,11 @@ impl SizedEncoder for TakeOver {
         let mut components = BTreeMap::new();
         let (mut buffer, mut words) = (Vec::new(), Vec::new());
         // A plane lies as a whole before the next: the codes are read once for each.
-        let mut planes = Sink::take(&mut slots, abq::PLANES, work)?;
-        for plane in 0..self.abq.planes() {
-            for rows in strips() {
+        let wanted = if self.planes { Some(Sink::take(&mut slots, abq::PLANES, work)?) } else { None };
+        if let Some(mut planes) = wanted {
+            for (plane, rows) in
+                (0..self.abq.planes()).flat_map(|plane| strips().map(move |rows| (plane, rows)))
+            {
                 let count = (rows.end - rows.start) as usize;
                 buffer.resize(count * cols, 0);
                 codes.read_codes(rows, &mut buffer)?;
@@ -114,8 +124,8 @@ impl SizedEncoder for TakeOver {
                 }
                 planes.append(bytemuck::cast_slice(&words))?;
             }
+            planes.finish(&mut components)?;
         }
-        planes.finish(&mut components)?;
         let mut scale = Sink::take(&mut slots, abq::SCALE, work)?;
         for rows in strips() {
             buffer.resize((rows.end - rows.start) as usize * groups * width, 0);

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! OUT/.llmpress/passes/N/pass.json                what the pass is of: another one's blocks are none of its
+//!                       /transforms.json          what the model gets before, once it is known
+//!                       /widths.json              widths of matrices, where they are assigned
 //!                       /block-00003.safetensors  the units of a block, synced before
 //!                       /block-00003.json         their receipt
 //!                       /block-00003.streams      only of the last one: what goes on from there
@@ -16,13 +18,16 @@ use llmpress_formats::encoding::abq::Packed;
 use llmpress_formats::encoding::{Encoding, stored_name};
 use llmpress_formats::{
     Checkpoint, ComponentEntry, Digest, Error as FormatError, ShardEntry, ShardFile, ShardWriter, SlotPlan,
-    UnitEntry, read_small_file, write_atomic,
+    Transform, UnitEntry, read_small_file, write_atomic,
 };
+use llmpress_model::folded;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 const PASS_FILE: &str = "pass.json";
+const TRANSFORMS_FILE: &str = "transforms.json";
+const WIDTHS_FILE: &str = "widths.json";
 /// The extension of streams.
 const STREAMS: &str = "streams";
 const MAX_PASS_BYTES: u64 = 1 << 20;
@@ -34,6 +39,7 @@ const PIECE: usize = 1 << 20;
 pub(crate) struct Blocks {
     dir: PathBuf,
     fingerprint: String,
+    transforms: Vec<Transform>,
     finished: Vec<Finished>,
 }
 
@@ -65,22 +71,9 @@ struct Receipt {
 }
 
 impl Receipt {
-    fn write(&self, path: &Path) -> llmpress_formats::Result<()> {
-        let json = serde_json::to_vec(self).map_err(|e| FormatError::Invalid(format!("receipt: {e}")))?;
-        let mut bytes = format!("{}\n", Digest::of(&json)).into_bytes();
-        bytes.extend(json);
-        write_atomic(path, &bytes)
-    }
-
     /// The receipt of a block of this pass, if there is a whole one.
     fn read(path: &Path, fingerprint: &str) -> Option<Self> {
-        let bytes = read_small_file(path, MAX_RECEIPT_BYTES).ok()?;
-        let end = bytes.iter().position(|b| *b == b'\n')?;
-        let (digest, json) = (&bytes[..end], &bytes[end + 1..]);
-        if digest != Digest::of(json).to_string().as_bytes() {
-            return None;
-        }
-        let receipt: Self = serde_json::from_slice(json).ok()?;
+        let receipt: Self = read_hashed(path)?;
         (receipt.fingerprint == fingerprint).then_some(receipt)
     }
 
@@ -109,6 +102,40 @@ impl Receipt {
     }
 }
 
+/// Transformations of a pass.
+#[derive(Serialize, Deserialize)]
+struct TransformsFile {
+    fingerprint: String,
+    transforms: Vec<serde_json::Value>,
+}
+
+/// Widths of the matrices of a pass.
+#[derive(Serialize, Deserialize)]
+struct WidthsFile {
+    fingerprint: String,
+    widths: BTreeMap<String, u8>,
+}
+
+/// Writes JSON after the digest of it.
+fn write_hashed(path: &Path, value: &impl Serialize) -> llmpress_formats::Result<()> {
+    let json =
+        serde_json::to_vec(value).map_err(|e| FormatError::Invalid(format!("{}: {e}", path.display())))?;
+    let mut bytes = format!("{}\n", Digest::of(&json)).into_bytes();
+    bytes.extend(json);
+    write_atomic(path, &bytes)
+}
+
+/// What [`write_hashed`] wrote, if it is whole.
+fn read_hashed<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
+    let bytes = read_small_file(path, MAX_RECEIPT_BYTES).ok()?;
+    let end = bytes.iter().position(|b| *b == b'\n')?;
+    let (digest, json) = (&bytes[..end], &bytes[end + 1..]);
+    if digest != Digest::of(json).to_string().as_bytes() {
+        return None;
+    }
+    serde_json::from_slice(json).ok()
+}
+
 #[derive(Serialize, Deserialize)]
 struct PassFile {
     fingerprint: String,
@@ -118,12 +145,12 @@ impl Blocks {
     /// Goes on in `dir`, which is there, after the blocks that a pass of the same fingerprint finished: they are hashed, not
     /// believed, and what is damaged is made again. What else is there is removed.
     pub(crate) fn open(dir: &Path, fingerprint: &str) -> Result<Self> {
-        let mut blocks =
-            Self { dir: dir.to_owned(), fingerprint: fingerprint.to_owned(), finished: Vec::new() };
-        let path = dir.join(PASS_FILE);
+        let (dir, fingerprint) = (dir.to_owned(), fingerprint.to_owned());
+        let mut blocks = Self { dir, fingerprint, transforms: Vec::new(), finished: Vec::new() };
+        let path = blocks.dir.join(PASS_FILE);
         let pass = read_small_file(&path, MAX_PASS_BYTES).ok();
         let pass: Option<PassFile> = pass.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        if pass.is_some_and(|pass| pass.fingerprint == fingerprint) {
+        if pass.is_some_and(|pass| pass.fingerprint == blocks.fingerprint) {
             while let Some(block) = blocks.read(blocks.finished.len()) {
                 blocks.finished.push(block);
             }
@@ -133,7 +160,7 @@ impl Blocks {
             }
         }
         blocks.clear()?;
-        let pass = PassFile { fingerprint: fingerprint.to_owned() };
+        let pass = PassFile { fingerprint: blocks.fingerprint.clone() };
         let bytes = serde_json::to_vec(&pass).map_err(|e| Error::Invalid(format!("{PASS_FILE}: {e}")))?;
         write_atomic(&path, &bytes)?;
         Ok(blocks)
@@ -142,6 +169,51 @@ impl Blocks {
     /// A file for what does not fit the memory while the pass runs.
     pub(crate) fn scratch(&self) -> PathBuf {
         self.dir.join("scratch")
+    }
+
+    /// The widths that this pass kept, or those that are found now, and kept.
+    pub(crate) fn widths(
+        &self,
+        find: impl FnOnce() -> llmpress_formats::Result<BTreeMap<String, u8>>,
+    ) -> Result<BTreeMap<String, u8>> {
+        let path = self.dir.join(WIDTHS_FILE);
+        let kept = read_hashed(&path).filter(|kept: &WidthsFile| kept.fingerprint == self.fingerprint);
+        if let Some(kept) = kept {
+            return Ok(kept.widths);
+        }
+        let file = WidthsFile { fingerprint: self.fingerprint.clone(), widths: find()? };
+        write_hashed(&path, &file)?;
+        Ok(file.widths)
+    }
+
+    /// Takes the transformations that this pass kept, or finds them, and keeps them.
+    pub(crate) fn transform(
+        &mut self,
+        find: impl FnOnce() -> llmpress_formats::Result<Vec<Transform>>,
+    ) -> Result<()> {
+        let path = self.dir.join(TRANSFORMS_FILE);
+        let kept = read_hashed(&path).filter(|kept: &TransformsFile| kept.fingerprint == self.fingerprint);
+        self.transforms = match kept.map(|kept| Transform::parse_all(&path, &kept.transforms)) {
+            Some(Ok(transforms)) => transforms,
+            Some(Err(_)) | None => {
+                let transforms = find()?;
+                let value = |t| {
+                    serde_json::to_value(t).map_err(|e| Error::Invalid(format!("{TRANSFORMS_FILE}: {e}")))
+                };
+                let values = transforms.iter().map(value).collect::<Result<_>>()?;
+                write_hashed(
+                    &path,
+                    &TransformsFile { fingerprint: self.fingerprint.clone(), transforms: values },
+                )?;
+                transforms
+            }
+        };
+        Ok(())
+    }
+
+    /// What the model got before.
+    pub(crate) fn transforms(&self) -> &[Transform] {
+        &self.transforms
     }
 
     /// How many blocks are finished.
@@ -161,7 +233,7 @@ impl Blocks {
 
     /// Removes what is of no finished block.
     fn clear(&self) -> Result<()> {
-        let mut kept: Vec<PathBuf> = Vec::new();
+        let mut kept: Vec<PathBuf> = [TRANSFORMS_FILE, WIDTHS_FILE].map(|name| self.dir.join(name)).into();
         for block in 0..self.count() {
             kept.extend(["safetensors", "json"].map(|extension| self.path(block, extension)));
         }
@@ -207,7 +279,7 @@ impl Blocks {
             file.file.get_ref().sync_all().map_err(io)?;
             receipt.streams = Some(file.hasher.finalize().into());
         }
-        receipt.write(&self.path(block, "json"))?;
+        write_hashed(&self.path(block, "json"), &receipt)?;
         self.finished.push(Finished { shard, receipt });
         if let Some(before) = block.checked_sub(1) {
             // Of no more use; what is left of it does no harm.
@@ -283,8 +355,9 @@ impl Blocks {
         Ok(Some(load(&mut BufReader::new(file), &path)?))
     }
 
-    /// The checkpoint with all finished units in place of what they were made from.
+    /// The checkpoint, transformed, with all finished units in place of what they were made from.
     pub(crate) fn view(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
+        let checkpoint = folded(checkpoint, self.transforms.clone())?;
         let mut made = self.finished.iter().filter(|block| !block.receipt.units.is_empty());
         let view = |view: Checkpoint, block: &Finished| {
             view.with_finished(ShardFile::open(&block.shard)?, &block.receipt.units)

@@ -3,21 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_calibrate::Cut;
-use llmpress_formats::encoding::abq::{self, ZeroKind};
-use llmpress_formats::{Checkpoint, Dtype, Tensor};
-use llmpress_quantize::{Rung, Spec, ZeroPoint};
+use llmpress_formats::encoding::abq;
+use llmpress_formats::{Checkpoint, Tensor, block_linears};
+use llmpress_quantize::{InputShape, Rung, Spec, block_peak_bytes, expected_bits};
 use serde::{Deserialize, Serialize};
 
+use super::run::MEMORY;
+use super::targets::Assigned;
 use crate::Result;
 
 /// What the process takes besides weights and activations: code, tables, buffers of the threads.
 const BASE_BYTES: u64 = 64 << 20;
 /// Bytes a weight of the matrix in work takes: itself, what is left of it, its value, its code.
 const WORK_BYTES: u64 = 13;
-/// Bytes of an element of second moments and of their factor, together.
-const MOMENT_BYTES: u64 = 16;
-/// The most that streams take in memory.
-const MOST_STREAM_BYTES: u64 = 1 << 30;
 
 /// A quantising pass that is still to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,26 +41,24 @@ pub struct QuantiseForecast {
     pub memory_bytes: u64,
 }
 
-/// Bytes of a quantised tensor.
-pub(crate) fn expected_bytes(spec: &Spec, tensor: &Tensor) -> u64 {
-    let zero = match spec.zero {
-        ZeroPoint::Symmetric => ZeroKind::Symmetric,
-        ZeroPoint::Integer => ZeroKind::Integer,
-        ZeroPoint::Real => ZeroKind::Real(Dtype::F16),
-    };
+/// Bytes of a quantised tensor; of one whose width is to be assigned those of the mean.
+pub(crate) fn expected_bytes(name: &str, spec: &Spec, tensor: &Tensor, assigned: Option<&Assigned>) -> u64 {
     let (rows, cols) = abq::matrix(&tensor.shape).unwrap_or_default();
-    let components = abq::components(&spec.abq, rows, cols, Dtype::F16, zero);
-    components.iter().filter_map(|c| c.dtype.byte_len(&c.shape)).fold(0, u64::saturating_add)
+    match assigned.filter(|assigned| assigned.tensors.contains(name)) {
+        Some(assigned) => (assigned.mean.bits() * (rows * cols) as f64 / 8.0) as u64,
+        None => expected_bits(spec, rows, cols) / 8,
+    }
 }
 
 /// What it comes to on a view, by windows cut so.
 pub(crate) fn forecast(
     view: &Checkpoint,
     specs: &BTreeMap<String, Spec>,
+    assigned: Option<&Assigned>,
     cut: Cut,
 ) -> Result<QuantiseForecast> {
     let by_text = |spec: &Spec| spec.rung != Rung::Rtn;
-    let any_text = specs.values().any(by_text);
+    let any_text = specs.values().any(by_text) || assigned.is_some();
     let (windows, window) = if any_text { (cut.windows as u64, cut.length as u64) } else { (0, 0) };
     let tokens = u128::from(windows) * u128::from(window);
     let mut found = QuantiseForecast {
@@ -77,7 +73,7 @@ pub(crate) fn forecast(
         memory_bytes: BASE_BYTES,
     };
     let mut products = 0u128;
-    let (mut largest, mut widest) = (0, 0);
+    let mut largest = 0;
     let mut inputs: BTreeSet<(&str, u64)> = BTreeSet::new();
     for (name, spec) in specs {
         let tensor = view.tensor(name)?;
@@ -85,27 +81,44 @@ pub(crate) fn forecast(
         let weights = rows * cols;
         found.weights += weights;
         found.source_bytes += tensor.bytes;
-        found.bytes += expected_bytes(spec, tensor);
+        found.bytes += expected_bytes(name, spec, tensor, assigned);
         largest = largest.max(weights);
         // Once for what they multiply, once for what comes out.
         products += 2 * tokens * u128::from(weights);
         if spec.rung == Rung::Gptq {
-            widest = widest.max(cols);
             products += u128::from(weights) * u128::from(cols);
-            // Linears of a sub-layer that are as wide mostly multiply the same.
-            let sub_layer = name.rsplitn(3, '.').nth(2).unwrap_or_default();
-            if inputs.insert((sub_layer, cols)) {
+            if inputs.insert((sub_layer(name), cols)) {
                 products += tokens * u128::from(cols) * u128::from(cols) / 2 + u128::from(cols).pow(3) / 3;
             }
         }
     }
     let hidden =
         view.config().and_then(|c| c.get("hidden_size")).and_then(serde_json::Value::as_u64).unwrap_or(0);
-    let streams = u64::try_from(tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX).min(MOST_STREAM_BYTES);
+    let streams = u64::try_from(tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX).min(MEMORY);
     found.million_products = u64::try_from(products / 1_000_000).unwrap_or(u64::MAX);
     found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
-    found.memory_bytes = [largest * WORK_BYTES, widest * widest * MOMENT_BYTES, streams]
-        .into_iter()
-        .fold(BASE_BYTES, u64::saturating_add);
+    let work = largest.saturating_mul(WORK_BYTES).max(feedback_bytes(view, specs)?);
+    found.memory_bytes = BASE_BYTES.saturating_add(work).saturating_add(streams);
     Ok(found)
+}
+
+/// The most that error feedback takes over a block.
+fn feedback_bytes(view: &Checkpoint, specs: &BTreeMap<String, Spec>) -> Result<u64> {
+    let fed = specs.iter().filter(|(_, spec)| spec.rung == Rung::Gptq).map(|(name, _)| name.as_str());
+    let mut peak = 0;
+    for block in block_linears(view.config().and_then(|c| c.model_type()), fed) {
+        let mut inputs: BTreeMap<(&str, u64), InputShape> = BTreeMap::new();
+        for name in &block {
+            let (rows, cols) = abq::matrix(&view.tensor(name)?.shape).unwrap_or_default();
+            let input = inputs.entry((sub_layer(name), cols));
+            input.or_insert(InputShape { features: cols, rows: Vec::new() }).rows.push(rows);
+        }
+        peak = peak.max(block_peak_bytes(&inputs.into_values().collect::<Vec<_>>()));
+    }
+    Ok(peak)
+}
+
+/// Linears of a sub-layer that are as wide mostly multiply the same.
+fn sub_layer(name: &str) -> &str {
+    name.rsplitn(3, '.').nth(2).unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! Running a quantising pass: the crate `quantize` computes, a stage keeps. Without a text no model is run.
+//! Running a quantising pass: the crate `quantize` computes, a stage keeps. Without a text and transformations no model is
+//! opened.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,19 +8,26 @@ use std::sync::Arc;
 use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::Checkpoint;
 use llmpress_model::Model;
-use llmpress_quantize::{Finished, Job, Residuals, Sink, Spec, State};
+use llmpress_quantize::{
+    Finished, Job, Measured, Residuals, Sink, Spec, State, Transformations, assign_widths,
+};
 
 use super::blocks::{Blocks, Made};
 use super::data_free;
+use super::targets::Assigned;
 use crate::Result;
 use crate::progress::{Counted, Progress, Task, Watch};
 
 /// Memory for streams, and for Hessians, where nobody says how much there is.
-const MEMORY: u64 = 1 << 30;
+pub(super) const MEMORY: u64 = 1 << 30;
 
 /// What is to be quantised, how, and by what.
 pub(crate) struct Pass<'a> {
     pub(crate) specs: &'a BTreeMap<String, Spec>,
+    /// Those of them whose widths are assigned.
+    pub(crate) assigned: Option<&'a Assigned>,
+    /// What the model gets before.
+    pub(crate) with: Transformations,
     pub(crate) calibration: Option<&'a Calibration>,
     /// Bytes of memory that the job may take.
     pub(crate) memory: Option<u64>,
@@ -32,17 +40,60 @@ pub(crate) fn run(
     blocks: &mut Blocks,
     watch: &dyn Watch,
 ) -> Result<()> {
-    let Some(calibration) = pass.calibration else {
+    if pass.calibration.is_none() && pass.with.is_empty() && pass.assigned.is_none() {
         return data_free::run(&before, pass.specs, blocks, watch);
-    };
+    }
     let model = &mut Model::open(before)?;
     let memory = pass.memory.map_or(MEMORY, |all| (all / 4).min(MEMORY));
     let room = Room { memory, file: blocks.scratch() };
-    let job = Job { specs: pass.specs, calibration: Some(calibration), room: &room, hessians: memory };
+    let mut specs = pass.specs.clone();
+    if let (Some(assigned), Some(calibration)) = (pass.assigned, pass.calibration) {
+        let free: BTreeMap<String, Spec> =
+            pass.specs.clone().into_iter().filter(|(n, _)| assigned.tensors.contains(n)).collect();
+        let widths = blocks.widths(|| {
+            let mut watched = Measuring { watch, progress: None };
+            let specs = assign_widths(model, &free, assigned.mean, calibration, &room, &mut watched)?;
+            Ok(specs.into_iter().map(|(name, spec)| (name, spec.abq.bits)).collect())
+        })?;
+        for (name, bits) in widths {
+            if let Some(spec) = specs.get_mut(&name) {
+                spec.abq.bits = bits;
+            }
+        }
+    }
+    blocks.transform(|| pass.with.of(model, pass.calibration))?;
+    let transforms = blocks.transforms().to_vec();
+    let job = Job {
+        specs: &specs,
+        transforms: &transforms,
+        calibration: pass.calibration,
+        room: &room,
+        hessians: memory,
+    };
     let residuals = blocks.streams(|from, path| Residuals::load(model, &job, from, path))?;
     let state = State { blocks: blocks.count(), residuals: residuals.flatten() };
     let mut kept = Kept { blocks, watch, progress: None };
     Ok(llmpress_quantize::run(model, job, state, &mut kept)?)
+}
+
+/// Tells how far the measuring is.
+struct Measuring<'a> {
+    watch: &'a dyn Watch,
+    progress: Option<Box<dyn Progress + 'a>>,
+}
+
+impl Measured for Measuring<'_> {
+    fn start(&mut self, weights: u64) {
+        let progress = self.watch.begin(Task { verb: "measure", size: weights, counted: Counted::Weights });
+        progress.start(weights);
+        self.progress = Some(progress);
+    }
+
+    fn step(&mut self, weights: u64) {
+        if let Some(progress) = &self.progress {
+            progress.advance(weights);
+        }
+    }
 }
 
 /// Keeps what is finished, and tells how far the pass is.

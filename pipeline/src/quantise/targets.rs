@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_formats::encoding::abq;
 use llmpress_formats::{Checkpoint, Tensor, block_linears};
-use llmpress_quantize::Spec;
+use llmpress_quantize::{MeanBits, Quantiser, Spec};
 
 use crate::recipe::{Compiled, Target};
 use crate::{Error, Result};
@@ -18,7 +18,7 @@ pub(crate) fn targets(view: &Checkpoint, spec: Spec, rules: &Compiled) -> Result
     for (name, tensor) in view.tensors() {
         let spec = match rules.rule(name) {
             Some(Target::Method(_)) => continue,
-            Some(Target::Quantise(quantiser)) => quantiser.0,
+            Some(Target::Quantise(quantiser)) => quantiser.spec,
             None if linears.contains(name) && !tensor.is_zero() => spec,
             None => continue,
         };
@@ -45,6 +45,25 @@ pub(crate) fn targets(view: &Checkpoint, spec: Spec, rules: &Compiled) -> Result
         )));
     }
     Ok(specs)
+}
+
+/// The tensors whose widths are assigned under a mean: all that no rule names.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Assigned {
+    pub(crate) mean: MeanBits,
+    pub(crate) tensors: BTreeSet<String>,
+}
+
+impl Assigned {
+    /// Those of a quantiser that says a mean.
+    pub(crate) fn of(
+        quantiser: &Quantiser,
+        specs: &BTreeMap<String, Spec>,
+        rules: &Compiled,
+    ) -> Option<Self> {
+        let free = specs.keys().filter(|name| rules.rule(name).is_none());
+        quantiser.mean.map(|mean| Self { mean, tensors: free.cloned().collect() })
+    }
 }
 
 fn is_matrix(tensor: &Tensor) -> bool {

@@ -6,9 +6,11 @@
 
 use std::ops::Range;
 
+use super::coded::Coded;
 use super::floats::{width, write_rounded};
 use super::{
-    Abq, COMPONENTS, DTYPES, Fault, Floats, OFFSET, PLANES, Packed, SCALE, WORD_COLUMNS, ZERO, Zero,
+    Abq, CODE_LENGTHS, CODES, COMPONENTS, DTYPES, Fault, Floats, OFFSET, PLANES, Packed, SCALE, WORD_COLUMNS,
+    ZERO, Zero,
 };
 use super::{ZeroKind, components, matrix};
 use crate::encoding::{ComponentSet, Part, single};
@@ -26,9 +28,26 @@ pub(in crate::encoding) struct Reader {
     dtype: Dtype,
     rows: u64,
     cols: usize,
-    planes: Component,
+    codes: Codes,
     scale: Component,
     zero: Option<(ZeroKind, Component)>,
+}
+
+/// Where the codes lie.
+#[derive(Debug)]
+enum Codes {
+    Planes(Component),
+    Coded(Coded),
+}
+
+impl Codes {
+    /// The component that holds them, for errors.
+    fn component(&self) -> &Component {
+        match self {
+            Self::Planes(planes) => planes,
+            Self::Coded(coded) => coded.component(),
+        }
+    }
 }
 
 /// What is read at a time: rows from `row`, of which these columns.
@@ -67,7 +86,13 @@ impl Reader {
         let (rows, cols) = matrix(&part.shape).ok_or_else(|| {
             invalid(format!("tensor {}: {:?} is not a matrix that abq holds", part.name, part.shape))
         })?;
-        let (planes, scale) = (set.get(PLANES)?, set.get(SCALE)?);
+        let scale = set.get(SCALE)?;
+        let coded = [CODES, CODE_LENGTHS].iter().any(|name| set.components.contains_key(name));
+        let codes = match (coded, set.components.contains_key(PLANES)) {
+            (true, true) => return Err(invalid("has both planes and codes, of which one holds".to_owned())),
+            (true, false) => Codes::Coded(Coded::open(set, abq, rows, cols as usize)?),
+            (false, _) => Codes::Planes(set.get(PLANES)?),
+        };
         let zero = match (set.components.get(OFFSET), set.components.get(ZERO)) {
             (Some(_), Some(_)) => {
                 return Err(invalid("has both offset and zero, of which one holds".to_owned()));
@@ -77,12 +102,18 @@ impl Reader {
             (None, None) => None,
         };
         let kind = zero.as_ref().map_or(ZeroKind::Symmetric, |(kind, _)| *kind);
-        let stored = [&planes, &scale].into_iter().chain(zero.as_ref().map(|(_, zero)| zero));
+        let planes = match &codes {
+            Codes::Planes(planes) => Some(planes),
+            Codes::Coded(_) => None,
+        };
+        let others = [&scale].into_iter().chain(zero.as_ref().map(|(_, zero)| zero));
+        let stored = std::iter::once(planes).chain(others.map(Some));
         for (component, spec) in stored.zip(components(&abq, rows, cols, float_dtype(&scale)?, kind)) {
+            let Some(component) = component else { continue };
             let bytes = spec.dtype.byte_len(&spec.shape);
             component.require(spec.dtype, bytes.ok_or_else(|| invalid("is too large".to_owned()))?)?;
         }
-        Ok(Self { abq, dtype: part.dtype, rows, cols: cols as usize, planes, scale, zero })
+        Ok(Self { abq, dtype: part.dtype, rows, cols: cols as usize, codes, scale, zero })
     }
 
     pub(in crate::encoding) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
@@ -90,15 +121,15 @@ impl Reader {
         if !offset.is_multiple_of(width as u64) || !out.len().is_multiple_of(width) {
             return Err(Error::Invalid(format!(
                 "{}: bytes from {offset} do not lie on whole elements",
-                self.planes.name()
+                self.codes.component().name()
             )));
         }
         let first = offset / width as u64;
         let cols = self.cols as u64;
-        let end = first
-            .checked_add((out.len() / width) as u64)
-            .filter(|&end| end <= self.rows * cols)
-            .ok_or_else(|| Error::Invalid(format!("{}: range past the end", self.planes.name())))?;
+        let end =
+            first.checked_add((out.len() / width) as u64).filter(|&end| end <= self.rows * cols).ok_or_else(
+                || Error::Invalid(format!("{}: range past the end", self.codes.component().name())),
+            )?;
         let mut buffers = Buffers::default();
         let (mut at, mut rest) = (first, out);
         while at < end {
@@ -128,13 +159,17 @@ impl Reader {
         let count = rows.end.checked_sub(rows.start).filter(|_| rows.end <= self.rows);
         let count = count.and_then(|count| usize::try_from(count).ok());
         let count = count.ok_or_else(|| {
-            Error::Invalid(format!("{}: rows {rows:?} of {} were asked for", self.planes.name(), self.rows))
+            Error::Invalid(format!(
+                "{}: rows {rows:?} of {} were asked for",
+                self.codes.component().name(),
+                self.rows
+            ))
         })?;
         let piece = Piece { row: rows.start, rows: count, columns: 0..self.cols, abq: self.abq };
         let mut buffers = Buffers::default();
         self.load(&piece, &mut buffers)?;
         let packed = self.packed(&piece, &buffers.planes, &buffers.scale, &buffers.zero)?.into_owned();
-        packed.check().map_err(|e| self.planes.corrupt(e.to_string()))?;
+        packed.check().map_err(|e| self.codes.component().corrupt(e.to_string()))?;
         Ok(packed)
     }
 
@@ -162,10 +197,17 @@ impl Reader {
         let words = self.cols.div_ceil(WORD_COLUMNS) as u64;
         let of_piece = piece.rows * piece.columns.len().div_ceil(WORD_COLUMNS);
         buffers.planes.resize(of_piece * self.abq.planes() as usize, 0);
-        for (plane, out) in buffers.planes.chunks_exact_mut(of_piece.max(1)).enumerate() {
-            let row = plane as u64 * self.rows + piece.row;
-            let first = row * words + (piece.columns.start / WORD_COLUMNS) as u64;
-            self.planes.read_at(first * 4, bytemuck::cast_slice_mut(out))?;
+        match &self.codes {
+            Codes::Planes(planes) => {
+                for (plane, out) in buffers.planes.chunks_exact_mut(of_piece.max(1)).enumerate() {
+                    let row = plane as u64 * self.rows + piece.row;
+                    let first = row * words + (piece.columns.start / WORD_COLUMNS) as u64;
+                    planes.read_at(first * 4, bytemuck::cast_slice_mut(out))?;
+                }
+            }
+            Codes::Coded(coded) => {
+                coded.load(piece.row, piece.columns.clone(), piece.rows, &mut buffers.planes)?;
+            }
         }
         let groups = self.abq.groups(self.cols) as u64;
         let first = piece.row * groups + (piece.columns.start / self.abq.group_columns(self.cols)) as u64;
@@ -197,7 +239,7 @@ impl Reader {
 
     fn corrupt(&self, piece: &Piece, fault: &Fault) -> Error {
         let component = match (&self.zero, fault.component) {
-            (_, PLANES) => &self.planes,
+            (_, PLANES) => self.codes.component(),
             (Some((_, zero)), OFFSET | ZERO) => zero,
             _ => &self.scale,
         };

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::awq::{NIBBLE, OUTPUTS};
-use super::{CODES, Foreign, GROUP_INDEX, Layout, SCALES, ZEROS, bit_stream};
+use super::{CODES, Foreign, GROUP_INDEX, Held, Layout, SCALES, ZEROS, bit_stream};
 use crate::encoding::abq::{Floats, write_rounded};
 use crate::encoding::{ComponentSet, Part, single};
 use crate::{Component, Dtype, Error, Result};
@@ -55,6 +55,29 @@ impl Codes {
             zeros,
             index,
         })
+    }
+
+    /// All of it in memory, read once.
+    ///
+    /// # Errors
+    /// What cannot be read; a code or zero point out of its range.
+    pub fn held(&self) -> Result<Held> {
+        Held::read(self)
+    }
+
+    /// What its codes are called, for errors.
+    pub(super) fn name(&self) -> &str {
+        self.codes.name()
+    }
+
+    /// The codes as they are stored.
+    pub(super) fn stored(&self) -> &Component {
+        &self.codes
+    }
+
+    /// The group of each column, where it is not by their order.
+    pub(super) fn index(&self) -> Option<&[u32]> {
+        self.index.as_deref()
     }
 
     /// How it was quantised.
@@ -290,7 +313,7 @@ impl Codes {
     }
 
     /// Whether outputs lie along the rows of the stored matrices.
-    fn transposed(&self) -> bool {
+    pub(super) fn transposed(&self) -> bool {
         matches!(self.foreign.layout, Layout::Gptq { .. } | Layout::Awq)
     }
 
@@ -342,7 +365,7 @@ impl Codes {
 }
 
 /// Words of a component from a word on.
-fn read_words(component: &Component, first: u64, count: u64) -> Result<Vec<u32>> {
+pub(super) fn read_words(component: &Component, first: u64, count: u64) -> Result<Vec<u32>> {
     let mut words = vec![0; count as usize];
     component.read_at(first * 4, bytemuck::cast_slice_mut(&mut words))?;
     Ok(words)

@@ -146,6 +146,28 @@ proptest! {
     }
 
     #[test]
+    fn scales_of_the_other_sign_give_products_of_the_other_sign(
+        (rows, cols, group) in shapes(), bits in 1u8..=8, balanced: bool,
+        activation in prop_oneof![Just(None), (1u8..=8).prop_map(Some)],
+        kind in 0usize..6, tokens in 1usize..20, seed: u64,
+    ) {
+        let mut owned = Owned::new(rows, cols, bits, balanced, group, activation, kind, seed);
+        let mut next = random(seed ^ 9);
+        let x: Vec<f32> = (0..cols * tokens).map(|_| (next() % 4001) as f32 / 1000.0 - 1.7).collect();
+        let matrix = Matrix::new(&owned.stored()).unwrap();
+        let all = Isa::available().into_iter().map(|isa| (isa, product(&matrix, isa, &x, tokens, 0..rows).unwrap()));
+        let all: Vec<_> = all.collect();
+        owned.scale.iter_mut().for_each(|scale| *scale ^= 0x8000);
+        owned.real.iter_mut().for_each(|offset| *offset = -*offset);
+        let matrix = Matrix::new(&owned.stored()).unwrap();
+        for (isa, expected) in all {
+            // Every operation rounds to the nearest, whatever the sign.
+            let found = product(&matrix, isa, &x, tokens, 0..rows).unwrap();
+            prop_assert!(found.iter().zip(&expected).all(|(a, b)| *a == -*b), "{isa:?} {found:?} {expected:?}");
+        }
+    }
+
+    #[test]
     fn products_are_those_of_the_decoded_weights(
         (rows, cols, group) in shapes(), bits in 1u8..=8, balanced: bool,
         activation in prop_oneof![Just(None), (1u8..=8).prop_map(Some)],

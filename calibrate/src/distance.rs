@@ -1,4 +1,4 @@
-//! How far two models' outputs are from each other (FinerCut, section 3.2).
+//! How far two models' outputs are from each other: by what passes choose (FinerCut, section 3.2; widths of matrices).
 
 use llmpress_kernels::cpu;
 use llmpress_model::Panels;
@@ -31,7 +31,8 @@ impl DistanceKind {
         }
     }
 
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
+    /// The one of a short form.
+    pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
@@ -45,7 +46,7 @@ pub struct Distance {
 
 impl Distance {
     /// Takes up the tokens of a window, in order.
-    pub(crate) fn add(&mut self, of_tokens: &[f64]) {
+    pub fn add(&mut self, of_tokens: &[f64]) {
         self.sum += of_tokens.iter().sum::<f64>();
         self.tokens += of_tokens.len();
     }

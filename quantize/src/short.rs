@@ -1,0 +1,219 @@
+//! The short form of a quantiser.
+//!
+//! ```text
+//! gptq : w4 a8 , g128 , symmetric , rotate=r2r4 , qkv4
+//! rung : bits of weights [*] [a bits of activations] [, groups] [, zero point] [, transformations]
+//!        w3.5: a mean of true bits, widths assigned matrix by matrix
+//! ```
+
+use llmpress_formats::encoding::abq::{Abq, BITS, WORD_COLUMNS};
+use llmpress_formats::{Error, Result};
+
+use crate::{MeanBits, Quantiser, Rotate, Rung, Spec, Transformations, ZeroPoint};
+
+/// Names of rungs; `abq` is the best that there is.
+const RUNGS: [(&str, Rung); 4] =
+    [("rtn", Rung::Rtn), ("grid", Rung::Grid), ("gptq", Rung::Gptq), ("abq", Rung::Gptq)];
+/// What stands for activations in floating point.
+const FLOATING: u8 = 16;
+
+/// Whether a text asks for a quantiser, rightly or not. `abq` alone is a method.
+pub(crate) fn names(text: &str) -> bool {
+    let head = text.split([':', '=', ',']).next();
+    text != "abq" && RUNGS.iter().any(|(name, _)| head == Some(name))
+}
+
+/// Reads it.
+pub(crate) fn parse(text: &str) -> Result<Quantiser> {
+    let bad = |what: String| Error::Invalid(format!("{text:?}: {what}"));
+    let (head, rest) = text.split_once(':').unwrap_or((text, ""));
+    let rung = RUNGS.iter().find(|(name, _)| *name == head);
+    let Some((_, rung)) = rung else {
+        return Err(bad(format!("{head:?} is no quantiser: rtn, grid, gptq or abq")));
+    };
+    let mut options = rest.split(',');
+    let (mut abq, mean) = widths(options.next().unwrap_or_default()).map_err(bad)?;
+    let (mut zero, mut with) = (None, Transformations::default());
+    for option in options {
+        let (name, value) =
+            option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+        let number = |prefix: &str| option.strip_prefix(prefix).and_then(|size| size.parse::<u32>().ok());
+        match name {
+            "symmetric" | "int" if value.is_none() => {
+                let kind = if name == "int" { ZeroPoint::Integer } else { ZeroPoint::Symmetric };
+                if zero.replace(kind).is_some() {
+                    return Err(bad("says twice where zero lies".to_owned()));
+                }
+            }
+            "rotate" => {
+                let rotate = value.map_or(Ok(Rotate::ALL), str::parse).map_err(|e| bad(e.to_string()))?;
+                if with.rotate.replace(rotate).is_some() {
+                    return Err(bad("rotates twice".to_owned()));
+                }
+            }
+            "smooth" if value.is_none() => with.smooth = true,
+            _ => match (number("g"), number("qkv")) {
+                (Some(_), _) if abq.group_size.is_some() => {
+                    return Err(bad("has two group sizes".to_owned()));
+                }
+                (Some(size), _) if size > 0 && (size as usize).is_multiple_of(WORD_COLUMNS) => {
+                    abq.group_size = Some(size);
+                }
+                (Some(size), _) => {
+                    return Err(bad(format!(
+                        "groups of {size} columns: a multiple of {WORD_COLUMNS} it must be"
+                    )));
+                }
+                (_, Some(_)) if with.qkv_bits.is_some() => {
+                    return Err(bad("says twice what query, key and value have".to_owned()));
+                }
+                (_, Some(bits)) => with.qkv_bits = Some(u8::try_from(bits).unwrap_or(u8::MAX)),
+                (None, None) => {
+                    return Err(bad(format!(
+                        "there is no option {option:?}: g128 (or other groups), int, symmetric, rotate, smooth, qkv4 (or \
+                         other bits)"
+                    )));
+                }
+            },
+        }
+    }
+    let spec = Spec { abq, zero: zero.unwrap_or_default(), rung: *rung };
+    spec.check().and_then(|()| with.check()).map_err(|e| bad(e.to_string()))?;
+    Ok(Quantiser { spec, with, mean })
+}
+
+/// `w4`, `w2*a8`, `w4a16`.
+fn widths(text: &str) -> Result<(Abq, Option<MeanBits>), String> {
+    let form =
+        || format!("{text:?} says no widths: w4 (weights of 4 bits), w4a8 (activations of 8, too), w2*a8");
+    let (weights, activations) = match text.strip_prefix('w').ok_or_else(form)?.split_once('a') {
+        Some((weights, activations)) => (weights, Some(activations)),
+        None => (text.strip_prefix('w').ok_or_else(form)?, None),
+    };
+    let (digits, balanced) = weights.strip_suffix('*').map_or((weights, false), |digits| (digits, true));
+    let (digits, mean) = match digits.split_once('.') {
+        None => (digits, None),
+        Some((whole, _)) => (whole, Some(digits.parse::<MeanBits>().map_err(|e| e.to_string())?)),
+    };
+    if balanced && mean.is_some() {
+        return Err(format!("w{weights}: a mean of several widths has no balanced grids"));
+    }
+    let number = |digits: &str| {
+        let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+        plain.then(|| digits.parse::<u8>().unwrap_or(u8::MAX)).ok_or_else(form)
+    };
+    let bits = number(digits)?;
+    if !BITS.contains(&bits) {
+        return Err(format!("weights of {digits} bits: 1 to 8 there are"));
+    }
+    if balanced && bits > 2 {
+        return Err(format!("w{bits}*: 1 and 2 bits are balanced by one level more (w1*, w2*)"));
+    }
+    let activation_bits = match activations {
+        None => None,
+        Some(digits) => match number(digits)? {
+            FLOATING => None,
+            bits if BITS.contains(&bits) => Some(bits),
+            _ => {
+                return Err(format!(
+                    "activations of {digits} bits: 1 to 8 there are, or 16 for floating point"
+                ));
+            }
+        },
+    };
+    Ok((Abq { bits, balanced, group_size: None, activation_bits }, mean))
+}
+
+/// Writes it, in the one form that recipes record.
+pub(crate) fn print(quantiser: &Quantiser) -> String {
+    let Quantiser { spec, with, mean } = quantiser;
+    let widths = spec.abq.widths();
+    let widths = match (mean, widths.strip_prefix(&format!("w{}", spec.abq.bits))) {
+        (Some(mean), Some(rest)) => format!("w{:?}{rest}", mean.bits()),
+        _ => widths,
+    };
+    let zero = match spec.zero {
+        ZeroPoint::Real => "",
+        ZeroPoint::Integer => ",int",
+        ZeroPoint::Symmetric => ",symmetric",
+    };
+    let rotate = with.rotate.map(|rotate| format!(",rotate={rotate}")).unwrap_or_default();
+    let smooth = if with.smooth { ",smooth" } else { "" };
+    let qkv = with.qkv_bits.map(|bits| format!(",qkv{bits}")).unwrap_or_default();
+    format!("{}:{widths}{zero}{rotate}{smooth}{qkv}", spec.rung.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_forms_are_written_as_they_are_read() {
+        for (text, canonical) in [
+            ("rtn:w8", "rtn:w8"),
+            ("abq:w4a8", "gptq:w4a8"),
+            ("gptq:w4a16,g128", "gptq:w4,g128"),
+            ("grid:w2*a8,symmetric,g64", "grid:w2*a8,g64,symmetric"),
+            ("rtn:w1*", "rtn:w1*"),
+            ("rtn:w1,int", "rtn:w1,int"),
+            ("abq:w4a4,rotate", "gptq:w4a4,rotate=r1r2r4"),
+            ("gptq:w3.50a8,g128,int", "gptq:w3.5a8,g128,int"),
+            ("gptq:w3.0", "gptq:w3.0"),
+            ("grid:w2.25", "grid:w2.25"),
+            ("gptq:w6a6,qkv6,smooth,rotate=r2r4,g64", "gptq:w6a6,g64,rotate=r2r4,smooth,qkv6"),
+        ] {
+            let quantiser = parse(text).unwrap();
+            assert_eq!(print(&quantiser), canonical);
+            assert_eq!(parse(canonical).unwrap(), quantiser);
+            assert!(names(text));
+        }
+        let spec = parse("abq:w2*a8,g64").unwrap().spec;
+        assert_eq!(spec.abq, Abq { bits: 2, balanced: true, group_size: Some(64), activation_bits: Some(8) });
+        assert!(
+            !names("drop:attn=8") && !names("raw") && !names("abq") && names("abq:nonsense") && names("rtn")
+        );
+    }
+
+    #[test]
+    fn widths_out_of_range_and_unknown_options_are_named() {
+        for (text, words) in [
+            ("rtn", "says no widths"),
+            ("rtn:", "says no widths"),
+            ("rtn:4", "says no widths"),
+            ("rtn:w", "says no widths"),
+            ("rtn:w4a", "says no widths"),
+            ("rtn:w+4", "says no widths"),
+            ("rtn:w0", "weights of 0 bits: 1 to 8"),
+            ("rtn:w9", "weights of 9 bits: 1 to 8"),
+            ("rtn:w3.", "no mean of bits"),
+            ("rtn:w3.125", "no mean of bits"),
+            ("rtn:w.5", "no mean of bits"),
+            ("rtn:w9.5", "no mean of bits"),
+            ("rtn:w0.5", "no mean of bits"),
+            ("rtn:w3.+5", "no mean of bits"),
+            ("rtn:w2.5*", "no balanced grids"),
+            ("rtn:w99999", "weights of 99999 bits: 1 to 8"),
+            ("rtn:w4a0", "activations of 0 bits"),
+            ("rtn:w4a9", "activations of 9 bits"),
+            ("rtn:w4a15", "1 to 8 there are, or 16"),
+            ("rtn:w3*", "w3*"),
+            ("rtn:w4,g0", "groups of 0"),
+            ("rtn:w4,g100", "a multiple of 32"),
+            ("rtn:w4,g64,g128", "two group sizes"),
+            ("rtn:w4,int,symmetric", "twice"),
+            ("rtn:w1,symmetric", "w1*"),
+            ("rtn:w4,fast", "there is no option \"fast\""),
+            ("rtn:w4,int=1", "there is no option \"int=1\""),
+            ("rtn:w4,rotate=r3", "are no rotations"),
+            ("rtn:w4,rotate,rotate=r2", "rotates twice"),
+            ("rtn:w4,smooth,rotate", "leaves nothing to scale"),
+            ("rtn:w4,qkv9", "qkv9"),
+            ("rtn:w4,qkv4,qkv8", "twice"),
+            ("rtn:w4,qkv0", "qkv0"),
+            ("zip:w4", "is no quantiser"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains(text), "{error}");
+        }
+    }
+}
