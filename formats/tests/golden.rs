@@ -6,7 +6,10 @@
 
 use std::path::{Path, PathBuf};
 
-use llmpress_formats::{Checkpoint, Digest, Kind};
+use llmpress_formats::{Checkpoint, Digest, Encoding, Kind, Transform};
+
+/// Versions that have quantised and transformed checkpoints.
+const WITH_ABQ: [&str; 1] = ["1.2"];
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -16,7 +19,7 @@ fn golden() -> PathBuf {
 fn every_released_version_still_decodes() {
     let source = Checkpoint::open(&golden().join("source")).unwrap();
     let mut checked = 0;
-    for version in ["1.0", "1.1"] {
+    for version in ["1.0", "1.1", "1.2"] {
         for encoding in ["dfloat11", "fixed12", "planes"] {
             let checkpoint = Checkpoint::open(&golden().join(version).join(encoding)).unwrap();
             let manifest = checkpoint.manifest().unwrap();
@@ -32,6 +35,75 @@ fn every_released_version_still_decodes() {
         }
     }
     assert!(checked > 30, "{checked}");
+}
+
+#[test]
+fn quantised_matrices_of_every_released_version_stand_for_the_same_numbers() {
+    for version in WITH_ABQ {
+        let directory = golden().join(version);
+        // The numbers lie in a plain file: nothing that reads codes has a part in them.
+        let expected = std::fs::read(directory.join("abq.expected")).unwrap();
+        let expected = safetensors::SafeTensors::deserialize(&expected).unwrap();
+        let source = Checkpoint::open(&golden().join("source")).unwrap();
+        for (form, codes) in [("abq", "planes"), ("coded", "codes")] {
+            let checkpoint = Checkpoint::open(&directory.join(form)).unwrap();
+            let manifest = checkpoint.manifest().unwrap();
+            assert!(checkpoint.tensors().keys().map(String::as_str).eq(sorted(expected.names())));
+            let (mut forms, mut stored_so) = (std::collections::BTreeSet::new(), 0);
+            for (name, entry) in &manifest.tensors {
+                let bytes = checkpoint.read_tensor(name).unwrap();
+                assert!(bytes == expected.tensor(name).unwrap().data(), "{version} {form} {name}");
+                assert_eq!(Digest::of(&bytes), entry.blake3, "{version} {form} {name}");
+                let unit = checkpoint.unit_of(checkpoint.tensor(name).unwrap()).unwrap();
+                if let Encoding::Abq(abq) = unit.encoding() {
+                    let has = |name: &str| unit.components().contains_key(name);
+                    forms.insert((abq.widths(), ["offset", "zero"].into_iter().find(|name| has(name))));
+                    stored_so += usize::from(has(codes));
+                } else {
+                    assert!(bytes == source.read_tensor(name).unwrap(), "{version} {form} {name}");
+                }
+            }
+            let all = [
+                ("w1*,g32", None),
+                ("w1", Some("zero")),
+                ("w2*a4", Some("offset")),
+                ("w2,g96", Some("offset")),
+                ("w3a8,g32", Some("offset")),
+                ("w4", None),
+                ("w5,g32", Some("zero")),
+                ("w8a8", None),
+            ];
+            let all = all.map(|(widths, zero)| (widths.to_owned(), zero));
+            assert_eq!(forms, all.into_iter().collect(), "every form that there is");
+            assert!(stored_so > 2, "{form}: {stored_so}");
+        }
+    }
+}
+
+fn sorted(mut names: Vec<&str>) -> Vec<&str> {
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn transformed_checkpoints_of_every_released_version_open() {
+    for version in WITH_ABQ {
+        let checkpoint = Checkpoint::open(&golden().join(version).join("transformed")).unwrap();
+        let manifest = checkpoint.manifest().unwrap();
+        assert_eq!(manifest.requires, ["transforms"]);
+        let said = [
+            "scale of attention_norm in 2 layers",
+            "scale of mlp_norm in 2 layers",
+            "rotation of residual",
+            "rotation of value",
+            "rotation of down",
+            "quantize of qkv",
+        ];
+        assert_eq!(Transform::summary(checkpoint.transforms()), said);
+        for (name, entry) in &manifest.tensors {
+            assert_eq!(Digest::of(&checkpoint.read_tensor(name).unwrap()), entry.blake3, "{version} {name}");
+        }
+    }
 }
 
 #[test]

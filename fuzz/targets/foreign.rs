@@ -51,7 +51,9 @@ fuzz_target!(|input: Input<'_>| {
 
 /// A directory of this process.
 fn directory() -> PathBuf {
-    let dir = std::env::temp_dir().join(format!("llmpress-fuzz-foreign-{}", std::process::id()));
+    // In memory, where there is such a place.
+    let root = Some(PathBuf::from("/dev/shm")).filter(|dir| dir.is_dir()).unwrap_or_else(std::env::temp_dir);
+    let dir = root.join(format!("llmpress-fuzz-foreign-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a temporary directory");
     dir
 }
@@ -156,7 +158,9 @@ fn checkpoint(input: Input<'_>) -> (String, Vec<u8>) {
         match name {
             // Mostly sides that are those of the matrix, and groups that there are.
             "weight_shape" if settings < 128 && dtype != Dtype::U8 => {
-                content = [rows, cols].iter().flat_map(|side| number(*side, len / 2)).collect();
+                let width = dtype.bits() as usize / 8;
+                content = [rows, cols].iter().flat_map(|side| number(*side, width)).collect();
+                content.resize(len, 0);
             }
             "g_idx" if settings < 192 => {
                 let index = content.chunks_exact(4).map(|bytes| u64::from(bytes[0]) % groups);

@@ -17,6 +17,8 @@ use support::{goldens, logits, open, single, tensors, worst, write};
 
 /// What a logit may differ by, as a share of the largest one.
 const TOLERANCE: f32 = 1e-4;
+/// Versions of the format that keep a transformed checkpoint.
+const GOLDEN_VERSIONS: [&str; 1] = ["1.2"];
 
 fn rotation(site: RotationSite, size: usize, seed: Option<u32>) -> Transform {
     let factors = Hadamard::new(size, None).unwrap().factors().to_vec();
@@ -355,5 +357,27 @@ fn undoing_needs_the_architecture_and_leaves_what_has_no_transformations() {
             assert!(part == whole[from as usize..to as usize], "{name} {from}..{to}");
         }
         assert!(back.read(name, tensor.bytes, &mut [0; 4]).is_err());
+    }
+}
+
+#[test]
+fn golden_files_of_transformed_checkpoints_compute_what_they_were_made_from() {
+    let source = goldens().into_iter().find(|dir| dir.ends_with("llama")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let ids = single(&source, &dir.path().join("single"));
+    let expected = logits(&open(&source), &ids);
+    for version in GOLDEN_VERSIONS {
+        let stored = format!("{}/../formats/tests/golden/{version}/transformed", env!("CARGO_MANIFEST_DIR"));
+        let stored = std::path::Path::new(&stored);
+        let opened = || Checkpoint::open(stored).unwrap();
+        let far = |checkpoint: Checkpoint| {
+            worst(&logits(&Model::open(Arc::new(checkpoint)).unwrap(), &ids), &expected)
+        };
+        // Weights and heads of eight bits.
+        let (turned, back) = (far(opened()), far(undone(opened()).unwrap()));
+        assert!(turned > 0.0 && turned < 0.1 && back > 0.0 && back < 0.1, "{version}: {turned} {back}");
+        // Without what is to be done online it is another model.
+        let forgotten = far(opened().with_transforms(Vec::new()));
+        assert!(forgotten > 0.5, "{version}: {forgotten}");
     }
 }

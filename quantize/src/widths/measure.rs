@@ -146,8 +146,11 @@ pub(super) fn measure(
     Ok(all)
 }
 
+/// What a matrix loses at each width.
+type ByWidth = Vec<(u8, f64)>;
+
 /// The errors of some rows at each width, and all weights on the coarse grid.
-fn errors(weights: &[f32], spec: &Spec, moments: &Moments) -> Result<(Vec<(u8, f64)>, Vec<f32>)> {
+fn errors(weights: &[f32], spec: &Spec, moments: &Moments) -> Result<(ByWidth, Vec<f32>)> {
     let cols = moments.features().max(1);
     let h: Option<Vec<f32>> =
         (moments.tokens() > 0).then(|| moments.diagonal().iter().map(|&h| h as f32).collect());
