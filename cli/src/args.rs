@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
-use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe};
+use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe, Rule};
 use llmpress_prune::Pass;
 use llmpress_validation::gpu_bench::STEPS;
 
@@ -126,6 +126,11 @@ pub(crate) struct RecipeArgs {
     /// A TOML file with passes, the method, and exceptions by tensor name.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) recipe: Option<PathBuf>,
+    /// An exception by tensor name, after those of the recipe: TENSORS is a regular expression of whole names, TO a method
+    /// or, where a pass quantises, a quantiser, such as 'model.embed_tokens.weight=rtn:w8,g64'; may be given several times,
+    /// and the last that matches counts.
+    #[arg(long = "rule", value_name = "TENSORS=TO", value_parser = parse_rule)]
+    pub(crate) rules: Vec<Rule>,
     /// Most source bytes in one shard, such as 500M or 5GB.
     #[arg(long, value_name = "SIZE", default_value = "4GB", value_parser = parse_size)]
     pub(crate) max_shard_size: u64,
@@ -202,6 +207,16 @@ impl CalibrationArgs {
         }
         Ok(self.cut.text(&self.calib, self.calib_seed))
     }
+}
+
+fn parse_rule(text: &str) -> Result<Rule, String> {
+    // Regular expressions may have the sign in them; methods and quantisers do not.
+    let (tensors, to) =
+        text.rsplit_once('=').ok_or("a rule is TENSORS=TO, as in 'lm_head.weight=rtn:w8,g64'")?;
+    Ok(Rule {
+        tensors: tensors.to_owned(),
+        to: to.parse().map_err(|e: llmpress_pipeline::Error| e.to_string())?,
+    })
 }
 
 fn parse_to(text: &str) -> Result<Recipe, String> {
@@ -325,7 +340,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) calibration: CalibrationArgs,
     /// A plan made by `llmpress plan --json`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to make",
-          conflicts_with_all = ["to", "recipe", "pattern_file", "tied_embedding", "entropy_code", "max_shard_size", "calib", "ranking", "portable"])]
+          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "entropy_code", "max_shard_size", "calib", "ranking", "portable"])]
     pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -549,6 +564,7 @@ pub(crate) enum Shapes {
 #[command(after_help = "Examples:
   llmpress bench kernels
   llmpress bench kernels --model MODEL --tokens 1,8,64 --json
+  llmpress bench kernels --device cpu --shape 4096x4096 --tokens 1,16
 
 Without --model and --shape the matrices are those of Llama 3 8B. Exit code 1 where a result is wrong.")]
 pub(crate) struct BenchKernelsArgs {
@@ -565,10 +581,10 @@ pub(crate) struct BenchKernelsArgs {
     /// Replays of each kernel; the median counts.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=10000), help_heading = "How")]
     pub(crate) runs: u16,
-    /// Bytes that the copies of a matrix take together at least: several times the GPU's cache.
+    /// Bytes that the copies of a matrix take together at least: several times the cache.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size, help_heading = "How")]
     pub(crate) working_set: u64,
-    /// The GPU: cuda, or cuda:1 for the second, ...
+    /// The GPU: cuda, or cuda:1 for the second, ...; or cpu, for products of few bits beside BF16 on one thread.
     #[arg(long, default_value = "cuda", value_name = "DEVICE", value_parser = parse_device, help_heading = "Where it runs")]
     pub(crate) device: Device,
 }

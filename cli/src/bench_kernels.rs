@@ -1,4 +1,4 @@
-//! `llmpress bench kernels`: a GPU's kernels against cuBLAS and its own limits.
+//! `llmpress bench kernels`: a GPU's kernels against cuBLAS and its own limits; the processor's against BF16.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,9 @@ use llmpress_formats::{Checkpoint, Dtype, Error};
 use llmpress_kernels::gpu::Gpu;
 use llmpress_kernels::gpu::cublas::Cublas;
 use llmpress_kernels::gpu::cuda::Cuda;
-use llmpress_validation::{KernelOptions, KernelReport, KernelShape, Rate, bench_kernels};
+use llmpress_validation::{
+    CpuKernelReport, KernelOptions, KernelReport, KernelShape, Rate, bench_cpu_kernels, bench_kernels,
+};
 
 use crate::Outcome;
 use crate::args::{BenchKernelsArgs, Device};
@@ -19,26 +21,64 @@ const LLAMA_3_8B: [(&str, usize, usize); 4] =
     [("qkv", 6144, 4096), ("o", 4096, 4096), ("gate_up", 28672, 4096), ("down", 4096, 14336)];
 
 pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> Outcome {
-    let Device::Cuda(ordinal) = args.device else {
-        return Err(Failure::Usage("--device: the kernels of a GPU run on cuda or cuda:N".to_owned()));
-    };
-    let cuda = Cuda::open(ordinal).map_err(device_failure)?;
     let options = KernelOptions {
         shapes: shapes(args)?,
         tokens: args.tokens.clone(),
         runs: usize::from(args.runs),
         working_set: usize::try_from(args.working_set).unwrap_or(usize::MAX),
     };
+    let Device::Cuda(ordinal) = args.device else {
+        return of_processor(args, &options, output);
+    };
+    let cuda = Cuda::open(ordinal).map_err(device_failure)?;
     let name = cuda.info().name.clone();
     let cublas = Cublas::open(&cuda);
     let gpu = Gpu::new(cuda);
     let report =
         bench_kernels(&gpu, cublas, &options, &mut |line| output.progress(line)).map_err(device_failure)?;
     output.result(&report, || text(&name, args, &report));
-    match report.rows.iter().filter(|row| !row.correct).count() {
+    judged(report.rows.iter().map(|row| row.correct))
+}
+
+fn judged(correct: impl Iterator<Item = bool>) -> Outcome {
+    match correct.filter(|correct| !correct).count() {
         0 => Ok(()),
         wrong => Err(Failure::Findings(format!("{wrong} kernels gave wrong results"))),
     }
+}
+
+fn of_processor(args: &BenchKernelsArgs, options: &KernelOptions, output: Output) -> Outcome {
+    let report = bench_cpu_kernels(options, &mut |line| output.progress(line));
+    output.result(&report, || text_of_processor(args, &report));
+    judged(report.rows.iter().map(|row| row.correct))
+}
+
+fn text_of_processor(args: &BenchKernelsArgs, report: &CpuKernelReport) -> String {
+    let head = ["matrix", "tokens", "kernel", "us", "range", "GB/s", "of read", "x bf16", ""];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    lines.extend(report.rows.iter().map(|row| {
+        vec![
+            format!("{} {}x{}", row.shape, row.n, row.k),
+            row.m.to_string(),
+            row.kernel.clone(),
+            format!("{:.0}", row.microseconds.median),
+            format!("{:.0}-{:.0}", row.microseconds.min, row.microseconds.max),
+            format!("{:.1}", row.gbps),
+            format!("{:.0} %", row.share_of_read_ceiling * 100.0),
+            format!("{:.2}", row.speed_against_bf16),
+            if row.correct { String::new() } else { "WRONG".to_owned() },
+        ]
+    }));
+    let read = &report.read_gbps;
+    format!(
+        "one thread, {}, cold cache, median of {} rounds; GB/s of weights\nread {:.1} GB/s ({:.1}-{:.1})\n\n{}",
+        report.instructions,
+        args.runs,
+        read.median,
+        read.min,
+        read.max,
+        table(&lines)
+    )
 }
 
 fn shapes(args: &BenchKernelsArgs) -> Result<Vec<KernelShape>, Failure> {

@@ -17,6 +17,7 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
             ));
         }
     };
+    recipe.rules.extend(args.rules.iter().cloned());
     if let Some(path) = &args.pattern_file {
         let text = read_text(path)?;
         let value: serde_json::Value = llmpress_formats::python_json(text.as_bytes())

@@ -133,6 +133,64 @@ fn widths_out_of_range_are_refused_as_they_are_read() {
 }
 
 #[test]
+fn a_rule_gives_a_tied_head_a_width_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, same, source) = (dir.path().join("out"), dir.path().join("same"), tinylm());
+    let rule = r"model\.embed_tokens\.weight=rtn:w8a8,g64";
+    ok(&["convert", path(&source), path(&out), "--to", "rtn:w4a8,g128", "--rule", rule]);
+    let recipe = dir.path().join("recipe.toml");
+    let text = "passes = [\"rtn:w4a8,g128\"]\nto = \"raw\"\n[[rule]]\ntensors = 'model\\.embed_tokens\\.weight'\nto = \"rtn:w8a8,g64\"\n";
+    std::fs::write(&recipe, text).unwrap();
+    ok(&["convert", path(&source), path(&same), "--recipe", path(&recipe)]);
+    for file in std::fs::read_dir(&same).unwrap().map(|file| file.unwrap()) {
+        let name = file.file_name();
+        assert!(std::fs::read(file.path()).unwrap() == std::fs::read(out.join(&name)).unwrap(), "{name:?}");
+    }
+    let rows: serde_json::Value =
+        serde_json::from_str(&ok(&["inspect", path(&out), "--tensors", "--json"])).unwrap();
+    let tensors = rows["tensors"].as_array().unwrap();
+    let bits = |part: &str| {
+        let found = tensors.iter().find(|t| t["name"].as_str().is_some_and(|name| name.contains(part)));
+        found.unwrap_or_else(|| panic!("{part}: {tensors:?}"))["bits_per_weight"].as_f64().unwrap()
+    };
+    // Scales and offsets of 16 bits for every 64 and 128 weights.
+    assert_eq!((bits("embed_tokens"), bits("layers.3.mlp.up_proj")), (8.5, 4.25));
+    let file = source.join("eval.txt");
+    let perplexity = |model: &std::path::Path| -> f64 {
+        let args =
+            ["eval", "ppl", path(model), "--text", path(&file), "--window", "256", "--limit", "2", "--json"];
+        serde_json::from_str::<serde_json::Value>(&ok(&args)).unwrap()["perplexity"].as_f64().unwrap()
+    };
+    let rest = dir.path().join("rest");
+    ok(&["convert", path(&source), path(&rest), "--to", "rtn:w4a8,g128"]);
+    let (with, without) = (perplexity(&out), perplexity(&rest));
+    assert!((with / without - 1.0).abs() < 0.005, "{with} {without}");
+    let said = |model: &std::path::Path| ok(&["generate", path(model), "--prompt", "Once", "-n", "8"]);
+    assert!(said(&out).len() > 8 && said(&out) == said(&out));
+}
+
+#[test]
+fn rules_that_say_nothing_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    for (case, (rule, words)) in [
+        ("lm_head.weight", "TENSORS=TO"),
+        ("model.norm.weight=rtn:w9", "weights of 9 bits"),
+        ("no_such_tensor=rtn:w8", "no_such_tensor"),
+        ("model.norm.weight=rtn:w8", "model.norm.weight is BF16"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = dir.path().join(case.to_string());
+        let output =
+            support::run(&["convert", path(&tinylm()), path(&out), "--to", "rtn:w4", "--rule", rule]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(words), "{rule}: {error}");
+        assert!(!out.join("model-00001-of-00001.safetensors").exists());
+    }
+}
+
+#[test]
 fn a_model_runs_from_coded_codes_as_from_planes() {
     let dir = tempfile::tempdir().unwrap();
     let (planes, coded, source) = (dir.path().join("planes"), dir.path().join("coded"), tinylm());

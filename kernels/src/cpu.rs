@@ -18,6 +18,7 @@ mod log_sum_exp;
 mod multiply;
 mod multiply_double;
 mod norm;
+pub mod pages;
 mod quantize_columns;
 #[cfg(test)]
 mod test_values;

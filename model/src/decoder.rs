@@ -98,7 +98,11 @@ impl Model {
         let vocab = config.vocab_size.or(embedding_shape.first().map(|&n| n as usize)).unwrap_or(0);
         let embedding = Linear::open(c, &embedding_name, vocab, config.hidden_size, None)?;
         let (head_name, warning) = head::find(c, config.tied, &embedding_name)?;
-        let head = Linear::open(c, &head_name, vocab, config.hidden_size, None)?;
+        // In memory once.
+        let head = match c.tied().get(&head_name).unwrap_or(&head_name) == embedding.tensor() {
+            true => embedding.shared(),
+            false => Linear::open(c, &head_name, vocab, config.hidden_size, None)?,
+        };
         let layers = (0..config.layers.len())
             .map(|layer| {
                 let name = format!("{prefix}layers.{layer}.");

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use llmpress_entropy::fixed12::TILE_ROWS;
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result};
+use llmpress_kernels::cpu::abq::STRIP_ROWS;
 use llmpress_kernels::cpu::{Elements, multiply};
 use rayon::prelude::*;
 
@@ -178,6 +179,17 @@ impl Linear {
         }
     }
 
+    /// Another one of the same weights, which are in memory once, without a bias.
+    pub(crate) fn shared(&self) -> Self {
+        Self {
+            tensor: self.tensor.clone(),
+            source: self.source.clone(),
+            replaced: self.replaced.clone(),
+            bias: None,
+            ..*self
+        }
+    }
+
     /// Takes the weights of another one of the same tensor, so that they are in memory once.
     pub(crate) fn share(&mut self, other: &Self) {
         if self.tensor == other.tensor {
@@ -251,7 +263,8 @@ impl Linear {
             true => rows.div_ceil(WIDENED_ROWS),
         };
         let tasks = tasks.next_multiple_of(threads).max(1);
-        rows.div_ceil(tasks).max(1).next_multiple_of(TILE_ROWS)
+        let whole = if self.source.quantised().is_some() { STRIP_ROWS } else { TILE_ROWS };
+        rows.div_ceil(tasks).max(1).next_multiple_of(whole)
     }
 
     /// One task: `rows` of the product, into their part of each panel.
@@ -383,4 +396,21 @@ pub(crate) fn vector(checkpoint: &Checkpoint, tensor: &str, len: usize) -> Resul
         elements.widen(0, &mut out);
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::Model;
+
+    #[test]
+    fn a_tied_head_and_its_embedding_are_in_memory_once() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm");
+        let mut model = Model::open(Arc::new(Checkpoint::open(&dir).unwrap())).unwrap();
+        assert!(Arc::ptr_eq(&model.head.source, &model.embedding.source));
+        model.load(Weights::Fixed12).unwrap();
+        assert!(Arc::ptr_eq(&model.head.source, &model.embedding.source));
+    }
 }

@@ -6,7 +6,9 @@
 //! ```
 
 mod abq;
+mod cpu;
 
+pub use cpu::{CpuKernelReport, CpuKernelRow, bench_cpu_kernels};
 use llmpress_entropy::dfloat11;
 use llmpress_kernels::gpu::cublas::{Cublas, Output};
 use llmpress_kernels::gpu::dense::{self, row_stride};

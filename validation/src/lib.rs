@@ -34,7 +34,10 @@ pub use bit_exact::{Comparison, Difference, Quantised, bit_exact};
 pub use difference::{CheckpointDifference, Incomparable, Norms, TensorDifference, difference};
 pub use digests::{DigestReport, Fault, verify_digests};
 pub use divergence::{Distribution, Divergence, kl_divergence};
-pub use kernel_bench::{Ceilings, KernelOptions, KernelReport, KernelRow, KernelShape, bench_kernels};
+pub use kernel_bench::{
+    Ceilings, CpuKernelReport, CpuKernelRow, KernelOptions, KernelReport, KernelRow, KernelShape,
+    bench_cpu_kernels, bench_kernels,
+};
 pub use logits::{LogitComparison, logits_exact};
 pub use perplexity::{Perplexity, perplexity};
 pub use random_model::{RandomModel, random_text};

@@ -68,9 +68,6 @@ pub(crate) fn stream(bytes: &[u8]) -> u64 {
         let (chunks, _) = bytes.as_chunks::<256>();
         let mut sums = [_mm256_setzero_si256(); 8];
         for chunk in chunks {
-            for line in 0..4 {
-                _mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add((16 << 10) + 64 * line).cast());
-            }
             let (parts, _) = chunk.as_chunks::<32>();
             for (sum, part) in sums.iter_mut().zip(parts) {
                 *sum = _mm256_add_epi64(*sum, bytemuck::cast(*part));

@@ -29,6 +29,7 @@ use self::inputs::MOST_TOKENS;
 use self::layout::{Lanes, Line, Sums, Zeros};
 use super::Elements;
 use super::isa::Isa;
+use super::pages::Room;
 
 /// Rows of a tile: the words of a line.
 pub const TILE_ROWS: usize = 16;
@@ -108,7 +109,7 @@ pub struct Matrix {
     apart: bool,
     activation_bits: Option<u8>,
     /// `[strip][block][tile][planes]`.
-    lines: Vec<Line>,
+    lines: Room<Line>,
     /// `[strip][group][tile][16]`.
     scale: Lanes,
     zero: Zeros,

@@ -21,7 +21,7 @@ const SETTINGS: [(&str, u8, Option<usize>, Option<u8>); 5] = [
 const CHECKED: usize = 100;
 
 /// A random matrix with real zeros.
-struct Codes {
+pub(super) struct Codes {
     n: usize,
     k: usize,
     bits: u8,
@@ -33,7 +33,13 @@ struct Codes {
 }
 
 impl Codes {
-    fn new(n: usize, k: usize, bits: u8, group_size: Option<usize>, activation_bits: Option<u8>) -> Self {
+    pub(super) fn new(
+        n: usize,
+        k: usize,
+        bits: u8,
+        group_size: Option<usize>,
+        activation_bits: Option<u8>,
+    ) -> Self {
         let mut state = (n * k) as u64 * 2 + 1;
         let mut next = || {
             state ^= state << 13;
@@ -55,7 +61,7 @@ impl Codes {
         Self { n, k, bits, group_size, activation_bits, words, scale, offset }
     }
 
-    fn stored(&self) -> Stored<'_> {
+    pub(super) fn stored(&self) -> Stored<'_> {
         Stored {
             rows: self.n,
             cols: self.k,

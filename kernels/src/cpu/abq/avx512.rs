@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::inputs::{Chunk, Form, MOST_TOKENS};
-use super::layout::{Field, Lanes, Line, Sums, Zeros};
+use super::layout::{Field, Lanes, Line, Sums, Zeros, fields};
 use super::{Matrix, STRIP, TILE_ROWS};
 
 /// Whether vectors of counted bits are to be had.
@@ -52,11 +52,12 @@ fn moved(line: __m512i, shift: usize, offset: usize) -> __m512i {
 /// Codes of four neighbouring columns, the `quad`th of a block, of 16 rows: a byte each.
 ///
 /// # Safety
-/// `lines` are all of a block whose fields are `fields`.
+/// `lines` are all of a block of `P` planes.
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn codes(lines: *const Line, fields: &[Field; 8], count: usize, quad: usize) -> __m512i {
+unsafe fn codes<const P: usize, const APART: bool>(lines: *const Line, quad: usize) -> __m512i {
+    let (fields, count): ([Field; 8], usize) = const { fields(P, APART) };
     let mut codes = _mm512_setzero_si512();
     let mut i = 0;
     while i < count {
@@ -65,8 +66,13 @@ unsafe fn codes(lines: *const Line, fields: &[Field; 8], count: usize, quad: usi
         // SAFETY: a field has as many lines as bits.
         let line = unsafe { _mm512_load_si512(lines.add(offset + at / 8).cast()) };
         let mask = _mm512_set1_epi8(((u8::MAX >> (8 - bits)) << offset) as i8);
-        // codes | (moved & mask)
-        codes = _mm512_ternarylogic_epi32::<0xf8>(codes, moved(line, at % 8, offset), mask);
+        let moved = moved(line, at % 8, offset);
+        codes = if i == 0 {
+            _mm512_and_si512(moved, mask)
+        } else {
+            // codes | (moved & mask)
+            _mm512_ternarylogic_epi32::<0xf8>(codes, moved, mask)
+        };
         i += 1;
     }
     codes
@@ -123,10 +129,9 @@ unsafe fn zeros(zeros: &[u8], at: usize) -> __m512i {
     unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.as_ptr().add(at).cast())) }
 }
 
-/// Blocks of a strip from the one that is multiplied to the one that is asked of memory meanwhile: measured, where memory is
-/// what takes the time, and where arithmetic is.
-const AHEAD: usize = 2;
-const FAR_AHEAD: usize = 8;
+/// Blocks from the one that is multiplied to the one that is asked of memory meanwhile, where arithmetic takes longer than
+/// reading: measured. Where it does not, the processor foresees better what is read in order.
+const AHEAD: usize = 8;
 
 /// Adds the exact sums of a group, `sums[token]`, to the totals.
 ///

@@ -9,11 +9,19 @@
 
 use super::{BLOCK_COLS, Fault, MOST_COLS, Matrix, STRIP, Stored, TILE_ROWS, Zero, place, strip_tiles};
 use crate::cpu::Elements;
+use crate::cpu::pages::Room;
 
 /// What a processor reads at once: a word a row.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub(super) [u8; 64]);
+
+// SAFETY: bytes, and nothing between them.
+#[allow(unsafe_code)]
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl bytemuck::Pod for Line {}
 
 /// Some bits of the codes.
 #[derive(Clone, Copy, Debug)]
@@ -45,9 +53,9 @@ pub(super) const fn fields(planes: usize, apart: bool) -> ([Field; 8], usize) {
 /// Values of 16 rows side by side, as they are stored.
 #[derive(Debug)]
 pub(super) enum Lanes {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
-    F16(Vec<u16>),
+    F32(Room<f32>),
+    Bf16(Room<u16>),
+    F16(Room<u16>),
 }
 
 impl Lanes {
@@ -75,7 +83,7 @@ impl Lanes {
 #[derive(Debug)]
 pub(super) enum Zeros {
     Symmetric,
-    Integer(Vec<u8>),
+    Integer(Room<u8>),
     Real(Lanes),
 }
 
@@ -84,8 +92,8 @@ pub(super) enum Zeros {
 pub(super) enum Sums {
     /// The activations' form needs none.
     None,
-    Narrow(Vec<u16>),
-    Wide(Vec<u32>),
+    Narrow(Room<u16>),
+    Wide(Room<u32>),
 }
 
 impl Sums {
@@ -188,15 +196,18 @@ struct Order {
 }
 
 impl Order {
-    fn tiled<T: Copy + Default>(&self, get: impl Fn(usize) -> T) -> Vec<T> {
-        let mut out = Vec::with_capacity(self.rows.next_multiple_of(TILE_ROWS) * self.groups);
+    fn tiled<T: bytemuck::Pod>(&self, get: impl Fn(usize) -> T) -> Room<T> {
+        let mut out = Room::new(self.rows.next_multiple_of(TILE_ROWS) * self.groups);
+        let mut places = out.iter_mut();
         for first in (0..self.rows.div_ceil(TILE_ROWS)).step_by(STRIP) {
             let rows = first * TILE_ROWS..(first + strip_tiles(self.rows, first)) * TILE_ROWS;
             for group in 0..self.groups {
                 let stored = (group / self.ratio).min(self.asked_groups - 1);
-                out.extend(rows.clone().map(|row| {
-                    if row < self.rows { get(row * self.asked_groups + stored) } else { T::default() }
-                }));
+                for (row, place) in rows.clone().zip(&mut places) {
+                    if row < self.rows {
+                        *place = get(row * self.asked_groups + stored);
+                    }
+                }
             }
         }
         out
@@ -226,9 +237,10 @@ fn code_sums(stored: &Stored<'_>, groups: usize, group_blocks: usize) -> Sums {
         }
     }
     if sums.iter().all(|sum| *sum <= u32::from(u16::MAX)) {
-        Sums::Narrow(sums.iter().map(|sum| *sum as u16).collect())
+        let narrow: Vec<u16> = sums.iter().map(|sum| *sum as u16).collect();
+        Sums::Narrow(Room::of(&narrow))
     } else {
-        Sums::Wide(sums)
+        Sums::Wide(Room::of(&sums))
     }
 }
 
@@ -260,12 +272,12 @@ pub(super) fn transposed(word: u32) -> u32 {
     out
 }
 
-fn lines(stored: &Stored<'_>, apart: bool) -> Vec<Line> {
+fn lines(stored: &Stored<'_>, apart: bool) -> Room<Line> {
     let &Stored { rows, cols, planes, .. } = stored;
     let planes = usize::from(planes);
     let words = cols.div_ceil(BLOCK_COLS);
     let (fields, count) = fields(planes, apart);
-    let mut lines = vec![Line([0; 64]); rows.div_ceil(TILE_ROWS) * words * planes];
+    let mut lines = Room::<Line>::new(rows.div_ceil(TILE_ROWS) * words * planes);
     for row in 0..rows {
         for word in 0..words {
             let at = place(rows, words, row / TILE_ROWS, word) * planes;

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::super::inputs::Integers;
 use super::super::{Matrix, STRIP, TILE_ROWS};
-use super::{AHEAD, add_group, code_sums};
+use super::{add_group, code_sums};
 
 pub(super) fn multiply(
     matrix: &Matrix,
@@ -81,9 +81,6 @@ unsafe fn some<const P: usize, const Q: usize, const R: usize>(
             unsafe {
                 let lines = strip.add(block * stride);
                 let x = x.planes.as_ptr().add((block * tokens + token) * Q).cast::<i32>();
-                for line in 0..R * P {
-                    _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(AHEAD * stride + line).cast());
-                }
                 for j in 0..Q {
                     let x = _mm512_set1_epi32(*x.add(j));
                     for (r, counts) in counts.iter_mut().enumerate() {

@@ -1,16 +1,16 @@
 //! Codes times single precision: codes become floats in registers, 16 rows at once.
 //!
 //! ```text
-//! up to 4 bits:  code, less the centre, from a table of 16       more: in the last bits of 2^23, less 2^23 and the centre
+//! up to 4 bits:  code, less the centre, from a table of 16       more: in mantissa bits that count ones, less the rest
 //! ```
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::inputs::Floats;
-use super::super::layout::{Field, Line, Zeros, fields};
+use super::super::layout::{Line, Zeros};
 use super::super::{BLOCK_COLS, Matrix, STRIP, TILE_ROWS};
-use super::{FAR_AHEAD, by_planes, lanes, zeros};
+use super::{AHEAD, by_planes, codes, lanes, zeros};
 
 pub(super) fn multiply(
     matrix: &Matrix,
@@ -96,12 +96,8 @@ unsafe fn run<const P: usize, const R: usize, const T: usize>(
 struct Table {
     /// Of 16 codes, less the centre.
     values: __m512,
-    /// What is taken from a code in the last bits of 2^23.
-    less: __m512,
+    centre: f32,
 }
-
-/// The bits of 2^23, whose last bits count ones.
-const INTEGER: u32 = 0x4b00_0000;
 
 impl Table {
     #[target_feature(enable = "avx512f")]
@@ -111,59 +107,48 @@ impl Table {
         for (i, value) in values.iter_mut().enumerate() {
             *value = (i % (1 << planes.min(4))) as f32 - centre;
         }
-        let less = _mm512_set1_ps(f32::from_bits(INTEGER) + centre);
         // SAFETY: 16 values.
         #[allow(unsafe_code)]
         let values = unsafe { _mm512_loadu_ps(values.as_ptr()) };
-        Self { values, less }
+        Self { values, centre }
     }
 
-    /// Of codes that have other bits above them if `P` <= 4.
+    /// Of codes that begin at bit `at` of words, among other bits.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    fn weights<const P: usize>(self, codes: __m512i) -> __m512 {
+    fn weights<const P: usize>(self, words: __m512i, at: usize) -> __m512 {
+        let down = |bits: usize| _mm512_srlv_epi32(words, _mm512_set1_epi32(bits as i32));
         if P <= 4 {
-            return _mm512_permutexvar_ps(codes, self.values);
+            return _mm512_permutexvar_ps(down(at), self.values);
         }
-        // (codes & mask) | integer
-        let mask = _mm512_set1_epi32((1 << P) - 1);
-        let float = _mm512_ternarylogic_epi32::<0xea>(codes, mask, _mm512_set1_epi32(INTEGER as i32));
-        _mm512_sub_ps(_mm512_castsi512_ps(float), self.less)
+        let (words, at) = (down(at / 16 * 16), at % 16);
+        // Of a number whose bit `at` counts ones.
+        let exponent = (127 + 23 - at as u32) << 23;
+        let mask = _mm512_set1_epi32(((1 << P) - 1) << at);
+        // (words & mask) | exponent
+        let float = _mm512_ternarylogic_epi32::<0xea>(words, mask, _mm512_set1_epi32(exponent as i32));
+        let less = _mm512_set1_ps(f32::from_bits(exponent) + self.centre);
+        _mm512_sub_ps(_mm512_castsi512_ps(float), less)
     }
 }
 
-/// The codes of a column of 16 rows, less the centre: in the lowest bits of words, with others above them if `P` <= 4.
+/// Weights, less the centre, of a column of 16 rows.
 ///
 /// # Safety
 /// `lines` are all of a block of `P` planes.
 #[allow(unsafe_code)]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn column<const P: usize>(lines: *const Line, column: usize) -> __m512i {
-    let (fields, count): ([Field; 8], usize) = const { fields(P, false) };
-    let mut codes = _mm512_setzero_si512();
-    let mut i = 0;
-    while i < count {
-        let Field { bits, offset } = fields[i];
-        let at = column / 4 * bits;
-        let shift = column % 4 * 8 + at % 8;
-        // SAFETY: a field has as many lines as bits.
-        let line = unsafe { _mm512_load_si512(lines.add(offset + at / 8).cast()) };
-        let turned = if shift >= offset {
-            _mm512_srlv_epi32(line, _mm512_set1_epi32((shift - offset) as i32))
-        } else {
-            _mm512_sllv_epi32(line, _mm512_set1_epi32((offset - shift) as i32))
-        };
-        if i == 0 {
-            codes = turned;
-        } else {
-            // Bits from `offset` on from this field, those below from the ones before.
-            let below = _mm512_set1_epi32((1 << offset) - 1);
-            codes = _mm512_ternarylogic_epi32::<0xca>(below, codes, turned);
+unsafe fn column<const P: usize, const COL: usize>(lines: *const Line, table: Table) -> __m512 {
+    let (quad, byte) = const { (COL / 4, COL % 4) };
+    // SAFETY: a field has as many lines as bits.
+    unsafe {
+        if matches!(P, 1 | 2 | 4) {
+            let line = _mm512_load_si512(lines.add(quad * P / 8).cast());
+            return table.weights::<P>(line, byte * 8 + quad * P % 8);
         }
-        i += 1;
+        table.weights::<P>(codes::<P, false>(lines, quad), byte * 8)
     }
-    codes
 }
 
 /// Adds the products of so many blocks, `stride` lines apart, of `R` neighbouring tiles.
@@ -186,19 +171,23 @@ unsafe fn add<const P: usize, const R: usize, const T: usize>(
         let lines = lines.wrapping_add(block * stride);
         let x = x.wrapping_add(block * T * BLOCK_COLS);
         for line in 0..R * P {
-            _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(FAR_AHEAD * stride + line).cast());
+            _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(AHEAD * stride + line).cast());
         }
-        for col in 0..BLOCK_COLS {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let weights = table.weights::<P>(column::<P>(lines.add(r * P), col));
-                    for (t, sum) in sums.iter_mut().enumerate() {
-                        *sum = _mm512_fmadd_ps(weights, _mm512_set1_ps(*x.add(col * T + t)), *sum);
+        // Written out: shifts and masks are constants.
+        macro_rules! columns {
+            ($($col:literal)*) => { $(
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        let weights = column::<P, $col>(lines.add(r * P), table);
+                        for (t, sum) in sums.iter_mut().enumerate() {
+                            *sum = _mm512_fmadd_ps(weights, _mm512_set1_ps(*x.add($col * T + t)), *sum);
+                        }
                     }
                 }
-            }
+            )* };
         }
+        columns!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
     }
     *to = sums;
 }

@@ -4,9 +4,9 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::inputs::Integers;
-use super::super::layout::{Field, Line, fields};
+use super::super::layout::Line;
 use super::super::{BLOCK_COLS, Matrix, STRIP, TILE_ROWS};
-use super::{AHEAD, FAR_AHEAD, add_group, by_planes, code_sums, codes};
+use super::{AHEAD, add_group, by_planes, code_sums, codes};
 
 pub(super) fn multiply(
     matrix: &Matrix,
@@ -106,26 +106,31 @@ unsafe fn add<const P: usize, const APART: bool, const R: usize, const T: usize>
     x: *const i32,
     to: &mut [[__m512i; T]; R],
 ) {
-    let (fields, count): ([Field; 8], usize) = const { fields(P, APART) };
-    let ahead = if R >= STRIP { AHEAD } else { FAR_AHEAD };
     let mut sums = *to;
     for block in 0..blocks {
         let lines = lines.wrapping_add(block * stride);
         let x = x.wrapping_add(block * T * 8);
-        for line in 0..R * P {
-            _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(ahead * stride + line).cast());
-        }
-        for quad in 0..8 {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let codes = codes(lines.add(r * P), &fields, count, quad);
-                    for (t, sum) in sums.iter_mut().enumerate() {
-                        let x = _mm512_set1_epi32(x.add(t * 8 + quad).read_unaligned());
-                        *sum = _mm512_dpbusd_epi32(*sum, codes, x);
-                    }
-                }
+        if R < STRIP {
+            for line in 0..R * P {
+                _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(AHEAD * stride + line).cast());
             }
+        }
+        // A tile after the other: lines are read in order, which the processor foresees.
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // Written out: shifts and masks are constants.
+            macro_rules! quads {
+                ($($quad:literal)*) => { $(
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        let codes = codes::<P, APART>(lines.add(r * P), $quad);
+                        for (t, sum) in sums.iter_mut().enumerate() {
+                            let x = _mm512_set1_epi32(x.add(t * 8 + $quad).read_unaligned());
+                            *sum = _mm512_dpbusd_epi32(*sum, codes, x);
+                        }
+                    }
+                )* };
+            }
+            quads!(0 1 2 3 4 5 6 7);
         }
     }
     *to = sums;
