@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
-use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe, Rule};
+use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe, Rule, Target};
 use llmpress_prune::Pass;
 use llmpress_validation::gpu_bench::STEPS;
 
@@ -210,13 +210,18 @@ impl CalibrationArgs {
 }
 
 fn parse_rule(text: &str) -> Result<Rule, String> {
-    // Regular expressions may have the sign in them; methods and quantisers do not.
-    let (tensors, to) =
-        text.rsplit_once('=').ok_or("a rule is TENSORS=TO, as in 'lm_head.weight=rtn:w8,g64'")?;
-    Ok(Rule {
-        tensors: tensors.to_owned(),
-        to: to.parse().map_err(|e: llmpress_pipeline::Error| e.to_string())?,
-    })
+    // Expressions may have the sign in them, and so may quantisers: what can be a target is one, else the last part is meant.
+    let parts: Vec<(&str, &str)> =
+        text.match_indices('=').map(|(at, _)| (&text[..at], &text[at + 1..])).collect();
+    let whole = parts.iter().find_map(|(tensors, to)| Some((*tensors, to.parse().ok()?)));
+    let (tensors, to) = match (whole, parts.last()) {
+        (Some(found), _) => found,
+        (None, Some((_, to))) => {
+            return Err(to.parse::<Target>().err().map(|e| e.to_string()).unwrap_or_default());
+        }
+        (None, None) => return Err("a rule is TENSORS=TO, as in 'lm_head.weight=rtn:w8,g64'".to_owned()),
+    };
+    Ok(Rule { tensors: tensors.to_owned(), to })
 }
 
 fn parse_to(text: &str) -> Result<Recipe, String> {
@@ -340,7 +345,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) calibration: CalibrationArgs,
     /// A plan made by `llmpress plan --json`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to make",
-          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "entropy_code", "max_shard_size", "calib", "ranking", "portable"])]
+          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "entropy_code", "target_bits", "max_shard_size", "calib", "ranking", "portable"])]
     pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -717,14 +722,17 @@ pub(crate) struct KldArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "A question is a JSON object a line of the file:
-  {\"context\": \"...\", \"choices\": [\"...\", \"...\"], \"answer\": 0}   the likeliest choice, counted from 0
-  {\"text\": \"...\", \"target\": \"...\"}                            whether the model would go on so
+#[command(
+    after_help = "A question is a JSON object, a line of the file. Of choices the likeliest is taken, counted from 0; of a target, whether
+the model would go on so.
+  {\"context\": \"...\", \"choices\": [\"...\", \"...\"], \"answer\": 0}
+  {\"text\": \"...\", \"target\": \"...\"}
 Accuracies and their standard errors are what lm-evaluation-harness calls acc, acc_norm and stderr.
 
 Examples:
   llmpress eval tasks examples/tinylm --data questions.jsonl
-  llmpress eval tasks OUT --base examples/tinylm --data questions.jsonl --json")]
+  llmpress eval tasks OUT --base examples/tinylm --data questions.jsonl --json"
+)]
 pub(crate) struct TasksArgs {
     /// The checkpoint, compressed or not.
     #[arg(value_hint = ValueHint::DirPath)]
@@ -937,6 +945,20 @@ mod tests {
         below(&command, &["llmpress".to_owned()], &mut all);
         assert!(all.len() > 16);
         all
+    }
+
+    #[test]
+    fn rules_end_where_their_target_begins() {
+        for (text, tensors, to) in [
+            ("a.*=raw", "a.*", "raw"),
+            ("x=y=rtn:w8,g64", "x=y", "rtn:w8,g64"),
+            ("v=gptq:w2,learn,steps=5,seed=1", "v", "gptq:w2,learn,steps=5,seed=1"),
+        ] {
+            let rule = parse_rule(text).unwrap();
+            assert_eq!((rule.tensors.as_str(), rule.to), (tensors, to.parse().unwrap()), "{text}");
+        }
+        assert!(parse_rule("v=zip").unwrap_err().contains("zip"));
+        assert!(parse_rule("v").unwrap_err().contains("TENSORS=TO"));
     }
 
     #[test]
