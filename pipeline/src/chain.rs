@@ -481,7 +481,8 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                 let specs = targets(&checkpoint, quantiser.spec, &compiled)?;
                 let cut = request.calibration.cut(Quantiser::WINDOWS);
                 let assigned = Assigned::of(quantiser, &specs, &compiled);
-                let found = forecast_of_quantiser(&checkpoint, &specs, assigned.as_ref(), cut)?;
+                let found =
+                    forecast_of_quantiser(&checkpoint, &specs, &quantiser.with, assigned.as_ref(), cut)?;
                 for (name, spec) in &specs {
                     let tensor = checkpoint.tensor(name)?;
                     quantised.insert(name.clone(), expected_bytes(name, spec, tensor, assigned.as_ref()));

@@ -509,6 +509,20 @@ fn a_job_that_the_disk_cannot_hold_is_refused_before_any_work() {
 }
 
 #[test]
+fn a_forecast_counts_the_text_and_the_block_that_transformations_take() {
+    let memory = |chain: &str| {
+        let (plan, _) = Plan::forecast(&tinylm(), &short(chain, true), 4 << 30).unwrap();
+        let json = serde_json::to_value(&plan).unwrap();
+        let number = |key: &str| json["passes"][0][key].as_u64().unwrap();
+        (number("memory_bytes"), number("windows"))
+    };
+    let (plain, turned) = (memory("gptq:w4"), memory("gptq:w4,rotate"));
+    // A block of tinylm has 786,432 weights.
+    assert_eq!(turned.0 - plain.0, 8 * 786_432);
+    assert_eq!(memory("rtn:w4,smooth").1, 4);
+}
+
+#[test]
 fn assigned_widths_keep_to_their_mean_and_leave_alone_what_rules_name() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");

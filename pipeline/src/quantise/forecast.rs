@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use llmpress_calibrate::Cut;
 use llmpress_formats::encoding::abq;
 use llmpress_formats::{Checkpoint, Tensor, block_linears};
-use llmpress_quantize::{InputShape, Rung, Spec, block_peak_bytes, expected_bits};
+use llmpress_quantize::{InputShape, Rung, Spec, Transformations, block_peak_bytes, expected_bits};
 use serde::{Deserialize, Serialize};
 
 use super::run::MEMORY;
@@ -58,11 +58,12 @@ pub(crate) fn expected_bytes(name: &str, spec: &Spec, tensor: &Tensor, assigned:
 pub(crate) fn forecast(
     view: &Checkpoint,
     specs: &BTreeMap<String, Spec>,
+    with: &Transformations,
     assigned: Option<&Assigned>,
     cut: Cut,
 ) -> Result<QuantiseForecast> {
     let by_text = |spec: &Spec| spec.rung != Rung::Rtn;
-    let any_text = specs.values().any(by_text) || assigned.is_some();
+    let any_text = specs.values().any(by_text) || assigned.is_some() || with.smooth;
     let (windows, window) = if any_text { (cut.windows as u64, cut.length as u64) } else { (0, 0) };
     let tokens = u128::from(windows) * u128::from(window);
     let mut found = QuantiseForecast {
@@ -112,8 +113,24 @@ pub(crate) fn forecast(
     found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
     let learning = learned.values().max().copied().unwrap_or(0).saturating_mul(LEARN_BYTES);
     let work = largest.saturating_mul(WORK_BYTES).max(feedback_bytes(view, specs)?).max(learning);
-    found.memory_bytes = BASE_BYTES.saturating_add(work).saturating_add(streams);
+    let folded = if with.is_empty() { 0 } else { folded_bytes(view, specs)? };
+    found.memory_bytes = BASE_BYTES.saturating_add(work).saturating_add(streams).saturating_add(folded);
     Ok(found)
+}
+
+/// What a transformed block takes in single precision, and as much again for the original's.
+fn folded_bytes(view: &Checkpoint, specs: &BTreeMap<String, Spec>) -> Result<u64> {
+    let mut most = 0u64;
+    let names = specs.keys().map(String::as_str);
+    for block in block_linears(view.config().and_then(|c| c.model_type()), names) {
+        let mut weights = 0u64;
+        for name in &block {
+            let (rows, cols) = abq::matrix(&view.tensor(name)?.shape).unwrap_or_default();
+            weights = weights.saturating_add(rows * cols);
+        }
+        most = most.max(weights);
+    }
+    Ok(most.saturating_mul(8))
 }
 
 /// The most that error feedback takes over a block.
