@@ -8,8 +8,8 @@ use llmpress_validation::{Distribution, Divergence, Perplexity, Protocol, kl_div
 use serde::Serialize;
 
 use crate::Outcome;
-use crate::args::{BosChoice, Device, EvalCommand, KldArgs, PerplexityArgs, ProtocolArgs};
-use crate::models::{Loaded, check_length, in_pool};
+use crate::args::{BosChoice, EvalCommand, KldArgs, PerplexityArgs, ProtocolArgs};
+use crate::models::{Loaded, check_batch, check_length, in_pool};
 use crate::progress::Bar;
 use crate::report::{Failure, Output, bytes, table};
 use crate::text::read_text;
@@ -73,16 +73,6 @@ impl Text {
         let stride = stride.map(|s| format!(", stride {s}")).unwrap_or_default();
         let bos = bos.map_or(", no BOS".to_owned(), |id| format!(", each after BOS (id {id})"));
         format!("{} windows of {window} tokens{stride}{bos}", self.windows)
-    }
-}
-
-/// Refuses several windows at once where they would not be read so.
-pub(crate) fn check_batch(device: Device, batch: Option<usize>) -> Result<(), Failure> {
-    match (device, batch) {
-        (Device::Cpu, Some(batch)) if batch > 1 => Err(Failure::Usage(format!(
-            "--batch {batch} is for --device cuda: one window keeps the processor busy, so it reads one after the other"
-        ))),
-        _ => Ok(()),
     }
 }
 

@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::args::{BosChoice, TasksArgs};
-use crate::eval::check_batch;
-use crate::models::Loaded;
+use crate::models::{Loaded, check_batch};
 use crate::progress::Bar;
 use crate::report::{Failure, Output, bytes, table};
 use crate::text::read_text;

@@ -144,3 +144,13 @@ pub(crate) fn in_pool(jobs: Option<u16>, verb: impl FnOnce() -> Outcome + Send) 
         .map_err(|e| Failure::Usage(format!("--jobs: {e}")))?;
     pool.install(verb)
 }
+
+/// Refuses several windows at once where they would not be read so.
+pub(crate) fn check_batch(device: Device, batch: Option<usize>) -> Result<(), Failure> {
+    match (device, batch) {
+        (Device::Cpu, Some(batch)) if batch > 1 => Err(Failure::Usage(format!(
+            "--batch {batch} is for --device cuda: one window keeps the processor busy, so it reads one after the other"
+        ))),
+        _ => Ok(()),
+    }
+}

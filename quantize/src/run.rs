@@ -110,8 +110,9 @@ pub trait Sink {
 /// Quantises a model's tensors. The model is as before at the end.
 ///
 /// # Errors
-/// A transformation that its family does not support; a tensor that is not there, or is no matrix; a setting that the encoding does not have; error feedback without a text, or
-/// too short a one; NaN or infinite activations or weights; what cannot be read; what `sink` says.
+/// A transformation that its family does not support; a tensor that is not there, or is no matrix; a setting that the encoding
+/// does not have; error feedback without a text, or too short a one; NaN or infinite activations or weights; what cannot be
+/// read; what `sink` says.
 pub fn run(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn Sink) -> Result<()> {
     if job.transforms.is_empty() {
         return run_transformed(model, job, from, sink);
@@ -156,12 +157,14 @@ fn run_transformed(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn 
             residuals = None;
         }
         let folds = !job.transforms.is_empty();
-        if folds {
-            model.fold_layer(layer)?;
-            original.as_mut().map_or(Ok(()), |original| original.fold_layer(layer))?;
-        }
+        let folded = match folds {
+            true => model
+                .fold_layer(layer)
+                .and_then(|()| original.as_mut().map_or(Ok(()), |original| original.fold_layer(layer))),
+            false => Ok(()),
+        };
         let mut work = Work { plan: &plan, original: original.as_ref(), last, residuals, finished: vec![] };
-        let result = work.block(model, inputs, layer, sink);
+        let result = folded.and_then(|()| work.block(model, inputs, layer, sink));
         let (finished, after) = (work.finished, work.residuals);
         if folds {
             model.unfold_layer(layer)?;
