@@ -1,7 +1,5 @@
 //! How the work of a stream is done when somebody waits for it.
 
-use std::time::Instant;
-
 use llmpress_kernels::gpu::{Backend, Error, Launch};
 
 use crate::code::{Code, Outcome};
@@ -40,8 +38,11 @@ impl State {
         match work {
             Work::Graph(all) => return all.iter().try_for_each(|work| self.run(device, work)),
             Work::Record(event) => {
+                let Some(emulator) = &self.devices[device].emulator else {
+                    return Err(Code::CONTEXT_IS_DESTROYED);
+                };
                 if let Some(event) = self.events.get_mut(event) {
-                    event.recorded = Recorded::At(Instant::now());
+                    event.recorded = Recorded::At(emulator.clock());
                 }
                 return Ok(());
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use llmpress_emulator::{Emulator, Parameter};
 
@@ -53,7 +53,8 @@ pub(crate) enum Recorded {
     Queued(Handle),
     /// In a capture.
     Captured,
-    At(Instant),
+    /// By its GPU's clock.
+    At(Duration),
 }
 
 #[derive(Debug)]

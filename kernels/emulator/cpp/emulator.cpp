@@ -845,9 +845,10 @@ int llmpress_emulator_kernel(const char* file, const char* name, const unsigned 
     return (int)kernel->count;
 }
 
-// Runs a grid. 0, or 1 after a fault, of which `reason` tells until the next launch.
+// Runs a grid. 0, or 1 after a fault, of which `reason` tells until the next launch. `accesses`: how often its threads reached
+// for memory.
 int llmpress_emulator_launch(void* p, const char* file, const char* name, const u32* grid, u32 threads, u32 shared,
-                             int backwards, int overlaps, const u64* arguments, const char** reason) {
+                             int backwards, int overlaps, const u64* arguments, u64* accesses, const char** reason) {
     Device* device = static_cast<Device*>(p);
     Runtime& r = prepare();
     r.device = device;
@@ -896,6 +897,7 @@ int llmpress_emulator_launch(void* p, const char* file, const char* name, const 
         buffer->pages[page].reset();
     }
     device->dirty.clear();
+    *accesses = r.accesses + r.accesses_alone;
     if (!r.lets) device->settle();
     for (auto& entry : device->buffers) entry.second.written = false;
     r.current = nullptr;

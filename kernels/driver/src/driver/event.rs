@@ -1,6 +1,6 @@
 //! Events.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use super::give;
 use crate::code::{Code, Outcome};
@@ -81,7 +81,7 @@ extern "C" fn cuEventQuery(event: Handle) -> i32 {
     })
 }
 
-fn time(state: &mut State, event: Handle) -> Outcome<Instant> {
+fn time(state: &mut State, event: Handle) -> Outcome<Duration> {
     match find(state, event)? {
         (true, Recorded::At(time)) => Ok(time),
         (true, Recorded::Queued(_)) => Err(Code::NOT_READY),
@@ -97,7 +97,7 @@ unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, e
     enter("cuEventElapsedTime", |state| {
         let (start, end) = (time(state, start)?, time(state, end)?);
         // SAFETY: the caller gives room for a number.
-        unsafe { give(milliseconds, end.saturating_duration_since(start).as_secs_f32() * 1e3) }
+        unsafe { give(milliseconds, end.saturating_sub(start).as_secs_f32() * 1e3) }
     })
 }
 
