@@ -61,7 +61,11 @@ pub(crate) type Changed = (String, Vec<f32>, Option<u8>);
 
 impl ToLearn {
     /// Of a sub-layer whose linears are `tensors`; none where nothing is to be learned, or nothing can be: experts.
-    pub(crate) fn of(model: &Model, site: SubLayer, specs: &BTreeMap<String, Spec>) -> Option<Self> {
+    pub(crate) fn of(
+        model: &Model,
+        site: SubLayer,
+        (specs, windows): (&BTreeMap<String, Spec>, usize),
+    ) -> Option<Self> {
         let net = Net::new(model, site)?;
         let specs: Vec<Option<Spec>> = net
             .tensors()
@@ -70,7 +74,7 @@ impl ToLearn {
             .collect();
         let (SubLayer::Attention(layer) | SubLayer::Mlp(layer)) = site;
         let mlp = matches!(site, SubLayer::Mlp(_));
-        let settings = settings(specs.iter().flatten(), 2 * layer as u64 + u64::from(mlp))?;
+        let settings = settings(specs.iter().flatten(), windows, 2 * layer as u64 + u64::from(mlp))?;
         Some(Self { net, specs, settings })
     }
 
@@ -123,10 +127,10 @@ impl ToLearn {
     }
 }
 
-/// How long is learned and from which windows: the longest that any spec asks for; `at` is which sub-layer or block it is.
+/// How long is learned, and from which of so many windows: the longest that any spec asks for; `at` is which sub-layer or block it is.
 /// None where nothing is.
-fn settings<'a>(specs: impl Iterator<Item = &'a Spec>, at: u64) -> Option<Settings> {
-    let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits), learn.seed));
+fn settings<'a>(specs: impl Iterator<Item = &'a Spec>, windows: usize, at: u64) -> Option<Settings> {
+    let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits, windows), learn.seed));
     let (steps, seed) = specs.filter_map(of_spec).max()?;
     let seed = seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     Some(Settings { steps, batch: 1, seed, rate: 1.0 })

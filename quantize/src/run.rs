@@ -51,6 +51,11 @@ impl Job<'_> {
         self.calibration.is_some() && self.specs.values().any(|spec| spec.learn.is_some())
     }
 
+    /// What may be learned, and from how many windows.
+    fn learning(&self) -> (&BTreeMap<String, Spec>, usize) {
+        (self.specs, self.calibration.map_or(0, |calibration| calibration.windows().len()))
+    }
+
     /// Whether the original's streams are kept beside those of the model as it is quantised so far.
     pub(crate) fn keeps_both(&self, model: &Model) -> bool {
         self.learns() || self.makes_up(model)
@@ -332,7 +337,7 @@ impl Work<'_> {
     ) -> Result<()> {
         let more = self.last.is_some_and(|last| layer < last);
         if self.residuals.as_ref().is_some_and(|residuals| residuals.original.is_some())
-            && let Some(to_learn) = ToLearnBlock::of(model, layer, self.plan.job.specs)
+            && let Some(to_learn) = ToLearnBlock::of(model, layer, self.plan.job.learning())
         {
             return self.whole_block((model, inputs), (layer, &to_learn), more, sink);
         }
@@ -438,7 +443,7 @@ impl Work<'_> {
     ) -> Result<bool> {
         let of_site = inputs.iter().filter(|input| input.sub_layer == site).flat_map(|input| &input.tensors);
         let mut left: u64 = of_site.map(|tensor| self.plan.to_learn(tensor)).sum();
-        let to_learn = ToLearn::of(model, site, self.plan.job.specs);
+        let to_learn = ToLearn::of(model, site, self.plan.job.learning());
         let learned = match (to_learn, self.original, &mut self.residuals) {
             (Some(to_learn), Some(original), Some(Residuals { now, original: Some(targets) })) => {
                 targets.advance(original, site, &mut || ())?;

@@ -90,8 +90,10 @@ pub struct Beside {
 /// How matrices are learned together, from where error feedback leaves them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Learn {
-    /// Steps, a window each; by width where none are said ([`Self::steps`]).
+    /// Steps, a window each; by width where neither they nor epochs are said ([`Self::steps`]).
     pub steps: Option<u32>,
+    /// How often each window is seen, where that is said instead.
+    pub epochs: Option<u32>,
     /// What draws windows.
     pub seed: u64,
     /// What is learned together.
@@ -106,9 +108,13 @@ impl Learn {
     /// The most steps.
     pub const MOST_STEPS: u32 = 100_000;
 
-    /// Steps at a width: the fewer bits the more there is to gain.
-    pub fn steps(&self, bits: u8) -> u32 {
-        self.steps.unwrap_or(match bits {
+    /// Steps at a width, of so many windows: the fewer bits the more there is to gain.
+    pub fn steps(&self, bits: u8, windows: usize) -> u32 {
+        let by_epochs = self.epochs.map(|epochs| {
+            let steps = u64::from(epochs).saturating_mul(windows as u64);
+            u32::try_from(steps).unwrap_or(u32::MAX).clamp(1, Self::MOST_STEPS)
+        });
+        self.steps.or(by_epochs).unwrap_or(match bits {
             0..=2 => 400,
             3 => 300,
             _ => 200,
@@ -148,6 +154,14 @@ impl Spec {
             }
             if learn.steps.is_some_and(|steps| steps == 0 || steps > Learn::MOST_STEPS) {
                 return Err(Error::Invalid(format!("steps of learning: 1 to {}", Learn::MOST_STEPS)));
+            }
+            match (learn.epochs, learn.steps) {
+                (Some(0), _) => return Err(Error::Invalid("epochs of learning: 1 and more".to_owned())),
+                (Some(_), Some(_)) => {
+                    let what = "steps and epochs say the same: how long is learned; give one of them";
+                    return Err(Error::Invalid(what.to_owned()));
+                }
+                _ => {}
             }
             if learn.grain == Grain::SubLayer && learn.beside != Beside::default() {
                 return Err(Error::Invalid(

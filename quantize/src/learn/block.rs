@@ -54,7 +54,11 @@ pub(crate) struct StreamsOf<'a> {
 
 impl ToLearnBlock {
     /// Of a layer; none where blocks are not to be learned whole, or it cannot be: experts.
-    pub(crate) fn of(model: &Model, layer: usize, specs: &BTreeMap<String, Spec>) -> Option<Self> {
+    pub(crate) fn of(
+        model: &Model,
+        layer: usize,
+        (specs, windows): (&BTreeMap<String, Spec>, usize),
+    ) -> Option<Self> {
         let block = Block::new(model, layer)?;
         let whole = |spec: &Spec| spec.learn.is_some_and(|learn| learn.grain == Grain::Block);
         let specs = block.parts().map(|net| {
@@ -73,7 +77,7 @@ impl ToLearnBlock {
             correct: a.correct || b.correct,
             maps: a.maps || b.maps,
         });
-        let settings = settings(all(), 2 * layer as u64)?;
+        let settings = settings(all(), windows, 2 * layer as u64)?;
         Some(Self { layer, block, specs, settings, beside })
     }
 
