@@ -20,4 +20,4 @@ mod reconstruct;
 
 pub use adam::{Adam, Rate};
 pub use net::{Kept, Net};
-pub use reconstruct::{Outcome, Settings, Variable, reconstruct};
+pub use reconstruct::{HELD_BACK, Outcome, Settings, Variable, reconstruct};

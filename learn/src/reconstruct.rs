@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use crate::{Kept, Net, Rate};
 
 /// One window of so many is held back, where there are so many.
-const HELD_BACK: usize = 16;
+pub const HELD_BACK: usize = 16;
 /// Values that a task sums.
 const PIECE: usize = 1 << 14;
 
@@ -147,7 +147,10 @@ impl Work<'_> {
     ) -> Result<Option<(f64, f64)>> {
         inputs.get(window, &mut self.input)?;
         targets.get(window, &mut self.target)?;
-        self.net.forward(weights, &self.input, &mut self.kept, &mut self.y)?;
+        // What it refuses is NaN or infinite where it is to be quantised: a loss that says nothing, too.
+        if self.net.forward(weights, &self.input, &mut self.kept, &mut self.y).is_err() {
+            return Ok(None);
+        }
         let pieces = self.y.data_mut().par_chunks_mut(PIECE).zip(self.target.data().par_chunks(PIECE));
         let pieces = pieces.zip(self.input.data().par_chunks(PIECE));
         let sums: Vec<(f64, f64)> = pieces

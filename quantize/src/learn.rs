@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use llmpress_calibrate::Streams;
 use llmpress_formats::Result;
-use llmpress_learn::{Net, Settings, Variable, reconstruct};
-use llmpress_model::{Model, SubLayer};
+use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct};
+use llmpress_model::{Body, Linear, Model, SubLayer};
 
 use crate::latent::{Latent, Still};
 use crate::report::Learned;
@@ -19,12 +19,29 @@ use crate::{Finished, Rung, Spec};
 /// The rate of a second try.
 const SLOWER: f32 = 0.2;
 
+/// Whether the matrices of a sub-layer are learned each by itself: those of experts, whose tokens depend on what is learned, and
+/// such as quantise what they multiply together to other bits each.
+pub(crate) fn each_by_itself(model: &Model, site: SubLayer, specs: &BTreeMap<String, Spec>) -> bool {
+    let bits = |linear: &Linear| {
+        specs.get(linear.tensor()).map_or(linear.activation_bits(), |spec| spec.abq.activation_bits)
+    };
+    let differ = |linears: &[Linear]| linears.windows(2).any(|two| bits(&two[0]) != bits(&two[1]));
+    match model.parts(site).map(|parts| parts.body) {
+        Some(Body::Experts) => true,
+        Some(Body::Attention { projections, .. }) => differ(projections),
+        Some(Body::Gated { gate_up, .. }) => differ(gate_up),
+        None => false,
+    }
+}
+
 /// The matrices of a sub-layer that are to be learned.
 pub(crate) struct ToLearn {
     net: Net,
     /// Of each matrix of the net; none of one that stays as it is.
     specs: Vec<Option<Spec>>,
     settings: Settings,
+    /// The seed as it was asked for, the same for all sub-layers.
+    asked_seed: u64,
 }
 
 /// A tensor, its new weights, and the bits to which what they multiply is quantised.
@@ -41,11 +58,12 @@ impl ToLearn {
             .collect();
         // The longest that any of them asks for.
         let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits), learn.seed));
-        let (steps, seed) = specs.iter().flatten().filter_map(of_spec).max()?;
+        let (steps, asked_seed) = specs.iter().flatten().filter_map(of_spec).max()?;
         let (SubLayer::Attention(layer) | SubLayer::Mlp(layer)) = site;
         let mlp = matches!(site, SubLayer::Mlp(_));
-        let seed = seed.wrapping_add((2 * layer as u64 + u64::from(mlp)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Some(Self { net, specs, settings: Settings { steps, batch: 1, seed, rate: 1.0 } })
+        let seed =
+            asked_seed.wrapping_add((2 * layer as u64 + u64::from(mlp)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        Some(Self { net, specs, settings: Settings { steps, batch: 1, seed, rate: 1.0 }, asked_seed })
     }
 
     /// Steps that it takes.
@@ -56,6 +74,22 @@ impl ToLearn {
     /// The tensors of the sub-layer.
     pub(crate) fn tensors(&self) -> &[String] {
         self.net.tensors()
+    }
+
+    /// Why nothing was learned, where a loss says nothing.
+    fn unlearned(&self, outcome: &Outcome) -> Option<String> {
+        if outcome.before.is_finite() && outcome.after.is_finite() {
+            return None;
+        }
+        let when = if outcome.before.is_finite() { "on the way" } else { "at the start" };
+        let (what, layer) = match self.net.site() {
+            SubLayer::Attention(layer) => ("attention", layer),
+            SubLayer::Mlp(layer) => ("MLP", layer),
+        };
+        Some(format!(
+            "the loss of learning the {what} of layer {layer} was NaN or infinite {when} (steps={}, seed={})",
+            self.settings.steps, self.asked_seed
+        ))
     }
 
     /// Each matrix as error feedback left it.
@@ -95,7 +129,7 @@ impl ToLearn {
             reconstruct(&self.net, &mut all, (&mut *now, &mut *targets), settings, progress)
         };
         let mut outcome = learn(&mut variables, 1.0, progress)?;
-        if !outcome.is_better() {
+        if !outcome.is_better() && outcome.before.is_finite() {
             // What error feedback left hardly anything to gain from wants smaller steps.
             variables.clear();
             variables = self.start(model, original, finished)?;
@@ -113,6 +147,7 @@ impl ToLearn {
                 after: Some(outcome.after).filter(|after| after.is_finite()),
                 taken: outcome.is_better(),
             });
+            done.report.unlearned = self.unlearned(&outcome);
             if outcome.is_better() {
                 let (unit, weights) = latent.finish()?;
                 done.unit = unit;
