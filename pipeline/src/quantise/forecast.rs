@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use llmpress_calibrate::Cut;
 use llmpress_formats::encoding::abq;
 use llmpress_formats::{Checkpoint, Tensor, block_linears};
-use llmpress_quantize::{InputShape, Rung, Spec, Transformations, block_peak_bytes, expected_bits};
+use llmpress_quantize::{InputShape, Rung, Spec, Transformations, block_peak_bytes, expected_bits, makes_up};
 use serde::{Deserialize, Serialize};
 
 use super::run::MEMORY;
@@ -20,6 +20,8 @@ const WORK_BYTES: u64 = 13;
 const LEARN_BYTES: u64 = 24;
 /// Products with each weight that a token takes in a step of learning: forward, and back to weights and inputs.
 const LEARN_PRODUCTS: u128 = 3;
+/// One in so many tries moves a code of an expert that is learned, which takes as many products as there are columns.
+const LEARN_TRIES: u128 = 2;
 
 /// A quantising pass that is still to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +43,10 @@ pub struct QuantiseForecast {
     pub window: u64,
     /// Multiplications, in millions: of weights with activations, of second moments, of error feedback, of learning.
     pub million_products: u64,
+    /// Bytes of disk that residual streams take at most while it runs: those after the last two finished blocks for a moment, and
+    /// those in work where they do not fit the memory.
+    #[serde(default)]
+    pub stream_bytes: u64,
     /// Memory that it takes besides the weights, which are mapped.
     pub memory_bytes: u64,
 }
@@ -75,6 +81,7 @@ pub(crate) fn forecast(
         windows,
         window,
         million_products: 0,
+        stream_bytes: 0,
         memory_bytes: BASE_BYTES,
     };
     let mut products = 0u128;
@@ -82,6 +89,7 @@ pub(crate) fn forecast(
     let mut inputs: BTreeSet<(&str, u64)> = BTreeSet::new();
     // Weights of each sub-layer that is learned.
     let mut learned: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut both = false;
     for (name, spec) in specs {
         let tensor = view.tensor(name)?;
         let (rows, cols) = abq::matrix(&tensor.shape).unwrap_or_default();
@@ -93,10 +101,16 @@ pub(crate) fn forecast(
         // Once for what they multiply, once for what comes out.
         products += 2 * tokens * u128::from(weights);
         if let Some(learn) = spec.learn {
-            *learned.entry(sub_layer(name)).or_default() += weights;
-            let steps = u128::from(learn.steps(spec.abq.bits));
-            products += LEARN_PRODUCTS * steps * u128::from(window) * u128::from(weights);
+            let steps = u128::from(learn.steps(spec.abq.bits)) * u128::from(weights);
+            // An expert is learned from its second moments, in the memory that error feedback takes.
+            let by_moments = name.contains(".experts.");
+            *learned.entry(sub_layer(name)).or_default() += if by_moments { 0 } else { weights };
+            products += match by_moments {
+                true => steps * u128::from(cols) / LEARN_TRIES,
+                false => LEARN_PRODUCTS * steps * u128::from(window),
+            };
         }
+        both |= spec.learn.is_some() || spec.rung == Rung::Gptq && makes_up(tokens, cols);
         if spec.rung == Rung::Gptq {
             products += u128::from(weights) * u128::from(cols);
             if inputs.insert((sub_layer(name), cols)) {
@@ -106,9 +120,11 @@ pub(crate) fn forecast(
     }
     let hidden =
         view.config().and_then(|c| c.get("hidden_size")).and_then(serde_json::Value::as_u64).unwrap_or(0);
-    // What is learned goes by the original's streams as well.
-    let kinds = if learned.is_empty() { 1 } else { 2 };
-    let streams = u64::try_from(kinds * tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX).min(MEMORY);
+    // What is learned, or makes up for what was lost, goes by the original's streams as well.
+    let kinds = if both { 2 } else { 1 };
+    let streams = u64::try_from(kinds * tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX);
+    found.stream_bytes = streams.saturating_mul(3);
+    let streams = streams.min(MEMORY);
     found.million_products = u64::try_from(products / 1_000_000).unwrap_or(u64::MAX);
     found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
     let learning = learned.values().max().copied().unwrap_or(0).saturating_mul(LEARN_BYTES);
