@@ -163,7 +163,7 @@ impl Progress for Bar {
 /// What learning came to, in words.
 fn told(lesson: &Lesson, layers: usize) -> String {
     let what = match lesson.what {
-        Taught::Attention | Taught::Mlp => lesson.what.name().into(),
+        Taught::Attention | Taught::Mlp | Taught::Block => lesson.what.name().into(),
         Taught::Matrix => printable(lesson.tensors.first().map_or(lesson.what.name(), String::as_str)),
     };
     let number = |loss: Option<f64>| match loss.filter(|loss| loss.is_finite()) {

@@ -16,6 +16,8 @@ const SWEEPS: u64 = 2;
 pub(crate) struct Text {
     /// All its tokens.
     pub(crate) tokens: u64,
+    /// Its windows.
+    pub(crate) windows: usize,
     /// Tokens of a window.
     pub(crate) window: u64,
 }
@@ -24,7 +26,7 @@ impl Text {
     /// Learning a weight of a matrix of `cols`, in times of quantising it: 0 where it is not to be learned.
     pub(crate) fn learning(self, spec: &Spec, cols: u64, alone: bool) -> u64 {
         let Some(learn) = spec.learn else { return 0 };
-        let steps = u64::from(learn.steps(spec.abq.bits));
+        let steps = u64::from(learn.steps(spec.abq.bits, self.windows));
         let step = if alone { cols / SWEEPS } else { PRODUCTS.saturating_mul(self.window) };
         let quantising = self.tokens.saturating_mul(2).saturating_add(cols);
         steps.saturating_mul(step).div_ceil(quantising.max(1)).max(1)
@@ -75,7 +77,7 @@ mod tests {
     #[test]
     fn learning_counts_as_what_it_multiplies() {
         let spec = |text: &str| text.parse::<Quantiser>().unwrap().spec;
-        let text = Text { tokens: 16384, window: 256 };
+        let text = Text { tokens: 16384, windows: 64, window: 256 };
         assert_eq!(text.learning(&spec("gptq:w2"), 576, false), 0);
         // 400 steps of 3 x 256 over 2 x 16384 + 576.
         assert_eq!(text.learning(&spec("gptq:w2,learn"), 576, false), 10);

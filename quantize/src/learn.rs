@@ -1,20 +1,31 @@
-//! The rung above error feedback: the matrices of a sub-layer learned together.
+//! The rung above error feedback: matrices learned together.
 //!
 //! ```text
 //! inputs: residual streams of the model as it is quantised so far      targets: the original's, after the sub-layer
+//!
+//! Learned::Places          latent.rs       a sub-layer at a time    here
+//! Learned::Clip, Round     clip.rs         a block at a time        block.rs, with what else is learned: beside.rs
 //! ```
+
+mod beside;
+mod block;
+mod clip;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use llmpress_calibrate::Streams;
 use llmpress_formats::Result;
+use llmpress_formats::encoding::abq::Packed;
 use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct};
 use llmpress_model::{Body, Linear, Model, SubLayer};
 
+pub(crate) use block::{StreamsOf, ToLearnBlock};
+
 use crate::latent::{Latent, Still};
 use crate::report::Learned;
-use crate::{Finished, Rung, Spec};
+use crate::{Finished, Learn, LearnedPart, Rung, Spec};
+use clip::Clipped;
 
 /// The rate of a second try.
 const SLOWER: f32 = 0.2;
@@ -34,14 +45,30 @@ pub(crate) fn each_by_itself(model: &Model, site: SubLayer, specs: &BTreeMap<Str
     }
 }
 
+/// A matrix on its grids as it is learned.
+pub(crate) trait OnGrid: Variable {
+    /// The weights at their places, before they are rounded.
+    fn unrounded(&self) -> Vec<f32>;
+
+    /// Moves all weights by so much from where they are learned to be, before they are rounded.
+    fn shift(&mut self, by: Vec<f32>);
+
+    /// Sets derivatives to zero where weights lie beyond the ends of their grid: rounding passes none there.
+    fn pass(&self, gradient: &mut [f32]);
+
+    /// What is stored of it, and its weights.
+    ///
+    /// # Errors
+    /// Those of [`crate::Grid::pack`].
+    fn finish(self: Box<Self>) -> Result<(Packed<'static>, Vec<f32>)>;
+}
+
 /// The matrices of a sub-layer that are to be learned.
 pub(crate) struct ToLearn {
     net: Net,
     /// Of each matrix of the net; none of one that stays as it is.
     specs: Vec<Option<Spec>>,
     settings: Settings,
-    /// The seed as it was asked for, the same for all sub-layers.
-    asked_seed: u64,
 }
 
 /// A tensor, its new weights, and the bits to which what they multiply is quantised.
@@ -49,21 +76,21 @@ pub(crate) type Changed = (String, Vec<f32>, Option<u8>);
 
 impl ToLearn {
     /// Of a sub-layer whose linears are `tensors`; none where nothing is to be learned, or nothing can be: experts.
-    pub(crate) fn of(model: &Model, site: SubLayer, specs: &BTreeMap<String, Spec>) -> Option<Self> {
+    pub(crate) fn of(
+        model: &Model,
+        site: SubLayer,
+        (specs, windows): (&BTreeMap<String, Spec>, usize),
+    ) -> Option<Self> {
         let net = Net::new(model, site)?;
         let specs: Vec<Option<Spec>> = net
             .tensors()
             .iter()
             .map(|tensor| specs.get(tensor).copied().filter(|spec| spec.learn.is_some()))
             .collect();
-        // The longest that any of them asks for.
-        let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits), learn.seed));
-        let (steps, asked_seed) = specs.iter().flatten().filter_map(of_spec).max()?;
         let (SubLayer::Attention(layer) | SubLayer::Mlp(layer)) = site;
         let mlp = matches!(site, SubLayer::Mlp(_));
-        let seed =
-            asked_seed.wrapping_add((2 * layer as u64 + u64::from(mlp)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Some(Self { net, specs, settings: Settings { steps, batch: 1, seed, rate: 1.0 }, asked_seed })
+        let settings = settings(specs.iter().flatten(), windows, 2 * layer as u64 + u64::from(mlp))?;
+        Some(Self { net, specs, settings })
     }
 
     /// Steps that it takes.
@@ -74,38 +101,6 @@ impl ToLearn {
     /// The tensors of the sub-layer.
     pub(crate) fn tensors(&self) -> &[String] {
         self.net.tensors()
-    }
-
-    /// Why nothing was learned, where a loss says nothing.
-    fn unlearned(&self, outcome: &Outcome) -> Option<String> {
-        if outcome.before.is_finite() && outcome.after.is_finite() {
-            return None;
-        }
-        let when = if outcome.before.is_finite() { "on the way" } else { "at the start" };
-        let (what, layer) = match self.net.site() {
-            SubLayer::Attention(layer) => ("attention", layer),
-            SubLayer::Mlp(layer) => ("MLP", layer),
-        };
-        Some(format!(
-            "the loss of learning the {what} of layer {layer} was NaN or infinite {when} (steps={}, seed={})",
-            self.settings.steps, self.asked_seed
-        ))
-    }
-
-    /// Each matrix as error feedback left it.
-    fn start(&self, model: &Model, original: &Model, finished: &[Finished]) -> Result<Vec<Either>> {
-        let mut variables: Vec<Either> = Vec::new();
-        for (tensor, spec) in self.net.tensors().iter().zip(&self.specs) {
-            let start = finished.iter().find(|done| done.tensor == *tensor);
-            variables.push(match (spec, start) {
-                // A lower rung is where too few tokens were seen to go by.
-                (Some(spec), Some(start)) if start.report.rung == Rung::Gptq => {
-                    Either::Learned(Latent::new(&start.unit, *spec, &original.weights(tensor)?))
-                }
-                _ => Either::Still(Still(model.weights(tensor)?)),
-            });
-        }
-        Ok(variables)
     }
 
     /// Learns them. `finished` holds what error feedback made of them, and takes what is better. Returns what has changed.
@@ -122,7 +117,14 @@ impl ToLearn {
     ) -> Result<Vec<Changed>> {
         let started = Instant::now();
         let (now, targets) = streams;
-        let mut variables = self.start(model, original, finished)?;
+        let start = |finished: &[Finished]| {
+            let matrices = self.net.tensors().iter().zip(&self.specs);
+            let start = |(tensor, spec): (&String, &Option<Spec>)| {
+                Either::start((tensor, *spec), (model, original), finished)
+            };
+            matrices.map(start).collect::<Result<Vec<_>>>()
+        };
+        let mut variables = start(finished)?;
         let mut learn = |variables: &mut [Either], rate: f32, progress: &mut dyn FnMut()| {
             let mut all: Vec<&mut dyn Variable> = variables.iter_mut().map(Either::variable).collect();
             let settings = Settings { rate, ..self.settings };
@@ -132,42 +134,106 @@ impl ToLearn {
         if !outcome.is_better() && outcome.before.is_finite() {
             // What error feedback left hardly anything to gain from wants smaller steps.
             variables.clear();
-            variables = self.start(model, original, finished)?;
+            variables = start(finished)?;
             outcome = learn(&mut variables, SLOWER, &mut || ())?;
         }
-        let seconds = started.elapsed().as_secs_f64() / variables.len().max(1) as f64;
-        let mut changed = Vec::new();
-        for ((tensor, spec), variable) in self.net.tensors().iter().zip(&self.specs).zip(variables) {
-            let bits = spec.and_then(|spec| spec.abq.activation_bits);
-            let Either::Learned(latent) = variable else { continue };
-            let Some(done) = finished.iter_mut().find(|done| done.tensor == *tensor) else { continue };
-            done.report.seconds += seconds;
-            done.report.learned = Some(Learned {
-                before: outcome.before,
-                after: Some(outcome.after).filter(|after| after.is_finite()),
-                taken: outcome.is_better(),
-            });
-            done.report.unlearned = self.unlearned(&outcome);
-            if outcome.is_better() {
-                let (unit, weights) = latent.finish()?;
-                done.unit = unit;
-                changed.push((tensor.clone(), weights, bits));
-            }
-        }
-        Ok(changed)
+        let seconds = started.elapsed().as_secs_f64();
+        let (what, layer) = match self.net.site() {
+            SubLayer::Attention(layer) => ("the attention of layer", layer),
+            SubLayer::Mlp(layer) => ("the MLP of layer", layer),
+        };
+        let unlearned = unlearned(&format!("{what} {layer}"), outcome, (self.settings, &self.specs));
+        take((self.net.tensors(), &self.specs), variables, (outcome, seconds, unlearned), finished)
     }
 }
 
-enum Either {
-    Learned(Latent),
+/// How long is learned, and from which of so many windows: the longest that any spec asks for; `at` is which sub-layer or block it is.
+/// None where nothing is.
+fn settings<'a>(specs: impl Iterator<Item = &'a Spec>, windows: usize, at: u64) -> Option<Settings> {
+    let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits, windows), learn.seed));
+    let (steps, seed) = specs.filter_map(of_spec).max()?;
+    let seed = seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    Some(Settings { steps, batch: 1, seed, rate: 1.0 })
+}
+
+/// Why nothing of `what` was learned, where a loss says nothing.
+fn unlearned(what: &str, outcome: Outcome, (settings, specs): (Settings, &[Option<Spec>])) -> Option<String> {
+    if outcome.before.is_finite() && outcome.after.is_finite() {
+        return None;
+    }
+    let when = if outcome.before.is_finite() { "on the way" } else { "at the start" };
+    let seed = specs.iter().flatten().filter_map(|spec| spec.learn).map(|learn| learn.seed).max()?;
+    Some(format!(
+        "the loss of learning {what} was NaN or infinite {when} (steps={}, seed={seed})",
+        settings.steps
+    ))
+}
+
+/// Says of each matrix that was learned what came of it, and takes it where that is better. Returns what has changed.
+fn take(
+    (tensors, specs): (&[String], &[Option<Spec>]),
+    variables: Vec<Either>,
+    (outcome, seconds, unlearned): (Outcome, f64, Option<String>),
+    finished: &mut [Finished],
+) -> Result<Vec<Changed>> {
+    let seconds = seconds / variables.len().max(1) as f64;
+    let mut changed = Vec::new();
+    for ((tensor, spec), variable) in tensors.iter().zip(specs).zip(variables) {
+        let bits = spec.and_then(|spec| spec.abq.activation_bits);
+        let Either::Learned(matrix) = variable else { continue };
+        let Some(done) = finished.iter_mut().find(|done| done.tensor == *tensor) else { continue };
+        done.report.seconds += seconds;
+        done.report.learned = Some(Learned::of(outcome));
+        done.report.unlearned.clone_from(&unlearned);
+        if outcome.is_better() {
+            let (unit, weights) = matrix.finish()?;
+            done.unit = unit;
+            changed.push((tensor.clone(), weights, bits));
+        }
+    }
+    Ok(changed)
+}
+
+/// A matrix of what is learned.
+pub(crate) enum Either {
+    Learned(Box<dyn OnGrid>),
     Still(Still),
 }
 
 impl Either {
+    /// As error feedback left it.
+    fn start(
+        (tensor, spec): (&str, Option<Spec>),
+        (model, original): (&Model, &Model),
+        finished: &[Finished],
+    ) -> Result<Self> {
+        let start = finished.iter().find(|done| done.tensor == *tensor);
+        Ok(match (spec, start) {
+            // A lower rung is where too few tokens were seen to go by.
+            (Some(spec), Some(start)) if start.report.rung == Rung::Gptq => {
+                let latent = Latent::new(&start.unit, spec, &original.weights(tensor)?);
+                match spec.learn {
+                    None | Some(Learn { of: LearnedPart::Places, .. }) => Self::Learned(Box::new(latent)),
+                    Some(Learn { of, .. }) => {
+                        Self::Learned(Box::new(Clipped::new(&latent, of == LearnedPart::Round)))
+                    }
+                }
+            }
+            _ => Self::Still(Still(model.weights(tensor)?)),
+        })
+    }
+
     fn variable(&mut self) -> &mut dyn Variable {
         match self {
-            Self::Learned(latent) => latent,
+            Self::Learned(matrix) => matrix.as_mut(),
             Self::Still(still) => still,
+        }
+    }
+
+    fn weights(&self) -> &[f32] {
+        match self {
+            Self::Learned(matrix) => matrix.weights(),
+            Self::Still(still) => still.weights(),
         }
     }
 }

@@ -17,6 +17,8 @@ pub enum Taught {
     Attention,
     /// Those of an MLP.
     Mlp,
+    /// Those of both.
+    Block,
     /// One matrix by itself: an expert's, or one that quantises what it shares with others to other bits.
     Matrix,
 }
@@ -35,6 +37,7 @@ impl Taught {
         match self {
             Self::Attention => "attention",
             Self::Mlp => "MLP",
+            Self::Block => "block",
             Self::Matrix => "matrix by itself",
         }
     }

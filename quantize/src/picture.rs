@@ -13,7 +13,7 @@ pub fn loss_svg(lessons: &[Lesson]) -> Result<String> {
     let mut lines = Means::default();
     for lesson in lessons {
         let what = match lesson.what {
-            Taught::Attention | Taught::Mlp => lesson.what.name(),
+            Taught::Attention | Taught::Mlp | Taught::Block => lesson.what.name(),
             Taught::Matrix => "single matrices",
         };
         // What was no better stayed.

@@ -51,13 +51,57 @@ impl fmt::Display for Rung {
     }
 }
 
-/// How the matrices of a sub-layer are learned together, from where error feedback leaves them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What is learned together, and towards what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Grain {
+    /// The matrices of a sub-layer, towards what the original's stream is after it.
+    #[default]
+    SubLayer,
+    /// Those of both sub-layers of a block, towards what the original gives out on its own stream and on that of the model
+    /// as it is quantised so far (ABQ-LLM).
+    Block,
+}
+
+/// What of a matrix is learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LearnedPart {
+    /// Where each weight lies on its grid, and the grids (EfficientQAT).
+    #[default]
+    Places,
+    /// The ends of each grid: weights stay where they are (OmniQuant and ABQ-LLM, learnable weight clipping).
+    Clip,
+    /// Those, and which way each weight is rounded, by steps of equal size (SignRound).
+    Round,
+}
+
+/// What is learned of a block beside its matrices, and what its loss holds beside the distance of what it gives out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Beside {
+    /// Scales of channels, folded into norms and matrices, wherever no rotation stands.
+    pub scale: bool,
+    /// A product of two vectors added to `down_proj` before it is rounded, in the first three and the last four blocks.
+    pub compensate: bool,
+    /// Distribution correction: the angle between what is given out and what is to be.
+    pub correct: bool,
+    /// How far attention maps are from what they are to be.
+    pub maps: bool,
+}
+
+/// How matrices are learned together, from where error feedback leaves them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Learn {
-    /// Steps; by width where none are said ([`Self::steps`]).
+    /// Steps, a window each; by width where neither they nor epochs are said ([`Self::steps`]).
     pub steps: Option<u32>,
+    /// How often each window is seen, where that is said instead.
+    pub epochs: Option<u32>,
     /// What draws windows.
     pub seed: u64,
+    /// What is learned together.
+    pub grain: Grain,
+    /// What of each matrix.
+    pub of: LearnedPart,
+    /// What else, of blocks.
+    pub beside: Beside,
 }
 
 impl Learn {
@@ -82,9 +126,13 @@ impl Learn {
         )))
     }
 
-    /// Steps at a width: the fewer bits the more there is to gain.
-    pub fn steps(&self, bits: u8) -> u32 {
-        self.steps.unwrap_or(match bits {
+    /// Steps at a width, of so many windows: the fewer bits the more there is to gain.
+    pub fn steps(&self, bits: u8, windows: usize) -> u32 {
+        let by_epochs = self.epochs.map(|epochs| {
+            let steps = u64::from(epochs).saturating_mul(windows as u64);
+            u32::try_from(steps).unwrap_or(u32::MAX).clamp(1, Self::MOST_STEPS)
+        });
+        self.steps.or(by_epochs).unwrap_or(match bits {
             0..=2 => 400,
             3 => 300,
             _ => 200,
@@ -101,7 +149,7 @@ pub struct Spec {
     pub zero: ZeroPoint,
     /// How it is done.
     pub rung: Rung,
-    /// Whether it is learned from there, with the other matrices of its sub-layer.
+    /// Whether it is learned from there, with other matrices.
     pub learn: Option<Learn>,
 }
 
@@ -124,6 +172,19 @@ impl Spec {
             }
             if learn.steps.is_some_and(|steps| steps == 0 || steps > Learn::MOST_STEPS) {
                 return Err(Error::Invalid(format!("steps of learning: 1 to {}", Learn::MOST_STEPS)));
+            }
+            match (learn.epochs, learn.steps) {
+                (Some(0), _) => return Err(Error::Invalid("epochs of learning: 1 and more".to_owned())),
+                (Some(_), Some(_)) => {
+                    let what = "steps and epochs say the same: how long is learned; give one of them";
+                    return Err(Error::Invalid(what.to_owned()));
+                }
+                _ => {}
+            }
+            if learn.grain == Grain::SubLayer && learn.beside != Beside::default() {
+                return Err(Error::Invalid(
+                    "scale, compensate, correct and maps are of whole blocks: say learn=block".to_owned(),
+                ));
             }
         }
         Ok(())

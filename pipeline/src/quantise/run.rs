@@ -9,7 +9,8 @@ use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::Checkpoint;
 use llmpress_model::Model;
 use llmpress_quantize::{
-    Finished, Job, Lesson, Measured, Report, Residuals, Sink, Spec, State, Transformations, assign_widths,
+    FinishedBlock, Job, Lesson, Measured, Report, Residuals, Sink, Spec, State, Transformations,
+    assign_widths,
 };
 
 use super::blocks::{Blocks, Made};
@@ -131,7 +132,7 @@ impl Sink for Kept<'_> {
     fn block(
         &mut self,
         block: usize,
-        finished: Vec<Finished>,
+        finished: FinishedBlock,
         residuals: Option<&mut Residuals>,
     ) -> llmpress_formats::Result<()> {
         if block != self.blocks.count() {
@@ -141,12 +142,13 @@ impl Sink for Kept<'_> {
             )));
         }
         let made: Vec<Made> = finished
+            .tensors
             .into_iter()
             .map(|done| Made { name: done.tensor, unit: done.unit, instead: instead(&done.report) })
             .collect();
         let mut save = residuals.map(|r| move |to: &mut dyn std::io::Write, path: &Path| r.save(to, path));
         let save = save.as_mut().map(|save| save as super::blocks::Save<'_>);
-        self.blocks.write(&made, std::mem::take(&mut self.lessons), save)
+        self.blocks.write((&made, &finished.transforms), std::mem::take(&mut self.lessons), save)
     }
 }
 
