@@ -3,13 +3,12 @@
 //! ```text
 //! inputs: residual streams of the model as it is quantised so far      targets: the original's, after the sub-layer
 //!
-//! Learned::Places          latent.rs       a sub-layer at a time    here
-//! Learned::Clip, Round     clip.rs         a block at a time        block.rs, with what else is learned: beside.rs
+//! a matrix on its grids    latent.rs     a sub-layer at a time    here
+//!                                        a block at a time        block.rs, with what else is learned: beside.rs
 //! ```
 
 mod beside;
 mod block;
-mod clip;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -24,8 +23,7 @@ pub(crate) use block::{StreamsOf, ToLearnBlock};
 
 use crate::latent::{Latent, Still};
 use crate::report::Learned;
-use crate::{Finished, Learn, LearnedPart, Rung, Spec};
-use clip::Clipped;
+use crate::{Finished, Rung, Spec};
 
 /// The rate of a second try.
 const SLOWER: f32 = 0.2;
@@ -211,13 +209,7 @@ impl Either {
         Ok(match (spec, start) {
             // A lower rung is where too few tokens were seen to go by.
             (Some(spec), Some(start)) if start.report.rung == Rung::Gptq => {
-                let latent = Latent::new(&start.unit, spec, &original.weights(tensor)?);
-                match spec.learn {
-                    None | Some(Learn { of: LearnedPart::Places, .. }) => Self::Learned(Box::new(latent)),
-                    Some(Learn { of, .. }) => {
-                        Self::Learned(Box::new(Clipped::new(&latent, of == LearnedPart::Round)))
-                    }
-                }
+                Self::Learned(Box::new(Latent::new(&start.unit, spec, &original.weights(tensor)?)))
             }
             _ => Self::Still(Still(model.weights(tensor)?)),
         })

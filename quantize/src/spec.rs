@@ -68,9 +68,9 @@ pub enum LearnedPart {
     /// Where each weight lies on its grid, and the grids (EfficientQAT).
     #[default]
     Places,
-    /// The ends of each grid: weights stay where they are (OmniQuant and ABQ-LLM, learnable weight clipping).
+    /// The ends of each grid: its scale and zero point. Codes stay as error feedback chose them.
     Clip,
-    /// Those, and which way each weight is rounded, by steps of equal size (SignRound).
+    /// Those, and which way each weight is rounded, by steps of signs (SignRound).
     Round,
 }
 
