@@ -17,7 +17,7 @@ use llmpress_calibrate::Streams;
 use llmpress_formats::Result;
 use llmpress_formats::encoding::abq::Packed;
 use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct};
-use llmpress_model::{Model, SubLayer};
+use llmpress_model::{Body, Linear, Model, SubLayer};
 
 pub(crate) use block::{StreamsOf, ToLearnBlock};
 
@@ -27,6 +27,21 @@ use crate::{Finished, Rung, Spec};
 
 /// The rate of a second try.
 const SLOWER: f32 = 0.2;
+
+/// Whether the matrices of a sub-layer are learned each by itself: those of experts, whose tokens depend on what is learned, and
+/// such as quantise what they multiply together to other bits each.
+pub(crate) fn each_by_itself(model: &Model, site: SubLayer, specs: &BTreeMap<String, Spec>) -> bool {
+    let bits = |linear: &Linear| {
+        specs.get(linear.tensor()).map_or(linear.activation_bits(), |spec| spec.abq.activation_bits)
+    };
+    let differ = |linears: &[Linear]| linears.windows(2).any(|two| bits(&two[0]) != bits(&two[1]));
+    match model.parts(site).map(|parts| parts.body) {
+        Some(Body::Experts) => true,
+        Some(Body::Attention { projections, .. }) => differ(projections),
+        Some(Body::Gated { gate_up, .. }) => differ(gate_up),
+        None => false,
+    }
+}
 
 /// A matrix on its grids as it is learned.
 pub(crate) trait OnGrid: Variable {
@@ -114,14 +129,19 @@ impl ToLearn {
             reconstruct(&self.net, &mut all, (&mut *now, &mut *targets), settings, progress)
         };
         let mut outcome = learn(&mut variables, 1.0, progress)?;
-        if !outcome.is_better() {
+        if !outcome.is_better() && outcome.before.is_finite() {
             // What error feedback left hardly anything to gain from wants smaller steps.
             variables.clear();
             variables = start(finished)?;
             outcome = learn(&mut variables, SLOWER, &mut || ())?;
         }
         let seconds = started.elapsed().as_secs_f64();
-        take((self.net.tensors(), &self.specs), variables, (outcome, seconds), finished)
+        let (what, layer) = match self.net.site() {
+            SubLayer::Attention(layer) => ("the attention of layer", layer),
+            SubLayer::Mlp(layer) => ("the MLP of layer", layer),
+        };
+        let unlearned = unlearned(&format!("{what} {layer}"), outcome, (self.settings, &self.specs));
+        take((self.net.tensors(), &self.specs), variables, (outcome, seconds, unlearned), finished)
     }
 }
 
@@ -134,11 +154,24 @@ fn settings<'a>(specs: impl Iterator<Item = &'a Spec>, windows: usize, at: u64) 
     Some(Settings { steps, batch: 1, seed, rate: 1.0 })
 }
 
+/// Why nothing of `what` was learned, where a loss says nothing.
+fn unlearned(what: &str, outcome: Outcome, (settings, specs): (Settings, &[Option<Spec>])) -> Option<String> {
+    if outcome.before.is_finite() && outcome.after.is_finite() {
+        return None;
+    }
+    let when = if outcome.before.is_finite() { "on the way" } else { "at the start" };
+    let seed = specs.iter().flatten().filter_map(|spec| spec.learn).map(|learn| learn.seed).max()?;
+    Some(format!(
+        "the loss of learning {what} was NaN or infinite {when} (steps={}, seed={seed})",
+        settings.steps
+    ))
+}
+
 /// Says of each matrix that was learned what came of it, and takes it where that is better. Returns what has changed.
 fn take(
     (tensors, specs): (&[String], &[Option<Spec>]),
     variables: Vec<Either>,
-    (outcome, seconds): (Outcome, f64),
+    (outcome, seconds, unlearned): (Outcome, f64, Option<String>),
     finished: &mut [Finished],
 ) -> Result<Vec<Changed>> {
     let seconds = seconds / variables.len().max(1) as f64;
@@ -149,6 +182,7 @@ fn take(
         let Some(done) = finished.iter_mut().find(|done| done.tensor == *tensor) else { continue };
         done.report.seconds += seconds;
         done.report.learned = Some(Learned::of(outcome));
+        done.report.unlearned.clone_from(&unlearned);
         if outcome.is_better() {
             let (unit, weights) = matrix.finish()?;
             done.unit = unit;

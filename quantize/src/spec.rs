@@ -108,6 +108,24 @@ impl Learn {
     /// The most steps.
     pub const MOST_STEPS: u32 = 100_000;
 
+    /// The fewest windows: of so many one is held back, which no step sees, to judge by.
+    pub const LEAST_WINDOWS: usize = llmpress_learn::HELD_BACK;
+
+    /// Refuses a text of so many windows where it is too short to learn from.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], with what would be right.
+    pub fn check_windows(windows: usize) -> Result<()> {
+        if windows >= Self::LEAST_WINDOWS {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "learning takes {} calibration windows at least, of which one is held back to judge by, and there are \
+             {windows}: raise --calib-windows, with a shorter --calib-window where the text has no more, or leave `learn` out",
+            Self::LEAST_WINDOWS
+        )))
+    }
+
     /// Steps at a width, of so many windows: the fewer bits the more there is to gain.
     pub fn steps(&self, bits: u8, windows: usize) -> u32 {
         let by_epochs = self.epochs.map(|epochs| {

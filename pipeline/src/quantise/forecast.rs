@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use llmpress_calibrate::Cut;
 use llmpress_formats::encoding::abq;
 use llmpress_formats::{Checkpoint, Tensor, block_linears};
-use llmpress_quantize::{Grain, InputShape, Rung, Spec, Transformations, block_peak_bytes, expected_bits};
+use llmpress_quantize::{
+    Grain, InputShape, Rung, Spec, Transformations, block_peak_bytes, expected_bits, makes_up,
+};
 use serde::{Deserialize, Serialize};
 
 use super::run::MEMORY;
@@ -22,6 +24,8 @@ const LEARN_BYTES: u64 = 24;
 const BESIDE_BYTES: u64 = 12;
 /// Products with each weight that a token takes in a step of learning: forward, and back to weights and inputs.
 const LEARN_PRODUCTS: u128 = 3;
+/// One in so many tries moves a code of an expert that is learned, which takes as many products as there are columns.
+const LEARN_TRIES: u128 = 2;
 
 /// A quantising pass that is still to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,6 +47,10 @@ pub struct QuantiseForecast {
     pub window: u64,
     /// Multiplications, in millions: of weights with activations, of second moments, of error feedback, of learning.
     pub million_products: u64,
+    /// Bytes of disk that residual streams take at most while it runs: those after the last two finished blocks for a moment, and
+    /// those in work where they do not fit the memory.
+    #[serde(default)]
+    pub stream_bytes: u64,
     /// Memory that it takes besides the weights, which are mapped.
     pub memory_bytes: u64,
 }
@@ -77,6 +85,7 @@ pub(crate) fn forecast(
         windows,
         window,
         million_products: 0,
+        stream_bytes: 0,
         memory_bytes: BASE_BYTES,
     };
     let mut products = 0u128;
@@ -84,6 +93,7 @@ pub(crate) fn forecast(
     let mut inputs: BTreeSet<(&str, u64)> = BTreeSet::new();
     // Bytes of each sub-layer or block that is learned.
     let mut learned: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut both = false;
     for (name, spec) in specs {
         let tensor = view.tensor(name)?;
         let (rows, cols) = abq::matrix(&tensor.shape).unwrap_or_default();
@@ -96,6 +106,8 @@ pub(crate) fn forecast(
         products += 2 * tokens * u128::from(weights);
         if let Some(learn) = spec.learn {
             let (of, bytes) = match learn.grain {
+                // An expert is learned from its second moments, in the memory that error feedback takes.
+                _ if name.contains(".experts.") => (sub_layer(name), 0),
                 Grain::SubLayer => (sub_layer(name), LEARN_BYTES),
                 Grain::Block if learn.beside.scale || learn.beside.compensate => {
                     (parent(sub_layer(name)), LEARN_BYTES + BESIDE_BYTES)
@@ -104,9 +116,13 @@ pub(crate) fn forecast(
             };
             let more: &mut u64 = learned.entry(of).or_default();
             *more = more.saturating_add(weights.saturating_mul(bytes));
-            let steps = u128::from(learn.steps(spec.abq.bits, windows as usize));
-            products += LEARN_PRODUCTS * steps * u128::from(window) * u128::from(weights);
+            let steps = u128::from(learn.steps(spec.abq.bits, windows as usize)) * u128::from(weights);
+            products += match bytes {
+                0 => steps * u128::from(cols) / LEARN_TRIES,
+                _ => LEARN_PRODUCTS * steps * u128::from(window),
+            };
         }
+        both |= spec.learn.is_some() || spec.rung == Rung::Gptq && makes_up(tokens, cols);
         if spec.rung == Rung::Gptq {
             products += u128::from(weights) * u128::from(cols);
             if inputs.insert((sub_layer(name), cols)) {
@@ -116,14 +132,17 @@ pub(crate) fn forecast(
     }
     let hidden =
         view.config().and_then(|c| c.get("hidden_size")).and_then(serde_json::Value::as_u64).unwrap_or(0);
-    // What is learned goes by the original's streams as well.
+    // What is learned, or makes up for what was lost, goes by the original's streams as well.
     let whole = specs.values().filter_map(|spec| spec.learn).any(|learn| learn.grain == Grain::Block);
-    let kinds = match (whole, learned.is_empty()) {
+    let kinds = match (whole, both) {
         (true, _) => 4,
-        (false, false) => 2,
-        (false, true) => 1,
+        (false, true) => 2,
+        (false, false) => 1,
     };
-    let streams = u64::try_from(kinds * tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX).min(MEMORY);
+    let bytes = |kinds: u128| u64::try_from(kinds * tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX);
+    // Two kinds at most are kept, all of them may be in work.
+    found.stream_bytes = bytes(2 * kinds.min(2) + kinds);
+    let streams = bytes(kinds).min(MEMORY);
     found.million_products = u64::try_from(products / 1_000_000).unwrap_or(u64::MAX);
     found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
     let learning = learned.values().max().copied().unwrap_or(0);

@@ -10,13 +10,11 @@ use std::time::Instant;
 
 use llmpress_calibrate::Streams;
 use llmpress_formats::{Result, Transform};
-use llmpress_learn::{
-    Block, BlockStreams, Given, Gradients, Losses, Outcome, Rate, Settings, Variables, learn_block,
-};
+use llmpress_learn::{Block, BlockStreams, Given, Gradients, Losses, Rate, Settings, Variables, learn_block};
 use llmpress_model::Model;
 
 use super::beside::Besides;
-use super::{Changed, Either, SLOWER, settings, take};
+use super::{Changed, Either, SLOWER, settings, take, unlearned};
 use crate::{Beside, Finished, Grain, Learn, Spec};
 
 /// How much the divergence of attention maps counts, in nats, beside shares of what the block gives out.
@@ -34,7 +32,6 @@ pub(crate) struct ToLearnBlock {
 
 /// What learning a block came to.
 pub(crate) struct Learned {
-    pub(crate) outcome: Outcome,
     pub(crate) changed: Vec<Changed>,
     /// What the model gets with it.
     pub(crate) transforms: Vec<Transform>,
@@ -86,6 +83,11 @@ impl ToLearnBlock {
         self.settings.steps
     }
 
+    /// The tensors of the block.
+    pub(crate) fn tensors(&self) -> Vec<&String> {
+        self.block.parts().into_iter().flatten().flat_map(|net| net.tensors()).collect()
+    }
+
     /// Whether attention maps are compared, which takes the original's streams before the block.
     pub(crate) fn compares_maps(&self) -> bool {
         self.beside.maps
@@ -130,7 +132,7 @@ impl ToLearnBlock {
         };
         let mut variables = self.start((model, original), finished)?;
         let mut outcome = learn(&mut variables, 1.0, progress)?;
-        if !outcome.is_better() {
+        if !outcome.is_better() && outcome.before.is_finite() {
             drop(variables);
             variables = self.start((model, original), finished)?;
             outcome = learn(&mut variables, SLOWER, &mut || ())?;
@@ -140,9 +142,10 @@ impl ToLearnBlock {
         let seconds = started.elapsed().as_secs_f64() / 2.0;
         let mut changed = Vec::new();
         for ((tensors, specs), matrices) in tensors.into_iter().zip(&self.specs).zip(matrices) {
-            changed.extend(take((tensors, specs), matrices, (outcome, seconds), finished)?);
+            let why = unlearned(&format!("layer {}", self.layer), outcome, (self.settings, specs));
+            changed.extend(take((tensors, specs), matrices, (outcome, seconds, why), finished)?);
         }
-        Ok(Learned { outcome, changed, transforms })
+        Ok(Learned { changed, transforms })
     }
 
     /// Each matrix as error feedback left it, and scales of 1.
