@@ -112,7 +112,7 @@ fn epochs_and_seed_are_written_into_the_recipe_of_a_quantiser_that_learns() {
     let dir = tempfile::tempdir().unwrap();
     let (out, source) = (dir.path().join("out"), tinylm());
     let calib = source.join("calib.txt");
-    let text = ["--calib", path(&calib), "--samples", "8", "--seq-len", "32"];
+    let text = ["--calib", path(&calib), "--samples", "16", "--seq-len", "32"];
     let convert = |to: &'static str, more: &[&'static str]| -> Vec<&str> {
         [&["convert", path(&source), path(&out), "--to", to], &text[..], more].concat()
     };
