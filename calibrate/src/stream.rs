@@ -147,6 +147,29 @@ impl Streams {
         Ok(())
     }
 
+    /// The same streams once more, where there is room for them.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written.
+    pub fn copy(&mut self, room: &Room) -> Result<Self> {
+        let mut copy = Self::empty(self.windows, self.features, self.tokens, room)?;
+        copy.take(self)?;
+        Ok(copy)
+    }
+
+    /// Takes the values of other streams of the same windows.
+    ///
+    /// # Errors
+    /// Another size; a file that cannot be read or written.
+    pub fn take(&mut self, from: &mut Self) -> Result<()> {
+        let mut window = Panels::default();
+        for index in 0..from.windows {
+            from.get(index, &mut window)?;
+            self.put(index, &window)?;
+        }
+        Ok(())
+    }
+
     /// Writes all windows in order, as little-endian F32: what [`Self::load`] reads. `path` is for errors.
     ///
     /// # Errors

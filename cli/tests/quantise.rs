@@ -82,6 +82,34 @@ fn a_rotated_model_is_verified_in_the_basis_of_its_source_restored_and_run() {
 }
 
 #[test]
+fn scales_that_are_learned_are_said_undone_and_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, back, source) = (dir.path().join("out"), dir.path().join("back"), tinylm());
+    let (calib, text) = (source.join("calib.txt"), source.join("eval.txt"));
+    let to = "abq:w3,g64,symmetric,learn=block,scale,steps=40";
+    let args = ["convert", path(&source), path(&out), "--to", to, "--calib", path(&calib)];
+    ok(&[&args[..], &["--calib-windows", "32", "--calib-window", "64"]].concat());
+    let inspected = ok(&["inspect", path(&out)]);
+    assert!(
+        inspected.contains("scale of attention_norm") && inspected.contains("scale of up"),
+        "{inspected}"
+    );
+    // Norms that were scaled are back but for rounding, and errors are those of the source's basis.
+    let found = ok(&["verify", path(&out), "--against", path(&source)]);
+    assert!(found.contains("quantised with a relative error of 0."), "{found}");
+    ok(&["restore", path(&out), path(&back)]);
+    let perplexity = |model: &std::path::Path| -> f64 {
+        let args =
+            ["eval", "ppl", path(model), "--text", path(&text), "--window", "256", "--limit", "2", "--json"];
+        serde_json::from_str::<serde_json::Value>(&ok(&args)).unwrap()["perplexity"].as_f64().unwrap()
+    };
+    let (base, quantised, dense) = (perplexity(&source), perplexity(&out), perplexity(&back));
+    assert!(quantised < 1.3 * base && (dense / quantised - 1.0).abs() < 0.01, "{base} {quantised} {dense}");
+    // Nothing is left to be done online: other engines take it.
+    ok(&["export", path(&out), path(&dir.path().join("export")), "--as", "compressed-tensors"]);
+}
+
+#[test]
 fn a_lossless_tensor_that_differs_and_a_changed_code_are_faults() {
     let dir = tempfile::tempdir().unwrap();
     let (out, other, source) = (dir.path().join("out"), dir.path().join("other"), tinylm());

@@ -34,6 +34,7 @@ pub struct Rate {
     pub share: f32,
     first: f32,
     second: f32,
+    steps: u32,
 }
 
 impl Rate {
@@ -47,13 +48,19 @@ impl Rate {
             0.5 + 0.5 * (std::f64::consts::PI * (at - warm) / (all - warm).max(1.0)).cos()
         };
         let left = |decay: f32| 1.0 / (1.0 - f64::from(decay).powf(at + 1.0)) as f32;
-        Self { share: share as f32, first: left(FIRST), second: left(SECOND) }
+        Self { share: share as f32, first: left(FIRST), second: left(SECOND), steps: steps.max(1) }
     }
 
     /// So many times as fast.
     #[must_use]
     pub fn times(self, factor: f32) -> Self {
         Self { share: self.share * factor, ..self }
+    }
+
+    /// What a variable goes by in a step of the greatest rate, if all steps, which fall along half a cosine, are to come to a half
+    /// together.
+    pub fn each(&self) -> f32 {
+        1.0 / self.steps as f32
     }
 
     /// Takes a gradient into a variable's means; what is to be subtracted from it, for a rate of 1.

@@ -9,12 +9,15 @@
 //! Scores are made again on the way back, a head and a panel of queries at a time: what is kept grows with the window, not
 //! with its square. The quantising of queries, keys and values lets derivatives pass as they are.
 
+use std::ops::Range;
+
 use llmpress_kernels::cpu::{multiply, quantize_columns, rms_norm, softmax};
 use llmpress_model::{HeadRounding, Panels, RopeConfig, Rotation};
 use rayon::prelude::*;
 
-use crate::linear::{ByFeature, ByToken, add_gradient, product, transposed};
-use crate::net::{Part, round};
+use crate::linear::{ByFeature, ByToken, add_gradient, back, product, transposed};
+use crate::maps::{self, Maps};
+use crate::net::{Given, Gradients, Part, round};
 use crate::norm::norm_back;
 
 /// Attention without its weights.
@@ -49,6 +52,7 @@ pub(crate) struct Kept {
     heads: Panels,
     d_heads: Panels,
     turned: Vec<f32>,
+    sum: Panels,
     columns: ByToken,
     rows: ByFeature,
 }
@@ -66,25 +70,14 @@ impl Attention {
     /// As [`crate::mlp::Mlp::forward`].
     pub(crate) fn forward(
         &self,
-        weights: &[&[f32]],
+        given: Given<'_>,
         x: &Panels,
         bits: Option<u8>,
         kept: &mut Kept,
         y: &mut Panels,
     ) -> bool {
         let tokens = x.tokens();
-        let is_of = |(rope, of, _): &(RopeConfig, usize, Rotation)| *rope == self.rope && *of == tokens;
-        if !kept.rotation.as_ref().is_some_and(is_of) {
-            kept.rotation = None;
-        }
-        let make = || (self.rope.clone(), tokens, Rotation::new(&self.rope, 0, tokens, tokens));
-        let (_, _, rotation) = kept.rotation.get_or_insert_with(make);
-        let mut sound = true;
-        for (at, part) in self.projections.iter().enumerate() {
-            part.product(weights, x, &mut kept.projected[at]);
-            kept.taken[at].clone_from(&kept.projected[at]);
-            sound &= self.prepare(at, rotation, &kept.projected[at], &mut kept.taken[at]);
-        }
+        let mut sound = self.take(given, x, 0..3, kept);
         let d = self.head_dim;
         for at in [0, 1] {
             kept.by_feature[at].take(&kept.taken[at + 1]);
@@ -111,27 +104,80 @@ impl Attention {
             multiply(&values.rows(kv * d..(kv + 1) * d)[oldest..], tokens, &scores, widths[panel], out);
         });
         sound &= round(&mut kept.heads, bits);
-        self.output.product(weights, &kept.heads, y);
+        self.output.product(given.matrices, None, &kept.heads, y);
         sound
+    }
+
+    /// What heads take of query (0), key (1) and value (2), of those that are wanted. False where one cannot be quantised.
+    fn take(&self, given: Given<'_>, x: &Panels, wanted: Range<usize>, kept: &mut Kept) -> bool {
+        let tokens = x.tokens();
+        let is_of = |(rope, of, _): &(RopeConfig, usize, Rotation)| *rope == self.rope && *of == tokens;
+        if !kept.rotation.as_ref().is_some_and(is_of) {
+            kept.rotation = None;
+        }
+        let make = || (self.rope.clone(), tokens, Rotation::new(&self.rope, 0, tokens, tokens));
+        let (_, _, rotation) = kept.rotation.get_or_insert_with(make);
+        let mut sound = true;
+        for (at, part) in self.projections.iter().enumerate().filter(|(at, _)| wanted.contains(at)) {
+            let bias = given.value_bias.filter(|_| at == 2);
+            part.product(given.matrices, bias, x, &mut kept.projected[at]);
+            kept.taken[at].clone_from(&kept.projected[at]);
+            sound &= self.prepare(at, rotation, &kept.projected[at], &mut kept.taken[at]);
+        }
+        sound
+    }
+
+    /// What it weighs in `x`, which is normed.
+    pub(crate) fn maps(&self, given: Given<'_>, x: &Panels, kept: &mut Kept, maps: &mut Maps) -> bool {
+        let sound = self.take(given, x, 0..2, kept);
+        maps.query.clone_from(&kept.taken[0]);
+        token_rows(&kept.taken[1], self.head_dim, &mut maps.keys);
+        sound
+    }
+
+    /// The mean divergence over heads and tokens.
+    pub(crate) fn divergence(&self, kept: &Kept, maps: &Maps) -> f64 {
+        let (d, query) = (self.head_dim, &kept.taken[0]);
+        let tokens = query.tokens();
+        if maps.query.tokens() != tokens || maps.query.features() != query.features() {
+            return f64::NAN;
+        }
+        let of_head = |head: usize| -> f64 {
+            let kv = head / (self.heads / self.kv_heads);
+            let part = kv * tokens * d..(kv + 1) * tokens * d;
+            let (mut scores, mut wanted, mut sum) = (Vec::new(), Vec::new(), 0.0);
+            for panel in 0..query.count() {
+                self.scores(&kept.by_token[0][part.clone()], query, head, panel, &mut scores);
+                self.scores(&maps.keys[part.clone()], &maps.query, head, panel, &mut wanted);
+                sum += maps::divergence(&wanted, &scores);
+            }
+            sum
+        };
+        let sums: Vec<f64> = (0..self.heads).into_par_iter().with_max_len(1).map(of_head).collect();
+        sums.iter().sum::<f64>() / (self.heads * tokens).max(1) as f64
     }
 
     /// As [`crate::mlp::Mlp::backward`].
     pub(crate) fn backward(
         &self,
-        weights: &[&[f32]],
+        given: Given<'_>,
         x: &ByToken,
-        dy: &Panels,
+        (dy, maps, dx): (&Panels, &[(&Maps, f32)], Option<&mut Panels>),
         kept: &mut Kept,
-        gradients: &mut [Vec<f32>],
+        gradients: &mut Gradients,
     ) {
+        let weights = given.matrices;
         let (d, tokens) = (self.head_dim, dy.tokens());
         kept.columns.take(&kept.heads);
         kept.rows.take(dy);
-        add_gradient(&kept.rows, &kept.columns, self.output.of_mut(gradients));
+        add_gradient(&kept.rows, &kept.columns, self.output.of_mut(&mut gradients.matrices));
         transposed(self.output.of(weights), self.output.cols, &mut kept.turned);
         product(&kept.turned, None, dy, &mut kept.d_heads);
-        let heads: Vec<Head> =
-            (0..self.heads).into_par_iter().with_max_len(1).map(|head| self.head_back(kept, head)).collect();
+        let heads: Vec<Head> = (0..self.heads)
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|head| self.head_back(kept, maps, head))
+            .collect();
         let group = self.heads / self.kv_heads;
         let mut derivatives = [Panels::zeros(self.heads * d, tokens), Panels::default(), Panels::default()];
         for panel in 0..dy.count() {
@@ -164,7 +210,15 @@ impl Attention {
                 self.prepare_back(at, rotation, &kept.projected[at], derivative);
             }
             kept.rows.take(derivative);
-            add_gradient(&kept.rows, x, self.projections[at].of_mut(gradients));
+            if at == 2 {
+                kept.rows.add_sums(&mut gradients.value_bias);
+            }
+            add_gradient(&kept.rows, x, self.projections[at].of_mut(&mut gradients.matrices));
+        }
+        if let Some(dx) = dx {
+            let parts = self.projections.iter().zip(&derivatives);
+            let parts = parts.map(|(part, d)| (part.of(weights), part.cols, d));
+            back(parts, (&mut kept.turned, &mut kept.sum), dx);
         }
     }
 
@@ -248,16 +302,17 @@ impl Attention {
         softmax(scores, width);
     }
 
-    fn head_back(&self, kept: &Kept, head: usize) -> Head {
+    fn head_back(&self, kept: &Kept, maps: &[(&Maps, f32)], head: usize) -> Head {
         let (d, query) = (self.head_dim, &kept.taken[0]);
         let tokens = query.tokens();
         let kv = head / (self.heads / self.kv_heads);
         let part = kv * tokens * d..(kv + 1) * tokens * d;
-        let (keys, values) = (&kept.by_token[0][part.clone()], &kept.by_token[1][part]);
+        let (keys, values) = (&kept.by_token[0][part.clone()], &kept.by_token[1][part.clone()]);
         let key_rows = kept.by_feature[0].rows(kv * d..(kv + 1) * d);
         let mut found =
             Head { query: vec![0.0; tokens * d], key: vec![0.0; tokens * d], value: vec![0.0; tokens * d] };
-        let (mut scores, mut by_scores, mut products) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut scores, mut wanted) = (Vec::new(), Vec::new());
+        let (mut by_scores, mut products) = (Vec::new(), Vec::new());
         for panel in 0..query.count() {
             let (range, width) = (query.range(panel), query.width(panel));
             let oldest = self.oldest(range.start);
@@ -270,6 +325,11 @@ impl Attention {
             products.resize(seen * d, 0.0);
             add_outer(&scores, d_out, width, &mut products, &mut found.value[oldest * d..range.end * d]);
             softmax_back(&scores, &mut by_scores, width);
+            for (maps, share) in maps {
+                self.scores(&maps.keys[part.clone()], &maps.query, head, panel, &mut wanted);
+                let share = share / (self.heads * tokens) as f32;
+                maps::divergence_back(&wanted, &scores, share, &mut by_scores);
+            }
             multiply(
                 &key_rows[oldest..],
                 tokens,

@@ -1,10 +1,12 @@
-//! Derivatives of the decoder's sub-layers, and the loop that learns their weights.
+//! Derivatives of the decoder's sub-layers, and the loops that learn their weights.
 //!
 //! ```text
 //! residual --norm--> attention or gated MLP --> what is added to the residual       Net::forward
 //!                    weights' derivatives  <--  that of a loss by it                Net::backward
 //!
-//! windows by chance -- forward, loss against targets, backward --> AdamW with a cosine schedule    reconstruct
+//! windows by chance -- forward, loss against targets, backward --> AdamW with a cosine schedule    descend
+//!     of a sub-layer, against the original's stream after it                                       reconstruct
+//!     of both sub-layers of a block, against what the original gives out on either stream          Block
 //! ```
 //!
 //! All products run on the kernels of the decoder, whose order of additions is stated: what is learned has the same bits on
@@ -12,12 +14,18 @@
 
 mod adam;
 mod attention;
+mod block;
+mod descend;
 mod linear;
+mod maps;
 mod mlp;
 mod net;
 mod norm;
 mod reconstruct;
 
 pub use adam::{Adam, Rate};
-pub use net::{Kept, Net};
-pub use reconstruct::{Outcome, Settings, Variable, reconstruct};
+pub use block::{Block, BlockKept, BlockStreams, Losses, Variables, learn_block};
+pub use descend::{Outcome, Settings};
+pub use maps::Maps;
+pub use net::{Given, Gradients, Kept, Net};
+pub use reconstruct::{Variable, reconstruct};

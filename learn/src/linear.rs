@@ -49,6 +49,24 @@ pub(crate) fn transposed(weights: &[f32], cols: usize, out: &mut Vec<f32>) {
     });
 }
 
+/// `dx = sum W^T d` over matrices that multiply the same, each with its columns and the derivative by what it gives out. The
+/// rest is room.
+pub(crate) fn back<'a>(
+    of: impl IntoIterator<Item = (&'a [f32], usize, &'a Panels)>,
+    (turned, sum): (&mut Vec<f32>, &mut Panels),
+    dx: &mut Panels,
+) {
+    for (at, (weights, cols, d)) in of.into_iter().enumerate() {
+        transposed(weights, cols, turned);
+        if at == 0 {
+            product(turned, None, d, dx);
+            continue;
+        }
+        product(turned, None, d, sum);
+        dx.data_mut().iter_mut().zip(sum.data()).for_each(|(dx, more)| *dx += more);
+    }
+}
+
 /// Activations with their tokens as rows, in panels of features: what a sum over tokens multiplies.
 #[derive(Debug, Default)]
 pub(crate) struct ByToken {
@@ -98,6 +116,12 @@ impl ByFeature {
                 row[range.clone()].copy_from_slice(from);
             }
         }
+    }
+
+    /// Adds the sum over tokens of each feature.
+    pub(crate) fn add_sums(&self, out: &mut [f32]) {
+        let rows = self.data.chunks_exact(self.tokens.max(1));
+        out.iter_mut().zip(rows).for_each(|(out, row)| *out += row.iter().sum::<f32>());
     }
 
     /// Some features.

@@ -11,8 +11,8 @@ use llmpress_kernels::cpu::{Hadamard, gelu_tanh_gate, gelu_tanh_gate_back, silu_
 use llmpress_model::{Activation, Panels};
 use rayon::prelude::*;
 
-use crate::linear::{ByFeature, ByToken, add_gradient, product, transposed};
-use crate::net::{Part, round};
+use crate::linear::{ByFeature, ByToken, add_gradient, back, product, transposed};
+use crate::net::{Gradients, Part, round};
 
 /// Values that a task gates.
 const PIECE: usize = 1 << 14;
@@ -35,6 +35,7 @@ pub(crate) struct Kept {
     inner: Panels,
     d_inner: Panels,
     turned: Vec<f32>,
+    sum: Panels,
     by_feature: ByFeature,
     by_token: ByToken,
 }
@@ -49,8 +50,8 @@ impl Mlp {
         kept: &mut Kept,
         y: &mut Panels,
     ) -> bool {
-        self.gate.product(weights, x, &mut kept.gate);
-        self.up.product(weights, x, &mut kept.up);
+        self.gate.product(weights, None, x, &mut kept.gate);
+        self.up.product(weights, None, x, &mut kept.up);
         kept.inner.clone_from(&kept.up);
         let apply = match self.activation {
             Activation::Silu => silu_gate,
@@ -60,19 +61,21 @@ impl Mlp {
         pieces.zip(kept.inner.data_mut().par_chunks_mut(PIECE)).for_each(|(gate, up)| apply(gate, up));
         self.turn(&mut kept.inner, true);
         let sound = round(&mut kept.inner, bits);
-        self.down.product(weights, &kept.inner, y);
+        self.down.product(weights, None, &kept.inner, y);
         sound
     }
 
-    /// `gradients` of matrices 0 and on take what is added; `x` is what was multiplied, `dy` the derivative by what came out.
+    /// `gradients` take what is added; `x` is what was multiplied, `dy` the derivative by what came out, `dx` takes that by
+    /// what was multiplied.
     pub(crate) fn backward(
         &self,
         weights: &[&[f32]],
         x: &ByToken,
-        dy: &Panels,
+        (dy, dx): (&Panels, Option<&mut Panels>),
         kept: &mut Kept,
-        gradients: &mut [Vec<f32>],
+        gradients: &mut Gradients,
     ) {
+        let gradients = &mut gradients.matrices;
         kept.by_token.take(&kept.inner);
         kept.by_feature.take(dy);
         add_gradient(&kept.by_feature, &kept.by_token, self.down.of_mut(gradients));
@@ -90,6 +93,14 @@ impl Mlp {
         for (part, d) in [(&self.gate, &kept.gate), (&self.up, &kept.up)] {
             kept.by_feature.take(d);
             add_gradient(&kept.by_feature, x, part.of_mut(gradients));
+        }
+        if let Some(dx) = dx {
+            let parts = [(&self.gate, &kept.gate), (&self.up, &kept.up)];
+            back(
+                parts.map(|(part, d)| (part.of(weights), part.cols, d)),
+                (&mut kept.turned, &mut kept.sum),
+                dx,
+            );
         }
     }
 

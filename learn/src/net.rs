@@ -10,8 +10,9 @@ use rayon::prelude::*;
 
 use crate::attention::{self, Attention};
 use crate::linear::{ByToken, product};
+use crate::maps::Maps;
 use crate::mlp::{self, Mlp};
-use crate::norm::norm_back;
+use crate::norm::{norm_back, norm_gradient};
 
 /// A sub-layer without its weights: what it computes of a residual stream, and the derivatives of what it computes.
 #[derive(Clone, Debug)]
@@ -32,6 +33,53 @@ enum Inner {
     Mlp(Mlp),
 }
 
+/// What a sub-layer computes with.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// The weights of each matrix, row-major, in the order of [`Net::tensors`].
+    pub matrices: &'a [&'a [f32]],
+    /// The weights of the norm of what it reads; its own where there are none.
+    pub norm: Option<&'a [f32]>,
+    /// The bias of values; its own where there is none.
+    pub value_bias: Option<&'a [f32]>,
+}
+
+impl<'a> Given<'a> {
+    /// Matrices, with its own norm and biases.
+    pub fn of(matrices: &'a [&'a [f32]]) -> Self {
+        Self { matrices, norm: None, value_bias: None }
+    }
+}
+
+/// The derivatives of a loss by what a sub-layer computes with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gradients {
+    /// By the weights of each matrix.
+    pub matrices: Vec<Vec<f32>>,
+    /// By those of the norm of what it reads; empty where nobody wants them.
+    pub norm: Vec<f32>,
+    /// By the bias of values; empty where nobody wants them.
+    pub value_bias: Vec<f32>,
+}
+
+impl Gradients {
+    /// Zeros for matrices of so many weights each.
+    pub fn zeros(matrices: impl IntoIterator<Item = usize>) -> Self {
+        let matrices = matrices.into_iter().map(|count| vec![0.0; count]).collect();
+        Self { matrices, norm: Vec::new(), value_bias: Vec::new() }
+    }
+
+    /// Zeros again.
+    pub fn clear(&mut self) {
+        let Self { matrices, norm, value_bias } = self;
+        let all = matrices.iter_mut().chain([norm, value_bias]);
+        all.for_each(|g| g.par_chunks_mut(PIECE).for_each(|g| g.fill(0.0)));
+    }
+}
+
+/// Values that a task sets.
+const PIECE: usize = 1 << 16;
+
 /// What the way back needs of the way there, and the room for both.
 #[derive(Debug, Default)]
 pub struct Kept {
@@ -39,6 +87,8 @@ pub struct Kept {
     columns: ByToken,
     /// Before the norm of what comes out.
     y: Panels,
+    /// The derivative by what the first matrices multiply.
+    dx: Panels,
     attention: attention::Kept,
     mlp: mlp::Kept,
 }
@@ -63,8 +113,9 @@ impl Part {
         &mut gradients[self.matrix][self.rows.start * self.cols..self.rows.end * self.cols]
     }
 
-    pub(crate) fn product(&self, weights: &[&[f32]], x: &Panels, y: &mut Panels) {
-        product(self.of(weights), self.bias.as_deref(), x, y);
+    /// With its own bias, or another one.
+    pub(crate) fn product(&self, weights: &[&[f32]], bias: Option<&[f32]>, x: &Panels, y: &mut Panels) {
+        product(self.of(weights), bias.or(self.bias.as_deref()), x, y);
     }
 }
 
@@ -161,30 +212,62 @@ impl Net {
         &self.tensors
     }
 
-    /// What the sub-layer adds to a residual stream, into `y`. `weights` are those of each matrix, row-major.
+    /// The bias of its values, where it is attention and has one.
+    pub fn value_bias(&self) -> Option<&[f32]> {
+        match &self.inner {
+            Inner::Attention(inner) => inner.projections[2].bias.as_deref(),
+            Inner::Mlp(_) => None,
+        }
+    }
+
+    /// Heads of queries, heads of keys and values, and the features of each, where it is attention.
+    pub fn heads(&self) -> Option<[usize; 3]> {
+        match &self.inner {
+            Inner::Attention(inner) => Some([inner.heads, inner.kv_heads, inner.head_dim]),
+            Inner::Mlp(_) => None,
+        }
+    }
+
+    /// The matrix of queries, keys and values, or of gate and up, and which of its rows: in the order named.
+    pub fn rows(&self) -> Vec<(usize, Range<usize>)> {
+        let parts: Vec<&Part> = match &self.inner {
+            Inner::Attention(inner) => inner.projections.iter().collect(),
+            Inner::Mlp(inner) => vec![&inner.gate, &inner.up],
+        };
+        parts.into_iter().map(|part| (part.matrix, part.rows.clone())).collect()
+    }
+
+    /// The weights of the norm of what it reads, as they multiply.
+    pub fn norm(&self) -> &[f32] {
+        &self.norm
+    }
+
+    /// Whether something turns what the last matrix multiplies.
+    pub fn turns(&self) -> bool {
+        matches!(&self.inner, Inner::Mlp(mlp) if mlp.turn.is_some())
+    }
+
+    /// What the sub-layer adds to a residual stream, into `y`.
     ///
     /// # Errors
     /// Where inputs, or queries, keys and values, are quantised: one that is NaN or infinite.
     pub fn forward(
         &self,
-        weights: &[&[f32]],
+        given: Given<'_>,
         residual: &Panels,
         kept: &mut Kept,
         y: &mut Panels,
     ) -> Result<()> {
-        norm(residual, &self.norm, self.eps, &mut kept.x);
+        norm(residual, given.norm.unwrap_or(&self.norm), self.eps, &mut kept.x);
         let out = if self.post_norm.is_some() { &mut kept.y } else { &mut *y };
         let [first, last] = self.bits;
         let sound = round(&mut kept.x, first)
             && match &self.inner {
-                Inner::Attention(inner) => inner.forward(weights, &kept.x, last, &mut kept.attention, out),
-                Inner::Mlp(inner) => inner.forward(weights, &kept.x, last, &mut kept.mlp, out),
+                Inner::Attention(inner) => inner.forward(given, &kept.x, last, &mut kept.attention, out),
+                Inner::Mlp(inner) => inner.forward(given.matrices, &kept.x, last, &mut kept.mlp, out),
             };
         if !sound {
-            return Err(Error::Invalid(format!(
-                "{}: what is to be quantised before its sub-layer multiplies it is NaN or infinite",
-                self.tensors.first().map_or("", String::as_str)
-            )));
+            return Err(self.not_finite());
         }
         if let Some(weight) = &self.post_norm {
             norm(&kept.y, weight, self.eps, y);
@@ -192,9 +275,46 @@ impl Net {
         Ok(())
     }
 
-    /// Adds to `gradients`, as large as each matrix, the derivatives of a loss by its weights. `dy` is that by what
-    /// [`Self::forward`] gave out just before with the same `kept`; it is changed.
-    pub fn backward(&self, weights: &[&[f32]], kept: &mut Kept, dy: &mut Panels, gradients: &mut [Vec<f32>]) {
+    fn not_finite(&self) -> Error {
+        Error::Invalid(format!(
+            "{}: what is to be quantised before its sub-layer multiplies it is NaN or infinite",
+            self.tensors.first().map_or("", String::as_str)
+        ))
+    }
+
+    /// What attention weighs in a residual stream, for [`Self::divergence`]; nothing of an MLP.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`].
+    pub fn maps(&self, given: Given<'_>, residual: &Panels, kept: &mut Kept, maps: &mut Maps) -> Result<()> {
+        let Inner::Attention(inner) = &self.inner else { return Ok(()) };
+        norm(residual, given.norm.unwrap_or(&self.norm), self.eps, &mut kept.x);
+        match round(&mut kept.x, self.bits[0]) && inner.maps(given, &kept.x, &mut kept.attention, maps) {
+            true => Ok(()),
+            false => Err(self.not_finite()),
+        }
+    }
+
+    /// The mean over heads and tokens of the KL divergence of what [`Self::forward`] weighed just before from `maps`, in nats.
+    pub fn divergence(&self, kept: &Kept, maps: &Maps) -> f64 {
+        match &self.inner {
+            Inner::Attention(inner) => inner.divergence(&kept.attention, maps),
+            Inner::Mlp(_) => 0.0,
+        }
+    }
+
+    /// Adds to `gradients` the derivatives of a loss by what is given. `dy` is that by what [`Self::forward`] gave out just
+    /// before of `residual` with the same `kept`; it is changed. To the loss are added the divergences from `maps`, each
+    /// times its share. `input` takes the derivative of what is given out by `residual`.
+    pub fn backward(
+        &self,
+        given: Given<'_>,
+        residual: &Panels,
+        kept: &mut Kept,
+        (dy, maps): (&mut Panels, &[(&Maps, f32)]),
+        gradients: &mut Gradients,
+        input: Option<&mut Panels>,
+    ) {
         if let Some(weight) = &self.post_norm {
             for panel in 0..dy.count() {
                 let width = dy.width(panel);
@@ -202,11 +322,30 @@ impl Net {
             }
         }
         kept.columns.take(&kept.x);
+        let wanted = input.is_some() || !gradients.norm.is_empty();
+        let dx = wanted.then_some(&mut kept.dx);
         match &self.inner {
             Inner::Attention(inner) => {
-                inner.backward(weights, &kept.columns, dy, &mut kept.attention, gradients);
+                let back = (&*dy, maps, dx);
+                inner.backward(given, &kept.columns, back, &mut kept.attention, gradients);
             }
-            Inner::Mlp(inner) => inner.backward(weights, &kept.columns, dy, &mut kept.mlp, gradients),
+            Inner::Mlp(inner) => {
+                inner.backward(given.matrices, &kept.columns, (dy, dx), &mut kept.mlp, gradients);
+            }
+        }
+        if !gradients.norm.is_empty() {
+            for panel in 0..residual.count() {
+                let (x, d) = (residual.panel(panel), kept.dx.panel(panel));
+                norm_gradient(x, self.eps, residual.width(panel), d, &mut gradients.norm);
+            }
+        }
+        if let Some(input) = input {
+            std::mem::swap(input, &mut kept.dx);
+            let weight = given.norm.unwrap_or(&self.norm);
+            for panel in 0..residual.count() {
+                let width = residual.width(panel);
+                norm_back(residual.panel(panel), weight, self.eps, width, input.panel_mut(panel));
+            }
         }
     }
 }

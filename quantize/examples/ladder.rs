@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use llmpress_calibrate::{Calibration, Cut, Room};
-use llmpress_formats::Checkpoint;
+use llmpress_formats::{Checkpoint, Transform};
 use llmpress_model::{Model, Skips, Tokenizer};
 use llmpress_quantize::{
-    Finished, Job, Measured, Quantiser, Residuals, Sink, Spec, State, assign_widths, run,
+    Finished, FinishedBlock, Job, Measured, Quantiser, Residuals, Sink, Spec, State, assign_widths, run,
 };
 use llmpress_validation::{Protocol, kl_divergence};
 
@@ -79,7 +79,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut kept = Kept::default();
         run(&mut model, job, State::default(), &mut kept)?;
         let seconds = started.elapsed().as_secs_f64();
-        model.transform(transforms)?;
+        let learned = std::mem::take(&mut kept.1);
+        model.transform(learned.into_iter().chain(transforms).collect())?;
         (0..model.config().layers.len()).try_for_each(|layer| model.fold_layer(layer))?;
         let (mut bits, mut weights, mut error) = (0.0, 0.0, 0.0);
         for done in &kept.0 {
@@ -113,16 +114,17 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 #[derive(Default)]
-struct Kept(Vec<Finished>);
+struct Kept(Vec<Finished>, Vec<Transform>);
 
 impl Sink for Kept {
     fn block(
         &mut self,
         _block: usize,
-        finished: Vec<Finished>,
+        finished: FinishedBlock,
         _residuals: Option<&mut Residuals>,
     ) -> llmpress_formats::Result<()> {
-        self.0.extend(finished);
+        self.0.extend(finished.tensors);
+        self.1.extend(finished.transforms);
         Ok(())
     }
 }

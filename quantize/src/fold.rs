@@ -15,6 +15,7 @@ use llmpress_formats::{Error, QuantizeSite, Result, Transform};
 use llmpress_model::Model;
 
 pub use rotate::{Rotate, rotations};
+pub(crate) use smooth::round;
 pub use smooth::{Smooth, smoothing};
 
 /// Signs of rotations are drawn from it.

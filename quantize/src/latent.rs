@@ -16,6 +16,7 @@ use llmpress_formats::encoding::abq::{Packed, Zero};
 use llmpress_learn::{Adam, Rate, Variable};
 use rayon::prelude::*;
 
+use crate::learn::OnGrid;
 use crate::line::{Line, round};
 use crate::rounding::Rounding;
 use crate::{Grid, Spec, ZeroPoint};
@@ -35,6 +36,8 @@ pub(crate) struct Latent {
     rounding: Rounding,
     cols: usize,
     rows: Vec<Row>,
+    /// By how much each weight is moved from its place by what the block learns beside; empty where that is nothing.
+    shift: Vec<f32>,
     weights: Vec<f32>,
 }
 
@@ -98,7 +101,8 @@ impl Latent {
             Row { places, by_place: Adam::new(cols), by_line: Adam::new(2 * groups.len()), groups }
         };
         let rows: Vec<Row> = weights.par_chunks_exact(cols).enumerate().map(row).collect();
-        let mut latent = Self { spec, rounding, cols, rows, weights: vec![0.0; weights.len()] };
+        let mut latent =
+            Self { spec, rounding, cols, rows, shift: Vec::new(), weights: vec![0.0; weights.len()] };
         latent.weigh();
         latent
     }
@@ -106,26 +110,83 @@ impl Latent {
     /// Weights of places and lines.
     fn weigh(&mut self) {
         let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
-        self.weights.par_chunks_exact_mut(self.cols).zip(&self.rows).for_each(|(weights, row)| {
+        let (cols, shift) = (self.cols, &self.shift);
+        let rows = self.weights.par_chunks_exact_mut(cols).zip(&self.rows).enumerate();
+        rows.for_each(|(at, (weights, row))| {
+            let shift = shift.get(at * cols..(at + 1) * cols).unwrap_or_default();
             let groups = weights.chunks_mut(step).zip(row.places.chunks(step)).zip(&row.groups);
-            for ((weights, places), group) in groups {
+            for (at, ((weights, places), group)) in groups.enumerate() {
+                let shift = shift.get(at * step..at * step + places.len()).unwrap_or_default();
                 let line = group.line;
-                for (w, place) in weights.iter_mut().zip(places) {
-                    *w = line.value(round(*place, top));
+                weights.iter_mut().zip(places).for_each(|(w, place)| *w = line.value(round(*place, top)));
+                for ((w, place), shift) in weights.iter_mut().zip(places).zip(shift) {
+                    *w = line.value(round(place + shift / line.scale, top));
                 }
             }
         });
     }
 
-    /// What is stored of it, and its weights.
-    ///
-    /// # Errors
-    /// Those of [`Grid::pack`].
-    pub(crate) fn finish(self) -> Result<(Packed<'static>, Vec<f32>)> {
-        let top = f32::from(self.spec.top());
+    /// How it is stored: its spec, the dtypes of its grids, its columns.
+    pub(crate) fn layout(&self) -> (Spec, Rounding, usize) {
+        (self.spec, self.rounding, self.cols)
+    }
+
+    /// The grids of each row.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = Vec<Line>> {
+        self.rows.iter().map(|row| row.groups.iter().map(|group| group.line).collect())
+    }
+
+    /// What the block moves the weights of some columns of a row by.
+    fn shift_of(&self, row: usize, columns: std::ops::Range<usize>) -> &[f32] {
+        let at = row * self.cols;
+        self.shift.get(at + columns.start..at + columns.end).unwrap_or_default()
+    }
+}
+
+impl OnGrid for Latent {
+    fn unrounded(&self) -> Vec<f32> {
+        let step = self.spec.abq.group_columns(self.cols);
+        let of_row = |row: &Row| -> Vec<f32> {
+            let groups = row.places.chunks(step).zip(&row.groups);
+            groups.flat_map(|(places, group)| places.iter().map(|place| group.line.value(*place))).collect()
+        };
+        self.rows.iter().flat_map(of_row).collect()
+    }
+
+    fn shift(&mut self, by: Vec<f32>) {
+        self.shift = by;
+        self.weigh();
+    }
+
+    fn pass(&self, gradient: &mut [f32]) {
+        let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
+        let rows = gradient.par_chunks_exact_mut(self.cols).zip(&self.rows).enumerate();
+        rows.for_each(|(at, (gradient, row))| {
+            let groups = gradient.chunks_mut(step).zip(row.places.chunks(step)).zip(&row.groups);
+            for (group_at, ((gradient, places), group)) in groups.enumerate() {
+                let shift = self.shift_of(at, group_at * step..group_at * step + places.len());
+                for ((g, place), shift) in gradient.iter_mut().zip(places).zip(shift) {
+                    let place = place + shift / group.line.scale;
+                    if place < -0.5 || place > top + 0.5 {
+                        *g = 0.0;
+                    }
+                }
+            }
+        });
+    }
+
+    fn finish(self: Box<Self>) -> Result<(Packed<'static>, Vec<f32>)> {
+        let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
+        let mut codes = Vec::with_capacity(self.weights.len());
+        for (at, row) in self.rows.iter().enumerate() {
+            for (group_at, (places, group)) in row.places.chunks(step).zip(&row.groups).enumerate() {
+                let shift = self.shift_of(at, group_at * step..group_at * step + places.len());
+                let shift = shift.iter().copied().chain(std::iter::repeat(0.0));
+                let shifted = places.iter().zip(shift).map(|(place, by)| place + by / group.line.scale);
+                codes.extend(shifted.map(|place| round(place, top) as u8));
+            }
+        }
         let lines = self.rows.iter().flat_map(|row| row.groups.iter().map(|group| group.line)).collect();
-        let places = self.rows.iter().flat_map(|row| &row.places);
-        let codes: Vec<u8> = places.map(|place| round(*place, top) as u8).collect();
         let grid = Grid::of_lines(self.spec, self.rows.len(), self.cols, lines, self.rounding);
         Ok((grid.pack(&codes)?, self.weights))
     }
@@ -139,17 +200,20 @@ impl Variable for Latent {
     fn step(&mut self, gradient: &[f32], rate: &Rate) {
         let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
         let (rounding, real) = (self.rounding, self.spec.zero == ZeroPoint::Real);
-        let rows = self.rows.par_iter_mut().zip(gradient.par_chunks_exact(self.cols)).with_min_len(8);
-        rows.for_each(|(row, gradient)| {
+        let (cols, shift) = (self.cols, &self.shift);
+        let rows = self.rows.par_iter_mut().zip(gradient.par_chunks_exact(cols)).enumerate().with_min_len(8);
+        rows.for_each(|(row_at, (row, gradient))| {
             let count = row.groups.len();
             for (at, group) in row.groups.iter_mut().enumerate() {
                 let columns = at * step..(at * step + step).min(gradient.len());
                 let gradient = &gradient[columns.clone()];
                 let places = &mut row.places[columns.clone()];
                 let first = &mut row.by_place.first[columns.clone()];
-                let second = &mut row.by_place.second[columns];
+                let second = &mut row.by_place.second[columns.clone()];
                 let line = group.line;
-                let (by_scale, by_offset) = by_line(places, gradient, line, top);
+                let moved = row_at * cols + columns.start..row_at * cols + columns.end;
+                let shift = shift.get(moved).unwrap_or_default();
+                let (by_scale, by_offset) = by_line((places, shift), gradient, line, top);
                 let all = places.iter_mut().zip(gradient).zip(first).zip(second);
                 for (((place, g), first), second) in all {
                     let down = PLACES * rate.step(first, second, g * line.scale);
@@ -178,12 +242,19 @@ impl Variable for Latent {
     }
 }
 
-/// The derivatives by scale and offset of a group, codes held, from those by its weights.
-fn by_line(places: &[f32], gradient: &[f32], line: Line, top: f32) -> (f32, f32) {
+/// The derivatives by scale and offset of a group, codes held, from those by its weights. Places are moved by `shift`, if that
+/// is anything.
+fn by_line((places, shift): (&[f32], &[f32]), gradient: &[f32], line: Line, top: f32) -> (f32, f32) {
+    let sum = |terms: &mut dyn Iterator<Item = (f32, f32)>| {
+        terms.fold((0.0, 0.0), |(scale, offset), (place, g)| {
+            (scale + g * (round(place, top) - line.zero), offset + g)
+        })
+    };
     let terms = places.iter().zip(gradient);
-    terms.fold((0.0, 0.0), |(scale, offset), (place, g)| {
-        (scale + g * (round(*place, top) - line.zero), offset + g)
-    })
+    if shift.is_empty() {
+        return sum(&mut terms.map(|(place, g)| (*place, *g)));
+    }
+    sum(&mut terms.zip(shift).map(|((place, g), by)| (place + by / line.scale, *g)))
 }
 
 /// A matrix that stays as it is beside those that are learned.
@@ -241,7 +312,7 @@ mod tests {
             let unit = grid.pack(&codes).unwrap();
             let latent = Latent::new(&unit, spec, &weights);
             assert_eq!(latent.weights(), grid.values(&codes), "{zero:?}");
-            let (same, values) = latent.finish().unwrap();
+            let (same, values) = Box::new(latent).finish().unwrap();
             assert!(same == unit && values == grid.values(&codes), "{zero:?}");
         }
     }
@@ -256,7 +327,7 @@ mod tests {
                 let terms = places.iter().zip(&gradient);
                 terms.map(|(p, g)| f64::from(line.value(round(*p, top))) * f64::from(*g)).sum()
             };
-            let (by_scale, by_offset) = by_line(&places, &gradient, line, top);
+            let (by_scale, by_offset) = by_line((&places, &[]), &gradient, line, top);
             let h = 1.0 / 64.0;
             let moved = |ds: f32, dz: f32| match line.zero {
                 0.0 => Line::real(line.scale + ds, line.offset + dz),
@@ -290,7 +361,7 @@ mod tests {
             for (now, was) in latent.rows[0].groups.iter().zip(&groups) {
                 assert!(now.scale != was.scale && (now.offset != was.offset) == (zero == ZeroPoint::Real));
             }
-            let (unit, values) = latent.finish().unwrap();
+            let (unit, values) = Box::new(latent).finish().unwrap();
             let mut row = vec![0.0; cols];
             for (at, values) in values.chunks_exact(cols).enumerate() {
                 unit.decode_row(at, &mut row).unwrap();

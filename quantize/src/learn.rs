@@ -1,23 +1,52 @@
-//! The rung above error feedback: the matrices of a sub-layer learned together.
+//! The rung above error feedback: matrices learned together.
 //!
 //! ```text
 //! inputs: residual streams of the model as it is quantised so far      targets: the original's, after the sub-layer
+//!
+//! Learned::Places          latent.rs       a sub-layer at a time    here
+//! Learned::Clip, Round     clip.rs         a block at a time        block.rs, with what else is learned: beside.rs
 //! ```
+
+mod beside;
+mod block;
+mod clip;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use llmpress_calibrate::Streams;
 use llmpress_formats::Result;
-use llmpress_learn::{Net, Settings, Variable, reconstruct};
+use llmpress_formats::encoding::abq::Packed;
+use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct};
 use llmpress_model::{Model, SubLayer};
+
+pub(crate) use block::{StreamsOf, ToLearnBlock};
 
 use crate::latent::{Latent, Still};
 use crate::report::Learned;
-use crate::{Finished, Rung, Spec};
+use crate::{Finished, Learn, LearnedPart, Rung, Spec};
+use clip::Clipped;
 
 /// The rate of a second try.
 const SLOWER: f32 = 0.2;
+
+/// A matrix on its grids as it is learned.
+pub(crate) trait OnGrid: Variable {
+    /// The weights at their places, before they are rounded.
+    fn unrounded(&self) -> Vec<f32>;
+
+    /// Moves all weights by so much from where they are learned to be, before they are rounded.
+    fn shift(&mut self, by: Vec<f32>);
+
+    /// Sets derivatives to zero where weights lie beyond the ends of their grid: rounding passes none there.
+    fn pass(&self, gradient: &mut [f32]);
+
+    /// What is stored of it, and its weights.
+    ///
+    /// # Errors
+    /// Those of [`crate::Grid::pack`].
+    fn finish(self: Box<Self>) -> Result<(Packed<'static>, Vec<f32>)>;
+}
 
 /// The matrices of a sub-layer that are to be learned.
 pub(crate) struct ToLearn {
@@ -39,13 +68,10 @@ impl ToLearn {
             .iter()
             .map(|tensor| specs.get(tensor).copied().filter(|spec| spec.learn.is_some()))
             .collect();
-        // The longest that any of them asks for.
-        let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits), learn.seed));
-        let (steps, seed) = specs.iter().flatten().filter_map(of_spec).max()?;
         let (SubLayer::Attention(layer) | SubLayer::Mlp(layer)) = site;
         let mlp = matches!(site, SubLayer::Mlp(_));
-        let seed = seed.wrapping_add((2 * layer as u64 + u64::from(mlp)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Some(Self { net, specs, settings: Settings { steps, batch: 1, seed, rate: 1.0 } })
+        let settings = settings(specs.iter().flatten(), 2 * layer as u64 + u64::from(mlp))?;
+        Some(Self { net, specs, settings })
     }
 
     /// Steps that it takes.
@@ -56,22 +82,6 @@ impl ToLearn {
     /// The tensors of the sub-layer.
     pub(crate) fn tensors(&self) -> &[String] {
         self.net.tensors()
-    }
-
-    /// Each matrix as error feedback left it.
-    fn start(&self, model: &Model, original: &Model, finished: &[Finished]) -> Result<Vec<Either>> {
-        let mut variables: Vec<Either> = Vec::new();
-        for (tensor, spec) in self.net.tensors().iter().zip(&self.specs) {
-            let start = finished.iter().find(|done| done.tensor == *tensor);
-            variables.push(match (spec, start) {
-                // A lower rung is where too few tokens were seen to go by.
-                (Some(spec), Some(start)) if start.report.rung == Rung::Gptq => {
-                    Either::Learned(Latent::new(&start.unit, *spec, &original.weights(tensor)?))
-                }
-                _ => Either::Still(Still(model.weights(tensor)?)),
-            });
-        }
-        Ok(variables)
     }
 
     /// Learns them. `finished` holds what error feedback made of them, and takes what is better. Returns what has changed.
@@ -88,7 +98,14 @@ impl ToLearn {
     ) -> Result<Vec<Changed>> {
         let started = Instant::now();
         let (now, targets) = streams;
-        let mut variables = self.start(model, original, finished)?;
+        let start = |finished: &[Finished]| {
+            let matrices = self.net.tensors().iter().zip(&self.specs);
+            let start = |(tensor, spec): (&String, &Option<Spec>)| {
+                Either::start((tensor, *spec), (model, original), finished)
+            };
+            matrices.map(start).collect::<Result<Vec<_>>>()
+        };
+        let mut variables = start(finished)?;
         let mut learn = |variables: &mut [Either], rate: f32, progress: &mut dyn FnMut()| {
             let mut all: Vec<&mut dyn Variable> = variables.iter_mut().map(Either::variable).collect();
             let settings = Settings { rate, ..self.settings };
@@ -98,41 +115,87 @@ impl ToLearn {
         if !outcome.is_better() {
             // What error feedback left hardly anything to gain from wants smaller steps.
             variables.clear();
-            variables = self.start(model, original, finished)?;
+            variables = start(finished)?;
             outcome = learn(&mut variables, SLOWER, &mut || ())?;
         }
-        let seconds = started.elapsed().as_secs_f64() / variables.len().max(1) as f64;
-        let mut changed = Vec::new();
-        for ((tensor, spec), variable) in self.net.tensors().iter().zip(&self.specs).zip(variables) {
-            let bits = spec.and_then(|spec| spec.abq.activation_bits);
-            let Either::Learned(latent) = variable else { continue };
-            let Some(done) = finished.iter_mut().find(|done| done.tensor == *tensor) else { continue };
-            done.report.seconds += seconds;
-            done.report.learned = Some(Learned {
-                before: outcome.before,
-                after: Some(outcome.after).filter(|after| after.is_finite()),
-                taken: outcome.is_better(),
-            });
-            if outcome.is_better() {
-                let (unit, weights) = latent.finish()?;
-                done.unit = unit;
-                changed.push((tensor.clone(), weights, bits));
-            }
-        }
-        Ok(changed)
+        let seconds = started.elapsed().as_secs_f64();
+        take((self.net.tensors(), &self.specs), variables, (outcome, seconds), finished)
     }
 }
 
-enum Either {
-    Learned(Latent),
+/// How long is learned and from which windows: the longest that any spec asks for; `at` is which sub-layer or block it is.
+/// None where nothing is.
+fn settings<'a>(specs: impl Iterator<Item = &'a Spec>, at: u64) -> Option<Settings> {
+    let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits), learn.seed));
+    let (steps, seed) = specs.filter_map(of_spec).max()?;
+    let seed = seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    Some(Settings { steps, batch: 1, seed, rate: 1.0 })
+}
+
+/// Says of each matrix that was learned what came of it, and takes it where that is better. Returns what has changed.
+fn take(
+    (tensors, specs): (&[String], &[Option<Spec>]),
+    variables: Vec<Either>,
+    (outcome, seconds): (Outcome, f64),
+    finished: &mut [Finished],
+) -> Result<Vec<Changed>> {
+    let seconds = seconds / variables.len().max(1) as f64;
+    let mut changed = Vec::new();
+    for ((tensor, spec), variable) in tensors.iter().zip(specs).zip(variables) {
+        let bits = spec.and_then(|spec| spec.abq.activation_bits);
+        let Either::Learned(matrix) = variable else { continue };
+        let Some(done) = finished.iter_mut().find(|done| done.tensor == *tensor) else { continue };
+        done.report.seconds += seconds;
+        done.report.learned = Some(Learned::of(outcome));
+        if outcome.is_better() {
+            let (unit, weights) = matrix.finish()?;
+            done.unit = unit;
+            changed.push((tensor.clone(), weights, bits));
+        }
+    }
+    Ok(changed)
+}
+
+/// A matrix of what is learned.
+pub(crate) enum Either {
+    Learned(Box<dyn OnGrid>),
     Still(Still),
 }
 
 impl Either {
+    /// As error feedback left it.
+    fn start(
+        (tensor, spec): (&str, Option<Spec>),
+        (model, original): (&Model, &Model),
+        finished: &[Finished],
+    ) -> Result<Self> {
+        let start = finished.iter().find(|done| done.tensor == *tensor);
+        Ok(match (spec, start) {
+            // A lower rung is where too few tokens were seen to go by.
+            (Some(spec), Some(start)) if start.report.rung == Rung::Gptq => {
+                let latent = Latent::new(&start.unit, spec, &original.weights(tensor)?);
+                match spec.learn {
+                    None | Some(Learn { of: LearnedPart::Places, .. }) => Self::Learned(Box::new(latent)),
+                    Some(Learn { of, .. }) => {
+                        Self::Learned(Box::new(Clipped::new(&latent, of == LearnedPart::Round)))
+                    }
+                }
+            }
+            _ => Self::Still(Still(model.weights(tensor)?)),
+        })
+    }
+
     fn variable(&mut self) -> &mut dyn Variable {
         match self {
-            Self::Learned(latent) => latent,
+            Self::Learned(matrix) => matrix.as_mut(),
             Self::Still(still) => still,
+        }
+    }
+
+    fn weights(&self) -> &[f32] {
+        match self {
+            Self::Learned(matrix) => matrix.weights(),
+            Self::Still(still) => still.weights(),
         }
     }
 }

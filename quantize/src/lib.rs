@@ -37,6 +37,6 @@ pub use memory::{InputShape, block_peak_bytes};
 pub use quantiser::Quantiser;
 pub use report::{Finished, Learned, Report};
 pub use residuals::Residuals;
-pub use run::{Job, Sink, State, run};
-pub use spec::{Learn, Rung, Spec, ZeroPoint};
+pub use run::{FinishedBlock, Job, Sink, State, run};
+pub use spec::{Beside, Grain, Learn, LearnedPart, Rung, Spec, ZeroPoint};
 pub use widths::{MeanBits, Measured, assign as assign_widths, expected_bits};

@@ -1,6 +1,7 @@
 //! What became of each tensor.
 
 use llmpress_formats::encoding::abq::Packed;
+use llmpress_learn::Outcome;
 use serde::{Deserialize, Serialize};
 
 use crate::Rung;
@@ -42,6 +43,16 @@ pub struct Learned {
     pub after: Option<f64>,
     /// Whether that is better, and was taken; else the start stays.
     pub taken: bool,
+}
+
+impl Learned {
+    pub(crate) fn of(outcome: Outcome) -> Self {
+        Self {
+            before: outcome.before,
+            after: Some(outcome.after).filter(|after| after.is_finite()),
+            taken: outcome.is_better(),
+        }
+    }
 }
 
 /// A finished tensor.

@@ -7,6 +7,8 @@ use llmpress_calibrate::{Calibration, Room, Streams};
 use llmpress_formats::Result;
 use llmpress_model::Model;
 
+use crate::Job;
+
 /// The residual streams of the model as it is quantised so far, and, where error feedback makes up for what it has lost or
 /// anything is learned, those of the original one.
 #[derive(Debug)]
@@ -16,10 +18,10 @@ pub struct Residuals {
 }
 
 impl Residuals {
-    pub(crate) fn embed(model: &Model, calibration: &Calibration, room: &Room, both: bool) -> Result<Self> {
-        let now = Streams::embed(model, calibration, &half(room, both, false))?;
+    pub(crate) fn embed(model: &Model, calibration: &Calibration, job: &Job<'_>, both: bool) -> Result<Self> {
+        let now = Streams::embed(model, calibration, &of_job(job, both, false))?;
         let original =
-            both.then(|| Streams::embed(model, calibration, &half(room, both, true))).transpose()?;
+            both.then(|| Streams::embed(model, calibration, &of_job(job, both, true))).transpose()?;
         Ok(Self { now, original })
     }
 
@@ -36,17 +38,12 @@ impl Residuals {
     ///
     /// # Errors
     /// A file that cannot be read, or is too short.
-    pub fn load(
-        model: &Model,
-        job: &crate::Job<'_>,
-        from: &mut dyn Read,
-        path: &Path,
-    ) -> Result<Option<Self>> {
+    pub fn load(model: &Model, job: &Job<'_>, from: &mut dyn Read, path: &Path) -> Result<Option<Self>> {
         let Some(calibration) = job.calibration else { return Ok(None) };
         let both = job.keeps_both(model);
-        let now = Streams::load(model, calibration, &half(job.room, both, false), from, path)?;
+        let now = Streams::load(model, calibration, &of_job(job, both, false), from, path)?;
         let original = match both {
-            true => Some(Streams::load(model, calibration, &half(job.room, both, true), from, path)?),
+            true => Some(Streams::load(model, calibration, &of_job(job, both, true), from, path)?),
             false => None,
         };
         Ok(Some(Self { now, original }))
@@ -54,10 +51,17 @@ impl Residuals {
 }
 
 /// The room of one of two streams.
-fn half(room: &Room, both: bool, second: bool) -> Room {
-    let mut file = room.file.clone();
-    if second {
-        file.as_mut_os_string().push(".original");
+fn of_job(job: &Job<'_>, both: bool, second: bool) -> Room {
+    if !both {
+        return job.room.clone();
     }
-    Room { memory: if both { room.memory / 2 } else { room.memory }, file }
+    share(job.room, job.streams(), if second { "original" } else { "now" })
+}
+
+/// The room of one of so many streams that are there at a time.
+pub(crate) fn share(room: &Room, streams: u64, name: &str) -> Room {
+    let mut file = room.file.clone();
+    file.as_mut_os_string().push(".");
+    file.as_mut_os_string().push(name);
+    Room { memory: room.memory / streams, file }
 }

@@ -17,11 +17,11 @@ use llmpress_formats::{Checkpoint, Dtype, Error, Result, Transform};
 use llmpress_kernels::cpu::Elements;
 use llmpress_model::{Model, Reads, SharedInput, SubLayer};
 
-use crate::learn::ToLearn;
+use crate::learn::{StreamsOf, ToLearn, ToLearnBlock};
 use crate::matrix::{Input, MOST_COLUMNS, Matrix, TOO_FEW, quantise, share_of};
 use crate::report::{Finished, Learned};
-use crate::residuals::Residuals;
-use crate::{Rung, Spec};
+use crate::residuals::{Residuals, share};
+use crate::{Grain, Learn, Rung, Spec};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,12 @@ impl Job<'_> {
     /// Whether the original's streams are kept beside those of the model as it is quantised so far.
     pub(crate) fn keeps_both(&self, model: &Model) -> bool {
         self.learns() || self.makes_up(model)
+    }
+
+    /// Streams that may be there at a time, where the original's are.
+    pub(crate) fn streams(&self) -> u64 {
+        let whole = |learn: Learn| learn.grain == Grain::Block;
+        if self.specs.values().filter_map(|spec| spec.learn).any(whole) { 4 } else { 2 }
     }
 
     fn makes_up_for(&self, input: &SharedInput) -> bool {
@@ -94,6 +100,11 @@ pub trait Sink {
         let _ = (site, learned);
     }
 
+    /// A block was learned whole.
+    fn learned_block(&mut self, layer: usize, learned: &Learned) {
+        let _ = (layer, learned);
+    }
+
     /// The tensors of a block, from 0, are finished; last of all, as one more block, those that are in none. With `residuals`
     /// the job goes on from here: [`State`] of `block + 1` blocks.
     ///
@@ -102,9 +113,18 @@ pub trait Sink {
     fn block(
         &mut self,
         block: usize,
-        finished: Vec<Finished>,
+        finished: FinishedBlock,
         residuals: Option<&mut Residuals>,
     ) -> Result<()>;
+}
+
+/// What became of a block.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FinishedBlock {
+    /// Its tensors.
+    pub tensors: Vec<Finished>,
+    /// What the model gets with them, beside what the job says: scales that were learned.
+    pub transforms: Vec<Transform>,
 }
 
 /// Quantises a model's tensors. The model is as before at the end.
@@ -140,7 +160,7 @@ fn run_transformed(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn 
     let mut residuals = from.residuals;
     if let (Some(calibration), Some(last)) = (job.calibration, last) {
         if done == 0 {
-            residuals = Some(Residuals::embed(model, calibration, job.room, both)?);
+            residuals = Some(Residuals::embed(model, calibration, &job, both)?);
         } else if done <= last && residuals.as_ref().is_none_or(|r| r.original.is_some() != both) {
             return Err(Error::Invalid(format!("no streams to go on with after {done} finished blocks")));
         }
@@ -163,11 +183,23 @@ fn run_transformed(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn 
                 .and_then(|()| original.as_mut().map_or(Ok(()), |original| original.fold_layer(layer))),
             false => Ok(()),
         };
-        let mut work = Work { plan: &plan, original: original.as_ref(), last, residuals, finished: vec![] };
+        let mut work = Work {
+            plan: &plan,
+            original: original.as_ref(),
+            last,
+            residuals,
+            finished: vec![],
+            transforms: vec![],
+        };
         let result = folded.and_then(|()| work.block(model, inputs, layer, sink));
-        let (finished, after) = (work.finished, work.residuals);
-        if folds {
+        let (finished, transforms, after) = (work.finished, work.transforms, work.residuals);
+        if !transforms.is_empty() {
+            model.transform(job.transforms.to_vec())?;
+        }
+        if folds || !transforms.is_empty() {
             model.unfold_layer(layer)?;
+        }
+        if folds {
             original.as_mut().map_or(Ok(()), |original| original.unfold_layer(layer))?;
         }
         for tensor in inputs.iter().flat_map(|input| &input.tensors) {
@@ -176,11 +208,12 @@ fn run_transformed(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn 
         result?;
         residuals = after;
         let needed = last.is_some_and(|last| layer < last);
+        let finished = FinishedBlock { tensors: finished, transforms };
         sink.block(layer, finished, residuals.as_mut().filter(|_| needed))?;
     }
     if from.blocks <= layers && !plan.others.is_empty() {
-        let finished = others(model, &plan, sink)?;
-        sink.block(layers, finished, None)?;
+        let tensors = others(model, &plan, sink)?;
+        sink.block(layers, FinishedBlock { tensors, transforms: vec![] }, None)?;
     }
     Ok(())
 }
@@ -284,6 +317,8 @@ struct Work<'a> {
     last: Option<usize>,
     residuals: Option<Residuals>,
     finished: Vec<Finished>,
+    /// Scales that were learned.
+    transforms: Vec<Transform>,
 }
 
 impl Work<'_> {
@@ -295,30 +330,101 @@ impl Work<'_> {
         layer: usize,
         sink: &mut dyn Sink,
     ) -> Result<()> {
+        let more = self.last.is_some_and(|last| layer < last);
+        if self.residuals.as_ref().is_some_and(|residuals| residuals.original.is_some())
+            && let Some(to_learn) = ToLearnBlock::of(model, layer, self.plan.job.specs)
+        {
+            return self.whole_block((model, inputs), (layer, &to_learn), more, sink);
+        }
         for site in [SubLayer::Attention(layer), SubLayer::Mlp(layer)] {
-            // What a sub-layer reads first, then what it reads of that.
-            for first in [true, false] {
-                let stage: Vec<&SharedInput> = inputs
-                    .iter()
-                    .filter(|input| input.sub_layer == site && reads_first(input.reads) == first)
-                    .filter(|input| input.tensors.iter().any(|t| self.plan.job.specs.contains_key(t)))
-                    .collect();
-                for batch in batches(self.plan, &stage) {
-                    self.batch(model, &batch, sink)?;
-                }
-            }
+            self.feed_back(model, inputs, site, sink)?;
             let learned = self.learn(model, inputs, site, sink)?;
-            let more = self.last.is_some_and(|last| layer < last) || site == SubLayer::Attention(layer);
-            if let Some(residuals) = self.residuals.as_mut().filter(|_| more) {
-                residuals.now.advance(model, site, &mut || ())?;
-                if let (Some(streams), Some(original)) = (&mut residuals.original, self.original)
-                    && !learned
-                {
-                    streams.advance(original, site, &mut || ())?;
-                }
+            if more || site == SubLayer::Attention(layer) {
+                self.advance(model, site, (true, !learned))?;
             }
         }
         Ok(())
+    }
+
+    /// One block whose sub-layers are learned together, once error feedback has gone over both.
+    fn whole_block(
+        &mut self,
+        (model, inputs): (&mut Model, &[SharedInput]),
+        (layer, to_learn): (usize, &ToLearnBlock),
+        more: bool,
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
+        let room = |name| share(self.plan.job.room, self.plan.job.streams(), name);
+        let (Some(original), Some(residuals)) = (self.original, &mut self.residuals) else { return Ok(()) };
+        let mut before = residuals.now.copy(&room("block"))?;
+        let mut maps = match &mut residuals.original {
+            Some(streams) if to_learn.compares_maps() => Some(streams.copy(&room("maps"))?),
+            _ => None,
+        };
+        let sites = [SubLayer::Attention(layer), SubLayer::Mlp(layer)];
+        for site in sites {
+            self.feed_back(model, inputs, site, sink)?;
+            self.advance(model, site, (site == sites[0], true))?;
+        }
+        let Some(Residuals { now, original: Some(targets) }) = &mut self.residuals else { return Ok(()) };
+        // They are needed again when the block is learned; until then they hold what the original makes of them.
+        now.take(&mut before)?;
+        sites.iter().try_for_each(|site| now.advance(original, *site, &mut || ()))?;
+        let mut left: u64 = inputs.iter().flat_map(|i| &i.tensors).map(|t| self.plan.to_learn(t)).sum();
+        let learned = {
+            let mut progress = steps_of(&mut left, to_learn.steps(), sink);
+            let streams = StreamsOf { inputs: &mut before, second: now, targets, original: maps.as_mut() };
+            to_learn.learn((model, original), streams, &mut self.finished, &mut progress)?
+        };
+        sink.step(left);
+        sink.learned_block(layer, &Learned::of(learned.outcome));
+        if !learned.transforms.is_empty() {
+            let all = learned.transforms.iter().chain(self.plan.job.transforms);
+            model.transform(all.cloned().collect())?;
+            model.fold_layer(layer)?;
+            self.transforms = learned.transforms;
+        }
+        for (tensor, weights, bits) in learned.changed {
+            model.replace_quantised(&tensor, weights, bits)?;
+        }
+        if more {
+            now.take(&mut before)?;
+            sites.iter().try_for_each(|site| now.advance(model, *site, &mut || ()))?;
+        }
+        Ok(())
+    }
+
+    /// Quantises the matrices of a sub-layer: what it reads first, then what it reads of that.
+    fn feed_back(
+        &mut self,
+        model: &mut Model,
+        inputs: &[SharedInput],
+        site: SubLayer,
+        sink: &mut dyn Sink,
+    ) -> Result<()> {
+        for first in [true, false] {
+            let stage: Vec<&SharedInput> = inputs
+                .iter()
+                .filter(|input| input.sub_layer == site && reads_first(input.reads) == first)
+                .filter(|input| input.tensors.iter().any(|t| self.plan.job.specs.contains_key(t)))
+                .collect();
+            for batch in batches(self.plan, &stage) {
+                self.batch(model, &batch, sink)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the streams past a sub-layer: those of the model, and the original's.
+    fn advance(&mut self, model: &Model, site: SubLayer, (now, was): (bool, bool)) -> Result<()> {
+        let Some(residuals) = &mut self.residuals else { return Ok(()) };
+        if now {
+            residuals.now.advance(model, site, &mut || ())?;
+        }
+        match (&mut residuals.original, self.original) {
+            (Some(streams), Some(original)) if was => streams.advance(original, site, &mut || ()),
+            _ => Ok(()),
+        }
     }
 
     /// Learns the matrices of a sub-layer together, where that is asked for, from what error feedback made of them. Whether
@@ -336,18 +442,11 @@ impl Work<'_> {
         let learned = match (to_learn, self.original, &mut self.residuals) {
             (Some(to_learn), Some(original), Some(Residuals { now, original: Some(targets) })) => {
                 targets.advance(original, site, &mut || ())?;
-                let (weights, steps) = (left, u64::from(to_learn.steps()));
-                let mut done = 0u64;
-                let mut progress = || {
-                    // Of all, so that nothing is lost to rounding.
-                    let share = |n: u64| (u128::from(weights) * u128::from(n) / u128::from(steps)) as u64;
-                    let now = share(done + 1) - share(done);
-                    done += 1;
-                    left = left.saturating_sub(now);
-                    sink.step(now);
-                };
                 let streams = (now, targets);
-                let changed = to_learn.learn(model, original, streams, &mut self.finished, &mut progress)?;
+                let changed = {
+                    let mut progress = steps_of(&mut left, to_learn.steps(), sink);
+                    to_learn.learn(model, original, streams, &mut self.finished, &mut progress)?
+                };
                 for (tensor, weights, bits) in changed {
                     model.replace_quantised(&tensor, weights, bits)?;
                 }
@@ -415,6 +514,19 @@ impl Work<'_> {
         let mut moments = residuals.now.moments(model, &wanted, &mut || ())?.into_iter();
         let of_each = batch.iter().map(|(_, extent)| extent.and_then(|_| moments.next()));
         Ok(of_each.map(|moments| Input { moments, drift: None }).collect())
+    }
+}
+
+/// Tells the sink of each of so many steps its share of the weights that are left to learn.
+fn steps_of<'a>(left: &'a mut u64, steps: u32, sink: &'a mut dyn Sink) -> impl FnMut() + 'a {
+    let (weights, steps, mut done) = (*left, u64::from(steps.max(1)), 0u64);
+    move || {
+        // Of all, so that nothing is lost to rounding.
+        let share = |n: u64| (u128::from(weights) * u128::from(n) / u128::from(steps)) as u64;
+        let now = share(done + 1) - share(done);
+        done += 1;
+        *left = left.saturating_sub(now);
+        sink.step(now);
     }
 }
 

@@ -9,7 +9,9 @@
 use llmpress_formats::encoding::abq::{Abq, BITS, WORD_COLUMNS};
 use llmpress_formats::{Error, Result};
 
-use crate::{Learn, MeanBits, Quantiser, Rotate, Rung, Spec, Transformations, ZeroPoint};
+use crate::{
+    Beside, Grain, Learn, LearnedPart, MeanBits, Quantiser, Rotate, Rung, Spec, Transformations, ZeroPoint,
+};
 
 /// Names of rungs; `abq` is the best that there is.
 const RUNGS: [(&str, Rung); 4] =
@@ -34,7 +36,8 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
     let mut options = rest.split(',');
     let (mut abq, mean) = widths(options.next().unwrap_or_default()).map_err(bad)?;
     let (mut zero, mut with) = (None, Transformations::default());
-    let (mut learn, mut steps, mut seed) = (false, None, None);
+    let (mut learn, mut steps, mut seed) = (None, None, None);
+    let (mut of, mut beside) = (None, Beside::default());
     for option in options {
         let (name, value) =
             option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
@@ -53,7 +56,22 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
                 }
             }
             "smooth" if value.is_none() => with.smooth = true,
-            "learn" if value.is_none() => learn = true,
+            "learn" if matches!(value, None | Some("block")) => {
+                let grain = if value.is_none() { Grain::SubLayer } else { Grain::Block };
+                if learn.replace(grain).is_some() {
+                    return Err(bad("learns twice".to_owned()));
+                }
+            }
+            "clip" | "round" if value.is_none() => {
+                let part = if name == "clip" { LearnedPart::Clip } else { LearnedPart::Round };
+                if of.replace(part).is_some() {
+                    return Err(bad("says twice what of a matrix is learned".to_owned()));
+                }
+            }
+            "scale" if value.is_none() => beside.scale = true,
+            "compensate" if value.is_none() => beside.compensate = true,
+            "correct" if value.is_none() => beside.correct = true,
+            "maps" if value.is_none() => beside.maps = true,
             "steps" | "seed" => {
                 let number = value.and_then(|digits| digits.parse::<u32>().ok());
                 let to = if name == "steps" { &mut steps } else { &mut seed };
@@ -84,16 +102,23 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
                 (None, None, None) => {
                     return Err(bad(format!(
                         "there is no option {option:?}: g128 (or other groups), int, symmetric, rotate, smooth, qkv4 (or \
-                         other bits), kv8 or kv4, learn, steps=400, seed=0"
+                         other bits), kv8 or kv4, learn, learn=block, clip, round, scale, compensate, correct, maps, steps=400, seed=0"
                     )));
                 }
             },
         }
     }
-    if !learn && (steps.is_some() || seed.is_some()) {
-        return Err(bad("steps and seed are of what is learned: say learn as well".to_owned()));
+    let parts = steps.is_some() || seed.is_some() || of.is_some() || beside != Beside::default();
+    if learn.is_none() && parts {
+        return Err(bad("steps, seed and parts are of what is learned: say learn as well".to_owned()));
     }
-    let learn = learn.then(|| Learn { steps: steps.flatten(), seed: seed.flatten().map_or(0, u64::from) });
+    let learn = learn.map(|grain| Learn {
+        steps: steps.flatten(),
+        seed: seed.flatten().map_or(0, u64::from),
+        grain,
+        of: of.unwrap_or_default(),
+        beside,
+    });
     let spec = Spec { abq, zero: zero.unwrap_or_default(), rung: *rung, learn };
     spec.check().and_then(|()| with.check()).map_err(|e| bad(e.to_string()))?;
     Ok(Quantiser { spec, with, mean })
@@ -161,7 +186,16 @@ pub(crate) fn print(quantiser: &Quantiser) -> String {
     let learn = spec.learn.map(|learn| {
         let steps = learn.steps.map(|steps| format!(",steps={steps}")).unwrap_or_default();
         let seed = if learn.seed == 0 { String::new() } else { format!(",seed={}", learn.seed) };
-        format!(",learn{steps}{seed}")
+        let grain = if learn.grain == Grain::Block { "=block" } else { "" };
+        let of = match learn.of {
+            LearnedPart::Places => "",
+            LearnedPart::Clip => ",clip",
+            LearnedPart::Round => ",round",
+        };
+        let Beside { scale, compensate, correct, maps } = learn.beside;
+        let beside = [(scale, "scale"), (compensate, "compensate"), (correct, "correct"), (maps, "maps")];
+        let beside = beside.iter().filter(|(on, _)| *on).map(|(_, name)| format!(",{name}"));
+        format!(",learn{grain}{of}{}{steps}{seed}", beside.collect::<String>())
     });
     let learn = learn.unwrap_or_default();
     format!("{}:{widths}{zero}{rotate}{smooth}{qkv}{cache}{learn}", spec.rung.name())
@@ -184,6 +218,11 @@ mod tests {
             ("abq:w2,g128,learn", "gptq:w2,g128,learn"),
             ("abq:w2,learn,g128,seed=7,steps=300", "gptq:w2,g128,learn,steps=300,seed=7"),
             ("abq:w2,learn,seed=0", "gptq:w2,learn"),
+            ("abq:w2,round,learn", "gptq:w2,learn,round"),
+            (
+                "abq:w2*a8,maps,correct,scale,compensate,clip,learn=block,steps=9",
+                "gptq:w2*a8,learn=block,clip,scale,compensate,correct,maps,steps=9",
+            ),
             ("gptq:w3.50a8,g128,int", "gptq:w3.5a8,g128,int"),
             ("gptq:w3.0", "gptq:w3.0"),
             ("grid:w2.25", "grid:w2.25"),

@@ -51,13 +51,55 @@ impl fmt::Display for Rung {
     }
 }
 
-/// How the matrices of a sub-layer are learned together, from where error feedback leaves them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What is learned together, and towards what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Grain {
+    /// The matrices of a sub-layer, towards what the original's stream is after it.
+    #[default]
+    SubLayer,
+    /// Those of both sub-layers of a block, towards what the original gives out on its own stream and on that of the model
+    /// as it is quantised so far (ABQ-LLM).
+    Block,
+}
+
+/// What of a matrix is learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LearnedPart {
+    /// Where each weight lies on its grid, and the grids (EfficientQAT).
+    #[default]
+    Places,
+    /// The ends of each grid: weights stay where they are (OmniQuant and ABQ-LLM, learnable weight clipping).
+    Clip,
+    /// Those, and which way each weight is rounded, by steps of equal size (SignRound).
+    Round,
+}
+
+/// What is learned of a block beside its matrices, and what its loss holds beside the distance of what it gives out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Beside {
+    /// Scales of channels, folded into norms and matrices, wherever no rotation stands.
+    pub scale: bool,
+    /// A product of two vectors added to `down_proj` before it is rounded, in the first three and the last four blocks.
+    pub compensate: bool,
+    /// Distribution correction: the angle between what is given out and what is to be.
+    pub correct: bool,
+    /// How far attention maps are from what they are to be.
+    pub maps: bool,
+}
+
+/// How matrices are learned together, from where error feedback leaves them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Learn {
-    /// Steps; by width where none are said ([`Self::steps`]).
+    /// Steps, a window each; by width where none are said ([`Self::steps`]).
     pub steps: Option<u32>,
     /// What draws windows.
     pub seed: u64,
+    /// What is learned together.
+    pub grain: Grain,
+    /// What of each matrix.
+    pub of: LearnedPart,
+    /// What else, of blocks.
+    pub beside: Beside,
 }
 
 impl Learn {
@@ -83,7 +125,7 @@ pub struct Spec {
     pub zero: ZeroPoint,
     /// How it is done.
     pub rung: Rung,
-    /// Whether it is learned from there, with the other matrices of its sub-layer.
+    /// Whether it is learned from there, with other matrices.
     pub learn: Option<Learn>,
 }
 
@@ -106,6 +148,11 @@ impl Spec {
             }
             if learn.steps.is_some_and(|steps| steps == 0 || steps > Learn::MOST_STEPS) {
                 return Err(Error::Invalid(format!("steps of learning: 1 to {}", Learn::MOST_STEPS)));
+            }
+            if learn.grain == Grain::SubLayer && learn.beside != Beside::default() {
+                return Err(Error::Invalid(
+                    "scale, compensate, correct and maps are of whole blocks: say learn=block".to_owned(),
+                ));
             }
         }
         Ok(())

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::{Checkpoint, Error, Result};
 use llmpress_model::{Model, Skips, SubLayer, Tokenizer, Unobserved};
-use llmpress_quantize::{Finished, Job, Learned, Quantiser, Residuals, Sink, Spec, State, run};
+use llmpress_quantize::{
+    Finished, FinishedBlock, Job, Learned, Quantiser, Residuals, Sink, Spec, State, run,
+};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -61,10 +63,10 @@ impl Sink for Kept {
     fn block(
         &mut self,
         block: usize,
-        finished: Vec<Finished>,
+        finished: FinishedBlock,
         residuals: Option<&mut Residuals>,
     ) -> Result<()> {
-        self.finished.extend(finished);
+        self.finished.extend(finished.tensors);
         let save = |residuals: &mut Residuals| {
             let mut bytes = Vec::new();
             residuals.save(&mut bytes, Path::new("saved")).map(|()| bytes)

@@ -13,7 +13,7 @@ use llmpress_formats::Checkpoint;
 use llmpress_formats::encoding::abq::Abq;
 use llmpress_model::Model;
 use llmpress_quantize::{
-    Finished, InputShape, Job, Residuals, Rung, Sink, Spec, State, ZeroPoint, block_peak_bytes, run,
+    FinishedBlock, InputShape, Job, Residuals, Rung, Sink, Spec, State, ZeroPoint, block_peak_bytes, run,
 };
 
 /// Counts what is allocated.
@@ -64,7 +64,7 @@ impl Sink for Nowhere {
     fn block(
         &mut self,
         _block: usize,
-        _finished: Vec<Finished>,
+        _finished: FinishedBlock,
         _residuals: Option<&mut Residuals>,
     ) -> llmpress_formats::Result<()> {
         Ok(())

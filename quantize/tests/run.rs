@@ -10,7 +10,7 @@ use llmpress_formats::encoding::abq::Abq;
 use llmpress_formats::{Checkpoint, Error, Removal, Result};
 use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
 use llmpress_quantize::{
-    Finished, Job, Residuals, Rotate, Rung, Sink, Spec, State, Transformations, ZeroPoint, run,
+    Finished, FinishedBlock, Job, Residuals, Rotate, Rung, Sink, Spec, State, Transformations, ZeroPoint, run,
 };
 
 fn root() -> PathBuf {
@@ -70,10 +70,10 @@ impl Sink for Kept {
     fn block(
         &mut self,
         block: usize,
-        finished: Vec<Finished>,
+        finished: FinishedBlock,
         residuals: Option<&mut Residuals>,
     ) -> Result<()> {
-        self.finished.extend(finished);
+        self.finished.extend(finished.tensors);
         let save = |residuals: &mut Residuals| {
             let mut bytes = Vec::new();
             residuals.save(&mut bytes, Path::new("saved")).map(|()| bytes)

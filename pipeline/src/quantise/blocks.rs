@@ -68,6 +68,9 @@ struct Receipt {
     units: BTreeMap<String, UnitEntry>,
     /// Of the streams after it, where the next block needs them.
     streams: Option<Digest>,
+    /// What was learned to be folded in with its units.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    transforms: Vec<serde_json::Value>,
 }
 
 impl Receipt {
@@ -197,14 +200,11 @@ impl Blocks {
             Some(Ok(transforms)) => transforms,
             Some(Err(_)) | None => {
                 let transforms = find()?;
-                let value = |t| {
-                    serde_json::to_value(t).map_err(|e| Error::Invalid(format!("{TRANSFORMS_FILE}: {e}")))
+                let file = TransformsFile {
+                    fingerprint: self.fingerprint.clone(),
+                    transforms: values(&transforms)?,
                 };
-                let values = transforms.iter().map(value).collect::<Result<_>>()?;
-                write_hashed(
-                    &path,
-                    &TransformsFile { fingerprint: self.fingerprint.clone(), transforms: values },
-                )?;
+                write_hashed(&path, &file)?;
                 transforms
             }
         };
@@ -214,6 +214,16 @@ impl Blocks {
     /// What the model got before.
     pub(crate) fn transforms(&self) -> &[Transform] {
         &self.transforms
+    }
+
+    /// What it has got by now: what was learned with each block as well.
+    pub(crate) fn all_transforms(&self) -> Result<Vec<Transform>> {
+        let mut all = Vec::new();
+        for (block, finished) in self.finished.iter().enumerate() {
+            all.extend(Transform::parse_all(&self.path(block, "json"), &finished.receipt.transforms)?);
+        }
+        all.extend_from_slice(&self.transforms);
+        Ok(all)
     }
 
     /// How many blocks are finished.
@@ -250,10 +260,11 @@ impl Blocks {
         Ok(())
     }
 
-    /// Keeps the units of the next block, and its streams: written and synced before their receipt.
+    /// Keeps the units of the next block, what was learned to be folded in with them, and its streams: written and synced
+    /// before their receipt.
     pub(crate) fn write(
         &mut self,
-        units: &[Made],
+        (units, transforms): (&[Made], &[Transform]),
         streams: Option<Save<'_>>,
     ) -> llmpress_formats::Result<()> {
         let block = self.count();
@@ -263,6 +274,7 @@ impl Blocks {
             shard: None,
             units: BTreeMap::new(),
             streams: None,
+            transforms: values(transforms)?,
         };
         if !units.is_empty() {
             self.write_shard(&shard, units, &mut receipt)?;
@@ -357,13 +369,19 @@ impl Blocks {
 
     /// The checkpoint, transformed, with all finished units in place of what they were made from.
     pub(crate) fn view(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
-        let checkpoint = folded(checkpoint, self.transforms.clone())?;
+        let checkpoint = folded(checkpoint, self.all_transforms()?)?;
         let mut made = self.finished.iter().filter(|block| !block.receipt.units.is_empty());
         let view = |view: Checkpoint, block: &Finished| {
             view.with_finished(ShardFile::open(&block.shard)?, &block.receipt.units)
         };
         Ok(made.try_fold(checkpoint, view)?)
     }
+}
+
+fn values(transforms: &[Transform]) -> llmpress_formats::Result<Vec<serde_json::Value>> {
+    let value =
+        |t| serde_json::to_value(t).map_err(|e| FormatError::Invalid(format!("transformations: {e}")));
+    transforms.iter().map(value).collect()
 }
 
 /// Hashes what it writes.

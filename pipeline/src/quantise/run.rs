@@ -9,7 +9,7 @@ use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::Checkpoint;
 use llmpress_model::{Model, SubLayer};
 use llmpress_quantize::{
-    Finished, Job, Learned, Measured, Residuals, Sink, Spec, State, Transformations, assign_widths,
+    FinishedBlock, Job, Learned, Measured, Residuals, Sink, Spec, State, Transformations, assign_widths,
 };
 
 use super::blocks::{Blocks, Made};
@@ -103,6 +103,16 @@ struct Kept<'a> {
     progress: Option<Box<dyn Progress + 'a>>,
 }
 
+impl Kept<'_> {
+    /// Says what learning came to.
+    fn say(&self, of: &str, learned: &Learned) {
+        let Some(progress) = &self.progress else { return };
+        let after = learned.after.map_or("NaN".to_owned(), |after| format!("{after:.5}"));
+        let kept = if learned.taken { "" } else { ": no better, its start stays" };
+        progress.note(&format!("{of}: loss {:.5} -> {after}{kept}", learned.before));
+    }
+}
+
 impl Sink for Kept<'_> {
     fn start(&mut self, weights: u64, finished: u64) {
         let progress = self.watch.begin(Task { verb: "quantise", size: weights, counted: Counted::Weights });
@@ -118,20 +128,21 @@ impl Sink for Kept<'_> {
     }
 
     fn learned(&mut self, site: SubLayer, learned: &Learned) {
-        let Some(progress) = &self.progress else { return };
         let (what, layer) = match site {
             SubLayer::Attention(layer) => ("attention", layer),
             SubLayer::Mlp(layer) => ("MLP", layer),
         };
-        let after = learned.after.map_or("NaN".to_owned(), |after| format!("{after:.5}"));
-        let kept = if learned.taken { "" } else { ": no better, its start stays" };
-        progress.note(&format!("{what} of layer {layer}: loss {:.5} -> {after}{kept}", learned.before));
+        self.say(&format!("{what} of layer {layer}"), learned);
+    }
+
+    fn learned_block(&mut self, layer: usize, learned: &Learned) {
+        self.say(&format!("layer {layer}"), learned);
     }
 
     fn block(
         &mut self,
         block: usize,
-        finished: Vec<Finished>,
+        finished: FinishedBlock,
         residuals: Option<&mut Residuals>,
     ) -> llmpress_formats::Result<()> {
         if block != self.blocks.count() {
@@ -141,12 +152,13 @@ impl Sink for Kept<'_> {
             )));
         }
         let made: Vec<Made> = finished
+            .tensors
             .into_iter()
             .map(|done| Made { name: done.tensor, unit: done.unit, instead: instead(&done.report) })
             .collect();
         let mut save = residuals.map(|r| move |to: &mut dyn std::io::Write, path: &Path| r.save(to, path));
         let save = save.as_mut().map(|save| save as super::blocks::Save<'_>);
-        self.blocks.write(&made, save)
+        self.blocks.write((&made, &finished.transforms), save)
     }
 }
 

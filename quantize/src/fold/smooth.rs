@@ -170,7 +170,8 @@ fn stored(model: &Model, sub_layer: SubLayer, norm: &[f32], scales: &[f32]) -> R
     Ok(norm.iter().zip(scales).map(one).collect())
 }
 
-fn round(dtype: Dtype, value: f32) -> f32 {
+/// The nearest value of a dtype, ties to even.
+pub(crate) fn round(dtype: Dtype, value: f32) -> f32 {
     match dtype {
         Dtype::BF16 => half::bf16::from_f32(value).to_f32(),
         Dtype::F16 => half::f16::from_f32(value).to_f32(),
