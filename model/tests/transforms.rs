@@ -434,6 +434,11 @@ fn online_transformations_do_not_run_on_a_gpu_and_folded_ones_do() {
         let error = on_gpu(&model).unwrap_err().to_string();
         assert!(error.contains("rotation of down") && error.contains("--device cuda"), "{error}");
     }
+    // A cache of codes is, and takes nothing away from what else is refused.
+    model.transform(vec![cache(8)]).unwrap();
+    on_gpu(&model).unwrap();
+    model.transform(vec![cache(8), Transform::Quantize { site: QuantizeSite::Qkv, bits: 8 }]).unwrap();
+    assert!(on_gpu(&model).unwrap_err().to_string().contains("quantize of qkv"));
     // What is folded into the weights of a checkpoint is of no concern.
     model.transform(vec![value(&model)]).unwrap();
     on_gpu(&model).unwrap();
