@@ -156,6 +156,12 @@ pub(crate) struct RecipeArgs {
     /// included: more where it matters, as --calib tells. The same as a width of w3.5.
     #[arg(long, value_name = "BITS")]
     pub(crate) target_bits: Option<MeanBits>,
+    /// How often a quantiser that learns sees each window [default: 200 to 400 windows in all, the more the fewer bits].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) epochs: Option<u32>,
+    /// What draws the windows of its steps [default: 0].
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u32>,
 }
 
 /// How much sub-layers are judged on.
@@ -163,10 +169,10 @@ pub(crate) struct RecipeArgs {
 #[command(next_help_heading = "Pruning")]
 pub(crate) struct CutArgs {
     /// Windows of the texts that are read [default: 64, FinerCut 10].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    #[arg(long, visible_alias = "samples", value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
     pub(crate) calib_windows: Option<usize>,
     /// Tokens of a window.
-    #[arg(long, value_name = "TOKENS", default_value_t = CalibrationText::LENGTH, value_parser = clap::value_parser!(u32).range(2..).map(|n| n as usize))]
+    #[arg(long, visible_alias = "seq-len", value_name = "TOKENS", default_value_t = CalibrationText::LENGTH, value_parser = clap::value_parser!(u32).range(2..).map(|n| n as usize))]
     pub(crate) calib_window: usize,
 }
 
@@ -329,7 +335,7 @@ pub(crate) struct PlanArgs {
   llmpress convert MODEL OUT --to drop:attn=8+drop:mlp=2+fixed12 --calib a.txt --calib b.jsonl --calib-seed 1
   llmpress convert MODEL OUT --to gptq:w4,g128 --calib text.txt
   llmpress convert MODEL OUT --to abq:w4a4,rotate --calib text.txt
-  llmpress convert MODEL OUT --to abq:w2,g128,learn --calib text.txt --calib-windows 128
+  llmpress convert MODEL OUT --to abq:w2a8,learn=block,maps --calib text.txt --samples 128 --epochs 4
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {
     /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.
@@ -344,7 +350,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) calibration: CalibrationArgs,
     /// A plan made by `llmpress plan --json`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to make",
-          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "entropy_code", "target_bits", "max_shard_size", "calib", "ranking", "portable"])]
+          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "entropy_code", "target_bits", "epochs", "seed", "max_shard_size", "calib", "ranking", "portable"])]
     pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) job: JobArgs,

@@ -58,14 +58,14 @@ fn forecast_quantiser(pass: &Pass, f: &QuantiseForecast) -> String {
     };
     format!(
         "{pass}: {} tensors, {} weights, {} -> {}, {:.3} bits a weight\n  {by}; memory: about {} beside the mapped weights; \
-         disk for finished blocks: about {}\n",
+         disk for finished blocks and streams: about {}\n",
         f.tensors,
         f.weights,
         bytes(f.source_bytes),
         bytes(f.bytes),
         f.bits_per_weight,
         bytes(f.memory_bytes),
-        bytes(f.bytes),
+        bytes(f.bytes.saturating_add(f.stream_bytes)),
     )
 }
 

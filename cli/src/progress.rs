@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use llmpress_pipeline::{Counted, Progress, Task, Watch};
+use llmpress_formats::printable;
+use llmpress_pipeline::{Counted, Learned, Lesson, Progress, Task, Taught, Watch};
 
 use crate::report::{Output, note};
 
@@ -50,6 +51,7 @@ pub(crate) struct Bar {
     size: u64,
     counted: Counted,
     lines: bool,
+    json: bool,
     start: Instant,
     bar: OnceLock<ProgressBar>,
     total: AtomicU64,
@@ -79,6 +81,7 @@ impl Bar {
             size,
             counted,
             lines: show && !terminal,
+            json: output.json && !output.quiet,
             start: Instant::now(),
             bar,
             total: AtomicU64::new(size),
@@ -145,11 +148,51 @@ impl Progress for Bar {
         }
     }
 
-    fn note(&self, what: &str) {
+    fn learned(&self, lesson: &Lesson, layers: usize) {
         if let Some(bar) = self.bar.get() {
-            bar.set_message(format!("{} {what}", self.verb));
+            bar.set_message(format!("{} {}", self.verb, told(lesson, layers)));
         } else if self.lines {
-            note(&format!("{}: {what}", self.verb));
+            note(&format!("{}: {}", self.verb, told(lesson, layers)));
+        } else if self.json {
+            let done = self.position() as f64 / self.size.max(1) as f64;
+            note(&serde_json::json!({"learned": lesson, "layers": layers, "done": done}).to_string());
         }
+    }
+}
+
+/// What learning came to, in words.
+fn told(lesson: &Lesson, layers: usize) -> String {
+    let what = match lesson.what {
+        Taught::Attention | Taught::Mlp | Taught::Block => lesson.what.name().into(),
+        Taught::Matrix => printable(lesson.tensors.first().map_or(lesson.what.name(), String::as_str)),
+    };
+    let number = |loss: Option<f64>| match loss.filter(|loss| loss.is_finite()) {
+        Some(loss) => format!("{loss:.5}"),
+        None => "NaN".to_owned(),
+    };
+    let Learned { before, after, taken } = lesson.learned;
+    let kept = if taken { "" } else { ": no better, its start stays" };
+    let (layer, before, after) = (lesson.layer + 1, number(Some(before)), number(after));
+    format!("layer {layer} of {layers}: {what}: loss {before} -> {after}{kept}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_before_and_after_is_told_with_its_layer_and_what_was_no_better_said() {
+        let lesson = |what, after: Option<f64>| Lesson {
+            layer: 2,
+            what,
+            tensors: vec!["experts.3.up\u{1b}.weight".to_owned()],
+            relative_errors: vec![None],
+            steps: 9,
+            learned: Learned { before: 0.25, after, taken: after == Some(0.125) },
+        };
+        assert_eq!(told(&lesson(Taught::Mlp, Some(0.125)), 8), "layer 3 of 8: MLP: loss 0.25000 -> 0.12500");
+        let text = told(&lesson(Taught::Matrix, None), 8);
+        assert!(text.contains("experts.3.up") && !text.contains('\u{1b}'), "{text}");
+        assert!(text.ends_with("loss 0.25000 -> NaN: no better, its start stays"), "{text}");
     }
 }

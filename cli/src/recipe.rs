@@ -35,6 +35,15 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
         })?;
         quantiser.assign(mean)?;
     }
+    if args.epochs.is_some() || args.seed.is_some() {
+        let quantisers = recipe.passes.iter_mut().filter_map(llmpress_pipeline::Pass::quantiser_mut);
+        let quantiser = quantisers.last().ok_or_else(|| {
+            Failure::Usage(
+                "--epochs and --seed are for a quantiser that learns: --to abq:w2a8,learn".to_owned(),
+            )
+        })?;
+        quantiser.learns(args.epochs, args.seed)?;
+    }
     if args.portable {
         if !recipe.passes.iter().any(llmpress_pipeline::Pass::prunes) {
             return Err(Failure::Usage(

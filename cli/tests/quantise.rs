@@ -82,11 +82,11 @@ fn a_rotated_model_is_verified_in_the_basis_of_its_source_restored_and_run() {
 }
 
 #[test]
-fn scales_that_are_learned_are_said_undone_and_exported() {
+fn scales_that_are_learned_are_said_and_undone() {
     let dir = tempfile::tempdir().unwrap();
     let (out, back, source) = (dir.path().join("out"), dir.path().join("back"), tinylm());
     let (calib, text) = (source.join("calib.txt"), source.join("eval.txt"));
-    let to = "abq:w3,g64,symmetric,learn=block,scale,steps=40";
+    let to = "abq:w2,g64,learn=block,scale,steps=60";
     let args = ["convert", path(&source), path(&out), "--to", to, "--calib", path(&calib)];
     ok(&[&args[..], &["--calib-windows", "32", "--calib-window", "64"]].concat());
     let inspected = ok(&["inspect", path(&out)]);
@@ -104,9 +104,26 @@ fn scales_that_are_learned_are_said_undone_and_exported() {
         serde_json::from_str::<serde_json::Value>(&ok(&args)).unwrap()["perplexity"].as_f64().unwrap()
     };
     let (base, quantised, dense) = (perplexity(&source), perplexity(&out), perplexity(&back));
-    assert!(quantised < 1.3 * base && (dense / quantised - 1.0).abs() < 0.01, "{base} {quantised} {dense}");
-    // Nothing is left to be done online: other engines take it.
-    ok(&["export", path(&out), path(&dir.path().join("export")), "--as", "compressed-tensors"]);
+    assert!(quantised < 2.0 * base && (dense / quantised - 1.0).abs() < 0.01, "{base} {quantised} {dense}");
+}
+
+#[test]
+fn epochs_and_seed_are_written_into_the_recipe_of_a_quantiser_that_learns() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, source) = (dir.path().join("out"), tinylm());
+    let calib = source.join("calib.txt");
+    let text = ["--calib", path(&calib), "--samples", "16", "--seq-len", "32"];
+    let convert = |to: &'static str, more: &[&'static str]| -> Vec<&str> {
+        [&["convert", path(&source), path(&out), "--to", to], &text[..], more].concat()
+    };
+    let refused = fails(&convert("rtn:w4", &["--epochs", "2"]));
+    assert!(refused.contains("rtn:w4 learns nothing: say rtn:w4,learn"), "{refused}");
+    let output = support::run(&convert("dfloat11", &["--epochs", "2"]));
+    let refused = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && refused.contains("for a quantiser that learns"), "{refused}");
+    ok(&convert("abq:w4,learn,steps=7", &["--epochs", "2", "--seed", "5"]));
+    let manifest = std::fs::read_to_string(out.join("llmpress.json")).unwrap();
+    assert!(manifest.contains("gptq:w4,learn,epochs=2,seed=5"), "{manifest:.600}");
 }
 
 #[test]
@@ -176,6 +193,7 @@ fn widths_out_of_range_are_refused_as_they_are_read() {
         ("gptq:w4a12", "activations of 12 bits"),
         ("abq:w4,g48", "a multiple of 32"),
         ("abq:w3*", "w3*"),
+        ("abq:w4,learn,scale", "say learn=block"),
         ("abq:w4,rotate=r5", "are no rotations"),
         ("abq:w4,qkv12", "qkv12"),
         ("abq:w4,kv6", "kv6"),

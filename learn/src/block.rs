@@ -206,7 +206,10 @@ impl Work<'_> {
         self.streams.inputs.get(window, &mut self.x)?;
         let weights = self.variables.weights();
         let given = given(&weights, &*self.variables);
-        self.block.forward(given, &self.x, &mut self.room, &mut self.y)?;
+        // What it refuses is NaN or infinite where it is to be quantised: a loss that says nothing, too.
+        if self.block.forward(given, &self.x, &mut self.room, &mut self.y).is_err() {
+            return Ok(f64::NAN);
+        }
         self.d.resize(self.y.features(), self.y.tokens());
         self.d.data_mut().fill(0.0);
         self.streams.second.get(window, &mut self.target)?;

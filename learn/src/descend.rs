@@ -12,7 +12,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::Rate;
 
 /// One window of so many is held back, where there are so many.
-const HELD_BACK: usize = 16;
+pub const HELD_BACK: usize = 16;
 
 /// How long is learned, and from which windows.
 #[derive(Clone, Copy, Debug, PartialEq)]

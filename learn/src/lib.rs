@@ -25,7 +25,7 @@ mod reconstruct;
 
 pub use adam::{Adam, Rate};
 pub use block::{Block, BlockKept, BlockStreams, Losses, Variables, learn_block};
-pub use descend::{Outcome, Settings};
+pub use descend::{HELD_BACK, Outcome, Settings};
 pub use maps::Maps;
 pub use net::{Given, Gradients, Kept, Net};
 pub use reconstruct::{Variable, reconstruct};

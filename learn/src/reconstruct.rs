@@ -76,7 +76,11 @@ impl Work<'_, '_> {
         self.streams.0.get(window, &mut self.input)?;
         self.streams.1.get(window, &mut self.target)?;
         let weights: Vec<&[f32]> = self.variables.iter().map(|v| v.weights()).collect();
-        self.net.forward(Given::of(&weights), &self.input, &mut self.kept, &mut self.y)?;
+        let given = Given::of(&weights);
+        // What it refuses is NaN or infinite where it is to be quantised: a loss that says nothing, too.
+        if self.net.forward(given, &self.input, &mut self.kept, &mut self.y).is_err() {
+            return Ok(None);
+        }
         let pieces = self.y.data_mut().par_chunks_mut(PIECE).zip(self.target.data().par_chunks(PIECE));
         let pieces = pieces.zip(self.input.data().par_chunks(PIECE));
         let sums: Vec<(f64, f64)> = pieces

@@ -13,13 +13,13 @@ use llmpress_calibrate::{Calibration, Cut, Texts};
 use llmpress_formats::{Checkpoint, Digest, Manifest, Removal, ShardFile, UnitEntry};
 use llmpress_model::{Model, Tokenizer, folded};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
-use llmpress_quantize::Spec;
+use llmpress_quantize::{Learn, Spec};
 
 use crate::fingerprint::fingerprint;
 use crate::pass::{Pass, apply};
 use crate::progress::{Counted, Progress, Task, Watch};
 use crate::quantise::{
-    Assigned, Blocks, Run, expected_bytes, forecast as forecast_of_quantiser, run, targets,
+    Assigned, Blocks, Run, expected_bytes, forecast as forecast_of_quantiser, record_files, run, targets,
 };
 use crate::stage::Stage;
 use crate::{
@@ -104,6 +104,13 @@ impl Request {
                     .into(),
             ));
         }
+        let mut quantisers = self.recipe.quantisers();
+        if let Some(learning) = quantisers.find(|quantiser| quantiser.spec.learn.is_some())
+            && !self.calibration.texts.files.is_empty()
+        {
+            Learn::check_windows(self.calibration.cut(Quantiser::WINDOWS).windows)
+                .map_err(|e| Error::Invalid(format!("{learning}: {e}")))?;
+        }
         let others =
             by_rules || self.recipe.passes.iter().any(|pass| pass.takes_text() && !calibrated(&pass));
         if count > 0 && !others && self.rankings.len() == count && !self.calibration.texts.files.is_empty() {
@@ -127,7 +134,7 @@ pub(crate) struct Settled {
     pub(crate) recipe: Recipe,
     /// The source as the passes leave it.
     pub(crate) view: Checkpoint,
-    /// The rankings, as files of the output.
+    /// The rankings, and the record of learning, as files of the output.
     pub(crate) files: BTreeMap<String, Vec<u8>>,
 }
 
@@ -151,6 +158,14 @@ enum Made {
 }
 
 impl Made {
+    /// The record of learning, as files; a finished output has its own.
+    fn record(&self) -> Result<BTreeMap<String, Vec<u8>>> {
+        match self {
+            Self::Blocks(blocks) => record_files(&blocks.lessons()),
+            Self::Output(_) => Ok(BTreeMap::new()),
+        }
+    }
+
     fn view(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
         match self {
             Self::Blocks(blocks) => blocks.view(checkpoint),
@@ -195,10 +210,12 @@ pub(crate) fn settle(
     watch: &dyn Watch,
 ) -> Result<Settled> {
     request.check()?;
+    // Passes leave no names that were not there before.
+    request.recipe.compile()?.check_used(&request.recipe.open(dir)?)?;
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
     let mut files = BTreeMap::new();
     let mut rankings = request.rankings.iter();
-    let mut made = None;
+    let (mut made, mut ranked) = (None, 0);
     for (index, pass) in request.recipe.passes.iter().enumerate() {
         let number = index + 1;
         let pruning = match pass {
@@ -210,6 +227,7 @@ pub(crate) fn settle(
                 let before = view_after(request.recipe.open(dir)?, &recipe.passes, None)?;
                 let step = Quantising { number, quantiser: *quantiser, recipe: &recipe, request, earlier };
                 let (done, units) = step.run(before, watch)?;
+                files.extend(units.record()?);
                 made = Some(units);
                 recipe.passes.push(Pass::Quantised(done));
                 continue;
@@ -224,7 +242,7 @@ pub(crate) fn settle(
         };
         let given = if pruning.calibrated() { rankings.next() } else { None };
         let before = view_after(request.recipe.open(dir)?, &recipe.passes, made.as_ref())?;
-        let mark = Mark { number, name: file_name(files.len()), recipe: &recipe, request };
+        let mark = Mark { number, name: file_name(ranked), recipe: &recipe, request };
         let model = Model::open(Arc::new(before))?;
         let ranking = match given {
             Some(path) => saved(path, pruning, &model)?,
@@ -232,6 +250,7 @@ pub(crate) fn settle(
         };
         let removal = ranking.removal(pruning.count(&ranking)?, pruning.portable)?;
         files.insert(mark.name, ranking.to_json()?);
+        ranked += 1;
         recipe.passes.push(Pass::Remove(removal));
     }
     let view = view_after(request.recipe.open(dir)?, &recipe.passes, made.as_ref())?;
@@ -333,10 +352,26 @@ impl Quantising<'_> {
                 None => Ok(None),
             };
         }
+        let vocab = runs(before, &self.quantiser)?.vocab_size();
         let tokenizer = Tokenizer::open(before.root())?;
-        let vocab = Model::open(before.clone())?.vocab_size();
         Ok(Some(text.texts.calibration(&tokenizer, vocab, text.cut(Quantiser::WINDOWS))?))
     }
+}
+
+/// A model that a quantiser goes by; where it does not run, the error says what goes by none.
+fn runs(checkpoint: &Arc<Checkpoint>, quantiser: &Quantiser) -> Result<Model> {
+    use llmpress_formats::Error::Unsupported;
+    Model::open(checkpoint.clone()).map_err(|e| match e {
+        Unsupported { path, tensor, what } => Error::Format(Unsupported {
+            path,
+            tensor,
+            what: format!(
+                "{what}. {quantiser} goes by what the model reads, so it must run here: rtn:... quantises any architecture, and \
+                 so does grid:... without --calib"
+            ),
+        }),
+        e => e.into(),
+    })
 }
 
 /// What a pass's ranking is called among the files of the output, after `before` others.

@@ -47,7 +47,7 @@ pub use convert::{Options, Summary, convert, convert_request, restore};
 pub use coverage::Uncovered;
 pub use error::{Error, Result};
 pub use export::{ExportFormat, export};
-pub use llmpress_quantize::{MeanBits, Quantiser};
+pub use llmpress_quantize::{Learned, Lesson, MeanBits, Quantiser, Taught};
 pub use method::Method;
 pub use pass::{Pass, recorded_passes, view};
 pub use plan::{PassForecast, Plan, PlannedPass, PlannedShard, PlannedUnit};

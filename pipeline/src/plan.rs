@@ -144,10 +144,7 @@ impl Plan {
         }
         checkpoint.check_units()?;
         let compiled = recipe.compile()?;
-        let names = checkpoint.tensors().keys().map(String::as_str);
-        if let Some(rule) = compiled.unused_rule(names) {
-            return Err(Error::Invalid(format!("rule {rule:?} matches no tensor of this checkpoint")));
-        }
+        compiled.check_used(checkpoint)?;
         compiled.methods().try_for_each(|method| method.room().check_source(checkpoint))?;
         let mut units = planned_units(checkpoint, recipe, &compiled, kept)?;
         check_bf16(checkpoint, recipe.to, &units)?;

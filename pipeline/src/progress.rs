@@ -1,5 +1,7 @@
 //! Telling whoever waits how far a job is.
 
+use llmpress_quantize::Lesson;
+
 /// Is told how far a part of a job is, from any thread.
 pub trait Progress: Sync {
     /// The whole work: for a conversion in bytes, where every pass over the tensors counts.
@@ -8,9 +10,9 @@ pub trait Progress: Sync {
     fn advance(&self, amount: u64);
     /// A shard is complete.
     fn shard(&self, file: &str);
-    /// What became of a part of it, in words.
-    fn note(&self, what: &str) {
-        let _ = what;
+    /// Matrices of a model of so many layers were learned.
+    fn learned(&self, lesson: &Lesson, layers: usize) {
+        let _ = (lesson, layers);
     }
 }
 

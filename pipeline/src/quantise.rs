@@ -7,6 +7,7 @@
 mod blocks;
 mod data_free;
 mod forecast;
+mod record;
 mod run;
 mod targets;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use blocks::Blocks;
 pub use forecast::QuantiseForecast;
 pub(crate) use forecast::{expected_bytes, forecast};
+pub(crate) use record::files as record_files;
 pub(crate) use run::{Pass as Run, run};
 pub(crate) use targets::{Assigned, targets};
 

@@ -154,6 +154,19 @@ impl From<Recipe> for Written {
 }
 
 impl Recipe {
+    /// The quantisers that passes and rules still ask for.
+    pub(crate) fn quantisers(&self) -> impl Iterator<Item = Quantiser> {
+        let of_pass = self.passes.iter().filter_map(|pass| match pass {
+            Pass::Quantise(quantiser) => Some(*quantiser),
+            Pass::Prune(_) | Pass::Remove(_) | Pass::Quantised(_) => None,
+        });
+        let of_rule = self.rules.iter().filter_map(|rule| match rule.to {
+            Target::Quantise(quantiser) => Some(quantiser),
+            Target::Method(_) => None,
+        });
+        of_pass.chain(of_rule)
+    }
+
     /// One method for everything.
     pub fn new(to: Method) -> Self {
         Self {
@@ -269,10 +282,15 @@ impl Compiled {
         Method::ALL.iter().copied().filter(move |m| self.to == *m || of_rules(m))
     }
 
-    /// Rules that no tensor matches: surely a mistake.
-    pub(crate) fn unused_rule<'a>(&self, tensors: impl Iterator<Item = &'a str> + Clone) -> Option<&str> {
-        let unused = self.rules.iter().find(|(regex, _)| !tensors.clone().any(|t| regex.is_match(t)));
-        unused.map(|(regex, _)| regex.as_str().trim_start_matches("^(?:").trim_end_matches(")$"))
+    /// Refuses a rule that no tensor matches: surely a mistake.
+    pub(crate) fn check_used(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let mut names = checkpoint.tensors().keys();
+        let unused = self.rules.iter().find(|(regex, _)| !names.clone().any(|name| regex.is_match(name)));
+        let Some((regex, _)) = unused else { return Ok(()) };
+        let rule = regex.as_str().trim_start_matches("^(?:").trim_end_matches(")$");
+        let some =
+            names.next().map_or(String::new(), |name| format!(", whose tensors are named like {name}"));
+        Err(Error::Invalid(format!("rule {rule:?} matches no tensor of this checkpoint{some}")))
     }
 }
 

@@ -120,9 +120,23 @@ fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
-        let request = short(chain, texts);
+        let mut request = short(chain, texts);
+        if chain.contains("learn") {
+            (request.calibration.windows, request.calibration.length) = (Some(16), 16);
+        }
         convert(&whole, &request, &options()).unwrap();
         let expected = files(&whole);
+        let record = ["learning.jsonl", "learning-loss.svg", "learning-error.svg"];
+        assert!(record.iter().all(|file| expected.contains_key(*file) == chain.contains("learn")), "{chain}");
+        if let Some(lines) = expected.get("learning.jsonl") {
+            let lines = std::str::from_utf8(lines).unwrap().lines();
+            let lines: Vec<serde_json::Value> =
+                lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+            // Attention and MLP of eight layers.
+            assert_eq!(lines.len(), 16);
+            assert!(lines.iter().enumerate().all(|(at, line)| line["layer"] == at / 2 && line["steps"] == 2));
+            assert!(lines[1]["what"] == "mlp" && lines[1]["tensors"].as_array().unwrap().len() == 3);
+        }
         assert!(!whole.join(".llmpress").exists());
         let copies = Copies { out: &out, to: &dir.path().join("copies"), made: Mutex::default() };
         convert_request(&tinylm(), &out, &request, 4 << 30, &options(), &copies).unwrap();
@@ -247,6 +261,51 @@ fn recipes_that_cannot_be_carried_out_are_refused_before_any_work() {
     };
     let error = convert(&out, &too_short, &options()).unwrap_err();
     assert!(error.contains("calibration tokens"), "{error}");
+}
+
+#[test]
+fn a_text_too_short_to_learn_from_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let rule =
+        "to = \"raw\"\npasses = [\"gptq:w4\"]\n[[rule]]\ntensors = '.*q_proj.*'\nto = \"gptq:w4,learn\"\n";
+    let mut by_rule = toml(rule);
+    by_rule.calibration = request(Recipe::new(Method::Raw), true).calibration;
+    for request in [short("gptq:w2,learn", true), by_rule] {
+        let error = convert(&out, &request, &options()).unwrap_err();
+        for words in [",learn: learning takes 16 calibration windows", "there are 4", "raise --calib-windows"]
+        {
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(!out.exists());
+        assert!(Plan::forecast(&tinylm(), &request, 4 << 30).unwrap_err().to_string().contains("16"));
+    }
+}
+
+#[test]
+fn an_architecture_that_does_not_run_is_refused_with_the_rungs_that_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (dir.path().join("model"), dir.path().join("out"));
+    copy(&tinylm(), &model);
+    let config = std::fs::read_to_string(model.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let mut other = config.clone();
+    other["model_type"] = "unheard_of".into();
+    std::fs::write(model.join("config.json"), other.to_string()).unwrap();
+    let convert = |request: &Request| {
+        convert_request(&model, &out, request, 4 << 30, &options(), &Unwatched).map_err(|e| e.to_string())
+    };
+    let mut learning = short("gptq:w2,learn", true);
+    (learning.calibration.windows, learning.calibration.length) = (Some(16), 16);
+    let error = convert(&learning).unwrap_err();
+    for words in
+        ["unheard_of", "these do: ", "gptq:w2,learn goes by what the model reads", "rtn:... quantises any"]
+    {
+        assert!(error.contains(words), "{error}");
+    }
+    assert!(!out.exists());
+    // And so it is.
+    convert(&short("grid:w4", false)).unwrap();
 }
 
 #[test]
@@ -521,6 +580,35 @@ fn a_forecast_counts_the_text_and_the_block_that_transformations_take() {
     // A block of tinylm has 786,432 weights.
     assert_eq!(turned.0 - plain.0, 8 * 786_432);
     assert_eq!(memory("rtn:w4,smooth").1, 4);
+}
+
+#[test]
+fn a_forecast_counts_the_streams_that_a_stage_holds() {
+    let streams = |chain: &str| {
+        let mut request = short(chain, true);
+        request.calibration.windows = Some(16);
+        let (plan, _) = Plan::forecast(&tinylm(), &request, 4 << 30).unwrap();
+        serde_json::to_value(&plan).unwrap()["passes"][0]["stream_bytes"].as_u64().unwrap()
+    };
+    // Of 16 x 64 tokens of 256 features: after two blocks and in work.
+    let one = 3 * 16 * 64 * 256 * 4;
+    assert_eq!(streams("grid:w4"), one);
+    assert_eq!(streams("gptq:w4"), one);
+    assert_eq!(streams("gptq:w4,learn"), 2 * one);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let copies = Copies { out: &out, to: &dir.path().join("copies"), made: Mutex::default() };
+    let mut request = short("gptq:w4,learn,steps=1", true);
+    request.calibration.windows = Some(16);
+    convert_request(&tinylm(), &out, &request, 4 << 30, &options(), &copies).unwrap();
+    let held = |copy: &PathBuf| -> u64 {
+        let files = std::fs::read_dir(copy.join(".llmpress/passes/1")).unwrap().map(|file| file.unwrap());
+        let streams = files.filter(|file| file.path().extension().is_some_and(|e| e == "streams"));
+        streams.map(|file| file.metadata().unwrap().len()).sum()
+    };
+    let most = copies.made.into_inner().unwrap().iter().map(held).max().unwrap();
+    // Both streams of the last block.
+    assert!(most >= 2 * one / 3 && most <= 2 * one, "{most} {one}");
 }
 
 #[test]

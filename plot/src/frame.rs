@@ -13,13 +13,15 @@ use plotters::style::Color;
 use crate::Error;
 use crate::axis::Axis;
 
-pub(crate) const COLOURS: [RGBColor; 6] = [
+pub(crate) const COLOURS: [RGBColor; 8] = [
     RGBColor(31, 119, 180),
     RGBColor(255, 127, 14),
     RGBColor(44, 160, 44),
     RGBColor(214, 39, 40),
     RGBColor(148, 103, 189),
     RGBColor(140, 86, 75),
+    RGBColor(227, 119, 194),
+    RGBColor(127, 127, 127),
 ];
 
 pub(crate) const MARGIN: u32 = 16;

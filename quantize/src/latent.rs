@@ -10,6 +10,11 @@
 //! Places are learned instead of weights: then moving a scale moves no code, and one rate fits all matrices. What products
 //! see are the scales and offsets that are stored, so nothing is lost when learning ends.
 //! (After "EfficientQAT", Chen et al., 2024, which learns weights, steps and zero points of a block together.)
+//!
+//! Two other ways to learn less of a matrix: its grids alone, codes as error feedback chose them (learnable clipping, from the
+//! searched grid on: the ends of a grid are its scale and offset; were weights held instead, as OmniQuant and ABQ-LLM do, the
+//! first steps would undo what error feedback gained); and those with roundings by steps of signs, all of which come to half a
+//! step of the grid (SignRound, Cheng et al., 2023, section 3).
 
 use llmpress_formats::Result;
 use llmpress_formats::encoding::abq::{Packed, Zero};
@@ -19,7 +24,7 @@ use rayon::prelude::*;
 use crate::learn::OnGrid;
 use crate::line::{Line, round};
 use crate::rounding::Rounding;
-use crate::{Grid, Spec, ZeroPoint};
+use crate::{Grid, LearnedPart, Spec, ZeroPoint};
 
 /// How fast places move, in steps of the grid.
 const PLACES: f32 = 0.006;
@@ -29,6 +34,8 @@ const LINES: f32 = 0.001;
 const SCALES: std::ops::RangeInclusive<f32> = 0.25..=4.0;
 /// What a place may lie beyond the last codes.
 const BEYOND: f32 = 0.49;
+/// What roundings may move a place by.
+const HALF: f32 = 0.5;
 
 /// A matrix that is learned.
 pub(crate) struct Latent {
@@ -39,11 +46,15 @@ pub(crate) struct Latent {
     /// By how much each weight is moved from its place by what the block learns beside; empty where that is nothing.
     shift: Vec<f32>,
     weights: Vec<f32>,
+    part: LearnedPart,
 }
 
 /// One row of it.
 struct Row {
     places: Vec<f32>,
+    /// Where places were at the start; empty where they may go anywhere.
+    starts: Vec<f32>,
+    /// Of places that go anywhere.
     by_place: Adam,
     groups: Vec<Group>,
     /// Of scales, then of offsets.
@@ -82,6 +93,7 @@ impl Latent {
             scales: unit.scale().dtype(),
             offsets: offsets.map_or(unit.scale().dtype(), |offsets| offsets.dtype()),
         };
+        let part = spec.learn.map_or(LearnedPart::Places, |learn| learn.of);
         let row = |(row, weights): (usize, &[f32])| {
             let mut codes = vec![0; cols];
             unit.codes(row, &mut codes);
@@ -98,11 +110,17 @@ impl Latent {
                 if place.is_finite() { place } else { code }
             });
             let places: Vec<f32> = places.collect();
-            Row { places, by_place: Adam::new(cols), by_line: Adam::new(2 * groups.len()), groups }
+            Row {
+                by_place: Adam::new(if part == LearnedPart::Places { cols } else { 0 }),
+                starts: if part == LearnedPart::Round { places.clone() } else { Vec::new() },
+                places,
+                by_line: Adam::new(2 * groups.len()),
+                groups,
+            }
         };
         let rows: Vec<Row> = weights.par_chunks_exact(cols).enumerate().map(row).collect();
         let mut latent =
-            Self { spec, rounding, cols, rows, shift: Vec::new(), weights: vec![0.0; weights.len()] };
+            Self { spec, rounding, cols, rows, shift: Vec::new(), weights: vec![0.0; weights.len()], part };
         latent.weigh();
         latent
     }
@@ -124,16 +142,6 @@ impl Latent {
                 }
             }
         });
-    }
-
-    /// How it is stored: its spec, the dtypes of its grids, its columns.
-    pub(crate) fn layout(&self) -> (Spec, Rounding, usize) {
-        (self.spec, self.rounding, self.cols)
-    }
-
-    /// The grids of each row.
-    pub(crate) fn lines(&self) -> impl Iterator<Item = Vec<Line>> {
-        self.rows.iter().map(|row| row.groups.iter().map(|group| group.line).collect())
     }
 
     /// What the block moves the weights of some columns of a row by.
@@ -199,7 +207,7 @@ impl Variable for Latent {
 
     fn step(&mut self, gradient: &[f32], rate: &Rate) {
         let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
-        let (rounding, real) = (self.rounding, self.spec.zero == ZeroPoint::Real);
+        let (rounding, real, part) = (self.rounding, self.spec.zero == ZeroPoint::Real, self.part);
         let (cols, shift) = (self.cols, &self.shift);
         let rows = self.rows.par_iter_mut().zip(gradient.par_chunks_exact(cols)).enumerate().with_min_len(8);
         rows.for_each(|(row_at, (row, gradient))| {
@@ -208,16 +216,30 @@ impl Variable for Latent {
                 let columns = at * step..(at * step + step).min(gradient.len());
                 let gradient = &gradient[columns.clone()];
                 let places = &mut row.places[columns.clone()];
-                let first = &mut row.by_place.first[columns.clone()];
-                let second = &mut row.by_place.second[columns.clone()];
                 let line = group.line;
                 let moved = row_at * cols + columns.start..row_at * cols + columns.end;
                 let shift = shift.get(moved).unwrap_or_default();
                 let (by_scale, by_offset) = by_line((places, shift), gradient, line, top);
-                let all = places.iter_mut().zip(gradient).zip(first).zip(second);
-                for (((place, g), first), second) in all {
-                    let down = PLACES * rate.step(first, second, g * line.scale);
-                    *place = (*place - down).max(-BEYOND).min(top + BEYOND);
+                match part {
+                    LearnedPart::Places => {
+                        let first = &mut row.by_place.first[columns.clone()];
+                        let second = &mut row.by_place.second[columns];
+                        let all = places.iter_mut().zip(gradient).zip(first).zip(second);
+                        for (((place, g), first), second) in all {
+                            let down = PLACES * rate.step(first, second, g * line.scale);
+                            *place = (*place - down).max(-BEYOND).min(top + BEYOND);
+                        }
+                    }
+                    LearnedPart::Round => {
+                        let by = rate.share * rate.each();
+                        for ((place, start), g) in places.iter_mut().zip(&row.starts[columns]).zip(gradient) {
+                            let g = g * line.scale;
+                            if g != 0.0 {
+                                *place = (*place - by * g.signum()).clamp(start - HALF, start + HALF);
+                            }
+                        }
+                    }
+                    LearnedPart::Clip => {}
                 }
                 let means = |adam: &mut Adam, at: usize, g: f32| {
                     LINES * group.start * rate.step(&mut adam.first[at], &mut adam.second[at], g)
@@ -273,7 +295,7 @@ mod tests {
     use llmpress_formats::encoding::abq::Abq;
 
     use super::*;
-    use crate::Rung;
+    use crate::{Learn, Rung};
 
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
@@ -346,18 +368,39 @@ mod tests {
     fn every_variable_moves_towards_other_weights_and_stays_on_its_grid() {
         let (rows, cols, steps) = (4, 64, 900);
         let (weights, goal) = (numbers(rows * cols, 4), numbers(rows * cols, 5));
-        for zero in [ZeroPoint::Real, ZeroPoint::Integer, ZeroPoint::Symmetric] {
-            let (mut latent, start) = latent(spec(3, zero), &weights, cols);
+        for (zero, part) in
+            [ZeroPoint::Real, ZeroPoint::Integer, ZeroPoint::Symmetric].into_iter().flat_map(|zero| {
+                [LearnedPart::Places, LearnedPart::Clip, LearnedPart::Round].map(|of| (zero, of))
+            })
+        {
+            let learn = Learn { of: part, ..Learn::default() };
+            let spec = Spec { learn: Some(learn), ..spec(3, zero) };
+            let (mut latent, start) = latent(spec, &weights, cols);
             let far = |w: &[f32]| w.iter().zip(&goal).map(|(w, g)| (w - g) * (w - g)).sum::<f32>();
             let (places, groups) = (latent.rows[0].places.clone(), latent.rows[0].groups.clone());
             for step in 0..steps {
                 let gradient: Vec<f32> = latent.weights().iter().zip(&goal).map(|(w, g)| w - g).collect();
                 latent.step(&gradient, &Rate::at(step, steps));
             }
-            assert!(far(latent.weights()) < 0.5 * far(&start), "{zero:?}");
+            let left = far(latent.weights()) / far(&start);
+            let most = if part == LearnedPart::Places { 0.5 } else { 0.98 };
+            assert!(left < most, "{zero:?} {part:?}: {left}");
             // One at the end of its reach may stay.
-            let moved = latent.rows[0].places.iter().zip(&places).filter(|(a, b)| a != b).count();
-            assert!(10 * moved >= 9 * cols, "{zero:?}: {moved}");
+            let moved: Vec<f32> =
+                latent.rows[0].places.iter().zip(&places).map(|(a, b)| (a - b).abs()).collect();
+            let count = moved.iter().filter(|by| **by > 0.0).count();
+            match part {
+                LearnedPart::Places => assert!(10 * count >= 9 * cols, "{zero:?}: {count}"),
+                LearnedPart::Clip => assert_eq!(count, 0, "{zero:?}"),
+                // As many steps as there are come to half a step of the grid.
+                LearnedPart::Round => {
+                    let farthest = moved.iter().fold(0f32, |a, b| a.max(*b));
+                    assert!(
+                        10 * count >= 9 * cols && farthest > 0.4 && farthest < 0.501,
+                        "{zero:?}: {farthest}"
+                    );
+                }
+            }
             for (now, was) in latent.rows[0].groups.iter().zip(&groups) {
                 assert!(now.scale != was.scale && (now.offset != was.offset) == (zero == ZeroPoint::Real));
             }
@@ -367,6 +410,33 @@ mod tests {
                 unit.decode_row(at, &mut row).unwrap();
                 assert_eq!(row, values, "{zero:?}");
             }
+        }
+    }
+
+    #[test]
+    fn weights_that_are_shifted_move_and_pass_derivatives_within_their_grid_alone() {
+        let (rows, cols) = (3, 40);
+        let weights = numbers(rows * cols, 6);
+        for zero in [ZeroPoint::Real, ZeroPoint::Integer, ZeroPoint::Symmetric] {
+            let (mut latent, before) = latent(spec(3, zero), &weights, cols);
+            let unrounded = latent.unrounded();
+            // Within half a step, of which each grid has seven.
+            assert!(unrounded.iter().zip(&before).all(|(u, w)| (u - w).abs() < 2.0 / 7.0));
+            latent.shift(vec![0.0; rows * cols]);
+            assert_eq!(latent.weights(), before);
+            let mut far = vec![0.0; rows * cols];
+            (far[0], far[1]) = (1e3, -1e3);
+            latent.shift(far);
+            let mut gradient = vec![1.0; rows * cols];
+            latent.pass(&mut gradient);
+            assert!(gradient[..2] == [0.0, 0.0] && gradient[2..].iter().all(|g| *g == 1.0));
+            let now = latent.weights().to_vec();
+            let (high, low) = if now[0] > now[1] { (now[0], now[1]) } else { (now[1], now[0]) };
+            assert!(before[..32].iter().all(|w| *w <= high && *w >= low) && now[2..] == before[2..]);
+            let (unit, values) = Box::new(latent).finish().unwrap();
+            let mut row = vec![0.0; cols];
+            unit.decode_row(0, &mut row).unwrap();
+            assert!(values == now && row == now[..cols], "{zero:?}");
         }
     }
 }

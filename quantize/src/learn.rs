@@ -3,13 +3,12 @@
 //! ```text
 //! inputs: residual streams of the model as it is quantised so far      targets: the original's, after the sub-layer
 //!
-//! Learned::Places          latent.rs       a sub-layer at a time    here
-//! Learned::Clip, Round     clip.rs         a block at a time        block.rs, with what else is learned: beside.rs
+//! a matrix on its grids    latent.rs     a sub-layer at a time    here
+//!                                        a block at a time        block.rs, with what else is learned: beside.rs
 //! ```
 
 mod beside;
 mod block;
-mod clip;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -18,17 +17,31 @@ use llmpress_calibrate::Streams;
 use llmpress_formats::Result;
 use llmpress_formats::encoding::abq::Packed;
 use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct};
-use llmpress_model::{Model, SubLayer};
+use llmpress_model::{Body, Linear, Model, SubLayer};
 
 pub(crate) use block::{StreamsOf, ToLearnBlock};
 
 use crate::latent::{Latent, Still};
 use crate::report::Learned;
-use crate::{Finished, Learn, LearnedPart, Rung, Spec};
-use clip::Clipped;
+use crate::{Finished, Rung, Spec};
 
 /// The rate of a second try.
 const SLOWER: f32 = 0.2;
+
+/// Whether the matrices of a sub-layer are learned each by itself: those of experts, whose tokens depend on what is learned, and
+/// such as quantise what they multiply together to other bits each.
+pub(crate) fn each_by_itself(model: &Model, site: SubLayer, specs: &BTreeMap<String, Spec>) -> bool {
+    let bits = |linear: &Linear| {
+        specs.get(linear.tensor()).map_or(linear.activation_bits(), |spec| spec.abq.activation_bits)
+    };
+    let differ = |linears: &[Linear]| linears.windows(2).any(|two| bits(&two[0]) != bits(&two[1]));
+    match model.parts(site).map(|parts| parts.body) {
+        Some(Body::Experts) => true,
+        Some(Body::Attention { projections, .. }) => differ(projections),
+        Some(Body::Gated { gate_up, .. }) => differ(gate_up),
+        None => false,
+    }
+}
 
 /// A matrix on its grids as it is learned.
 pub(crate) trait OnGrid: Variable {
@@ -61,7 +74,11 @@ pub(crate) type Changed = (String, Vec<f32>, Option<u8>);
 
 impl ToLearn {
     /// Of a sub-layer whose linears are `tensors`; none where nothing is to be learned, or nothing can be: experts.
-    pub(crate) fn of(model: &Model, site: SubLayer, specs: &BTreeMap<String, Spec>) -> Option<Self> {
+    pub(crate) fn of(
+        model: &Model,
+        site: SubLayer,
+        (specs, windows): (&BTreeMap<String, Spec>, usize),
+    ) -> Option<Self> {
         let net = Net::new(model, site)?;
         let specs: Vec<Option<Spec>> = net
             .tensors()
@@ -70,7 +87,7 @@ impl ToLearn {
             .collect();
         let (SubLayer::Attention(layer) | SubLayer::Mlp(layer)) = site;
         let mlp = matches!(site, SubLayer::Mlp(_));
-        let settings = settings(specs.iter().flatten(), 2 * layer as u64 + u64::from(mlp))?;
+        let settings = settings(specs.iter().flatten(), windows, 2 * layer as u64 + u64::from(mlp))?;
         Some(Self { net, specs, settings })
     }
 
@@ -112,31 +129,49 @@ impl ToLearn {
             reconstruct(&self.net, &mut all, (&mut *now, &mut *targets), settings, progress)
         };
         let mut outcome = learn(&mut variables, 1.0, progress)?;
-        if !outcome.is_better() {
+        if !outcome.is_better() && outcome.before.is_finite() {
             // What error feedback left hardly anything to gain from wants smaller steps.
             variables.clear();
             variables = start(finished)?;
             outcome = learn(&mut variables, SLOWER, &mut || ())?;
         }
         let seconds = started.elapsed().as_secs_f64();
-        take((self.net.tensors(), &self.specs), variables, (outcome, seconds), finished)
+        let (what, layer) = match self.net.site() {
+            SubLayer::Attention(layer) => ("the attention of layer", layer),
+            SubLayer::Mlp(layer) => ("the MLP of layer", layer),
+        };
+        let unlearned = unlearned(&format!("{what} {layer}"), outcome, (self.settings, &self.specs));
+        take((self.net.tensors(), &self.specs), variables, (outcome, seconds, unlearned), finished)
     }
 }
 
-/// How long is learned and from which windows: the longest that any spec asks for; `at` is which sub-layer or block it is.
+/// How long is learned, and from which of so many windows: the longest that any spec asks for; `at` is which sub-layer or block it is.
 /// None where nothing is.
-fn settings<'a>(specs: impl Iterator<Item = &'a Spec>, at: u64) -> Option<Settings> {
-    let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits), learn.seed));
+fn settings<'a>(specs: impl Iterator<Item = &'a Spec>, windows: usize, at: u64) -> Option<Settings> {
+    let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits, windows), learn.seed));
     let (steps, seed) = specs.filter_map(of_spec).max()?;
     let seed = seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     Some(Settings { steps, batch: 1, seed, rate: 1.0 })
+}
+
+/// Why nothing of `what` was learned, where a loss says nothing.
+fn unlearned(what: &str, outcome: Outcome, (settings, specs): (Settings, &[Option<Spec>])) -> Option<String> {
+    if outcome.before.is_finite() && outcome.after.is_finite() {
+        return None;
+    }
+    let when = if outcome.before.is_finite() { "on the way" } else { "at the start" };
+    let seed = specs.iter().flatten().filter_map(|spec| spec.learn).map(|learn| learn.seed).max()?;
+    Some(format!(
+        "the loss of learning {what} was NaN or infinite {when} (steps={}, seed={seed})",
+        settings.steps
+    ))
 }
 
 /// Says of each matrix that was learned what came of it, and takes it where that is better. Returns what has changed.
 fn take(
     (tensors, specs): (&[String], &[Option<Spec>]),
     variables: Vec<Either>,
-    (outcome, seconds): (Outcome, f64),
+    (outcome, seconds, unlearned): (Outcome, f64, Option<String>),
     finished: &mut [Finished],
 ) -> Result<Vec<Changed>> {
     let seconds = seconds / variables.len().max(1) as f64;
@@ -147,6 +182,7 @@ fn take(
         let Some(done) = finished.iter_mut().find(|done| done.tensor == *tensor) else { continue };
         done.report.seconds += seconds;
         done.report.learned = Some(Learned::of(outcome));
+        done.report.unlearned.clone_from(&unlearned);
         if outcome.is_better() {
             let (unit, weights) = matrix.finish()?;
             done.unit = unit;
@@ -173,13 +209,7 @@ impl Either {
         Ok(match (spec, start) {
             // A lower rung is where too few tokens were seen to go by.
             (Some(spec), Some(start)) if start.report.rung == Rung::Gptq => {
-                let latent = Latent::new(&start.unit, spec, &original.weights(tensor)?);
-                match spec.learn {
-                    None | Some(Learn { of: LearnedPart::Places, .. }) => Self::Learned(Box::new(latent)),
-                    Some(Learn { of, .. }) => {
-                        Self::Learned(Box::new(Clipped::new(&latent, of == LearnedPart::Round)))
-                    }
-                }
+                Self::Learned(Box::new(Latent::new(&start.unit, spec, &original.weights(tensor)?)))
             }
             _ => Self::Still(Still(model.weights(tensor)?)),
         })

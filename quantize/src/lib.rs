@@ -8,15 +8,19 @@
 //! model (+ calibration)                                     --> fold: transformations that make it easier to quantise
 //! ```
 
+mod alone;
+mod effort;
 mod factor;
 mod fold;
 mod gptq;
 mod grid;
 mod latent;
 mod learn;
+mod lesson;
 mod line;
 mod matrix;
 mod memory;
+mod picture;
 mod polish;
 mod quantiser;
 mod report;
@@ -33,7 +37,10 @@ pub use factor::{DAMPING, Factor};
 pub use fold::{Rotate, Smooth, Transformations, rotations, smoothing};
 pub use gptq::{Fed, gptq};
 pub use grid::Grid;
+pub use lesson::{Lesson, Taught};
+pub use matrix::makes_up;
 pub use memory::{InputShape, block_peak_bytes};
+pub use picture::{error_svg, loss_svg};
 pub use quantiser::Quantiser;
 pub use report::{Finished, Learned, Report};
 pub use residuals::Residuals;

@@ -10,8 +10,9 @@ use std::time::Instant;
 use llmpress_calibrate::{Moments, output_energy};
 use llmpress_formats::{Error, Result};
 
+use crate::alone::{self, Alone};
 use crate::polish::{Damped, polish};
-use crate::report::{Finished, Report};
+use crate::report::{Finished, Learned, Report};
 use crate::retarget::retarget;
 use crate::{Factor, Grid, Rung, Spec, gptq};
 
@@ -32,6 +33,8 @@ pub(crate) struct Matrix {
     pub(crate) tensor: String,
     pub(crate) spec: Spec,
     pub(crate) weights: Vec<f32>,
+    /// How it is learned by itself, where it is.
+    pub(crate) alone: Option<Alone>,
 }
 
 /// A finished tensor, and its new weights.
@@ -56,11 +59,16 @@ struct InWork {
 }
 
 /// Quantises matrices that multiply the same `features`. Returns each with its new weights. Moments are needed where a
-/// rung goes by them.
+/// rung goes by them. `progress` is told what learning has done of its effort.
 ///
 /// # Errors
 /// Weights that are not finite, a setting that the encoding does not have, a Hessian that does not factor: by tensor.
-pub(crate) fn quantise(matrices: Vec<Matrix>, features: usize, input: Input) -> Result<Vec<Done>> {
+pub(crate) fn quantise(
+    matrices: Vec<Matrix>,
+    features: usize,
+    input: Input,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<Done>> {
     let Input { moments, drift } = input;
     let few = moments.as_ref().and_then(|moments| too_few(moments, features));
     let h: Option<Vec<f32>> = moments
@@ -86,7 +94,7 @@ pub(crate) fn quantise(matrices: Vec<Matrix>, features: usize, input: Input) -> 
         finished.push((index, done?));
     }
     if let (Some(moments), Some(h), false) = (moments, &h, fed.is_empty()) {
-        finished.extend(feed_back(fed, features, moments, drift, h)?);
+        finished.extend(feed_back(fed, (moments, drift), h, progress)?);
     }
     finished.sort_by_key(|(index, _)| *index);
     Ok(finished.into_iter().map(|(_, finished)| finished).collect())
@@ -118,13 +126,12 @@ fn round_to_nearest(
 /// factor.
 fn feed_back(
     works: Vec<(usize, InWork)>,
-    features: usize,
-    moments: Moments,
-    drift: Option<Vec<f32>>,
+    (moments, drift): (Moments, Option<Vec<f32>>),
     h: &[f32],
+    progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<(usize, Done)>> {
     let started = Instant::now();
-    let tokens = moments.tokens();
+    let (tokens, features) = (moments.tokens(), moments.features());
     let first = works.first().map_or("", |(_, work)| work.matrix.tensor.as_str());
     let (factor, moments) = if features <= MOST_COLUMNS {
         (Factor::new(&moments), Some(moments))
@@ -148,18 +155,42 @@ fn feed_back(
         if let Some(damped) = &damped {
             fed.error = polish(weights, &mut grid, &mut fed.codes, damped, ROUNDS);
         }
+        let mut learned = None;
+        if let (Some(alone), Some(damped)) = (work.matrix.alone, &damped) {
+            let found = alone::learn(weights, &mut grid, &mut fed.codes, damped, alone, progress);
+            learned = Some(of_outputs(found, work.energy));
+        }
         *weights = Vec::new();
         let values = grid.values(&fed.codes);
         let outcome = Outcome { error: fed.error, tokens, damping: Some(factor.damping()), started };
-        Ok((index, finish(work, &grid, &fed.codes, values, outcome)?))
+        let mut done = finish(work, &grid, &fed.codes, values, outcome)?;
+        done.0.report.learned = learned;
+        Ok((index, done))
     };
     works.into_iter().map(one).collect()
+}
+
+/// Errors before and after learning as shares of what comes out.
+fn of_outputs((before, after): (f64, f64), energy: f64) -> Learned {
+    let share = |error: f64| if energy > 0.0 { error / energy } else { error };
+    Learned {
+        before: share(before),
+        after: Some(share(after)).filter(|after| after.is_finite()),
+        taken: after < before,
+    }
 }
 
 /// How much of the drift is made up for: all of it where there are very many tokens, none where they are no more than
 /// `SURE` times the columns. From few tokens the weights would learn the text.
 pub(crate) fn share_of(tokens: usize, features: usize) -> f32 {
     (1.0 - SURE * features as f32 / tokens.max(1) as f32).max(0.0)
+}
+
+/// Whether error feedback makes up for what the layers before have lost, by a text of so many tokens: that takes the original's
+/// streams beside those of the model as it is quantised so far.
+pub fn makes_up(tokens: u128, features: u64) -> bool {
+    let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+    features <= MOST_COLUMNS as u64 && share_of(tokens, features as usize) > 0.0
 }
 
 /// What the report says of the work.
@@ -180,6 +211,7 @@ fn finish(work: InWork, grid: &Grid, codes: &[u8], values: Vec<f32>, outcome: Ou
         tokens: outcome.tokens,
         damping: outcome.damping,
         learned: None,
+        unlearned: None,
         relative_error: if energy > 0.0 { outcome.error / energy } else { 0.0 },
         bits_per_weight: unit.bits_per_weight(),
         seconds: seconds + outcome.started.elapsed().as_secs_f64(),

@@ -9,9 +9,13 @@
 //! Feedback finds codes for grids that were fitted to other codes, and looks ahead only: each of these steps looks at all
 //! columns. (Coordinate descent as in Behdin et al., "QuantEase", 2023, with the grids among the coordinates.)
 
+mod shake;
+
 use llmpress_calibrate::Moments;
 use llmpress_kernels::cpu::{PANEL, multiply};
 use rayon::prelude::*;
+
+pub(crate) use shake::{Shaking, shake};
 
 use crate::line::Line;
 use crate::{Factor, Grid, ZeroPoint};
@@ -58,6 +62,27 @@ impl<'a> Damped<'a> {
                 out[at * PANEL..][..width].copy_from_slice(products);
             }
         }
+    }
+
+    /// The error of each row where `values` are in place of `weights`, rows of n.
+    pub(crate) fn errors(&self, weights: &[f32], values: &[f32]) -> Vec<f64> {
+        let n = self.n;
+        let tasks = weights.par_chunks(ROWS * n).zip(values.par_chunks(ROWS * n));
+        let errors = tasks.flat_map_iter(|(weights, values)| {
+            let mut d = vec![0.0f32; weights.len()];
+            for (at, (d, (w, value))) in d.iter_mut().zip(weights.iter().zip(values)).enumerate() {
+                *d = if self.dead[at % n] { -value } else { w - value };
+            }
+            let mut v = vec![0.0f32; weights.len()];
+            self.times(&d, 0..n, &mut v);
+            let rows = d.chunks_exact(n).zip(v.chunks_exact(n));
+            let errors = rows.map(|(d, v)| {
+                let terms = d.iter().zip(v);
+                terms.map(|(&d, &v)| f64::from(d) * f64::from(v + self.damp * d)).sum::<f64>()
+            });
+            errors.collect::<Vec<f64>>()
+        });
+        errors.collect()
     }
 
     fn diagonal(&self, k: usize) -> f32 {

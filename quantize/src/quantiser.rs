@@ -40,6 +40,22 @@ impl Quantiser {
         Ok(())
     }
 
+    /// Says how often each window is seen, and what draws them, in place of what it says itself.
+    ///
+    /// # Errors
+    /// One that learns nothing.
+    pub fn learns(&mut self, epochs: Option<u32>, seed: Option<u32>) -> Result<(), Error> {
+        let before = *self;
+        let Some(learn) = &mut self.spec.learn else {
+            return Err(Error::Invalid(format!("{before} learns nothing: say {before},learn")));
+        };
+        if epochs.is_some() {
+            (learn.epochs, learn.steps) = (epochs, None);
+        }
+        learn.seed = seed.map_or(learn.seed, u64::from);
+        self.spec.check()
+    }
+
     /// Whether it says something of the model as a whole, which no rule for some tensors can.
     pub fn is_of_model(&self) -> bool {
         !self.with.is_empty() || self.mean.is_some()

@@ -22,9 +22,12 @@ pub struct Report {
     /// definite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
-    /// What learning it with its sub-layer came to, where it was to be learned.
+    /// What learning it came to, where it was to be learned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Learned>,
+    /// Why it is as its rung left it though it was to be learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlearned: Option<String>,
     /// Before it was learned: the mean square of the change of its outputs over that of its outputs, on the calibration tokens; where there are
     /// none, that of its weights.
     pub relative_error: f64,
@@ -34,10 +37,13 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// What learning a sub-layer came to, on windows that no step saw (on all, where there are fewer than 16).
+/// What learning came to: of a sub-layer on windows that no step saw; of a matrix by itself under its second moments, which are
+/// of all windows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Learned {
-    /// Where error feedback had left it: squares of differences from what it is to give out, over squares of that.
+    /// Where error feedback had left it: squares of differences from what it is to give out, over squares of that. NaN, in JSON
+    /// null, where that is NaN or infinite.
+    #[serde(with = "crate::lesson::number")]
     pub before: f64,
     /// After the last step; none where a loss was NaN or infinite.
     pub after: Option<f64>,

@@ -9,7 +9,7 @@
 //!
 //! With transformations each block is folded before, and both streams are those of the transformed model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_calibrate::{Calibration, Extent, Moments, Room, Tap};
 use llmpress_formats::encoding::abq;
@@ -17,9 +17,12 @@ use llmpress_formats::{Checkpoint, Dtype, Error, Result, Transform};
 use llmpress_kernels::cpu::Elements;
 use llmpress_model::{Model, Reads, SharedInput, SubLayer};
 
-use crate::learn::{StreamsOf, ToLearn, ToLearnBlock};
+use crate::alone::Alone;
+use crate::effort::{Shares, Text};
+use crate::learn::{StreamsOf, ToLearn, ToLearnBlock, each_by_itself};
+use crate::lesson::{Lesson, Taught};
 use crate::matrix::{Input, MOST_COLUMNS, Matrix, TOO_FEW, quantise, share_of};
-use crate::report::{Finished, Learned};
+use crate::report::Finished;
 use crate::residuals::{Residuals, share};
 use crate::{Grain, Learn, Rung, Spec};
 
@@ -49,6 +52,11 @@ impl Job<'_> {
     /// Whether anything is learned.
     fn learns(&self) -> bool {
         self.calibration.is_some() && self.specs.values().any(|spec| spec.learn.is_some())
+    }
+
+    /// What may be learned, and from how many windows.
+    fn learning(&self) -> (&BTreeMap<String, Spec>, usize) {
+        (self.specs, self.calibration.map_or(0, |calibration| calibration.windows().len()))
     }
 
     /// Whether the original's streams are kept beside those of the model as it is quantised so far.
@@ -84,25 +92,20 @@ pub struct State {
 
 /// Takes what is finished.
 pub trait Sink {
-    /// The weights that there are to quantise, those that are to be learned as well counted twice; and those of them that
-    /// were finished before.
-    fn start(&mut self, weights: u64, finished: u64) {
-        let _ = (weights, finished);
+    /// The weights that there are to quantise; the work that this is, 1 for each of them and as much more for one that is to be
+    /// learned as that takes longer; and how much of it was finished before.
+    fn start(&mut self, weights: u64, work: u64, finished: u64) {
+        let _ = (weights, work, finished);
     }
 
-    /// So many more are.
-    fn step(&mut self, weights: u64) {
-        let _ = weights;
+    /// So much more of the work is.
+    fn step(&mut self, work: u64) {
+        let _ = work;
     }
 
-    /// A sub-layer was learned.
-    fn learned(&mut self, site: SubLayer, learned: &Learned) {
-        let _ = (site, learned);
-    }
-
-    /// A block was learned whole.
-    fn learned_block(&mut self, layer: usize, learned: &Learned) {
-        let _ = (layer, learned);
+    /// Matrices were learned.
+    fn learned(&mut self, lesson: &Lesson) {
+        let _ = lesson;
     }
 
     /// The tensors of a block, from 0, are finished; last of all, as one more block, those that are in none. With `residuals`
@@ -153,7 +156,7 @@ fn run_transformed(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn 
         tensors.filter(|t| job.specs.contains_key(*t)).map(|t| plan.weights(t) + plan.to_learn(t)).sum()
     };
     let done = from.blocks.min(layers);
-    sink.start(plan.total, weights(&inputs[..done]));
+    sink.start(plan.total, plan.work, weights(&inputs[..done]));
     // Streams are there up to the last layer that goes by them.
     let last = (0..layers).rev().find(|&layer| plan.goes_by_text(&inputs[layer]));
     let both = job.keeps_both(model);
@@ -190,6 +193,7 @@ fn run_transformed(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn 
             residuals,
             finished: vec![],
             transforms: vec![],
+            left: 0,
         };
         let result = folded.and_then(|()| work.block(model, inputs, layer, sink));
         let (finished, transforms, after) = (work.finished, work.transforms, work.residuals);
@@ -224,17 +228,37 @@ struct Plan<'a> {
     sizes: BTreeMap<&'a str, (usize, usize)>,
     /// Tensors that are no linears of a layer.
     others: Vec<&'a str>,
+    /// Those that are learned by themselves.
+    alone: BTreeSet<&'a str>,
+    text: Text,
+    /// Weights, and the work that they are.
     total: u64,
+    work: u64,
 }
 
 impl<'a> Plan<'a> {
-    fn new(model: &Model, job: Job<'a>, inputs: &[Vec<SharedInput>]) -> Result<Self> {
+    fn new(model: &Model, job: Job<'a>, inputs: &'a [Vec<SharedInput>]) -> Result<Self> {
         let linears: BTreeMap<&str, &SharedInput> = inputs
             .iter()
             .flatten()
             .flat_map(|input| input.tensors.iter().map(move |t| (t.as_str(), input)))
             .collect();
-        let mut plan = Self { job, sizes: BTreeMap::new(), others: Vec::new(), total: 0 };
+        let by_itself = |input: &&SharedInput| each_by_itself(model, input.sub_layer, job.specs);
+        let alone = inputs.iter().flatten().filter(by_itself).flat_map(|input| &input.tensors);
+        let text = job.calibration.map_or(Text::default(), |calibration| Text {
+            tokens: calibration.tokens() as u64,
+            windows: calibration.windows().len(),
+            window: calibration.length() as u64,
+        });
+        let mut plan = Self {
+            job,
+            sizes: BTreeMap::new(),
+            others: Vec::new(),
+            alone: alone.map(String::as_str).collect(),
+            text,
+            total: 0,
+            work: 0,
+        };
         for (tensor, spec) in job.specs {
             let named = |e| crate::matrix::named(tensor, e);
             spec.check().map_err(named)?;
@@ -249,11 +273,15 @@ impl<'a> Plan<'a> {
             };
             plan.total += rows * cols;
             plan.sizes.insert(tensor, (rows as usize, cols as usize));
+            plan.work += rows * cols;
             let Some(input) = linears.get(tensor.as_str()) else {
                 plan.others.push(tensor);
                 continue;
             };
-            plan.total += if spec.learn.is_some() { rows * cols } else { 0 };
+            plan.work = plan.work.saturating_add(plan.to_learn(tensor));
+            if let (Some(_), Some(calibration)) = (spec.learn, job.calibration) {
+                Learn::check_windows(calibration.windows().len()).map_err(named)?;
+            }
             if spec.rung == Rung::Gptq {
                 let Some(calibration) = job.calibration else {
                     return Err(Error::Invalid(format!("{tensor}: {} goes by a text", spec.rung)));
@@ -303,10 +331,24 @@ impl<'a> Plan<'a> {
         inputs.iter().any(|input| self.extent(input).is_some())
     }
 
-    /// Weights of a tensor that are still to be learned when it is quantised.
+    /// The work that is left of a tensor when it is quantised: learning it.
     fn to_learn(&self, tensor: &str) -> u64 {
-        let learns = self.job.specs.get(tensor).is_some_and(|spec| spec.learn.is_some());
-        if learns { self.weights(tensor) } else { 0 }
+        let (Some(spec), Some((_, cols))) = (self.job.specs.get(tensor), self.sizes.get(tensor)) else {
+            return 0;
+        };
+        let times = self.text.learning(spec, *cols as u64, self.alone.contains(tensor));
+        self.weights(tensor).saturating_mul(times)
+    }
+
+    /// How a tensor is learned by itself, where it is.
+    fn alone(&self, tensor: &str) -> Option<Alone> {
+        let spec = self.job.specs.get(tensor).filter(|_| self.alone.contains(tensor))?;
+        let learn = spec.learn?;
+        Some(Alone {
+            steps: learn.steps(spec.abq.bits, self.text.windows),
+            seed: learn.seed,
+            effort: self.to_learn(tensor),
+        })
     }
 }
 
@@ -319,6 +361,8 @@ struct Work<'a> {
     finished: Vec<Finished>,
     /// Scales that were learned.
     transforms: Vec<Transform>,
+    /// What is left to do of learning a sub-layer.
+    left: u64,
 }
 
 impl Work<'_> {
@@ -332,13 +376,19 @@ impl Work<'_> {
     ) -> Result<()> {
         let more = self.last.is_some_and(|last| layer < last);
         if self.residuals.as_ref().is_some_and(|residuals| residuals.original.is_some())
-            && let Some(to_learn) = ToLearnBlock::of(model, layer, self.plan.job.specs)
+            && ![SubLayer::Attention(layer), SubLayer::Mlp(layer)]
+                .into_iter()
+                .any(|site| each_by_itself(model, site, self.plan.job.specs))
+            && let Some(to_learn) = ToLearnBlock::of(model, layer, self.plan.job.learning())
         {
             return self.whole_block((model, inputs), (layer, &to_learn), more, sink);
         }
         for site in [SubLayer::Attention(layer), SubLayer::Mlp(layer)] {
+            let of_site =
+                inputs.iter().filter(|input| input.sub_layer == site).flat_map(|input| &input.tensors);
+            self.left = of_site.fold(0, |sum, tensor| sum.saturating_add(self.plan.to_learn(tensor)));
             self.feed_back(model, inputs, site, sink)?;
-            let learned = self.learn(model, inputs, site, sink)?;
+            let learned = self.learn(model, site, sink)?;
             if more || site == SubLayer::Attention(layer) {
                 self.advance(model, site, (true, !learned))?;
             }
@@ -366,18 +416,26 @@ impl Work<'_> {
             self.feed_back(model, inputs, site, sink)?;
             self.advance(model, site, (site == sites[0], true))?;
         }
+        // Once more: the matrices quantise now what they multiply.
+        let with_bits = ToLearnBlock::of(model, layer, self.plan.job.learning());
+        let to_learn = with_bits.as_ref().unwrap_or(to_learn);
         let Some(Residuals { now, original: Some(targets) }) = &mut self.residuals else { return Ok(()) };
         // They are needed again when the block is learned; until then they hold what the original makes of them.
         now.take(&mut before)?;
         sites.iter().try_for_each(|site| now.advance(original, *site, &mut || ()))?;
-        let mut left: u64 = inputs.iter().flat_map(|i| &i.tensors).map(|t| self.plan.to_learn(t)).sum();
+        let all = inputs.iter().flat_map(|input| &input.tensors);
+        let mut left = all.fold(0u64, |sum, tensor| sum.saturating_add(self.plan.to_learn(tensor)));
         let learned = {
             let mut progress = steps_of(&mut left, to_learn.steps(), sink);
             let streams = StreamsOf { inputs: &mut before, second: now, targets, original: maps.as_mut() };
             to_learn.learn((model, original), streams, &mut self.finished, &mut progress)?
         };
         sink.step(left);
-        sink.learned_block(layer, &Learned::of(learned.outcome));
+        let of_it = self.finished.iter().filter(|done| to_learn.tensors().contains(&&done.tensor));
+        let of_it: Vec<&Finished> = of_it.collect();
+        if let Some(lesson) = Lesson::of(sites[0], Taught::Block, &of_it, to_learn.steps()) {
+            sink.learned(&lesson);
+        }
         if !learned.transforms.is_empty() {
             let all = learned.transforms.iter().chain(self.plan.job.transforms);
             model.transform(all.cloned().collect())?;
@@ -429,16 +487,9 @@ impl Work<'_> {
 
     /// Learns the matrices of a sub-layer together, where that is asked for, from what error feedback made of them. Whether
     /// the original's streams are past it then.
-    fn learn(
-        &mut self,
-        model: &mut Model,
-        inputs: &[SharedInput],
-        site: SubLayer,
-        sink: &mut dyn Sink,
-    ) -> Result<bool> {
-        let of_site = inputs.iter().filter(|input| input.sub_layer == site).flat_map(|input| &input.tensors);
-        let mut left: u64 = of_site.map(|tensor| self.plan.to_learn(tensor)).sum();
-        let to_learn = ToLearn::of(model, site, self.plan.job.specs);
+    fn learn(&mut self, model: &mut Model, site: SubLayer, sink: &mut dyn Sink) -> Result<bool> {
+        let mut left = std::mem::take(&mut self.left);
+        let to_learn = ToLearn::of(model, site, self.plan.job.learning());
         let learned = match (to_learn, self.original, &mut self.residuals) {
             (Some(to_learn), Some(original), Some(Residuals { now, original: Some(targets) })) => {
                 targets.advance(original, site, &mut || ())?;
@@ -451,9 +502,9 @@ impl Work<'_> {
                     model.replace_quantised(&tensor, weights, bits)?;
                 }
                 let of_it = |done: &&Finished| to_learn.tensors().contains(&done.tensor);
-                if let Some(learned) = self.finished.iter().filter(of_it).find_map(|done| done.report.learned)
-                {
-                    sink.learned(site, &learned);
+                let of_it: Vec<&Finished> = self.finished.iter().filter(of_it).collect();
+                if let Some(lesson) = Lesson::of(site, Taught::of(site), &of_it, to_learn.steps()) {
+                    sink.learned(&lesson);
                 }
                 true
             }
@@ -478,13 +529,22 @@ impl Work<'_> {
                 .filter_map(|tensor| Some((tensor, *self.plan.job.specs.get(tensor)?)))
                 .map(|(tensor, spec)| {
                     let weights = model.weights(tensor)?;
-                    Ok(Matrix { tensor: tensor.clone(), spec, weights })
+                    Ok(Matrix { tensor: tensor.clone(), spec, weights, alone: self.plan.alone(tensor) })
                 })
                 .collect::<Result<Vec<_>>>()?;
-            for (done, weights) in quantise(matrices, input.features, known)? {
+            let left = &mut self.left;
+            let mut progress = |work: u64| {
+                *left = left.saturating_sub(work);
+                sink.step(work);
+            };
+            for (done, weights) in quantise(matrices, input.features, known, &mut progress)? {
                 let bits = self.plan.job.specs.get(&done.tensor).and_then(|spec| spec.abq.activation_bits);
                 model.replace_quantised(&done.tensor, weights, bits)?;
                 sink.step(self.plan.weights(&done.tensor));
+                let steps = self.plan.alone(&done.tensor).map_or(0, |alone| alone.steps);
+                if let Some(lesson) = Lesson::of(input.sub_layer, Taught::Matrix, &[&done], steps) {
+                    sink.learned(&lesson);
+                }
                 self.finished.push(done);
             }
         }
@@ -517,14 +577,11 @@ impl Work<'_> {
     }
 }
 
-/// Tells the sink of each of so many steps its share of the weights that are left to learn.
+/// Tells the sink of each of so many steps its share of the work that is left.
 fn steps_of<'a>(left: &'a mut u64, steps: u32, sink: &'a mut dyn Sink) -> impl FnMut() + 'a {
-    let (weights, steps, mut done) = (*left, u64::from(steps.max(1)), 0u64);
+    let mut shares = Shares::new(*left, u64::from(steps));
     move || {
-        // Of all, so that nothing is lost to rounding.
-        let share = |n: u64| (u128::from(weights) * u128::from(n) / u128::from(steps)) as u64;
-        let now = share(done + 1) - share(done);
-        done += 1;
+        let now = shares.next();
         *left = left.saturating_sub(now);
         sink.step(now);
     }
@@ -563,8 +620,9 @@ fn others(model: &Model, plan: &Plan<'_>, sink: &mut dyn Sink) -> Result<Vec<Fin
         };
         let mut weights = read(model.checkpoint(), tensor, rows, cols)?;
         folds.apply(tensor, &mut weights)?;
-        let matrix = Matrix { tensor: tensor.to_owned(), spec, weights };
-        finished.extend(quantise(vec![matrix], cols, Input::default())?.into_iter().map(|(done, _)| done));
+        let matrix = Matrix { tensor: tensor.to_owned(), spec, weights, alone: None };
+        let done = quantise(vec![matrix], cols, Input::default(), &mut |_| ())?;
+        finished.extend(done.into_iter().map(|(done, _)| done));
         sink.step(plan.weights(tensor));
     }
     Ok(finished)

@@ -36,7 +36,7 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
     let mut options = rest.split(',');
     let (mut abq, mean) = widths(options.next().unwrap_or_default()).map_err(bad)?;
     let (mut zero, mut with) = (None, Transformations::default());
-    let (mut learn, mut steps, mut seed) = (None, None, None);
+    let (mut learn, mut steps, mut epochs, mut seed) = (None, None, None, None);
     let (mut of, mut beside) = (None, Beside::default());
     for option in options {
         let (name, value) =
@@ -72,9 +72,13 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
             "compensate" if value.is_none() => beside.compensate = true,
             "correct" if value.is_none() => beside.correct = true,
             "maps" if value.is_none() => beside.maps = true,
-            "steps" | "seed" => {
+            "steps" | "epochs" | "seed" => {
                 let number = value.and_then(|digits| digits.parse::<u32>().ok());
-                let to = if name == "steps" { &mut steps } else { &mut seed };
+                let to = match name {
+                    "steps" => &mut steps,
+                    "epochs" => &mut epochs,
+                    _ => &mut seed,
+                };
                 if number.is_none() || to.replace(number).is_some() {
                     return Err(bad(format!("{option:?}: {name}=NUMBER, once")));
                 }
@@ -102,18 +106,22 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
                 (None, None, None) => {
                     return Err(bad(format!(
                         "there is no option {option:?}: g128 (or other groups), int, symmetric, rotate, smooth, qkv4 (or \
-                         other bits), kv8 or kv4, learn, learn=block, clip, round, scale, compensate, correct, maps, steps=400, seed=0"
+                         other bits), kv8 or kv4, learn, learn=block, clip, round, scale, compensate, correct, maps, steps=400, epochs=8, seed=0"
                     )));
                 }
             },
         }
     }
-    let parts = steps.is_some() || seed.is_some() || of.is_some() || beside != Beside::default();
+    let parts =
+        steps.is_some() || epochs.is_some() || seed.is_some() || of.is_some() || beside != Beside::default();
     if learn.is_none() && parts {
-        return Err(bad("steps, seed and parts are of what is learned: say learn as well".to_owned()));
+        return Err(
+            bad("steps, epochs, seed and parts are of what is learned: say learn as well".to_owned()),
+        );
     }
     let learn = learn.map(|grain| Learn {
         steps: steps.flatten(),
+        epochs: epochs.flatten(),
         seed: seed.flatten().map_or(0, u64::from),
         grain,
         of: of.unwrap_or_default(),
@@ -185,6 +193,7 @@ pub(crate) fn print(quantiser: &Quantiser) -> String {
     let cache = with.cache_bits.map(|bits| format!(",kv{bits}")).unwrap_or_default();
     let learn = spec.learn.map(|learn| {
         let steps = learn.steps.map(|steps| format!(",steps={steps}")).unwrap_or_default();
+        let epochs = learn.epochs.map(|epochs| format!(",epochs={epochs}")).unwrap_or_default();
         let seed = if learn.seed == 0 { String::new() } else { format!(",seed={}", learn.seed) };
         let grain = if learn.grain == Grain::Block { "=block" } else { "" };
         let of = match learn.of {
@@ -195,7 +204,7 @@ pub(crate) fn print(quantiser: &Quantiser) -> String {
         let Beside { scale, compensate, correct, maps } = learn.beside;
         let beside = [(scale, "scale"), (compensate, "compensate"), (correct, "correct"), (maps, "maps")];
         let beside = beside.iter().filter(|(on, _)| *on).map(|(_, name)| format!(",{name}"));
-        format!(",learn{grain}{of}{}{steps}{seed}", beside.collect::<String>())
+        format!(",learn{grain}{of}{}{steps}{epochs}{seed}", beside.collect::<String>())
     });
     let learn = learn.unwrap_or_default();
     format!("{}:{widths}{zero}{rotate}{smooth}{qkv}{cache}{learn}", spec.rung.name())
@@ -219,6 +228,7 @@ mod tests {
             ("abq:w2,learn,g128,seed=7,steps=300", "gptq:w2,g128,learn,steps=300,seed=7"),
             ("abq:w2,learn,seed=0", "gptq:w2,learn"),
             ("abq:w2,round,learn", "gptq:w2,learn,round"),
+            ("abq:w2,learn,epochs=12", "gptq:w2,learn,epochs=12"),
             (
                 "abq:w2*a8,maps,correct,scale,compensate,clip,learn=block,steps=9",
                 "gptq:w2*a8,learn=block,clip,scale,compensate,correct,maps,steps=9",
@@ -285,6 +295,13 @@ mod tests {
             ("grid:w4,learn", "is no start to learn from"),
             ("gptq:w4,steps=5", "say learn as well"),
             ("gptq:w4,learn,steps=0", "1 to 100000"),
+            ("gptq:w4,learn,epochs=0", "1 and more"),
+            ("gptq:w4,learn,epochs=2,steps=5", "give one of them"),
+            ("gptq:w4,learn,scale", "say learn=block"),
+            ("gptq:w4,learn=layer", "there is no option"),
+            ("gptq:w4,learn,clip,round", "says twice what of a matrix"),
+            ("gptq:w4,learn,learn=block", "learns twice"),
+            ("gptq:w4,maps", "say learn as well"),
             ("gptq:w4,learn,steps", "steps=NUMBER"),
             ("gptq:w4,learn,seed=1,seed=2", "once"),
             ("zip:w4", "is no quantiser"),

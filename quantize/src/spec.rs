@@ -68,9 +68,9 @@ pub enum LearnedPart {
     /// Where each weight lies on its grid, and the grids (EfficientQAT).
     #[default]
     Places,
-    /// The ends of each grid: weights stay where they are (OmniQuant and ABQ-LLM, learnable weight clipping).
+    /// The ends of each grid: its scale and zero point. Codes stay as error feedback chose them.
     Clip,
-    /// Those, and which way each weight is rounded, by steps of equal size (SignRound).
+    /// Those, and which way each weight is rounded, by steps of signs (SignRound).
     Round,
 }
 
@@ -90,8 +90,10 @@ pub struct Beside {
 /// How matrices are learned together, from where error feedback leaves them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Learn {
-    /// Steps, a window each; by width where none are said ([`Self::steps`]).
+    /// Steps, a window each; by width where neither they nor epochs are said ([`Self::steps`]).
     pub steps: Option<u32>,
+    /// How often each window is seen, where that is said instead.
+    pub epochs: Option<u32>,
     /// What draws windows.
     pub seed: u64,
     /// What is learned together.
@@ -106,9 +108,31 @@ impl Learn {
     /// The most steps.
     pub const MOST_STEPS: u32 = 100_000;
 
-    /// Steps at a width: the fewer bits the more there is to gain.
-    pub fn steps(&self, bits: u8) -> u32 {
-        self.steps.unwrap_or(match bits {
+    /// The fewest windows: of so many one is held back, which no step sees, to judge by.
+    pub const LEAST_WINDOWS: usize = llmpress_learn::HELD_BACK;
+
+    /// Refuses a text of so many windows where it is too short to learn from.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], with what would be right.
+    pub fn check_windows(windows: usize) -> Result<()> {
+        if windows >= Self::LEAST_WINDOWS {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "learning takes {} calibration windows at least, of which one is held back to judge by, and there are \
+             {windows}: raise --calib-windows, with a shorter --calib-window where the text has no more, or leave `learn` out",
+            Self::LEAST_WINDOWS
+        )))
+    }
+
+    /// Steps at a width, of so many windows: the fewer bits the more there is to gain.
+    pub fn steps(&self, bits: u8, windows: usize) -> u32 {
+        let by_epochs = self.epochs.map(|epochs| {
+            let steps = u64::from(epochs).saturating_mul(windows as u64);
+            u32::try_from(steps).unwrap_or(u32::MAX).clamp(1, Self::MOST_STEPS)
+        });
+        self.steps.or(by_epochs).unwrap_or(match bits {
             0..=2 => 400,
             3 => 300,
             _ => 200,
@@ -148,6 +172,14 @@ impl Spec {
             }
             if learn.steps.is_some_and(|steps| steps == 0 || steps > Learn::MOST_STEPS) {
                 return Err(Error::Invalid(format!("steps of learning: 1 to {}", Learn::MOST_STEPS)));
+            }
+            match (learn.epochs, learn.steps) {
+                (Some(0), _) => return Err(Error::Invalid("epochs of learning: 1 and more".to_owned())),
+                (Some(_), Some(_)) => {
+                    let what = "steps and epochs say the same: how long is learned; give one of them";
+                    return Err(Error::Invalid(what.to_owned()));
+                }
+                _ => {}
             }
             if learn.grain == Grain::SubLayer && learn.beside != Beside::default() {
                 return Err(Error::Invalid(

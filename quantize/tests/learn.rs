@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::{Checkpoint, Error, Result};
-use llmpress_model::{Model, Skips, SubLayer, Tokenizer, Unobserved};
+use llmpress_model::{Model, Skips, Tokenizer, Unobserved};
 use llmpress_quantize::{
-    Finished, FinishedBlock, Job, Learned, Quantiser, Residuals, Sink, Spec, State, run,
+    Finished, FinishedBlock, Job, Lesson, Quantiser, Residuals, Sink, Spec, State, Taught, run,
 };
 
 fn root() -> PathBuf {
@@ -44,20 +44,21 @@ struct Kept {
     end: Option<usize>,
     steps: u64,
     total: (u64, u64),
-    learned: Vec<(SubLayer, Learned)>,
+    lessons: Vec<Lesson>,
 }
 
 impl Sink for Kept {
-    fn start(&mut self, weights: u64, finished: u64) {
-        self.total = (weights, finished);
+    fn start(&mut self, weights: u64, work: u64, finished: u64) {
+        assert!(weights <= work);
+        self.total = (work, finished);
     }
 
-    fn step(&mut self, weights: u64) {
-        self.steps += weights;
+    fn step(&mut self, work: u64) {
+        self.steps += work;
     }
 
-    fn learned(&mut self, site: SubLayer, learned: &Learned) {
-        self.learned.push((site, *learned));
+    fn learned(&mut self, lesson: &Lesson) {
+        self.lessons.push(lesson.clone());
     }
 
     fn block(
@@ -101,12 +102,13 @@ fn every_dense_family_is_learned_resumed_and_the_same_on_any_number_of_threads()
         let specs = specs(&model, "gptq:w2a8,g32,learn,steps=12,seed=3");
         let whole = quantised(&mut model, &specs, &calibration);
         assert_eq!(whole.steps, whole.total.0, "{family}: all progress is told");
-        assert_eq!(whole.learned.len(), 2 * model.config().layers.len(), "{family}");
-        for (site, learned) in &whole.learned {
-            assert!(learned.after.is_some_and(|after| after.is_finite()), "{family} {site:?}");
+        assert_eq!(whole.lessons.len(), 2 * model.config().layers.len(), "{family}");
+        for Lesson { learned, what, steps, .. } in &whole.lessons {
+            assert!(learned.after.is_some_and(|after| after.is_finite()), "{family} {what:?}");
             assert_eq!(learned.taken, learned.after.is_some_and(|after| after < learned.before));
+            assert!(*what != Taught::Matrix && *steps == 12);
         }
-        assert!(whole.learned.iter().any(|(_, learned)| learned.taken), "{family}: {:?}", whole.learned);
+        assert!(whole.lessons.iter().any(|lesson| lesson.learned.taken), "{family}: {:?}", whole.lessons);
         assert!(whole.finished.iter().all(|done| done.report.learned.is_some()));
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         let others = pool.install(|| quantised(&mut model, &specs, &calibration));
@@ -144,21 +146,63 @@ fn another_seed_learns_another_way_and_no_steps_are_no_learning() {
     let [one, two] = ["gptq:w2,g32,learn,steps=12", "gptq:w2,g32,learn,steps=12,seed=1"].map(&mut of);
     assert!(units(&one.finished) != units(&two.finished));
     let plain = of("gptq:w2,g32");
-    assert!(plain.learned.is_empty() && plain.finished.iter().all(|done| done.report.learned.is_none()));
+    assert!(plain.lessons.is_empty() && plain.finished.iter().all(|done| done.report.learned.is_none()));
 }
 
 #[test]
-fn experts_stay_as_error_feedback_left_them_and_their_attention_is_learned() {
+fn experts_are_learned_by_matrix_never_worse_and_their_attention_as_a_whole() {
     for family in ["mixtral", "qwen3_moe"] {
         let mut model = golden(family);
-        let calibration = calibration(&model, 20, 16);
-        let specs = specs(&model, "gptq:w3,g32,learn,steps=5");
-        let kept = quantised(&mut model, &specs, &calibration);
-        assert_eq!(kept.steps, kept.total.0, "{family}");
+        let calibration = calibration(&model, 40, 16);
+        let of = |model: &mut Model, quantiser: &str| {
+            let specs = specs(model, quantiser);
+            quantised(model, &specs, &calibration)
+        };
+        let kept = of(&mut model, "gptq:w2,g32,learn,steps=40");
+        assert_eq!(kept.steps, kept.total.0, "{family}: all progress is told");
+        let (mut before, mut after) = (0.0, 0.0);
         for done in &kept.finished {
-            assert_eq!(done.report.learned.is_some(), !done.tensor.contains("expert"), "{}", done.tensor);
+            let learned = done.report.learned.unwrap();
+            if done.tensor.contains("expert") {
+                let end = learned.after.unwrap();
+                assert!(end < learned.before && learned.taken, "{}: {learned:?}", done.tensor);
+                let same = learned.before / done.report.relative_error - 1.0;
+                assert!(same.abs() < 1e-3, "{}: {same}", done.tensor);
+                (before, after) = (before + learned.before, after + end);
+            }
+        }
+        assert!(after < 0.97 * before, "{family}: {before} {after}");
+        let by_itself = |lesson: &&Lesson| lesson.tensors.iter().any(|tensor| tensor.contains("expert"));
+        for lesson in kept.lessons.iter().filter(by_itself) {
+            assert!(lesson.what == Taught::Matrix && lesson.tensors.len() == 1 && lesson.steps == 40);
+        }
+        assert!(kept.lessons.iter().any(|lesson| lesson.what == Taught::Attention), "{family}");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let others = pool.install(|| of(&mut model, "gptq:w2,g32,learn,steps=40"));
+        assert!(units(&others.finished) == units(&kept.finished), "{family}");
+        assert!(others.lessons == kept.lessons, "{family}");
+    }
+}
+
+#[test]
+fn matrices_that_quantise_what_they_share_to_other_bits_are_learned_by_themselves() {
+    let mut model = golden("llama");
+    let calibration = calibration(&model, 20, 16);
+    let mut specs = specs(&model, "gptq:w2a8,g32,learn,steps=20");
+    for (name, spec) in &mut specs {
+        if name.contains("q_proj") {
+            spec.abq.activation_bits = None;
         }
     }
+    let kept = quantised(&mut model, &specs, &calibration);
+    assert_eq!(kept.steps, kept.total.0);
+    for lesson in &kept.lessons {
+        let of_attention = lesson.tensors[0].contains("self_attn");
+        assert_eq!(lesson.what, if of_attention { Taught::Matrix } else { Taught::Mlp });
+        assert!(lesson.learned.after.unwrap() <= lesson.learned.before);
+    }
+    assert_eq!(kept.lessons.iter().filter(|lesson| lesson.what == Taught::Matrix).count(), 8);
+    assert!(kept.finished.iter().all(|done| done.report.learned.is_some()));
 }
 
 #[test]

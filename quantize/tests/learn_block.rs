@@ -9,7 +9,9 @@ use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::encoding::abq::Packed;
 use llmpress_formats::{Checkpoint, Error, Result, Transform};
 use llmpress_model::{Model, SubLayer};
-use llmpress_quantize::{FinishedBlock, Job, Learned, Quantiser, Residuals, Sink, Spec, State, run};
+use llmpress_quantize::{
+    FinishedBlock, Job, Learned, Lesson, Quantiser, Residuals, Sink, Spec, State, Taught, run,
+};
 
 const FAMILIES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"];
 const EVERYTHING: &str = "gptq:w2a8,g32,learn=block,scale,compensate,correct,maps,steps=24";
@@ -46,20 +48,20 @@ struct Kept {
 }
 
 impl Sink for Kept {
-    fn start(&mut self, weights: u64, finished: u64) {
-        self.total = (weights, finished);
+    fn start(&mut self, _weights: u64, work: u64, finished: u64) {
+        self.total = (work, finished);
     }
 
     fn step(&mut self, weights: u64) {
         self.steps += weights;
     }
 
-    fn learned(&mut self, _site: SubLayer, _learned: &Learned) {
-        self.by_sub_layer += 1;
-    }
-
-    fn learned_block(&mut self, layer: usize, learned: &Learned) {
-        self.learned.push((layer, *learned));
+    fn learned(&mut self, lesson: &Lesson) {
+        match lesson.what {
+            Taught::Block => self.learned.push((lesson.layer, lesson.learned)),
+            Taught::Attention | Taught::Mlp => self.by_sub_layer += 1,
+            Taught::Matrix => {}
+        }
     }
 
     fn block(
@@ -218,6 +220,20 @@ fn blocks_are_learned_behind_rotations_and_smoothing() {
         model.folds(&learned.chain(transforms).collect::<Vec<_>>()).unwrap();
         assert!(model.transforms().is_empty(), "the model is as before");
     }
+}
+
+#[test]
+fn a_block_is_learned_with_its_activations_quantised() {
+    let mut model = golden("llama");
+    let calibration = calibration(&model);
+    let mut before = |quantiser: &str| {
+        let specs = specs(&model, quantiser);
+        quantised(&mut model, &specs, &[], &calibration).learned[0].1.before
+    };
+    let (weights, both) =
+        (before("gptq:w8,g32,learn=block,steps=1"), before("gptq:w8a2,g32,learn=block,steps=1"));
+    // Two bits of activations lose far more than eight of weights.
+    assert!(both > 20.0 * weights, "{weights} {both}");
 }
 
 #[test]

@@ -59,8 +59,8 @@ struct Kept {
 }
 
 impl Sink for Kept {
-    fn start(&mut self, weights: u64, finished: u64) {
-        self.total = (weights, finished);
+    fn start(&mut self, _weights: u64, work: u64, finished: u64) {
+        self.total = (work, finished);
     }
 
     fn step(&mut self, weights: u64) {

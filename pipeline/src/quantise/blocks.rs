@@ -21,6 +21,7 @@ use llmpress_formats::{
     Transform, UnitEntry, read_small_file, write_atomic,
 };
 use llmpress_model::folded;
+use llmpress_quantize::Lesson;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -66,6 +67,8 @@ struct Receipt {
     /// Its shard; a block without units has none.
     shard: Option<ShardEntry>,
     units: BTreeMap<String, UnitEntry>,
+    /// What learning came to.
+    lessons: Vec<Lesson>,
     /// Of the streams after it, where the next block needs them.
     streams: Option<Digest>,
     /// What was learned to be folded in with its units.
@@ -260,11 +263,17 @@ impl Blocks {
         Ok(())
     }
 
-    /// Keeps the units of the next block, what was learned to be folded in with them, and its streams: written and synced
-    /// before their receipt.
+    /// What learning came to in the finished blocks.
+    pub(crate) fn lessons(&self) -> Vec<Lesson> {
+        self.finished.iter().flat_map(|block| block.receipt.lessons.iter().cloned()).collect()
+    }
+
+    /// Keeps the units of the next block, what was learned to be folded in with them, what learning came to, and its streams:
+    /// written and synced before their receipt.
     pub(crate) fn write(
         &mut self,
         (units, transforms): (&[Made], &[Transform]),
+        lessons: Vec<Lesson>,
         streams: Option<Save<'_>>,
     ) -> llmpress_formats::Result<()> {
         let block = self.count();
@@ -273,6 +282,7 @@ impl Blocks {
             fingerprint: self.fingerprint.clone(),
             shard: None,
             units: BTreeMap::new(),
+            lessons,
             streams: None,
             transforms: values(transforms)?,
         };

@@ -40,7 +40,7 @@ pub(super) fn run(
             made.push(quantise(checkpoint, name, spec).map_err(|e| named(name, e))?);
             progress.advance(weights(std::slice::from_ref(name))?);
         }
-        blocks.write((&made, &[]), None)?;
+        blocks.write((&made, &[]), Vec::new(), None)?;
     }
     Ok(())
 }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use llmpress_calibrate::Cut;
 use llmpress_formats::encoding::abq;
 use llmpress_formats::{Checkpoint, Tensor, block_linears};
-use llmpress_quantize::{InputShape, Rung, Spec, Transformations, block_peak_bytes, expected_bits};
+use llmpress_quantize::{
+    Grain, InputShape, Rung, Spec, Transformations, block_peak_bytes, expected_bits, makes_up,
+};
 use serde::{Deserialize, Serialize};
 
 use super::run::MEMORY;
@@ -18,8 +20,12 @@ const BASE_BYTES: u64 = 64 << 20;
 const WORK_BYTES: u64 = 13;
 /// Bytes that a weight takes while its sub-layer is learned: place, means of two kinds, derivative, value, transposed.
 const LEARN_BYTES: u64 = 24;
+/// More of them where scales or a compensation are learned beside: what it is moved from and by, and the derivative by that.
+const BESIDE_BYTES: u64 = 12;
 /// Products with each weight that a token takes in a step of learning: forward, and back to weights and inputs.
 const LEARN_PRODUCTS: u128 = 3;
+/// One in so many tries moves a code of an expert that is learned, which takes as many products as there are columns.
+const LEARN_TRIES: u128 = 2;
 
 /// A quantising pass that is still to run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +47,10 @@ pub struct QuantiseForecast {
     pub window: u64,
     /// Multiplications, in millions: of weights with activations, of second moments, of error feedback, of learning.
     pub million_products: u64,
+    /// Bytes of disk that residual streams take at most while it runs: those after the last two finished blocks for a moment, and
+    /// those in work where they do not fit the memory.
+    #[serde(default)]
+    pub stream_bytes: u64,
     /// Memory that it takes besides the weights, which are mapped.
     pub memory_bytes: u64,
 }
@@ -75,13 +85,15 @@ pub(crate) fn forecast(
         windows,
         window,
         million_products: 0,
+        stream_bytes: 0,
         memory_bytes: BASE_BYTES,
     };
     let mut products = 0u128;
     let mut largest = 0;
     let mut inputs: BTreeSet<(&str, u64)> = BTreeSet::new();
-    // Weights of each sub-layer that is learned.
+    // Bytes of each sub-layer or block that is learned.
     let mut learned: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut both = false;
     for (name, spec) in specs {
         let tensor = view.tensor(name)?;
         let (rows, cols) = abq::matrix(&tensor.shape).unwrap_or_default();
@@ -93,10 +105,24 @@ pub(crate) fn forecast(
         // Once for what they multiply, once for what comes out.
         products += 2 * tokens * u128::from(weights);
         if let Some(learn) = spec.learn {
-            *learned.entry(sub_layer(name)).or_default() += weights;
-            let steps = u128::from(learn.steps(spec.abq.bits));
-            products += LEARN_PRODUCTS * steps * u128::from(window) * u128::from(weights);
+            let (of, bytes) = match learn.grain {
+                // An expert is learned from its second moments, in the memory that error feedback takes.
+                _ if name.contains(".experts.") => (sub_layer(name), 0),
+                Grain::SubLayer => (sub_layer(name), LEARN_BYTES),
+                Grain::Block if learn.beside.scale || learn.beside.compensate => {
+                    (parent(sub_layer(name)), LEARN_BYTES + BESIDE_BYTES)
+                }
+                Grain::Block => (parent(sub_layer(name)), LEARN_BYTES),
+            };
+            let more: &mut u64 = learned.entry(of).or_default();
+            *more = more.saturating_add(weights.saturating_mul(bytes));
+            let steps = u128::from(learn.steps(spec.abq.bits, windows as usize)) * u128::from(weights);
+            products += match bytes {
+                0 => steps * u128::from(cols) / LEARN_TRIES,
+                _ => LEARN_PRODUCTS * steps * u128::from(window),
+            };
         }
+        both |= spec.learn.is_some() || spec.rung == Rung::Gptq && makes_up(tokens, cols);
         if spec.rung == Rung::Gptq {
             products += u128::from(weights) * u128::from(cols);
             if inputs.insert((sub_layer(name), cols)) {
@@ -106,12 +132,20 @@ pub(crate) fn forecast(
     }
     let hidden =
         view.config().and_then(|c| c.get("hidden_size")).and_then(serde_json::Value::as_u64).unwrap_or(0);
-    // What is learned goes by the original's streams as well.
-    let kinds = if learned.is_empty() { 1 } else { 2 };
-    let streams = u64::try_from(kinds * tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX).min(MEMORY);
+    // What is learned, or makes up for what was lost, goes by the original's streams as well.
+    let whole = specs.values().filter_map(|spec| spec.learn).any(|learn| learn.grain == Grain::Block);
+    let kinds = match (whole, both) {
+        (true, _) => 4,
+        (false, true) => 2,
+        (false, false) => 1,
+    };
+    let bytes = |kinds: u128| u64::try_from(kinds * tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX);
+    // Two kinds at most are kept, all of them may be in work.
+    found.stream_bytes = bytes(2 * kinds.min(2) + kinds);
+    let streams = bytes(kinds).min(MEMORY);
     found.million_products = u64::try_from(products / 1_000_000).unwrap_or(u64::MAX);
     found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
-    let learning = learned.values().max().copied().unwrap_or(0).saturating_mul(LEARN_BYTES);
+    let learning = learned.values().max().copied().unwrap_or(0);
     let work = largest.saturating_mul(WORK_BYTES).max(feedback_bytes(view, specs)?).max(learning);
     let folded = if with.is_empty() { 0 } else { folded_bytes(view, specs)? };
     found.memory_bytes = BASE_BYTES.saturating_add(work).saturating_add(streams).saturating_add(folded);
@@ -152,4 +186,9 @@ fn feedback_bytes(view: &Checkpoint, specs: &BTreeMap<String, Spec>) -> Result<u
 /// Linears of a sub-layer that are as wide mostly multiply the same.
 fn sub_layer(name: &str) -> &str {
     name.rsplitn(3, '.').nth(2).unwrap_or_default()
+}
+
+/// The block of a sub-layer.
+fn parent(sub_layer: &str) -> &str {
+    sub_layer.rsplit_once('.').map_or("", |(parent, _)| parent)
 }

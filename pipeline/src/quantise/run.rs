@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::Checkpoint;
-use llmpress_model::{Model, SubLayer};
+use llmpress_model::Model;
 use llmpress_quantize::{
-    FinishedBlock, Job, Learned, Measured, Residuals, Sink, Spec, State, Transformations, assign_widths,
+    FinishedBlock, Job, Lesson, Measured, Report, Residuals, Sink, Spec, State, Transformations,
+    assign_widths,
 };
 
 use super::blocks::{Blocks, Made};
@@ -72,7 +73,8 @@ pub(crate) fn run(
     };
     let residuals = blocks.streams(|from, path| Residuals::load(model, &job, from, path))?;
     let state = State { blocks: blocks.count(), residuals: residuals.flatten() };
-    let mut kept = Kept { blocks, watch, progress: None };
+    let layers = model.config().layers.len();
+    let mut kept = Kept { blocks, watch, progress: None, layers, lessons: Vec::new() };
     Ok(llmpress_quantize::run(model, job, state, &mut kept)?)
 }
 
@@ -101,42 +103,30 @@ struct Kept<'a> {
     blocks: &'a mut Blocks,
     watch: &'a dyn Watch,
     progress: Option<Box<dyn Progress + 'a>>,
-}
-
-impl Kept<'_> {
-    /// Says what learning came to.
-    fn say(&self, of: &str, learned: &Learned) {
-        let Some(progress) = &self.progress else { return };
-        let after = learned.after.map_or("NaN".to_owned(), |after| format!("{after:.5}"));
-        let kept = if learned.taken { "" } else { ": no better, its start stays" };
-        progress.note(&format!("{of}: loss {:.5} -> {after}{kept}", learned.before));
-    }
+    layers: usize,
+    /// Of the block in work.
+    lessons: Vec<Lesson>,
 }
 
 impl Sink for Kept<'_> {
-    fn start(&mut self, weights: u64, finished: u64) {
+    fn start(&mut self, weights: u64, work: u64, finished: u64) {
         let progress = self.watch.begin(Task { verb: "quantise", size: weights, counted: Counted::Weights });
-        progress.start(weights);
+        progress.start(work);
         progress.advance(finished);
         self.progress = Some(progress);
     }
 
-    fn step(&mut self, weights: u64) {
+    fn step(&mut self, work: u64) {
         if let Some(progress) = &self.progress {
-            progress.advance(weights);
+            progress.advance(work);
         }
     }
 
-    fn learned(&mut self, site: SubLayer, learned: &Learned) {
-        let (what, layer) = match site {
-            SubLayer::Attention(layer) => ("attention", layer),
-            SubLayer::Mlp(layer) => ("MLP", layer),
-        };
-        self.say(&format!("{what} of layer {layer}"), learned);
-    }
-
-    fn learned_block(&mut self, layer: usize, learned: &Learned) {
-        self.say(&format!("layer {layer}"), learned);
+    fn learned(&mut self, lesson: &Lesson) {
+        self.lessons.push(lesson.clone());
+        if let Some(progress) = &self.progress {
+            progress.learned(lesson, self.layers);
+        }
     }
 
     fn block(
@@ -158,11 +148,12 @@ impl Sink for Kept<'_> {
             .collect();
         let mut save = residuals.map(|r| move |to: &mut dyn std::io::Write, path: &Path| r.save(to, path));
         let save = save.as_mut().map(|save| save as super::blocks::Save<'_>);
-        self.blocks.write((&made, &finished.transforms), save)
+        self.blocks.write((&made, &finished.transforms), std::mem::take(&mut self.lessons), save)
     }
 }
 
 /// Why a tensor was not quantised as it was asked for.
-fn instead(report: &llmpress_quantize::Report) -> Option<String> {
-    report.instead.as_ref().map(|why| format!("by {} instead: {why}", report.rung))
+fn instead(report: &Report) -> Option<String> {
+    let instead = report.instead.as_ref().map(|why| format!("by {} instead: {why}", report.rung));
+    instead.or_else(|| report.unlearned.as_ref().map(|why| format!("as {} left it: {why}", report.rung)))
 }

@@ -10,13 +10,11 @@ use std::time::Instant;
 
 use llmpress_calibrate::Streams;
 use llmpress_formats::{Result, Transform};
-use llmpress_learn::{
-    Block, BlockStreams, Given, Gradients, Losses, Outcome, Rate, Settings, Variables, learn_block,
-};
+use llmpress_learn::{Block, BlockStreams, Given, Gradients, Losses, Rate, Settings, Variables, learn_block};
 use llmpress_model::Model;
 
 use super::beside::Besides;
-use super::{Changed, Either, SLOWER, settings, take};
+use super::{Changed, Either, SLOWER, settings, take, unlearned};
 use crate::{Beside, Finished, Grain, Learn, Spec};
 
 /// How much the divergence of attention maps counts, in nats, beside shares of what the block gives out.
@@ -34,7 +32,6 @@ pub(crate) struct ToLearnBlock {
 
 /// What learning a block came to.
 pub(crate) struct Learned {
-    pub(crate) outcome: Outcome,
     pub(crate) changed: Vec<Changed>,
     /// What the model gets with it.
     pub(crate) transforms: Vec<Transform>,
@@ -54,7 +51,11 @@ pub(crate) struct StreamsOf<'a> {
 
 impl ToLearnBlock {
     /// Of a layer; none where blocks are not to be learned whole, or it cannot be: experts.
-    pub(crate) fn of(model: &Model, layer: usize, specs: &BTreeMap<String, Spec>) -> Option<Self> {
+    pub(crate) fn of(
+        model: &Model,
+        layer: usize,
+        (specs, windows): (&BTreeMap<String, Spec>, usize),
+    ) -> Option<Self> {
         let block = Block::new(model, layer)?;
         let whole = |spec: &Spec| spec.learn.is_some_and(|learn| learn.grain == Grain::Block);
         let specs = block.parts().map(|net| {
@@ -73,13 +74,18 @@ impl ToLearnBlock {
             correct: a.correct || b.correct,
             maps: a.maps || b.maps,
         });
-        let settings = settings(all(), 2 * layer as u64)?;
+        let settings = settings(all(), windows, 2 * layer as u64)?;
         Some(Self { layer, block, specs, settings, beside })
     }
 
     /// Steps that it takes.
     pub(crate) fn steps(&self) -> u32 {
         self.settings.steps
+    }
+
+    /// The tensors of the block.
+    pub(crate) fn tensors(&self) -> Vec<&String> {
+        self.block.parts().into_iter().flatten().flat_map(|net| net.tensors()).collect()
     }
 
     /// Whether attention maps are compared, which takes the original's streams before the block.
@@ -126,7 +132,7 @@ impl ToLearnBlock {
         };
         let mut variables = self.start((model, original), finished)?;
         let mut outcome = learn(&mut variables, 1.0, progress)?;
-        if !outcome.is_better() {
+        if !outcome.is_better() && outcome.before.is_finite() {
             drop(variables);
             variables = self.start((model, original), finished)?;
             outcome = learn(&mut variables, SLOWER, &mut || ())?;
@@ -136,9 +142,10 @@ impl ToLearnBlock {
         let seconds = started.elapsed().as_secs_f64() / 2.0;
         let mut changed = Vec::new();
         for ((tensors, specs), matrices) in tensors.into_iter().zip(&self.specs).zip(matrices) {
-            changed.extend(take((tensors, specs), matrices, (outcome, seconds), finished)?);
+            let why = unlearned(&format!("layer {}", self.layer), outcome, (self.settings, specs));
+            changed.extend(take((tensors, specs), matrices, (outcome, seconds, why), finished)?);
         }
-        Ok(Learned { outcome, changed, transforms })
+        Ok(Learned { changed, transforms })
     }
 
     /// Each matrix as error feedback left it, and scales of 1.
