@@ -118,8 +118,8 @@ pub(crate) struct RecipeArgs {
     /// The method: dfloat11, fixed12, planes or raw; prunings such as drop:attn=8, drop:mlp=4, drop:joint=12,
     /// drop:block=4 or finercut:25%; quantisers such as rtn:w8, grid:w3,g128 or gptq:w4a8,g128 (weights of 1 to 8 bits,
     /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them;
-    /// rotate or rotate=r2r4, smooth and qkv8 for low widths of activations; learn, for codes and scales learned from
-    /// there); or a chain of any number of prunings, a quantiser and a method: drop:attn=8+gptq:w4+dfloat11.
+    /// rotate or rotate=r2r4, smooth and qkv8 for low widths of activations; kv8 or kv4 for a cache of so many bits; learn,
+    /// for codes and scales learned from there); or a chain of any number of prunings, a quantiser and a method: drop:attn=8+gptq:w4+dfloat11.
     #[arg(long, value_name = "CHAIN", value_parser = parse_to, conflicts_with = "recipe")]
     pub(crate) to: Option<Recipe>,
     /// A TOML file with passes, the method, and exceptions by tensor name.

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::InspectArgs;
+use crate::cache_size::CacheSize;
 use crate::report::{Output, bytes, percent, table};
 
 /// What stands for all widths together.
@@ -33,6 +34,9 @@ struct Report {
     /// What was done to the weights beside storing them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     transforms: Vec<String>,
+    /// How keys and values are held, where as codes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<CacheSize>,
     tied: BTreeMap<String, String>,
     /// Weights beside the checkpoint that are no part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -130,8 +134,7 @@ pub(crate) fn run(args: &InspectArgs, output: Output) -> Outcome {
             all.merge(&histogram);
         }
     }
-    let unused = model.map(|model| model.unused().to_vec()).unwrap_or_default();
-    let report = report(&checkpoint, args, &entropies, &all, unused);
+    let report = report(&checkpoint, args, &entropies, &all, model.as_ref());
     output.result(&report, || text(&report));
     // The process ends: to free a million names one by one would take a fifth of its time.
     std::mem::forget(checkpoint);
@@ -147,8 +150,10 @@ fn report(
     args: &InspectArgs,
     entropies: &BTreeMap<&str, f64>,
     all: &Histogram,
-    unused: Vec<String>,
+    model: Option<&Model>,
 ) -> Report {
+    let unused = model.map(|model| model.unused().to_vec()).unwrap_or_default();
+    let cache = model.and_then(|model| Some((model.cache_bits()?, model.cache_bytes_per_token())));
     let config = checkpoint.config();
     let mut by_dtype: BTreeMap<&'static str, Count> = BTreeMap::new();
     let by_encoding: BTreeMap<&'static str, EncodingCount> = checkpoint
@@ -209,6 +214,7 @@ fn report(
         by_encoding,
         quantised,
         transforms: Transform::summary(checkpoint.transforms()),
+        cache: cache.map(CacheSize::new),
         tied: checkpoint.tied().clone(),
         left_out: checkpoint.directory().left_out().to_vec(),
         unused,
@@ -235,7 +241,9 @@ fn text(report: &Report) -> String {
         percent(report.stored_bytes, report.tensor_bytes),
     );
     if !report.transforms.is_empty() {
-        text.push_str(&format!("transformed: {}\n\n", report.transforms.join(", ")));
+        text.push_str(&format!("transformed: {}\n", report.transforms.join(", ")));
+        text.push_str(&report.cache.as_ref().map(CacheSize::text).unwrap_or_default());
+        text.push('\n');
     }
     let head = |names: &[&str]| vec![names.iter().map(|n| (*n).to_owned()).collect::<Vec<String>>()];
     if !report.tensors.is_empty() {

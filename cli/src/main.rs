@@ -7,6 +7,7 @@ mod bench;
 mod bench_gpu;
 mod bench_kernels;
 mod bench_parts;
+mod cache_size;
 mod convert;
 mod diff;
 mod doctor;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::{Device, PlanArgs};
+use crate::cache_size::CacheSize;
 use crate::convert::warn_of_rankings;
 use crate::gpu_memory::ModelNeeds;
 use crate::passes::{describe, forecast};
@@ -39,10 +40,13 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
     }
     let budget = plan.budget(&checkpoint, args.jobs.map(usize::from), args.max_memory)?;
     let dropped = checkpoint.dropped().len();
+    let checkpoint = Arc::new(checkpoint);
     if let Some(gpu) = &mut gpu {
-        gpu.add("as planned", plan.on_gpu(Arc::new(checkpoint), context)?);
+        gpu.add("as planned", plan.on_gpu(checkpoint.clone(), context)?);
     }
-    let planned = Planned { plan: &plan, gpu: gpu.as_ref() };
+    // What does not run here has none.
+    let cache = plan.cache(checkpoint).ok().flatten().map(CacheSize::new);
+    let planned = Planned { plan: &plan, cache: cache.as_ref(), gpu: gpu.as_ref() };
     output.result(&planned, || {
         let mut text = String::new();
         if args.tensors {
@@ -99,6 +103,7 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
         if !plan.recipe.passes.is_empty() && plan.passes.is_empty() {
             text.push_str(&format!("{dropped} tensors go\n"));
         }
+        text.push_str(&cache.as_ref().map(CacheSize::text).unwrap_or_default());
         if let Some(gpu) = &gpu {
             text.push_str(&format!("\n{}", gpu.text(&memory(args.device))));
         }
@@ -115,6 +120,8 @@ const CONTEXT: usize = 4096;
 struct Planned<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<&'a CacheSize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<&'a ModelNeeds>,
 }

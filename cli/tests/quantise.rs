@@ -157,6 +157,36 @@ fn a_lossless_tensor_that_differs_and_a_changed_code_are_faults() {
 }
 
 #[test]
+fn a_model_with_a_quantised_cache_says_what_it_takes_runs_and_stays_with_its_own_readers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, source) = (dir.path().join("out"), tinylm());
+    // Eight layers with two KV heads of 64 features: 64 / 2 + 5 bytes each.
+    let line = "cache: keys and values in 4 bits, 1184 bytes a token";
+    let planned = ok(&["plan", path(&source), "--to", "rtn:w8,kv4"]);
+    assert!(planned.contains(line), "{planned}");
+    ok(&["convert", path(&source), path(&out), "--to", "rtn:w8,kv4"]);
+    let inspected = ok(&["inspect", path(&out)]);
+    assert!(inspected.contains("quantize of cache") && inspected.contains(line), "{inspected}");
+    let inspected: serde_json::Value = serde_json::from_str(&ok(&["inspect", path(&out), "--json"])).unwrap();
+    assert_eq!(inspected["cache"], serde_json::json!({"bits": 4, "bytes_per_token": 1184}));
+    assert!(!ok(&["inspect", path(&source)]).contains("cache:"));
+    let text = source.join("eval.txt");
+    let args = ["--text", path(&text), "--window", "256", "--limit", "2", "--json"];
+    let found: serde_json::Value =
+        serde_json::from_str(&ok(
+            &[&["eval", "kld", path(&out), "--base", path(&source)][..], &args].concat()
+        ))
+        .unwrap();
+    let kl = found["kl"]["mean"].as_f64().unwrap();
+    assert!(kl > 1e-4 && kl < 0.1, "{found}");
+    ok(&["generate", path(&out), "--prompt", "The", "-n", "4"]);
+    let export = dir.path().join("export");
+    let refused = fails(&["export", path(&out), path(&export), "--as", "compressed-tensors"]);
+    assert!(refused.contains("online transformation quantize of cache"), "{refused}");
+    ok(&["verify", path(&out), "--against", path(&source)]);
+}
+
+#[test]
 fn widths_out_of_range_are_refused_as_they_are_read() {
     for (to, words) in [
         ("rtn:w9", "weights of 9 bits"),
@@ -166,6 +196,7 @@ fn widths_out_of_range_are_refused_as_they_are_read() {
         ("abq:w4,learn,scale", "say learn=block"),
         ("abq:w4,rotate=r5", "are no rotations"),
         ("abq:w4,qkv12", "qkv12"),
+        ("abq:w4,kv6", "kv6"),
         ("abq:w4,smooth,rotate", "nothing to scale"),
         ("rtn:w4+rtn:w4", "two passes quantise"),
     ] {

@@ -3,7 +3,7 @@
 //! ```text
 //! folded    into the weights: the model is the same, and a reader need not know    scale; rotation of values
 //! online    the reader does a part of it whenever a token is read                  rotation of the residual stream, of what
-//!                                                                                  down_proj gets; quantised heads
+//!                                                                                  down_proj gets; quantised heads and cache
 //! ```
 //!
 //! The list is in the order in which it was done. A reader that runs the model must know every online one, so a manifest
@@ -51,7 +51,7 @@ pub enum Transform {
     Quantize {
         /// Which ones.
         site: QuantizeSite,
-        /// Width: 1 to 8.
+        /// Width: 1 to 8; of the cache 4 or 8.
         bits: u8,
     },
 }
@@ -88,6 +88,9 @@ pub enum ScaleSite {
 pub enum QuantizeSite {
     /// Query and key after the rotary embedding, and value.
     Qkv,
+    /// Key after the rotary embedding, and value, as the cache holds them: in groups of 128 features. Where it stands `Qkv` is of
+    /// queries alone.
+    Cache,
 }
 
 /// A block-diagonal orthogonal matrix: in each block the Kronecker product of Hadamard matrices, over a diagonal of signs.
@@ -157,7 +160,7 @@ impl Transform {
     pub const KINDS: [(&'static str, &'static [&'static str]); 3] = [
         ("rotation", &["residual", "value", "down"]),
         ("scale", &["attention_norm", "mlp_norm", "value", "up"]),
-        ("quantize", &["qkv"]),
+        ("quantize", &["qkv", "cache"]),
     ];
 
     /// Whether a reader must do a part of it whenever a token is read.
@@ -275,6 +278,10 @@ impl Transform {
                     None => Ok(()),
                 }
             }
+            Self::Quantize { site: QuantizeSite::Cache, bits: 4 | 8 } => Ok(()),
+            Self::Quantize { site: QuantizeSite::Cache, bits } => {
+                Err(format!("bits of a cache are {bits}; they must be 4 or 8"))
+            }
             Self::Quantize { bits: 1..=8, .. } => Ok(()),
             Self::Quantize { bits, .. } => Err(format!("bits is {bits}; it must be 1 to 8")),
         }
@@ -325,6 +332,7 @@ mod tests {
             Transform::Rotation { site: RotationSite::Residual, rotation: rotation.clone() },
             Transform::Rotation { site: RotationSite::Value, rotation: Rotation { seed: None, ..rotation } },
             Transform::Quantize { site: QuantizeSite::Qkv, bits: 4 },
+            Transform::Quantize { site: QuantizeSite::Cache, bits: 8 },
         ];
         let text = serde_json::to_string(&all).unwrap();
         assert_eq!(parse(&text).unwrap(), all, "{text}");
@@ -332,7 +340,7 @@ mod tests {
             text.contains(r#""kind":"rotation","site":"residual","size":576,"factors":[12,12,4],"seed":7"#),
             "{text}"
         );
-        assert_eq!(all.iter().map(Transform::online).collect::<Vec<_>>(), [false, true, false, true]);
+        assert_eq!(all.iter().map(Transform::online).collect::<Vec<_>>(), [false, true, false, true, true]);
         assert_eq!(all[1].name(), "rotation of residual");
         let twice = [&all[..], &all[..1]].concat();
         let said = [
@@ -340,6 +348,7 @@ mod tests {
             "rotation of residual",
             "rotation of value",
             "quantize of qkv",
+            "quantize of cache",
         ];
         assert_eq!(Transform::summary(&twice), said);
         assert_eq!(Transform::requirements(&all), ["transforms"]);
@@ -381,6 +390,8 @@ mod tests {
             (scale(r#""layer":0,"scales":"é3f8000""#), "eight"),
             (scale(r#""layer":0,"scales":"7f800000""#), "not finite"),
             (r#"{"kind":"quantize","site":"qkv","bits":9}"#.to_owned(), "bits is 9"),
+            (r#"{"kind":"quantize","site":"cache","bits":9}"#.to_owned(), "4 or 8"),
+            (r#"{"kind":"quantize","site":"cache","bits":5}"#.to_owned(), "4 or 8"),
         ] {
             let error = parse(&format!("[{one}]")).unwrap_err();
             assert!(
@@ -391,6 +402,8 @@ mod tests {
         let twice =
             r#"[{"kind":"quantize","site":"qkv","bits":4},{"kind":"quantize","site":"qkv","bits":8}]"#;
         assert!(parse(twice).unwrap_err().to_string().contains("quantize of qkv"));
+        assert!(parse(&twice.replace("qkv", "cache")).unwrap_err().to_string().contains("quantize of cache"));
+        assert!(parse(&twice.replacen("qkv", "cache", 1)).is_ok());
         let r4 = |size| format!(r#"{{"kind":"rotation","site":"down","size":{size},"factors":[4]}}"#);
         assert!(parse(&format!("[{},{}]", r4(8), r4(16))).is_ok());
         assert!(parse(&format!("[{},{}]", r4(8), r4(8))).is_err());

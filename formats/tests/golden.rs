@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use llmpress_formats::{Checkpoint, Digest, Encoding, Kind, Transform};
+use llmpress_formats::{Checkpoint, Digest, Encoding, Kind, QuantizeSite, Transform};
 
 /// Versions that have quantised and transformed checkpoints.
 const WITH_ABQ: [&str; 1] = ["1.2"];
@@ -103,6 +103,15 @@ fn transformed_checkpoints_of_every_released_version_open() {
         for (name, entry) in &manifest.tensors {
             assert_eq!(Digest::of(&checkpoint.read_tensor(name).unwrap()), entry.blake3, "{version} {name}");
         }
+    }
+}
+
+#[test]
+fn checkpoints_with_a_quantised_cache_of_every_released_version_open() {
+    for version in WITH_ABQ {
+        let checkpoint = Checkpoint::open(&golden().join(version).join("cached")).unwrap();
+        assert_eq!(checkpoint.manifest().unwrap().requires, ["transforms"]);
+        assert_eq!(checkpoint.transforms(), [Transform::Quantize { site: QuantizeSite::Cache, bits: 8 }]);
     }
 }
 

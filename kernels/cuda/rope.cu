@@ -5,7 +5,7 @@
 
 // A warp takes one head of one token. `qkv`: rows of `stride` with `heads` query heads, `kv_heads` keys and as many values of
 // `head_dim` features. `cos`, `sin`: [positions, half]; feature i < half turns with feature i + half, those from 2 half on
-// stay. Queries are written back in F32; keys and values go to the cache (cache.cuh). Tokens are those of several sequences, `each`
+// stay. Queries are written back in F32; keys and values go to the cache (cache.cuh), or, where there is none, keys are written back too. Tokens are those of several sequences, `each`
 // of one: the first of sequence s is at position positions[s], and its keys and values are number places[s] of the cache.
 // A norm's squares are added by lanes over features lane, lane + 32, ..., then as warp.cuh says.
 extern "C" __global__ void __launch_bounds__(128)
@@ -20,8 +20,9 @@ rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, co
     if (head >= heads + 2 * kv_heads || row >= capacity) return;
     float* x = qkv + token * stride + (u64)head * head_dim;
     u64 before = places[sequence] * cache_elements(capacity, head_dim, kv_heads);
-    keys += before, values += before;
     if (head >= heads + kv_heads) {
+        if (!values) return;
+        values += before;
         u16* to = values + value_place(capacity, head_dim, head - heads - kv_heads, row, 0);
         // Features lie eight elements apart.
         for (u32 i = lane; i < head_dim; i += WARP) to[8 * i] = float_to_bf16(x[i]);
@@ -38,9 +39,10 @@ rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, co
     }
     // All lanes have read before one writes.
     __syncwarp();
-    u16* key = is_key ? keys + key_place(capacity, head_dim, head - heads, row, 0) : nullptr;
+    bool to_cache = is_key && keys;
+    u16* key = to_cache ? keys + before + key_place(capacity, head_dim, head - heads, row, 0) : nullptr;
     // Attention reads eight features at a time.
-    if (is_key && lane < cache_width(head_dim) - head_dim) key[head_dim + lane] = 0;
+    if (to_cache && lane < cache_width(head_dim) - head_dim) key[head_dim + lane] = 0;
     for (u32 i = lane; i < head_dim; i += WARP) {
         if (i >= half && i < 2 * half) continue;
         float low = x[i];
@@ -51,13 +53,13 @@ rope(float* qkv, u32 stride, u32 heads, u32 kv_heads, u32 head_dim, u32 half, co
             float c = cos[row * half + i], s = sin[row * half + i];
             float turned = __fadd_rn(__fmul_rn(high, c), __fmul_rn(low, s));
             low = __fsub_rn(__fmul_rn(low, c), __fmul_rn(high, s));
-            if (is_key) {
+            if (to_cache) {
                 key[i + half] = float_to_bf16(turned);
             } else {
                 x[i + half] = turned;
             }
         }
-        if (is_key) {
+        if (to_cache) {
             key[i] = float_to_bf16(low);
         } else {
             x[i] = low;

@@ -9,6 +9,7 @@ pub mod abq;
 pub mod attention;
 mod backend;
 mod buffer;
+pub mod cache_codes;
 pub mod ceiling;
 pub mod cublas;
 pub mod cuda;

@@ -234,8 +234,13 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
     let (keys_buffer, values_buffer) = (gpu.upload(&keys).unwrap(), gpu.upload(&values).unwrap());
     let (position, place) = (gpu.upload(&[c.past as u32]).unwrap(), gpu.upload(&[0u32]).unwrap());
     let sequences = Sequences { count: 1, each: c.tokens, positions: position.view(), places: place.view() };
-    let cache =
-        Cache { keys: keys_buffer.view(), values: values_buffer.view(), capacity: c.capacity, sequences: 1 };
+    let cache = Cache {
+        keys: keys_buffer.view(),
+        values: values_buffer.view(),
+        codes: None,
+        capacity: c.capacity,
+        sequences: 1,
+    };
     let rotation = Rotation { cos: cos_buffer.view(), sin: sin_buffer.view(), half: c.half };
     let norms = HeadNorms { query: norm_buffers[0].view(), key: norm_buffers[1].view(), eps: 1e-6 };
     let norms = c.norms.then_some(norms);
@@ -334,7 +339,7 @@ fn sequences_side_by_side_have_the_bits_that_each_has_by_itself() {
     let heads = Heads { heads: 6, kv_heads: 2, head_dim: 20 };
     let (capacity, all, half) = (150, 5, 10);
     let stride = 10 * 20;
-    let width = Cache::bytes(heads, capacity) / 2;
+    let width = Cache::bytes(heads, capacity, None) / 2;
     let ld = 128;
     for (each, starts, places, gpu) in [
         (1, vec![0u32, 149, 63, 70], vec![3u32, 0, 4, 1], Gpu::new(Emulator::new())),
@@ -354,7 +359,8 @@ fn sequences_side_by_side_have_the_bits_that_each_has_by_itself() {
                 Sequences { count: starts.len(), each, positions: positions.view(), places: places.view() };
             let tokens = sequences.tokens();
             let (keys, values) = (gpu.upload(&keys).unwrap(), gpu.upload(&values).unwrap());
-            let cache = Cache { keys: keys.view(), values: values.view(), capacity, sequences: all };
+            let cache =
+                Cache { keys: keys.view(), values: values.view(), codes: None, capacity, sequences: all };
             let (qkv, x) = (gpu.upload(qkv).unwrap(), gpu.allocate(2 * tokens * ld).unwrap());
             rope(&gpu, heads, qkv.view(), sequences, rotation, None, cache).unwrap();
             let step = Attend {

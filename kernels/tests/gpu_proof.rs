@@ -39,6 +39,9 @@ fn every_kernel_is_proven_and_every_result_is_told() {
         "rope",
         "attend Rows",
         "attend Tiles",
+        "keep_codes",
+        "attend codes Rows",
+        "attend codes Tiles",
         "abq bits, 1 x 16 planes x 16 rows",
         "abq bytes, 8 tokens x 16 rows",
     ] {

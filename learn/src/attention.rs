@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use llmpress_kernels::cpu::{multiply, quantize_columns, rms_norm, softmax};
-use llmpress_model::{Panels, RopeConfig, Rotation};
+use llmpress_model::{HeadRounding, Panels, RopeConfig, Rotation};
 use rayon::prelude::*;
 
 use crate::linear::{ByFeature, ByToken, add_gradient, back, product, transposed};
@@ -34,7 +34,8 @@ pub(crate) struct Attention {
     pub(crate) window: usize,
     pub(crate) rope: RopeConfig,
     pub(crate) scale: f32,
-    pub(crate) qkv_bits: Option<u8>,
+    /// Of query, key and value.
+    pub(crate) rounding: [Option<HeadRounding>; 3],
 }
 
 /// What the way back needs.
@@ -241,8 +242,9 @@ impl Attention {
                 if at == 0 && self.scale != 1.0 {
                     head.iter_mut().for_each(|q| *q *= self.scale);
                 }
-                if let Some(bits) = self.qkv_bits {
-                    sound &= quantize_columns(head, width, bits);
+                if let Some(HeadRounding { bits, group }) = self.rounding[at] {
+                    let groups = head.chunks_mut(group.min(d) * width);
+                    sound &= groups.fold(true, |sound, x| sound & quantize_columns(x, width, bits));
                 }
             }
             sound

@@ -158,7 +158,7 @@ impl Net {
             same.then_some([bits, last.activation_bits()])
         };
         let (linears, bits, inner) = match parts.body {
-            Body::Attention { projections, output, qk_norm, window, rope, qkv_bits } => {
+            Body::Attention { projections, output, qk_norm, window, rope, rounding } => {
                 let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
                 let mut rows = Parts { linears: projections, first: 0, row: 0 };
                 let inner = Attention {
@@ -172,7 +172,7 @@ impl Net {
                     window: window.unwrap_or(usize::MAX),
                     rope: rope.clone(),
                     scale: config.attention_scale,
-                    qkv_bits,
+                    rounding,
                 };
                 let bits = bits_of(projections, output)?;
                 ([projections, std::slice::from_ref(output)], bits, Inner::Attention(Box::new(inner)))

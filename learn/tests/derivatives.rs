@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llmpress_formats::Checkpoint;
+use llmpress_formats::{Checkpoint, QuantizeSite, Transform};
 use llmpress_learn::{Block, Given, Gradients, Kept, Net};
 use llmpress_model::{Model, Observer, Panels, Skips, SubLayer};
 use llmpress_numbers::Numbers;
@@ -113,6 +113,33 @@ fn inputs_that_are_quantised_are_what_the_decoder_multiplies() {
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(&net.tensors()[0]), "{error}");
+        }
+    }
+}
+
+#[test]
+fn quantised_heads_and_caches_are_what_the_decoder_attends_to() {
+    let of = |site, bits| Transform::Quantize { site, bits };
+    let (qkv, cache) = (|bits| of(QuantizeSite::Qkv, bits), |bits| of(QuantizeSite::Cache, bits));
+    for (family, list) in [
+        ("llama", vec![cache(4)]),
+        ("phi3", vec![qkv(6)]),
+        ("qwen3", vec![qkv(8), cache(4)]),
+        ("gemma3_text", vec![cache(8)]),
+    ] {
+        let mut model = open(family);
+        model.transform(list).unwrap();
+        let attentions =
+            record(&model, 60).0.into_iter().filter(|(site, ..)| matches!(site, SubLayer::Attention(_)));
+        for (site, residual, added) in attentions {
+            let net = Net::new(&model, site).unwrap();
+            let (mut kept, mut y) = (Kept::default(), Panels::default());
+            let weights = weights(&model, &net);
+            net.forward(Given::of(&slices(&weights)), &residual, &mut kept, &mut y).unwrap();
+            let largest = added.data().iter().fold(0f32, |a, b| a.max(b.abs()));
+            let worst = y.data().iter().zip(added.data()).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+            let rounded = residual.data().iter().fold(0f32, |a, b| a.max(b.abs())) * f32::EPSILON;
+            assert!(worst <= 1e-5 * largest + rounded, "{family} {site:?}: {worst} of {largest}");
         }
     }
 }

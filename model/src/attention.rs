@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 
 use llmpress_formats::{Checkpoint, Error, Result};
-use llmpress_kernels::cpu::{Elements, dot_rows, multiply, rms_norm, softmax};
+use llmpress_kernels::cpu::{HeadCodes, rms_norm, softmax};
 use rayon::prelude::*;
 
 use crate::cache::LayerCache;
@@ -173,18 +173,25 @@ impl Attention {
         let rotation = &rotations[self.rope];
         prepare_heads(&mut w.q, d, q_norm, config.rms_norm_eps, rotation, config.attention_scale);
         prepare_heads(&mut w.k, d, k_norm, config.rms_norm_eps, rotation, 1.0);
+        let odd = |name: &str, bits: u8| {
+            Error::Invalid(format!(
+                "{}: {name} of layer {layer} is NaN or infinite, which {bits} bits cannot hold",
+                checkpoint.root().display()
+            ))
+        };
+        let held = cache.codes();
         if let Some(bits) = qkv_bits {
-            for (name, x) in [("query", &mut w.q), ("key", &mut w.k), ("value", &mut w.v)] {
+            let all = [("query", &mut w.q), ("key", &mut w.k), ("value", &mut w.v)];
+            // A cache of codes rounds keys and values once, as it holds them.
+            for (name, x) in all.into_iter().take(if held.is_some() { 1 } else { 3 }) {
                 if !quantize_heads(x, d, bits) {
-                    return Err(Error::Invalid(format!(
-                        "{}: {name} of layer {layer} is NaN or infinite, which {bits} bits cannot hold",
-                        checkpoint.root().display()
-                    )));
+                    return Err(odd(name, bits));
                 }
             }
         }
         let first = cache.len();
-        let past = cache.append(layer, &w.k, &w.v, d);
+        let past =
+            cache.append(layer, &w.k, &w.v, d).map_err(|name| odd(name, held.map_or(0, HeadCodes::bits)))?;
         w.heads.resize(config.heads * d, w.q.tokens());
         self.attend(config, past, first, &w.q, &mut w.heads);
         Ok(())
@@ -207,7 +214,7 @@ impl Attention {
             let query = &q.panel(panel)[head * d * width..][..d * width];
             let start = first + q.range(panel).start;
             SCORES.with_borrow_mut(|scores| {
-                self.attend_head(config, past, head / group, start, width, query, scores, out);
+                self.attend_head(past, head / group, start, width, query, scores, out);
             });
         };
         // A single token over a short past is done before another thread is awake.
@@ -222,7 +229,6 @@ impl Attention {
     #[expect(clippy::too_many_arguments, reason = "the operands of one product of products")]
     fn attend_head(
         &self,
-        config: &ModelConfig,
         past: &LayerCache,
         kv_head: usize,
         start: usize,
@@ -231,17 +237,11 @@ impl Attention {
         scores: &mut Vec<f32>,
         out: &mut [f32],
     ) {
-        let d = config.head_dim;
         let end = start + width;
         let window = self.window.unwrap_or(usize::MAX);
         let oldest = (start + 1).saturating_sub(window);
-        let (keys, values) = (past.keys(kv_head, oldest), past.values(kv_head, oldest));
         scores.resize((end - oldest) * width, 0.0);
-        if width == 1 {
-            dot_rows(Elements::F32(keys), d, query, scores);
-        } else {
-            multiply(keys, d, query, width, scores);
-        }
+        past.scores(kv_head, oldest, query, width, scores);
         for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
             let seen = oldest + row;
             // Tokens see themselves and what is before them, within the window.
@@ -255,11 +255,7 @@ impl Attention {
             }
         }
         softmax(scores, width);
-        if width == 1 {
-            dot_rows(Elements::F32(values), past.stride(), scores, out);
-        } else {
-            multiply(values, past.stride(), scores, width, out);
-        }
+        past.outputs(kv_head, oldest, scores, width, out);
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use llmpress_formats::{Checkpoint, Error, Result, Transform};
-use llmpress_kernels::cpu::{exp, rms_norm};
+use llmpress_kernels::cpu::{HeadCodes, exp, rms_norm};
 use rayon::prelude::*;
 
 use crate::attention::{self, Attention, Projections};
@@ -199,9 +199,21 @@ impl Model {
         self.head.rows()
     }
 
-    /// An empty cache for up to `capacity` tokens.
+    /// An empty cache for up to `capacity` tokens, which holds keys and values as the model's transformations say.
     pub fn cache(&self, capacity: usize) -> Cache {
-        Cache::new(self.layers.len(), capacity)
+        Cache::new(self.layers.len(), capacity, self.online.cache)
+    }
+
+    /// Bytes that keys and values of a token take on the processor, in all layers.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        let (heads, d) = (self.config.kv_heads, self.config.head_dim);
+        let head = self.online.cache.map_or(4 * d, HeadCodes::all_bytes);
+        self.layers.iter().filter(|layer| layer.attention.is_some()).count() * 2 * heads * head
+    }
+
+    /// Bits in which the cache holds a key's or value's feature; none: as it is computed.
+    pub fn cache_bits(&self) -> Option<u8> {
+        self.online.cache.map(HeadCodes::bits)
     }
 
     /// The embeddings of tokens: features x tokens.

@@ -144,7 +144,7 @@ impl Model {
 
     /// Takes up the online operations of a list that fits.
     pub(crate) fn go_online(&mut self, transforms: Vec<Transform>) -> Result<()> {
-        let online = Online::of(&transforms)?;
+        let online = Online::of(&transforms, self.config().head_dim)?;
         for gated in
             self.layers.iter_mut().filter_map(|l| l.mlp.as_mut()).flat_map(|mlp| mlp.body.gated_mut())
         {

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Products take BF16 activations and add in F32; the residual stream, norms, scores and gates are F32. Keys and
-//! values are kept in BF16. One token at a time is a recorded graph of launches.
+//! values are kept in BF16, or as codes of 8 or 4 bits where the model says so. One token at a time is a recorded graph of launches.
 
 mod experts;
 mod needs;
@@ -15,7 +15,7 @@ mod weights;
 use std::ops::Range;
 use std::sync::Arc;
 
-use llmpress_formats::{Checkpoint, Error, Result, Transform};
+use llmpress_formats::{Checkpoint, Error, QuantizeSite, Result, Transform};
 use llmpress_kernels::gpu::picker::Picker;
 use llmpress_kernels::gpu::{self, Buffer, Gpu};
 
@@ -49,8 +49,10 @@ pub struct GpuModel {
     config: ModelConfig,
     picker: Picker,
     units: Vec<gpu::dfloat11::Unit>,
-    /// Matrices whose activations are quantised.
+    /// What is quantised when it is computed, by labels from 1 on: activations of matrices, keys and values of layers.
     quantised: Vec<String>,
+    /// Bits in which the cache holds keys and values; none: BF16.
+    cache_bits: Option<u8>,
     embedding: GpuLinear,
     layers: Vec<GpuLayer>,
     norm: Buffer,
@@ -91,6 +93,8 @@ struct GpuAttention {
     qk_norm: Option<(Buffer, Buffer)>,
     window: Option<usize>,
     rope: usize,
+    /// Of its keys and values, where they are quantised.
+    label: u32,
 }
 
 #[derive(Debug)]
@@ -168,8 +172,10 @@ impl GpuModel {
     /// # Errors
     /// Experts that do not run on a GPU; not so much memory; weights that cannot be read.
     pub fn open(gpu: Gpu, model: &Model, weights: Weights, trying: bool) -> Result<Self> {
+        let is_cache = |t: &&Transform| matches!(t, Transform::Quantize { site: QuantizeSite::Cache, .. });
+        let others: Vec<Transform> = model.transforms().iter().filter(|t| !is_cache(t)).cloned().collect();
         Transform::refuse_online(
-            model.transforms(),
+            &others,
             model.checkpoint.root(),
             "which does not run on a GPU: leave out --device cuda",
         )?;
@@ -204,6 +210,7 @@ impl GpuModel {
                     },
                     window: attention.body.window,
                     rope: attention.body.rope,
+                    label: 0,
                 }),
                 _ => None,
             };
@@ -230,9 +237,30 @@ impl GpuModel {
             layers.push(GpuLayer { attention, mlp });
         }
         let norm = upload(&model.norm)?;
-        let (units, quantised) = loader.finish();
+        let (units, matrices) = loader.finish();
+        let mut quantised: Vec<String> =
+            matrices.iter().map(|name| format!("an activation that {name} multiplies")).collect();
+        let cache_bits = model.cache_bits();
+        for (index, layer) in layers.iter_mut().enumerate() {
+            if let Some(attention) = layer.attention.as_mut().filter(|_| cache_bits.is_some()) {
+                quantised.push(format!("a key or value of layer {index}"));
+                attention.label = quantised.len() as u32;
+            }
+        }
         let picker = if trying { Picker::trying() } else { Picker::first() };
-        Ok(Self { checkpoint, config, picker, units, quantised, embedding, layers, norm, head, gpu })
+        Ok(Self {
+            checkpoint,
+            config,
+            picker,
+            units,
+            quantised,
+            cache_bits,
+            embedding,
+            layers,
+            norm,
+            head,
+            gpu,
+        })
     }
 
     /// Bytes in the GPU's memory now, and the most there were.

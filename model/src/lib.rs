@@ -47,6 +47,7 @@ pub use gpu::{GpuModel, GpuNeeds};
 pub use linear::{Linear, rounded as rounded_inputs};
 pub use llmpress_formats::{Error, Result};
 pub use observe::{Observer, Skips, SubLayer, Unobserved};
+pub use online::HeadRounding;
 pub use panels::Panels;
 pub use parts::{Body, Parts};
 pub use rope::{RopeConfig, Rotation};

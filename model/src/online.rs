@@ -1,13 +1,13 @@
 //! What transformations ask of a decoder whenever a token is read (section 2.2 of the format).
 //!
 //! ```text
-//! ids -> embedding -> R1 -> [ ... q, k, v -> quantised ... inner -> R4 -> down ] x layers -> R1 back -> norm -> head
+//! ids -> embedding -> R1 -> [ ... q, k, v -> quantised -> cache ... inner -> R4 -> down ] x layers -> R1 back -> norm -> head
 //! ```
 
 use std::sync::Arc;
 
 use llmpress_formats::{Error, QuantizeSite, Result, RotationSite, Transform};
-use llmpress_kernels::cpu::{Hadamard, quantize_columns};
+use llmpress_kernels::cpu::{Hadamard, HeadCodes, quantize_columns};
 use rayon::prelude::*;
 
 use crate::Panels;
@@ -19,13 +19,18 @@ pub(crate) struct Online {
     pub(crate) residual: Option<Hadamard>,
     /// R4 by their sizes.
     pub(crate) down: Vec<Arc<Hadamard>>,
-    /// Bits of each head's query, key and value.
+    /// Bits of each head's query, and of key and value where no cache says how these are held.
     pub(crate) qkv_bits: Option<u8>,
+    /// How the cache holds each head's key and value.
+    pub(crate) cache: Option<HeadCodes>,
 }
 
 impl Online {
-    /// Those of a list.
-    pub(crate) fn of(transforms: &[Transform]) -> Result<Self> {
+    /// Those of a list, in a model whose heads have so many features.
+    ///
+    /// # Errors
+    /// A size that no rotation has; a cache of other bits than 4 and 8.
+    pub(crate) fn of(transforms: &[Transform], head_dim: usize) -> Result<Self> {
         let mut online = Self::default();
         for transform in transforms {
             match transform {
@@ -36,10 +41,32 @@ impl Online {
                     online.down.push(Arc::new(hadamard(rotation)?));
                 }
                 Transform::Quantize { site: QuantizeSite::Qkv, bits } => online.qkv_bits = Some(*bits),
+                Transform::Quantize { site: QuantizeSite::Cache, bits } => {
+                    let unknown = || Error::Invalid(format!("a cache of {bits} bits: 4 or 8 it may have"));
+                    online.cache = Some(HeadCodes::new(head_dim, *bits).ok_or_else(unknown)?);
+                }
                 Transform::Rotation { site: RotationSite::Value, .. } | Transform::Scale { .. } => {}
             }
         }
         Ok(online)
+    }
+}
+
+/// How a part of attention is rounded whenever a token is read: each head of each token by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadRounding {
+    /// Bits of a code.
+    pub bits: u8,
+    /// Features of a head that share a grid, which may be more than it has.
+    pub group: usize,
+}
+
+impl Online {
+    /// That of query, key and value.
+    pub(crate) fn rounding(&self) -> [Option<HeadRounding>; 3] {
+        let query = self.qkv_bits.map(|bits| HeadRounding { bits, group: usize::MAX });
+        let held = self.cache.map(|codes| HeadRounding { bits: codes.bits(), group: HeadCodes::GROUP });
+        [query, held.or(query), held.or(query)]
     }
 }
 

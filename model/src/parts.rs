@@ -9,6 +9,7 @@ use llmpress_kernels::cpu::Hadamard;
 
 use crate::attention::Projections;
 use crate::mlp::Mlp;
+use crate::online::HeadRounding;
 use crate::{Activation, Linear, Model, RopeConfig, SubLayer};
 
 /// A sub-layer.
@@ -37,8 +38,8 @@ pub enum Body<'a> {
         window: Option<usize>,
         /// Its rotary embedding.
         rope: &'a RopeConfig,
-        /// Bits to which each head's query, key and value are quantised.
-        qkv_bits: Option<u8>,
+        /// How each head's query, key and value are rounded.
+        rounding: [Option<HeadRounding>; 3],
     },
     /// A gated MLP.
     Gated {
@@ -72,7 +73,7 @@ impl Model {
                     qk_norm: body.qk_norm.as_ref().map(|(q, k)| (&q[..], &k[..])),
                     window: body.window,
                     rope: self.config().ropes.get(body.rope)?,
-                    qkv_bits: self.online.qkv_bits,
+                    rounding: self.online.rounding(),
                 };
                 Some(Parts { norm: &parts.norm, post_norm: parts.post_norm.as_deref(), body })
             }

@@ -320,6 +320,110 @@ fn quantised_heads_come_nearer_with_more_bits_and_name_a_layer_that_goes_wrong()
     assert!(error.contains("value of layer 1") && error.contains("8 bits"), "{error}");
 }
 
+/// A list that has the cache hold so many bits, after others.
+fn cache(bits: u8) -> Transform {
+    Transform::Quantize { site: QuantizeSite::Cache, bits }
+}
+
+/// The last norm's states of some pieces, which follow each other.
+fn states(model: &Model, pieces: &[&[u32]]) -> Vec<u32> {
+    let length = pieces.iter().map(|piece| piece.len()).sum();
+    let mut cache = model.cache(length);
+    cache.announce(length);
+    let mut all = Vec::new();
+    for piece in pieces {
+        let states = model.hidden(piece, &mut cache, &Skips::new(), &mut Unobserved).unwrap();
+        all.extend(
+            (0..piece.len()).flat_map(|token| states.token(token).map(f32::to_bits).collect::<Vec<_>>()),
+        );
+    }
+    all
+}
+
+#[test]
+fn a_quantised_cache_comes_near_in_every_architecture_however_a_sequence_is_cut() {
+    for golden in goldens() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = single(&golden, dir.path());
+        let mut model = open(dir.path());
+        let expected = logits(&model, &ids);
+        let mut errors = Vec::new();
+        for bits in [4, 8] {
+            model.transform(vec![cache(bits)]).unwrap();
+            errors.push(worst(&logits(&model, &ids), &expected));
+            // Products with one token add in another order than those with several, which an expert may get either of.
+            let whole = states(&model, &[&ids]);
+            let experts =
+                model.config().layers.iter().any(|layer| matches!(layer.mlp, MlpConfig::Experts { .. }));
+            for at in [3, ids.len() - 2] {
+                let (first, rest) = ids.split_at(at);
+                assert!(experts || states(&model, &[first, rest]) == whole, "{} {at}", golden.display());
+            }
+        }
+        assert!(
+            errors[1] > 0.0 && errors[1] < 0.1 && errors[0] > errors[1],
+            "{}: {errors:?}",
+            golden.display()
+        );
+    }
+}
+
+#[test]
+fn a_quantised_cache_is_a_quarter_and_an_eighth_of_a_plain_one() {
+    let golden = goldens().into_iter().find(|dir| dir.ends_with("llama")).unwrap();
+    let mut model = open(&golden);
+    let mut bytes = |transforms: Vec<Transform>| {
+        model.transform(transforms).unwrap();
+        let mut cache = model.cache(10);
+        model.hidden(&[1, 2, 3], &mut cache, &Skips::new(), &mut Unobserved).unwrap();
+        let c = model.config();
+        let heads = 2 * c.kv_heads * c.layers.len();
+        assert_eq!(cache.bytes(), 10 * model.cache_bytes_per_token());
+        (cache.bytes() / heads / 10, c.head_dim)
+    };
+    let ((plain, d), (eight, _), (four, _)) = (bytes(vec![]), bytes(vec![cache(8)]), bytes(vec![cache(4)]));
+    assert_eq!((plain, eight, four), (4 * d, d + 5, d / 2 + 5));
+}
+
+#[test]
+fn with_a_quantised_cache_heads_quantised_besides_are_queries_alone() {
+    let golden = goldens().into_iter().find(|dir| dir.ends_with("llama")).unwrap();
+    let mut model = open(&golden);
+    let ids = [5, 1, 2, 3, 9, 8];
+    let qkv = |bits| Transform::Quantize { site: QuantizeSite::Qkv, bits };
+    let mut of = |list| {
+        model.transform(list).unwrap();
+        states(&model, &[&ids])
+    };
+    // The same bits: the same codes, held or not.
+    let both = of(vec![qkv(8), cache(8)]);
+    assert!(both == of(vec![qkv(8)]) && both == of(vec![cache(8), qkv(8)]) && both != of(vec![cache(8)]));
+    // Keys and values are rounded once, to the bits of the cache.
+    assert!(
+        of(vec![qkv(2), cache(4)]) != of(vec![qkv(2)]) && of(vec![qkv(2), cache(4)]) != of(vec![cache(4)])
+    );
+}
+
+#[test]
+fn a_cache_that_cannot_hold_a_value_names_the_layer_and_other_widths_are_refused() {
+    let golden = goldens().into_iter().find(|dir| dir.ends_with("llama")).unwrap();
+    for (part, name) in [("k_proj", "key"), ("v_proj", "value")] {
+        let mut model = open(&golden);
+        let tensor = format!("model.layers.1.self_attn.{part}.weight");
+        let mut weights = model.weights(&tensor).unwrap();
+        weights[0] = f32::NAN;
+        model.replace(&tensor, weights).unwrap();
+        model.transform(vec![cache(4)]).unwrap();
+        for ids in [&[1][..], &[1, 2, 3]] {
+            let error = model.hidden(ids, &mut model.cache(4), &Skips::new(), &mut Unobserved).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(&format!("{name} of layer 1")) && error.contains("4 bits"), "{error}");
+        }
+    }
+    let error = open(&golden).transform(vec![cache(5)]).unwrap_err().to_string();
+    assert!(error.contains("a cache of 5 bits"), "{error}");
+}
+
 #[test]
 fn online_transformations_do_not_run_on_a_gpu_and_folded_ones_do() {
     let golden = goldens().into_iter().find(|dir| dir.ends_with("llama")).unwrap();
@@ -330,6 +434,11 @@ fn online_transformations_do_not_run_on_a_gpu_and_folded_ones_do() {
         let error = on_gpu(&model).unwrap_err().to_string();
         assert!(error.contains("rotation of down") && error.contains("--device cuda"), "{error}");
     }
+    // A cache of codes is, and takes nothing away from what else is refused.
+    model.transform(vec![cache(8)]).unwrap();
+    on_gpu(&model).unwrap();
+    model.transform(vec![cache(8), Transform::Quantize { site: QuantizeSite::Qkv, bits: 8 }]).unwrap();
+    assert!(on_gpu(&model).unwrap_err().to_string().contains("quantize of qkv"));
     // What is folded into the weights of a checkpoint is of no concern.
     model.transform(vec![value(&model)]).unwrap();
     on_gpu(&model).unwrap();
@@ -376,6 +485,15 @@ fn golden_files_of_transformed_checkpoints_compute_what_they_were_made_from() {
         // Weights and heads of eight bits.
         let (turned, back) = (far(opened()), far(undone(opened()).unwrap()));
         assert!(turned > 0.0 && turned < 0.1 && back > 0.0 && back < 0.1, "{version}: {turned} {back}");
+        let cached = std::path::Path::new(&stored).with_file_name("cached");
+        let held = |checkpoint: Checkpoint| {
+            let model = Model::open(Arc::new(checkpoint)).unwrap();
+            (model.cache_bits(), worst(&logits(&model, &ids), &expected))
+        };
+        let (bits, cached_far) = held(Checkpoint::open(&cached).unwrap());
+        let (none, plain_far) = held(Checkpoint::open(&cached).unwrap().with_transforms(Vec::new()));
+        assert!(bits == Some(8) && none.is_none() && cached_far != plain_far, "{cached_far} {plain_far}");
+        assert!(cached_far > 0.0 && cached_far < 0.1, "{version}: {cached_far}");
         // Without what is to be done online it is another model.
         let forgotten = far(opened().with_transforms(Vec::new()));
         assert!(forgotten > 0.5, "{version}: {forgotten}");

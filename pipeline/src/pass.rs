@@ -55,6 +55,14 @@ impl Pass {
         }
     }
 
+    /// Bits in which the cache is to hold keys and values, as a quantiser that is still to run says.
+    pub(crate) fn cache_bits(&self) -> Option<u8> {
+        match self {
+            Self::Quantise(quantiser) => quantiser.with.cache_bits,
+            Self::Prune(_) | Self::Remove(_) | Self::Quantised(_) => None,
+        }
+    }
+
     /// Whether it removes sub-layers.
     pub fn prunes(&self) -> bool {
         matches!(self, Self::Prune(_) | Self::Remove(_))

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, Tensor, Unit};
+use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, QuantizeSite, Tensor, Transform, Unit};
 use llmpress_model::{GpuNeeds, Model};
 use serde::{Deserialize, Serialize};
 
@@ -250,12 +250,31 @@ impl Plan {
     /// # Errors
     /// It describes no model that runs on a GPU.
     pub fn on_gpu(&self, view: Arc<Checkpoint>, context: usize) -> Result<GpuNeeds> {
-        let model = Model::open(view)?;
+        let model = self.model(view)?;
         let mut forms = BTreeMap::new();
         for unit in self.units() {
             forms.extend(unit.tensors.iter().map(|name| (name.as_str(), unit.method.room().on_gpu())));
         }
         Ok(GpuNeeds::planned(&model, &forms, context)?)
+    }
+
+    /// Bits in which the output's cache will hold keys and values, and bytes that those of a token will take on a processor; none where
+    /// they stay as they are computed. `view` is the checkpoint as the passes leave it.
+    ///
+    /// # Errors
+    /// It describes no model that runs here.
+    pub fn cache(&self, view: Arc<Checkpoint>) -> Result<Option<(u8, usize)>> {
+        let model = self.model(view)?;
+        Ok(model.cache_bits().map(|bits| (bits, model.cache_bytes_per_token())))
+    }
+
+    /// The model that comes of it, with the cache that its passes ask for.
+    fn model(&self, view: Arc<Checkpoint>) -> Result<Model> {
+        let mut model = Model::open(view)?;
+        if let Some(bits) = self.recipe.passes.iter().find_map(Pass::cache_bits) {
+            model.transform(vec![Transform::Quantize { site: QuantizeSite::Cache, bits }])?;
+        }
+        Ok(model)
     }
 
     fn needs(&self, checkpoint: &Checkpoint) -> Needs {

@@ -66,7 +66,7 @@ impl FromStr for Target {
                 let quantiser: Quantiser = text.parse()?;
                 if quantiser.is_of_model() {
                     return Err(Error::Invalid(format!(
-                        "{text:?}: rotate, smooth, qkv and a mean of bits are of the whole model: say them in the pass and not in a rule"
+                        "{text:?}: rotate, smooth, qkv, kv and a mean of bits are of the whole model: say them in the pass and not in a rule"
                     )));
                 }
                 Ok(Self::Quantise(quantiser))

@@ -113,7 +113,7 @@ fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
     for (chain, texts, spared) in [
         ("rtn:w4,g128+planes", false, 9),
         ("gptq:w2a8", true, 5),
-        ("gptq:w4a4,rotate=r2r4,smooth,qkv4+planes", true, 11),
+        ("gptq:w4a4,rotate=r2r4,smooth,qkv4,kv8+planes", true, 11),
         ("gptq:w2a8,rotate=r4,learn,steps=2", true, 23),
         ("gptq:w2a8,rotate=r4,learn=block,scale,maps,steps=9", true, 61),
         ("gptq:w3.25,g128", true, 19),

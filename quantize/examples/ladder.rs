@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Windows of evaluation: the first 16 of 512 tokens, no BOS. Calibration: the first 64 of 256 tokens (`--windows`,
-//! `--length`). `--layers` prints each tensor's relative error as well.
+//! `--length`). `--layers` prints each tensor's relative error and what learning came to as well.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -18,7 +18,8 @@ use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::{Checkpoint, Transform};
 use llmpress_model::{Model, Skips, Tokenizer};
 use llmpress_quantize::{
-    Finished, FinishedBlock, Job, Measured, Quantiser, Residuals, Sink, Spec, State, assign_widths, run,
+    Finished, FinishedBlock, Job, Learned, Lesson, Measured, Quantiser, Residuals, Sink, Spec, State,
+    assign_widths, run,
 };
 use llmpress_validation::{Protocol, kl_divergence};
 
@@ -76,7 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             room: &room,
             hessians: 1 << 30,
         };
-        let mut kept = Kept::default();
+        let mut kept = Kept(Vec::new(), Vec::new(), layers);
         run(&mut model, job, State::default(), &mut kept)?;
         let seconds = started.elapsed().as_secs_f64();
         let learned = std::mem::take(&mut kept.1);
@@ -113,10 +114,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-#[derive(Default)]
-struct Kept(Vec<Finished>, Vec<Transform>);
+struct Kept(Vec<Finished>, Vec<Transform>, bool);
 
 impl Sink for Kept {
+    fn learned(&mut self, lesson: &Lesson) {
+        if self.2 {
+            let Learned { before, after, taken } = lesson.learned;
+            println!("{} {}: {before:.5} -> {after:.5?}, taken: {taken}", lesson.what.name(), lesson.layer);
+        }
+    }
+
     fn block(
         &mut self,
         _block: usize,

@@ -30,6 +30,8 @@ pub struct Transformations {
     pub smooth: bool,
     /// Bits to which each head's query, key and value are quantised; none: as they are.
     pub qkv_bits: Option<u8>,
+    /// Bits in which the cache holds keys and values, 4 or 8; none: as they are. With them `qkv_bits` are of queries alone.
+    pub cache_bits: Option<u8>,
 }
 
 impl Transformations {
@@ -55,9 +57,12 @@ impl Transformations {
                     .to_owned(),
             ));
         }
-        match self.qkv_bits {
-            Some(bits) if !(1..=8).contains(&bits) => {
+        match (self.qkv_bits, self.cache_bits) {
+            (Some(bits), _) if !(1..=8).contains(&bits) => {
                 Err(Error::Invalid(format!("qkv{bits}: query, key and value have 1 to 8 bits")))
+            }
+            (_, Some(bits)) if !matches!(bits, 4 | 8) => {
+                Err(Error::Invalid(format!("kv{bits}: a cache has 4 or 8 bits (kv4, kv8)")))
             }
             _ => Ok(()),
         }
@@ -79,7 +84,9 @@ impl Transformations {
         if let Some(rotate) = self.rotate {
             list.extend(rotations(model, rotate, SEED)?);
         }
-        list.extend(self.qkv_bits.map(|bits| Transform::Quantize { site: QuantizeSite::Qkv, bits }));
+        let of = |site| move |bits| Transform::Quantize { site, bits };
+        list.extend(self.qkv_bits.map(of(QuantizeSite::Qkv)));
+        list.extend(self.cache_bits.map(of(QuantizeSite::Cache)));
         Ok(list)
     }
 }

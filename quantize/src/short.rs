@@ -1,7 +1,7 @@
 //! The short form of a quantiser.
 //!
 //! ```text
-//! gptq : w4 a8 , g128 , symmetric , rotate=r2r4 , qkv4 , learn
+//! gptq : w4 a8 , g128 , symmetric , rotate=r2r4 , qkv4 , kv8 , learn
 //! rung : bits of weights [*] [a bits of activations] [, groups] [, zero point] [, transformations] [, learning]
 //!        w3.5: a mean of true bits, widths assigned matrix by matrix
 //! ```
@@ -83,26 +83,30 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
                     return Err(bad(format!("{option:?}: {name}=NUMBER, once")));
                 }
             }
-            _ => match (number("g"), number("qkv")) {
-                (Some(_), _) if abq.group_size.is_some() => {
+            _ => match (number("g"), number("qkv"), number("kv")) {
+                (Some(_), ..) if abq.group_size.is_some() => {
                     return Err(bad("has two group sizes".to_owned()));
                 }
-                (Some(size), _) if size > 0 && (size as usize).is_multiple_of(WORD_COLUMNS) => {
+                (Some(size), ..) if size > 0 && (size as usize).is_multiple_of(WORD_COLUMNS) => {
                     abq.group_size = Some(size);
                 }
-                (Some(size), _) => {
+                (Some(size), ..) => {
                     return Err(bad(format!(
                         "groups of {size} columns: a multiple of {WORD_COLUMNS} it must be"
                     )));
                 }
-                (_, Some(_)) if with.qkv_bits.is_some() => {
+                (_, Some(_), _) if with.qkv_bits.is_some() => {
                     return Err(bad("says twice what query, key and value have".to_owned()));
                 }
-                (_, Some(bits)) => with.qkv_bits = Some(u8::try_from(bits).unwrap_or(u8::MAX)),
-                (None, None) => {
+                (_, Some(bits), _) => with.qkv_bits = Some(u8::try_from(bits).unwrap_or(u8::MAX)),
+                (_, _, Some(_)) if with.cache_bits.is_some() => {
+                    return Err(bad("says twice what the cache has".to_owned()));
+                }
+                (_, _, Some(bits)) => with.cache_bits = Some(u8::try_from(bits).unwrap_or(u8::MAX)),
+                (None, None, None) => {
                     return Err(bad(format!(
                         "there is no option {option:?}: g128 (or other groups), int, symmetric, rotate, smooth, qkv4 (or \
-                         other bits), learn, learn=block, clip, round, scale, compensate, correct, maps, steps=400, epochs=8, seed=0"
+                         other bits), kv8 or kv4, learn, learn=block, clip, round, scale, compensate, correct, maps, steps=400, epochs=8, seed=0"
                     )));
                 }
             },
@@ -186,6 +190,7 @@ pub(crate) fn print(quantiser: &Quantiser) -> String {
     let rotate = with.rotate.map(|rotate| format!(",rotate={rotate}")).unwrap_or_default();
     let smooth = if with.smooth { ",smooth" } else { "" };
     let qkv = with.qkv_bits.map(|bits| format!(",qkv{bits}")).unwrap_or_default();
+    let cache = with.cache_bits.map(|bits| format!(",kv{bits}")).unwrap_or_default();
     let learn = spec.learn.map(|learn| {
         let steps = learn.steps.map(|steps| format!(",steps={steps}")).unwrap_or_default();
         let epochs = learn.epochs.map(|epochs| format!(",epochs={epochs}")).unwrap_or_default();
@@ -202,7 +207,7 @@ pub(crate) fn print(quantiser: &Quantiser) -> String {
         format!(",learn{grain}{of}{}{steps}{epochs}{seed}", beside.collect::<String>())
     });
     let learn = learn.unwrap_or_default();
-    format!("{}:{widths}{zero}{rotate}{smooth}{qkv}{learn}", spec.rung.name())
+    format!("{}:{widths}{zero}{rotate}{smooth}{qkv}{cache}{learn}", spec.rung.name())
 }
 
 #[cfg(test)]
@@ -231,6 +236,8 @@ mod tests {
             ("gptq:w3.50a8,g128,int", "gptq:w3.5a8,g128,int"),
             ("gptq:w3.0", "gptq:w3.0"),
             ("grid:w2.25", "grid:w2.25"),
+            ("gptq:w4,kv4,g128", "gptq:w4,g128,kv4"),
+            ("rtn:w8a8,kv8,qkv8,rotate=r4", "rtn:w8a8,rotate=r4,qkv8,kv8"),
             ("gptq:w6a6,qkv6,smooth,rotate=r2r4,g64", "gptq:w6a6,g64,rotate=r2r4,smooth,qkv6"),
         ] {
             let quantiser = parse(text).unwrap();
@@ -281,6 +288,10 @@ mod tests {
             ("rtn:w4,qkv9", "qkv9"),
             ("rtn:w4,qkv4,qkv8", "twice"),
             ("rtn:w4,qkv0", "qkv0"),
+            ("rtn:w4,kv16", "kv16"),
+            ("rtn:w4,kv5", "4 or 8 bits"),
+            ("rtn:w4,kv4,kv8", "twice what the cache"),
+            ("rtn:w4,kv", "no option \"kv\""),
             ("grid:w4,learn", "is no start to learn from"),
             ("gptq:w4,steps=5", "say learn as well"),
             ("gptq:w4,learn,steps=0", "1 to 100000"),

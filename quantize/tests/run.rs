@@ -160,7 +160,12 @@ fn transformed_models_of_every_family_are_quantised_and_go_back() {
         let before = hidden(&model);
         let turned = if family == "gemma3_text" { "r2r4" } else { "r1r2r4" };
         let smooth = Transformations { smooth: true, ..Transformations::default() };
-        let rotate = Transformations { rotate: turned.parse().ok(), smooth: false, qkv_bits: Some(8) };
+        let rotate = Transformations {
+            rotate: turned.parse().ok(),
+            smooth: false,
+            qkv_bits: Some(8),
+            cache_bits: Some(8),
+        };
         for with in [smooth, rotate] {
             let transforms = with.of(&model, Some(&calibration)).unwrap();
             let mut specs = specs(&model, spec(8, Rung::Gptq));
@@ -249,8 +254,12 @@ fn experts_that_saw_too_few_tokens_are_rounded_to_nearest_and_it_is_said() {
 
 #[test]
 fn a_killed_job_goes_on_after_the_last_finished_block_to_the_same_bytes() {
-    let rotated =
-        Transformations { rotate: Some(Rotate::ALL), qkv_bits: Some(8), ..Transformations::default() };
+    let rotated = Transformations {
+        rotate: Some(Rotate::ALL),
+        qkv_bits: Some(8),
+        cache_bits: Some(4),
+        ..Transformations::default()
+    };
     let none = Transformations::default();
     for (family, rung, with) in [
         ("llama", Rung::Gptq, none),
@@ -302,7 +311,8 @@ fn any_number_of_threads_gives_the_same_units() {
             let mut model = open(&golden("llama"));
             let (calibration, specs) = (calibration(&model, 60, 20), specs(&model, spec(3, Rung::Gptq)));
             let room = in_memory();
-            let with = Transformations { smooth: true, rotate: "r4".parse().ok(), qkv_bits: None };
+            let with =
+                Transformations { smooth: true, rotate: "r4".parse().ok(), qkv_bits: None, cache_bits: None };
             let transforms = with.of(&model, Some(&calibration)).unwrap();
             let job = Job {
                 specs: &specs,

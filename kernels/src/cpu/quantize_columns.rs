@@ -7,7 +7,7 @@
 use super::isa::{Isa, multiversion};
 
 /// Columns whose grids are kept side by side.
-const MOST: usize = super::PANEL;
+pub(super) const MOST: usize = super::PANEL;
 
 /// Quantises each of `width` columns of `x`, `x[row * width + column]`, to `bits` and back in place; false, and `x` unspecified, where
 /// a value is NaN or infinite, or a column too wide for single precision.
@@ -21,27 +21,43 @@ pub fn quantize_columns(x: &mut [f32], width: usize, bits: u8) -> bool {
     quantize_with(Isa::detect(), x, width, bits)
 }
 
+/// Scale and zero point of each of `width` columns, for codes up to `top`; false where a value is NaN or infinite, or a column too
+/// wide for single precision.
+#[inline(always)]
+pub(super) fn grids(
+    x: &[f32],
+    width: usize,
+    top: f32,
+    scale: &mut [f32; MOST],
+    zero: &mut [f32; MOST],
+) -> bool {
+    let (mut low, mut high) = ([0.0f32; MOST], [0.0f32; MOST]);
+    // A sum with a NaN or an infinity in it is neither 0 nor finite.
+    let mut odd = [0.0f32; MOST];
+    for row in x.chunks_exact(width) {
+        for (((x, low), high), odd) in row.iter().zip(&mut low).zip(&mut high).zip(&mut odd) {
+            *low = if *x < *low { *x } else { *low };
+            *high = if *x > *high { *x } else { *high };
+            *odd += *x * 0.0;
+        }
+    }
+    for column in 0..width {
+        let s = (high[column] - low[column]) / top;
+        if odd[column] != 0.0 || !s.is_finite() {
+            return false;
+        }
+        scale[column] = if s == 0.0 { 1.0 } else { s };
+        zero[column] = (-low[column] / scale[column]).round_ties_even();
+    }
+    true
+}
+
 fn quantize_with(isa: Isa, x: &mut [f32], width: usize, bits: u8) -> bool {
     #[inline(always)]
     fn body(x: &mut [f32], width: usize, top: f32) -> bool {
-        let (mut low, mut high) = ([0.0f32; MOST], [0.0f32; MOST]);
-        // A sum with a NaN or an infinity in it is neither 0 nor finite.
-        let mut odd = [0.0f32; MOST];
-        for row in x.chunks_exact(width) {
-            for (((x, low), high), odd) in row.iter().zip(&mut low).zip(&mut high).zip(&mut odd) {
-                *low = if *x < *low { *x } else { *low };
-                *high = if *x > *high { *x } else { *high };
-                *odd += *x * 0.0;
-            }
-        }
         let (mut scale, mut zero) = ([1.0f32; MOST], [0.0f32; MOST]);
-        for column in 0..width {
-            let s = (high[column] - low[column]) / top;
-            if odd[column] != 0.0 || !s.is_finite() {
-                return false;
-            }
-            scale[column] = if s == 0.0 { 1.0 } else { s };
-            zero[column] = (-low[column] / scale[column]).round_ties_even();
+        if !grids(x, width, top, &mut scale, &mut zero) {
+            return false;
         }
         for row in x.chunks_exact_mut(width) {
             for ((x, s), z) in row.iter_mut().zip(&scale).zip(&zero) {

@@ -4,6 +4,7 @@
 //! (kernels/cuda/attention.cu states every order of additions). Two forms give the same bits: one walks over the tiles,
 //! for many tokens; one takes all tiles at once and joins them afterwards, so that few tokens keep a whole GPU busy.
 
+use super::cache_codes::{Codes, Layout};
 use super::{Argument, Error, Gpu, Launch, Result, View, size32};
 
 /// Positions of a tile.
@@ -81,13 +82,15 @@ impl Sequences<'_> {
     }
 }
 
-/// Keys and values of a layer in BF16, where P is the capacity rounded up to a multiple of 8, and W [`Heads::width`].
+/// Keys and values of a layer in BF16, where P is the capacity rounded up to a multiple of 8, and W [`Heads::width`]; or as codes.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'a> {
-    /// The keys: `[sequences, kv_heads, P, W]`, with zeros beyond a head's features.
+    /// The keys: `[sequences, kv_heads, P, W]`, with zeros beyond a head's features; as codes, see [`super::cache_codes`].
     pub keys: View<'a>,
-    /// The values: `[sequences, kv_heads, P / 8, W, 8]`, the last index that of the position.
+    /// The values: `[sequences, kv_heads, P / 8, W, 8]`, the last index that of the position; as codes likewise.
     pub values: View<'a>,
+    /// Whether they are codes.
+    pub codes: Option<Codes<'a>>,
     /// Positions that it holds.
     pub capacity: usize,
     /// Sequences that it holds.
@@ -95,10 +98,11 @@ pub struct Cache<'a> {
 }
 
 impl Cache<'_> {
-    /// Bytes of the keys, and of the values, of a sequence.
+    /// Bytes of the keys, and of the values, of a sequence, in BF16 or as codes of so many bits.
     #[must_use]
-    pub fn bytes(heads: Heads, capacity: usize) -> usize {
-        2 * heads.kv_heads * capacity.next_multiple_of(8) * heads.width()
+    pub fn bytes(heads: Heads, capacity: usize, bits: Option<u8>) -> usize {
+        let head = bits.map_or(2 * heads.width(), |bits| Layout::new(heads.head_dim, bits).all_bytes());
+        head * heads.kv_heads * capacity.next_multiple_of(8)
     }
 
     pub(super) fn check(&self, heads: Heads) -> Result<()> {
@@ -107,7 +111,13 @@ impl Cache<'_> {
         if u32::try_from(self.capacity.saturating_add(TILE)).is_err() {
             return Err(Error::Unsupported(format!("a cache of {} positions", self.capacity)));
         }
-        let bytes = self.sequences.saturating_mul(Self::bytes(heads, self.capacity));
+        let bits = self.codes.map(|codes| codes.bits);
+        if let Some(codes) = self.codes {
+            codes.check()?;
+            self.keys.require_aligned("keys", 8)?;
+            self.values.require_aligned("values", 8)?;
+        }
+        let bytes = self.sequences.saturating_mul(Self::bytes(heads, self.capacity, bits));
         self.keys.require("keys", bytes)?;
         self.values.require("values", bytes)
     }
@@ -208,6 +218,9 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
         Argument::U32(size32("stride", a.stride)?),
         a.cache.keys.pointer(),
         a.cache.values.pointer(),
+    ];
+    arguments.extend(a.cache.codes.map(|codes| Argument::U32(u32::from(codes.bits))));
+    arguments.extend([
         capacity,
         positions.pointer(),
         places.pointer(),
@@ -217,7 +230,11 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
         dim,
         Argument::U32(window),
         Argument::F32(a.scale),
-    ];
+    ]);
+    let (file, [rows_kernel, tile_kernel]) = match a.cache.codes {
+        None => ("attention", size.words),
+        Some(_) => ("attention_codes", size.codes),
+    };
     let ld = Argument::U32(size32("ld", a.ld)?);
     if form == Form::Rows {
         arguments.extend([a.x.pointer(), ld]);
@@ -225,8 +242,8 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
         // Wide heads park their queries.
         let parked = if size.dim == 256 { warps * size.dim / 16 * 32 * 16 } else { 0 };
         return gpu.launch(&Launch {
-            file: "attention",
-            kernel: size.rows,
+            file,
+            kernel: rows_kernel,
             grid: [size32("rows", rows)?, kv_heads as u32, count as u32],
             block: 32 * warps as u32,
             shared: (parked + size.tiles()) as u32,
@@ -243,8 +260,8 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
     arguments.extend([sums.pointer(), scales.pointer()]);
     let depth = size32("heads of sequences", kv_heads * count)?;
     gpu.launch(&Launch {
-        file: "attention",
-        kernel: size.tile,
+        file,
+        kernel: tile_kernel,
         grid: [size32("tiles", tiles)?, size32("rows", (each * group).div_ceil(ROWS))?, depth],
         block: TILE_THREADS,
         // Four fragments of a warp and four maxima a row besides.
@@ -277,16 +294,34 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
 /// The kernels for heads of up to `dim` features.
 struct Variant {
     dim: usize,
-    rows: &'static str,
-    tile: &'static str,
+    /// Many rows, and one tile: from a cache in BF16.
+    words: [&'static str; 2],
+    /// The same from codes.
+    codes: [&'static str; 2],
 }
 
 impl Variant {
     const ALL: [Self; 4] = [
-        Self { dim: 64, rows: "attend_rows_64", tile: "attend_tile_64" },
-        Self { dim: 96, rows: "attend_rows_96", tile: "attend_tile_96" },
-        Self { dim: 128, rows: "attend_rows_128", tile: "attend_tile_128" },
-        Self { dim: 256, rows: "attend_rows_256", tile: "attend_tile_256" },
+        Self {
+            dim: 64,
+            words: ["attend_rows_64", "attend_tile_64"],
+            codes: ["attend_code_rows_64", "attend_code_tile_64"],
+        },
+        Self {
+            dim: 96,
+            words: ["attend_rows_96", "attend_tile_96"],
+            codes: ["attend_code_rows_96", "attend_code_tile_96"],
+        },
+        Self {
+            dim: 128,
+            words: ["attend_rows_128", "attend_tile_128"],
+            codes: ["attend_code_rows_128", "attend_code_tile_128"],
+        },
+        Self {
+            dim: 256,
+            words: ["attend_rows_256", "attend_tile_256"],
+            codes: ["attend_code_rows_256", "attend_code_tile_256"],
+        },
     ];
 
     /// Bytes of shared memory of a tile's keys and values, padded as the kernels do.

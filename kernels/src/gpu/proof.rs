@@ -8,6 +8,7 @@
 
 mod abq;
 mod attention;
+mod cache_codes;
 mod coders;
 mod elementwise;
 mod experts;
@@ -54,6 +55,7 @@ pub fn prove(gpu: &Gpu, say: &mut dyn FnMut(&Proof)) -> Result<Vec<Proof>> {
     abq::prove(&mut court)?;
     experts::prove(&mut court)?;
     attention::prove(&mut court)?;
+    cache_codes::prove(&mut court)?;
     Ok(court.proofs)
 }
 

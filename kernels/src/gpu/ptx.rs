@@ -31,6 +31,8 @@ const SOURCES: &[Source] = &sources! {
     "abq_decoded" None;
     "abq_quantise" step!("abq_quantise");
     "attention" step!("attention");
+    "attention_codes" step!("attention_codes");
+    "cache_codes" step!("cache_codes");
     "ceiling" None;
     "dense" step!("dense");
     "dense_f16" step!("dense_f16");

@@ -6,8 +6,9 @@
 use half::bf16;
 
 use super::attention::{Heads, TILE};
+use super::cache_codes::Layout;
 use super::product::slices;
-use crate::cpu;
+use crate::cpu::{self, HeadCodes};
 
 /// A BF16 word as F32.
 #[must_use]
@@ -155,6 +156,45 @@ pub fn key_place(capacity: usize, head_dim: usize, head: usize, at: usize, featu
 #[must_use]
 pub fn value_place(capacity: usize, head_dim: usize, head: usize, at: usize, feature: usize) -> usize {
     ((head * capacity.next_multiple_of(8) + at / 8 * 8) * head_dim.next_multiple_of(8) + 8 * feature) + at % 8
+}
+
+/// Puts a key, normed and turned, or a value (its features `x`) into a sequence's memory as codes (kernels/cuda/cache_codes.cuh), and gives
+/// what they stand for; none where no code does.
+#[must_use]
+pub fn keep_head(
+    memory: &mut [u8],
+    heads: Heads,
+    (capacity, bits): (usize, u8),
+    is_key: bool,
+    (head, at): (usize, usize),
+    x: &[f32],
+) -> Option<Vec<f32>> {
+    let (layout, of) = (Layout::new(heads.head_dim, bits), HeadCodes::new(heads.head_dim, bits)?);
+    let (mut codes, mut scales) = (vec![0; of.bytes()], vec![0.0; of.groups()]);
+    let (mut zeros, mut values) = (vec![0; of.groups()], vec![0.0; x.len()]);
+    if !of.quantize(x, 1, &mut codes, &mut scales, &mut zeros) {
+        return None;
+    }
+    of.dequantize_tokens(&codes, &scales, &zeros, &mut values);
+    let rows = heads.kv_heads * capacity.next_multiple_of(8);
+    let row = head * capacity.next_multiple_of(8) + at;
+    let mask = if bits == 8 { u8::MAX } else { 15 };
+    let place = |byte: usize| match is_key {
+        true => row * layout.bytes + byte,
+        false => (row - at % 8) * layout.bytes + 8 * byte + at % 8,
+    };
+    (0..layout.bytes).for_each(|byte| memory[place(byte)] = 0);
+    for feature in 0..x.len() {
+        let from = of.place(feature);
+        let (byte, shift) = layout.place(feature);
+        memory[place(byte)] |= ((codes[from.byte] >> from.shift) & mask) << shift;
+    }
+    for (group, (scale, zero)) in scales.iter().zip(zeros).enumerate() {
+        let grid = row * layout.groups + group;
+        memory[rows * layout.bytes + 4 * grid..][..4].copy_from_slice(&scale.to_le_bytes());
+        memory[rows * (layout.bytes + 4 * layout.groups) + grid] = zero;
+    }
+    Some(values)
 }
 
 /// A sum of products in the order of the `mma` of kernels/cuda/attention.cu.

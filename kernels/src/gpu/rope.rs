@@ -1,6 +1,7 @@
 //! Heads made ready for attention: normed, turned, and put into the cache.
 
 use super::attention::{Cache, Heads, Sequences};
+use super::cache_codes::keep;
 use super::{Argument, Gpu, Launch, Result, View, size32};
 
 /// Warps of a block, each with a head.
@@ -29,7 +30,7 @@ pub struct HeadNorms<'a> {
 }
 
 /// Norms and turns the queries of `qkv` (`F32 [tokens, (heads + 2 kv_heads) head_dim]`) in place, and puts keys and values into
-/// the cache in BF16. Positions beyond the cache are left out.
+/// the cache in BF16; or as codes, and then keys are normed and turned in place as well. Positions beyond the cache are left out.
 ///
 /// # Errors
 /// A buffer is too small; the launch fails.
@@ -68,6 +69,10 @@ pub fn rope(
         }
         None => (none, none, 0.0),
     };
+    let (keys, values) = match cache.codes {
+        None => (cache.keys.pointer(), cache.values.pointer()),
+        Some(_) => (none, none),
+    };
     gpu.launch(&Launch {
         file: "rope",
         kernel: "rope",
@@ -89,10 +94,14 @@ pub fn rope(
             q_norm,
             k_norm,
             Argument::F32(eps),
-            cache.keys.pointer(),
-            cache.values.pointer(),
+            keys,
+            values,
             Argument::U64(cache.capacity as u64),
         ],
         overlaps: true,
-    })
+    })?;
+    match cache.codes {
+        None => Ok(()),
+        Some(codes) => keep(gpu, heads, qkv, sequences, cache, codes),
+    }
 }

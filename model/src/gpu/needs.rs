@@ -101,7 +101,7 @@ impl GpuNeeds {
         let rest = activations + attention + angles + logits + splits;
         Ok(Self {
             weights: sizes.bytes,
-            cache: 2 * attentions * Cache::bytes(heads, capacity) as u64,
+            cache: 2 * attentions * Cache::bytes(heads, capacity, model.cache_bits()) as u64,
             workspace: rest as u64 + sizes.scratch + sizes.decoded,
         })
     }

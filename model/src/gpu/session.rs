@@ -128,7 +128,7 @@ pub(super) struct GpuSession<'a> {
     random: Buffer,
     drawing: Buffer,
     drawn: Buffer,
-    /// The label of the first matrix whose activations could not be quantised; 0: of none.
+    /// The label of what could not be quantised first, a matrix's activations or a layer's keys and values; 0: of none.
     fault: Buffer,
     /// Whether those are of the last kept token.
     picked: bool,
@@ -153,7 +153,7 @@ impl<'a> GpuSession<'a> {
         let workspace = workspace_bytes(heads, chunk, capacity).min(WORKSPACE_BYTES);
         let workspace = workspace.max(workspace_bytes(heads, sequences, capacity));
         let allocate = |bytes: usize| model.gpu.allocate(bytes).map_err(device);
-        let cache_bytes = Cache::bytes(heads, capacity).saturating_mul(sequences);
+        let cache_bytes = Cache::bytes(heads, capacity, model.cache_bits).saturating_mul(sequences);
         let qkv = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
         let (mut inputs, mut outputs) =
             (chunk * padded(c.hidden_size.max(heads.heads * heads.head_dim)), chunk * qkv.max(c.hidden_size));

@@ -93,7 +93,8 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
     let (keys_buffer, values_buffer) = (gpu.upload(&keys)?, gpu.upload(&values)?);
     let (position, place) = (gpu.upload(&[c.past as u32])?, gpu.upload(&[0u32])?);
     let sequences = Sequences { count: 1, each: c.tokens, positions: position.view(), places: place.view() };
-    let cache = Cache { keys: keys_buffer.view(), values: values_buffer.view(), capacity, sequences: 1 };
+    let cache =
+        Cache { keys: keys_buffer.view(), values: values_buffer.view(), codes: None, capacity, sequences: 1 };
     let rotation = Rotation { cos: cos_buffer.view(), sin: sin_buffer.view(), half: c.half };
     let norms = HeadNorms { query: norm_buffers[0].view(), key: norm_buffers[1].view(), eps: 1e-6 };
     let norms = c.norms.then_some(norms);

@@ -5,6 +5,7 @@ use std::ops::Range;
 use llmpress_formats::{Error, Result};
 use llmpress_kernels::gpu::abq::{self, integer};
 use llmpress_kernels::gpu::attention::{Attend, Cache, Sequences, attend};
+use llmpress_kernels::gpu::cache_codes::Codes;
 use llmpress_kernels::gpu::dense::{Element, row_stride};
 use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
 use llmpress_kernels::gpu::gate::gate;
@@ -88,6 +89,7 @@ impl GpuSession<'_> {
         let cache = Cache {
             keys: keys.view(),
             values: values.view(),
+            codes: m.cache_bits.map(|bits| Codes { bits, fault: Some((self.fault.view(), a.label)) }),
             capacity: self.capacity,
             sequences: self.lengths.len(),
         };
@@ -207,7 +209,7 @@ impl GpuSession<'_> {
         product(gpu, weights, &operands, picker)
     }
 
-    /// Refuses what was computed from activations that could not be quantised.
+    /// Refuses what was computed from activations, keys or values that could not be quantised.
     pub(super) fn check_quantised(&self) -> Result<()> {
         let names = &self.model.quantised;
         if names.is_empty() {
@@ -218,9 +220,7 @@ impl GpuSession<'_> {
             None => Ok(()),
             Some(name) => {
                 self.fault.view().write(&[0u32]).map_err(device)?;
-                Err(Error::Invalid(format!(
-                    "an activation that {name} multiplies is NaN or infinite, or too large to quantise"
-                )))
+                Err(Error::Invalid(format!("{name} is NaN or infinite, or too large to quantise")))
             }
         }
     }
