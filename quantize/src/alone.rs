@@ -46,7 +46,7 @@ impl Best {
     /// Takes rows that are better.
     fn take(&mut self, errors: &[f64], row: impl Fn(usize, &mut [u8], &mut [Line])) {
         let rows = self.errors.len().max(1);
-        let (cols, groups) = (self.codes.len() / rows, self.lines.len() / rows);
+        let (cols, groups) = ((self.codes.len() / rows).max(1), (self.lines.len() / rows).max(1));
         let all = self.errors.iter_mut().zip(errors);
         let all = all.zip(self.codes.chunks_exact_mut(cols)).zip(self.lines.chunks_exact_mut(groups));
         for (at, (((best, error), codes), lines)) in all.enumerate() {

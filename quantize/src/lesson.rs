@@ -82,7 +82,6 @@ impl Lesson {
 pub(crate) mod number {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    #[allow(clippy::trivially_copy_pass_by_ref)]
     pub(crate) fn serialize<S: Serializer>(number: &f64, to: S) -> Result<S::Ok, S::Error> {
         Some(*number).filter(|number| number.is_finite()).serialize(to)
     }
