@@ -4,7 +4,7 @@
 //! fp  = what the original block gives out on its own stream          x   the stream of the model as it is so far
 //! fp2 = what the original block gives out on x                       q   what the block that is learned gives out on x
 //!
-//! loss = mean (|q - fp|^2 + |q - fp2|^2) / |fp2 - x|^2  over tokens (weigh.rs)          reconstruction
+//! loss = mean |q - fp|^2 / |fp - x|^2 + |q - fp2|^2 / |fp2 - x|^2   over tokens (weigh.rs)   reconstruction
 //!      - ln mean cos(q, fp) - ln mean cos(q, fp2)         over tokens                    distribution correction
 //!      + mean KL(P fp | P q) + mean KL(P fp2 | P q)       over heads and tokens          attention maps
 //! ```
@@ -214,13 +214,12 @@ impl Work<'_> {
         self.d.resize(self.y.features(), self.y.tokens());
         self.d.data_mut().fill(0.0);
         self.streams.second.get(window, &mut self.target)?;
-        let shares = shares(&squares(&self.target, &self.x));
         let mut loss = 0.0;
         if self.losses.second {
-            loss += self.towards(&shares);
+            loss += self.towards();
         }
         self.streams.targets.get(window, &mut self.target)?;
-        loss += self.towards(&shares);
+        loss += self.towards();
         self.maps.clear();
         if let (Some((net, given)), Some(attention)) = (self.dense, self.block.parts()[0]) {
             if let Some(original) = &mut self.streams.original {
@@ -240,9 +239,13 @@ impl Work<'_> {
     }
 
     /// Adds the derivative of the distance from the target, and returns it.
-    fn towards(&mut self, shares: &[f64]) -> f64 {
-        let away = weighed(&squares(&self.y, &self.target), shares);
-        weighed_back(&self.y, &self.target, shares, &mut self.d);
+    ///
+    /// It is a share of what leads from the stream that is read to the target, drift included: of a token that has drifted far
+    /// nothing better is to be had, and it is not to count for more than others.
+    fn towards(&mut self) -> f64 {
+        let shares = shares(&squares(&self.target, &self.x));
+        let away = weighed(&squares(&self.y, &self.target), &shares);
+        weighed_back(&self.y, &self.target, &shares, &mut self.d);
         let cosine = if self.losses.correction { cosine(&self.y, &self.target, &mut self.d) } else { 0.0 };
         away + cosine
     }
