@@ -4,7 +4,7 @@
 //! fp  = what the original block gives out on its own stream          x   the stream of the model as it is so far
 //! fp2 = what the original block gives out on x                       q   what the block that is learned gives out on x
 //!
-//! loss = mean |q - fp|^2 / |fp - x|^2 + |q - fp2|^2 / |fp2 - x|^2   over tokens (weigh.rs)   reconstruction
+//! loss = (|q - fp|^2 + |q - fp2|^2) / |fp2 - x|^2                                        reconstruction
 //!      - ln mean cos(q, fp) - ln mean cos(q, fp2)         over tokens                    distribution correction
 //!      + mean KL(P fp | P q) + mean KL(P fp2 | P q)       over heads and tokens          attention maps
 //! ```
@@ -16,7 +16,6 @@ use llmpress_model::{Model, Panels, SubLayer};
 use rayon::prelude::*;
 
 use crate::descend::{Task, descend};
-use crate::weigh::{shares, squares, weighed, weighed_back};
 use crate::{Given, Gradients, Kept, Maps, Net, Outcome, Rate, Settings};
 
 /// The sub-layers of a block, without their weights.
@@ -214,12 +213,13 @@ impl Work<'_> {
         self.d.resize(self.y.features(), self.y.tokens());
         self.d.data_mut().fill(0.0);
         self.streams.second.get(window, &mut self.target)?;
+        let energy = squares(&self.target, &self.x);
         let mut loss = 0.0;
         if self.losses.second {
-            loss += self.towards();
+            loss += self.towards(energy);
         }
         self.streams.targets.get(window, &mut self.target)?;
-        loss += self.towards();
+        loss += self.towards(energy);
         self.maps.clear();
         if let (Some((net, given)), Some(attention)) = (self.dense, self.block.parts()[0]) {
             if let Some(original) = &mut self.streams.original {
@@ -239,15 +239,16 @@ impl Work<'_> {
     }
 
     /// Adds the derivative of the distance from the target, and returns it.
-    ///
-    /// It is a share of what leads from the stream that is read to the target, drift included: of a token that has drifted far
-    /// nothing better is to be had, and it is not to count for more than others.
-    fn towards(&mut self) -> f64 {
-        let shares = shares(&squares(&self.target, &self.x));
-        let away = weighed(&squares(&self.y, &self.target), &shares);
-        weighed_back(&self.y, &self.target, &shares, &mut self.d);
+    fn towards(&mut self, energy: f64) -> f64 {
+        let share = 1.0 / energy.max(f64::MIN_POSITIVE);
+        let away = squares(&self.y, &self.target);
+        let scale = (2.0 * share) as f32;
+        let pieces = self.d.data_mut().par_chunks_mut(PIECE).zip(self.y.data().par_chunks(PIECE));
+        pieces.zip(self.target.data().par_chunks(PIECE)).for_each(|((d, y), target)| {
+            d.iter_mut().zip(y).zip(target).for_each(|((d, y), target)| *d += scale * (y - target));
+        });
         let cosine = if self.losses.correction { cosine(&self.y, &self.target, &mut self.d) } else { 0.0 };
-        away + cosine
+        away * share + cosine
     }
 }
 
@@ -293,6 +294,17 @@ const PIECE: usize = 1 << 14;
 fn add(x: &Panels, to: &mut Panels) {
     let pieces = to.data_mut().par_chunks_mut(PIECE).zip(x.data().par_chunks(PIECE));
     pieces.for_each(|(to, x)| to.iter_mut().zip(x).for_each(|(to, x)| *to += x));
+}
+
+/// The squares of differences.
+fn squares(a: &Panels, b: &Panels) -> f64 {
+    let pieces = a.data().par_chunks(PIECE).zip(b.data().par_chunks(PIECE));
+    let sum = |(a, b): (&[f32], &[f32])| -> f64 {
+        let away = a.iter().zip(b).map(|(a, b)| f64::from(a - b));
+        away.map(|d| d * d).sum()
+    };
+    let sums: Vec<f64> = pieces.map(sum).collect();
+    sums.iter().sum()
 }
 
 /// `-ln |mean cos|` over tokens; its derivative by `y` is added to `d`.

@@ -22,7 +22,6 @@ mod mlp;
 mod net;
 mod norm;
 mod reconstruct;
-mod weigh;
 
 pub use adam::{Adam, Rate};
 pub use block::{Block, BlockKept, BlockStreams, Losses, Variables, learn_block};

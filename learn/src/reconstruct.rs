@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! target = the original's residual stream after the sub-layer - the stream that it reads now
-//! a window:  forward --> mean (y - target)^2 / target^2 over tokens (weigh.rs) --> backward
+//! a window:  forward --> sum (y - target)^2 / sum target^2 --> backward
 //! ```
 //!
 //! So a sub-layer makes up for what those before it have lost, as far as what it reads tells. On tinylm at 2 bits that gains
@@ -14,7 +14,6 @@ use llmpress_model::Panels;
 use rayon::prelude::*;
 
 use crate::descend::{Task, descend};
-use crate::weigh::{shares, squares, weighed, weighed_back};
 use crate::{Given, Gradients, Kept, Net, Outcome, Rate, Settings};
 
 /// Values that a task sums.
@@ -56,7 +55,6 @@ pub fn reconstruct(
         input: Panels::default(),
         target: Panels::default(),
         y: Panels::default(),
-        d: Panels::default(),
     };
     descend(&mut work, windows, settings, progress)
 }
@@ -70,45 +68,57 @@ struct Work<'a, 'v> {
     input: Panels,
     target: Panels,
     y: Panels,
-    /// The derivative by `y`.
-    d: Panels,
 }
 
 impl Work<'_, '_> {
-    /// The loss of a window; its derivative by what comes out is left in `d`.
-    fn forward(&mut self, window: usize) -> Result<f64> {
+    /// What comes out of a window, less its target, is left in `y`. Returns the squares of both, if they are finite.
+    fn forward(&mut self, window: usize) -> Result<Option<(f64, f64)>> {
         self.streams.0.get(window, &mut self.input)?;
         self.streams.1.get(window, &mut self.target)?;
         let weights: Vec<&[f32]> = self.variables.iter().map(|v| v.weights()).collect();
+        let given = Given::of(&weights);
         // What it refuses is NaN or infinite where it is to be quantised: a loss that says nothing, too.
-        if self.net.forward(Given::of(&weights), &self.input, &mut self.kept, &mut self.y).is_err() {
-            return Ok(f64::NAN);
+        if self.net.forward(given, &self.input, &mut self.kept, &mut self.y).is_err() {
+            return Ok(None);
         }
-        let shares = shares(&squares(&self.target, &self.input));
-        let pieces = self.target.data_mut().par_chunks_mut(PIECE).zip(self.input.data().par_chunks(PIECE));
-        pieces.for_each(|(target, input)| target.iter_mut().zip(input).for_each(|(t, x)| *t -= x));
-        self.d.resize(self.y.features(), self.y.tokens());
-        self.d.data_mut().fill(0.0);
-        weighed_back(&self.y, &self.target, &shares, &mut self.d);
-        Ok(weighed(&squares(&self.y, &self.target), &shares))
+        let pieces = self.y.data_mut().par_chunks_mut(PIECE).zip(self.target.data().par_chunks(PIECE));
+        let pieces = pieces.zip(self.input.data().par_chunks(PIECE));
+        let sums: Vec<(f64, f64)> = pieces
+            .map(|((y, target), input)| {
+                let (mut away, mut all) = (0.0, 0.0);
+                for ((y, target), input) in y.iter_mut().zip(target).zip(input) {
+                    let target = target - input;
+                    *y -= target;
+                    away += f64::from(*y) * f64::from(*y);
+                    all += f64::from(target) * f64::from(target);
+                }
+                (away, all)
+            })
+            .collect();
+        let sums = sums.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+        if !sums.0.is_finite() || !sums.1.is_finite() {
+            return Ok(None);
+        }
+        Ok(Some(sums))
     }
 }
 
 impl Task for Work<'_, '_> {
     fn loss(&mut self, windows: &[usize]) -> Result<f64> {
-        let mut sum = 0.0;
+        let (mut away, mut all) = (0.0, 0.0);
         for &window in windows {
-            sum += self.forward(window)?;
+            let Some(sums) = self.forward(window)? else { return Ok(f64::NAN) };
+            (away, all) = (away + sums.0, all + sums.1);
         }
-        Ok(sum / windows.len().max(1) as f64)
+        Ok(if all > 0.0 { away / all } else { away })
     }
 
     fn add_gradients(&mut self, window: usize) -> Result<bool> {
-        if !self.forward(window)?.is_finite() {
-            return Ok(false);
-        }
+        let Some((_, all)) = self.forward(window)? else { return Ok(false) };
+        let scale = if all > 0.0 { (2.0 / all) as f32 } else { 2.0 };
+        self.y.data_mut().iter_mut().for_each(|d| *d *= scale);
         let weights: Vec<&[f32]> = self.variables.iter().map(|v| v.weights()).collect();
-        let back = (&mut self.d, &[][..]);
+        let back = (&mut self.y, &[][..]);
         let given = Given::of(&weights);
         self.net.backward(given, &self.input, &mut self.kept, back, &mut self.gradients, None);
         Ok(true)
