@@ -86,9 +86,9 @@ fn scales_that_are_learned_are_said_and_undone() {
     let dir = tempfile::tempdir().unwrap();
     let (out, back, source) = (dir.path().join("out"), dir.path().join("back"), tinylm());
     let (calib, text) = (source.join("calib.txt"), source.join("eval.txt"));
-    let to = "abq:w2,g64,learn=block,scale,steps=60";
+    let to = "abq:w2,learn=block,scale,steps=100";
     let args = ["convert", path(&source), path(&out), "--to", to, "--calib", path(&calib)];
-    ok(&[&args[..], &["--calib-windows", "32", "--calib-window", "64"]].concat());
+    ok(&[&args[..], &["--calib-windows", "32", "--calib-window", "128"]].concat());
     let inspected = ok(&["inspect", path(&out)]);
     assert!(
         inspected.contains("scale of attention_norm") && inspected.contains("scale of up"),
