@@ -21,8 +21,8 @@ use llmpress_formats::encoding::abq::{Packed, Zero};
 use llmpress_learn::{Adam, Rate, Variable};
 use rayon::prelude::*;
 
-use crate::learn::OnGrid;
 use crate::line::{Line, round};
+use crate::on_grid::OnGrid;
 use crate::rounding::Rounding;
 use crate::{Grid, LearnedPart, Spec, ZeroPoint};
 

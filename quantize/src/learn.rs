@@ -15,13 +15,13 @@ use std::time::Instant;
 
 use llmpress_calibrate::Streams;
 use llmpress_formats::Result;
-use llmpress_formats::encoding::abq::Packed;
 use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct};
 use llmpress_model::{Body, Linear, Model, SubLayer};
 
 pub(crate) use block::{StreamsOf, ToLearnBlock};
 
 use crate::latent::{Latent, Still};
+use crate::on_grid::OnGrid;
 use crate::report::Learned;
 use crate::{Finished, Rung, Spec};
 
@@ -41,24 +41,6 @@ pub(crate) fn each_by_itself(model: &Model, site: SubLayer, specs: &BTreeMap<Str
         Some(Body::Gated { gate_up, .. }) => differ(gate_up),
         None => false,
     }
-}
-
-/// A matrix on its grids as it is learned.
-pub(crate) trait OnGrid: Variable {
-    /// The weights at their places, before they are rounded.
-    fn unrounded(&self) -> Vec<f32>;
-
-    /// Moves all weights by so much from where they are learned to be, before they are rounded.
-    fn shift(&mut self, by: Vec<f32>);
-
-    /// Sets derivatives to zero where weights lie beyond the ends of their grid: rounding passes none there.
-    fn pass(&self, gradient: &mut [f32]);
-
-    /// What is stored of it, and its weights.
-    ///
-    /// # Errors
-    /// Those of [`crate::Grid::pack`].
-    fn finish(self: Box<Self>) -> Result<(Packed<'static>, Vec<f32>)>;
 }
 
 /// The matrices of a sub-layer that are to be learned.

@@ -20,6 +20,7 @@ mod lesson;
 mod line;
 mod matrix;
 mod memory;
+mod on_grid;
 mod picture;
 mod polish;
 mod quantiser;
