@@ -279,8 +279,15 @@ impl<'a> Plan<'a> {
                 continue;
             };
             plan.work = plan.work.saturating_add(plan.to_learn(tensor));
-            if let (Some(_), Some(calibration)) = (spec.learn, job.calibration) {
+            if let (Some(learn), Some(calibration)) = (spec.learn, job.calibration) {
                 Learn::check_windows(calibration.windows().len()).map_err(named)?;
+                if let Some(done) = model.checkpoint().transforms().first().filter(|_| learn.beside.scale) {
+                    return Err(Error::Invalid(format!(
+                        "{tensor}: scales cannot be learned of a checkpoint that has a {} already: leave scale out, or begin \
+                         with the checkpoint that it was made from",
+                        done.name()
+                    )));
+                }
             }
             if spec.rung == Rung::Gptq {
                 let Some(calibration) = job.calibration else {

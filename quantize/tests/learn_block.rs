@@ -245,3 +245,29 @@ fn a_block_with_experts_is_learned_by_sub_layers() {
     assert!(kept.learned.is_empty() && kept.by_sub_layer == model.config().layers.len());
     assert_eq!(kept.steps, kept.total.0);
 }
+
+#[test]
+fn scales_are_refused_before_any_work_where_a_checkpoint_has_transformations() {
+    let model = golden("llama");
+    let Quantiser { with, .. } = "gptq:w3,rotate=r2".parse().unwrap();
+    let transforms = with.of(&model, None).unwrap();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden/llama");
+    let rotated = llmpress_model::folded(Checkpoint::open(&dir).unwrap(), transforms).unwrap();
+    let mut model = Model::open(Arc::new(rotated)).unwrap();
+    let calibration = calibration(&model);
+    for (quantiser, refused) in
+        [("gptq:w3,learn=block,scale,steps=2", true), ("gptq:w3,learn=block,steps=2", false)]
+    {
+        let specs = specs(&model, quantiser);
+        let mut kept = Kept::default();
+        let room = roomy();
+        let job = job(&specs, &[], &calibration, &room);
+        match run(&mut model, job, State::default(), &mut kept) {
+            Err(error) => {
+                let told = error.to_string();
+                assert!(refused && told.contains("leave scale out") && kept.steps == 0, "{told}");
+            }
+            Ok(()) => assert!(!refused, "{quantiser}"),
+        }
+    }
+}
