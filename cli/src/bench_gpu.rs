@@ -22,6 +22,7 @@ pub(crate) fn run(args: &BenchGpuArgs, output: Output) -> crate::Outcome {
         version: format!("{} {}{revision}", producer.name, producer.version),
         out: args.out.clone(),
         scratch: args.scratch.clone().unwrap_or_else(std::env::temp_dir),
+        scratch_bytes: None,
         ordinal,
         model: args.model.clone(),
         text: args.text.clone(),

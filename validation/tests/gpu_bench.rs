@@ -48,6 +48,7 @@ fn options(dir: &Path, but: &str) -> Options {
         version: "llmpress test".to_owned(),
         out: dir.join("out"),
         scratch: dir.join("scratch"),
+        scratch_bytes: Some(100 << 30),
         ordinal: 0,
         model: None,
         text: None,

@@ -14,6 +14,8 @@ pub struct Options {
     pub out: PathBuf,
     /// Where the models that are made lie while it runs: gigabytes. Removed at the end.
     pub scratch: PathBuf,
+    /// Bytes that may be taken there; what is free if none.
+    pub scratch_bytes: Option<u64>,
     /// The GPU's number.
     pub ordinal: usize,
     /// A small checkpoint with a tokenizer to compare processor and GPU on; one with random weights if there is none.

@@ -217,7 +217,7 @@ pub(super) fn steps(options: &Options, scratch: &Path, words: &Path) -> Vec<Step
             (60, 15),
             (&["4096x4096", "28672x4096"], PREFILL_TOKENS, "5"),
         ),
-        model_8b(&program, options.layers, scratch.to_owned(), big.clone()),
+        model_8b(&program, options, scratch.to_owned(), big.clone()),
         program.speed(
             "speed-bf16",
             "prefill, decode and memory of 8B shapes, plain BF16",
@@ -353,10 +353,10 @@ fn generate(program: &Program, dir: &str) -> Step {
 }
 
 /// A model of 8B shapes, as many layers as there is room for.
-fn model_8b(program: &Program, layers: usize, scratch: PathBuf, dir: String) -> Step {
+fn model_8b(program: &Program, options: &Options, scratch: PathBuf, dir: String) -> Step {
+    let (layers, given) = (options.layers, options.scratch_bytes);
     let calls = move |program: &Program, known: &Known| {
-        let free = rustix::fs::statvfs(&scratch).map(|s| s.f_bavail.saturating_mul(s.f_frsize));
-        let free = free.map_err(|e| format!("{}: the free space is unknown: {e}", scratch.display()))?;
+        let free = given.map_or_else(|| free_bytes(&scratch), Ok)?;
         let room = [
             (free.saturating_sub(DISK_RESERVE), scratch.display().to_string()),
             (known.memory_bytes.unwrap_or(u64::MAX).saturating_sub(GPU_RESERVE), "the GPU".to_owned()),
@@ -380,4 +380,10 @@ fn model_8b(program: &Program, layers: usize, scratch: PathBuf, dir: String) -> 
     };
     let shows = "random weights in the shapes of Llama 3 8B";
     program.step("model-8b", shows, (60, 20), calls, judge::made)
+}
+
+/// What is free on the disk of a folder.
+pub(super) fn free_bytes(dir: &Path) -> Result<u64, String> {
+    let stat = rustix::fs::statvfs(dir).map_err(|e| format!("{}: the free space is unknown: {e}", dir.display()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -9,7 +9,7 @@ use super::findings::Findings;
 use super::known::Known;
 use super::report::{Outcome, Report, RunState};
 use super::sequence::Sequence;
-use super::steps::{Step, steps};
+use super::steps::{Step, free_bytes, steps};
 use super::written::write;
 use super::{Options, REPORT_JSON, REPORT_PAGE, STEPS, judge};
 
@@ -19,6 +19,7 @@ fn options(out: &Path, budget: f64) -> Options {
         version: "llmpress test".to_owned(),
         out: out.to_owned(),
         scratch: out.to_owned(),
+        scratch_bytes: None,
         ordinal: 0,
         model: None,
         text: None,
@@ -306,19 +307,22 @@ fn the_steps_have_the_names_that_can_be_asked_for() {
 #[test]
 fn the_big_model_has_as_many_layers_as_there_is_room_for() {
     let dir = tempfile::tempdir().unwrap();
-    let all = steps(&options(dir.path(), 420.0), dir.path(), Path::new("words.txt"));
-    let model = all.iter().find(|s| s.name == "model-8b").unwrap();
-    let of = |gigabytes: u64| {
-        let known = Known { memory_bytes: Some(gigabytes << 30), ..Known::default() };
+    let of = |disk: u64, gpu: u64| {
+        let options = Options { scratch_bytes: Some(disk << 30), ..options(dir.path(), 420.0) };
+        let all = steps(&options, dir.path(), Path::new("words.txt"));
+        let model = all.iter().find(|s| s.name == "model-8b").unwrap();
+        let known = Known { memory_bytes: Some(gpu << 30), ..Known::default() };
         (model.calls)(&known).map(|calls| calls[0].arguments.last().unwrap().clone())
     };
-    // A machine without room on its disk has another reason.
-    let disk = rustix::fs::statvfs(dir.path()).unwrap();
-    if disk.f_bavail * disk.f_frsize > 8 << 30 {
-        assert_eq!(of(80).as_deref(), Ok("8"));
-        assert_eq!(of(10).as_deref(), Ok("5"));
-        assert!(of(8).unwrap_err().contains("the GPU has room for 2.1"), "{:?}", of(8));
-    }
+    assert_eq!(of(100, 80).as_deref(), Ok("8"));
+    assert_eq!(of(100, 10).as_deref(), Ok("5"));
+    assert!(of(100, 8).unwrap_err().contains("the GPU has room for 2.1"), "{:?}", of(100, 8));
+    let small = of(2, 80).unwrap_err();
+    assert!(small.contains(&format!("{} has room for", dir.path().display())), "{small}");
+    // Without a number it is what the disk has, which every machine can say.
+    let free = free_bytes(dir.path()).unwrap();
+    assert!(free < u64::MAX, "{free}");
+    assert!(free_bytes(&dir.path().join("nowhere")).unwrap_err().contains("nowhere"));
 }
 
 /// Calls that printed these texts.
