@@ -10,7 +10,7 @@ BINS is the directory with `libggml*.so`, as the npm package brings it prebuilt:
 
 For every line on its standard input the program makes one round and prints one JSON array of {name, tokens, seconds,
 bytes}: the time of one product, and the bytes of its weights. With a terminal or nothing as input it makes five rounds. `cargo bench
--p llmpress-kernels --bench cpu -- abq` drives it so, in turn with our own products (LLMPRESS_PEER).
+-p llmpress-kernels --bench abq` drives it so, in turn with our own products (LLMPRESS_PEER).
 
 llama.cpp chooses the library for this processor itself. Weights lie once as a file has them ("plain") and once as it regroups
 them at load where it can ("repacked"): the better one is its product. Each is multiplied by F32 activations, which it quantises to 8 bits

@@ -195,9 +195,10 @@ impl Peer {
     fn start(command: &str) -> Self {
         let mut child = Command::new("sh")
             .args(["-c", command])
+            // Not where cargo starts benchmarks, but where the command was typed.
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .expect("the peer starts");
         let mut answers = BufReader::new(child.stdout.take().unwrap());
