@@ -6,20 +6,35 @@
 //!                                                        the first ones, or some drawn by a seed
 //! windows --> residual streams, a layer at a time --> second moments of what its linears multiply
 //! logits of two models --> their distance
+//! second moments --> factor of the Hessian --> error feedback along the columns, weights that make up for drift
 //! ```
 
 mod distance;
 mod drift;
+mod evidence;
+mod factor;
+mod feedback;
 mod moments;
+mod residuals;
+mod retarget;
 mod sensitivity;
+mod shape;
+mod shares;
 mod stream;
 mod texts;
 mod windows;
 
 pub use distance::{Distance, DistanceKind, distances};
 pub use drift::Drift;
+pub use evidence::{MOST_COLUMNS, energy, least_tokens, named, share_of_drift, too_few};
+pub use factor::{DAMPING, Factor, Order};
+pub use feedback::{Piece, feed_back};
 pub use moments::{Extent, Moments};
+pub use residuals::Residuals;
+pub use retarget::retarget;
 pub use sensitivity::output_energy;
+pub use shape::InputShape;
+pub use shares::Shares;
 pub use stream::{Room, Streams, Tap};
 pub use texts::Texts;
 pub use windows::{Calibration, Cut};

@@ -26,6 +26,17 @@ pub struct Room {
     pub file: PathBuf,
 }
 
+impl Room {
+    /// The room of one of so many streams that are there at a time, whose file has a name of its own.
+    #[must_use]
+    pub fn share(&self, streams: u64, name: &str) -> Self {
+        let mut file = self.file.clone();
+        file.as_mut_os_string().push(".");
+        file.as_mut_os_string().push(name);
+        Self { memory: self.memory / streams.max(1), file }
+    }
+}
+
 /// The residual streams of all windows before some layer.
 #[derive(Debug)]
 pub struct Streams {

@@ -534,6 +534,26 @@ impl Checkpoint {
         packed.unwrap_or_else(|| Err(Error::Invalid(format!("tensor {name}: is not stored as abq"))))
     }
 
+    /// Some rows of a matrix that is stored as `sparse24`, as they are stored (values in `fixed12` are decoded).
+    ///
+    /// # Errors
+    /// As for [`Self::packed_rows`].
+    pub fn sparse_rows(&self, name: &str, rows: Range<u64>) -> Result<encoding::sparse24::Packed<'static>> {
+        let tensor = self.tensor(name)?;
+        let packed = self.unit_of(tensor)?.reader(&tensor.unit)?.sparse_rows(rows);
+        packed.unwrap_or_else(|| Err(Error::Invalid(format!("tensor {name}: is not stored as sparse24"))))
+    }
+
+    /// Some rows of a matrix that is stored as `lowrank`, as they are stored.
+    ///
+    /// # Errors
+    /// As for [`Self::packed_rows`].
+    pub fn lowrank_rows(&self, name: &str, rows: Range<u64>) -> Result<encoding::lowrank::Packed<'static>> {
+        let tensor = self.tensor(name)?;
+        let packed = self.unit_of(tensor)?.reader(&tensor.unit)?.lowrank_rows(rows);
+        packed.unwrap_or_else(|| Err(Error::Invalid(format!("tensor {name}: is not stored as lowrank"))))
+    }
+
     /// The codes of a matrix that another tool quantised; `None` for other tensors.
     ///
     /// # Errors

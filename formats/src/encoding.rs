@@ -13,8 +13,11 @@ pub mod abq;
 pub mod dfloat11;
 pub mod fixed12;
 pub mod foreign;
+pub mod lowrank;
+mod nested;
 pub mod planes;
 pub mod raw;
+pub mod sparse24;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +44,10 @@ pub enum Encoding {
     },
     /// Codes of 1 to 8 bits as bit planes ([`abq`]).
     Abq(abq::Abq),
+    /// Two kept values in four, and where they lie ([`sparse24`]).
+    Sparse24(sparse24::Sparse24),
+    /// What another encoding holds, and a sum for every block of inputs ([`lowrank`]).
+    Lowrank(lowrank::Lowrank),
     /// As another tool quantised it ([`foreign`]): read only, in no manifest.
     #[serde(skip_deserializing)]
     Foreign(Foreign),
@@ -48,7 +55,8 @@ pub enum Encoding {
 
 impl Encoding {
     /// Every encoding this version reads, by its name in the manifest.
-    pub const NAMES: [&'static str; 5] = ["raw", "planes", "dfloat11", "fixed12", "abq"];
+    pub const NAMES: [&'static str; 7] =
+        ["raw", "planes", "dfloat11", "fixed12", "abq", "sparse24", "lowrank"];
 
     /// The name in the manifest.
     pub fn name(&self) -> &'static str {
@@ -58,6 +66,8 @@ impl Encoding {
             Self::Dfloat11 => "dfloat11",
             Self::Fixed12 { .. } => "fixed12",
             Self::Abq(_) => "abq",
+            Self::Sparse24(_) => "sparse24",
+            Self::Lowrank(_) => "lowrank",
             Self::Foreign(foreign) => foreign.name(),
         }
     }
@@ -70,13 +80,19 @@ impl Encoding {
             Self::Dfloat11 => &dfloat11::COMPONENTS,
             Self::Fixed12 { .. } => &fixed12::COMPONENTS,
             Self::Abq(_) => &abq::COMPONENTS,
+            Self::Sparse24(_) => &sparse24::COMPONENTS,
+            Self::Lowrank(_) => &lowrank::COMPONENTS,
             Self::Foreign(_) => &foreign::COMPONENTS,
         }
     }
 
     /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on.
     pub fn is_lossy(&self) -> bool {
-        matches!(self, Self::Abq(_) | Self::Foreign(_))
+        match self {
+            Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => false,
+            Self::Sparse24(sparse) => sparse.is_lossy(),
+            Self::Abq(_) | Self::Lowrank(_) | Self::Foreign(_) => true,
+        }
     }
 }
 
@@ -127,6 +143,8 @@ enum Kind {
     Dfloat11(dfloat11::Reader),
     Fixed12(fixed12::Reader),
     Abq(abq::Reader),
+    Sparse24(sparse24::Reader),
+    Lowrank(Box<lowrank::Reader>),
     Foreign(Codes),
 }
 
@@ -139,13 +157,17 @@ impl UnitReader {
         parts: &[Part],
         components: &Named<Component>,
     ) -> Result<Self> {
-        let set = ComponentSet { unit, components };
+        let set = ComponentSet { unit, prefix: "", components };
         Ok(Self(match encoding {
             Encoding::Raw => Kind::Raw(raw::Reader::open(set, parts)?),
             Encoding::Planes { rotate } => Kind::Planes(planes::Reader::open(set, parts, *rotate)?),
             Encoding::Dfloat11 => Kind::Dfloat11(dfloat11::Reader::open(set, parts)?),
             Encoding::Fixed12 { base } => Kind::Fixed12(fixed12::Reader::open(set, parts, *base)?),
             Encoding::Abq(abq) => Kind::Abq(abq::Reader::open(set, parts, *abq)?),
+            Encoding::Sparse24(sparse) => Kind::Sparse24(sparse24::Reader::open(set, parts, *sparse)?),
+            Encoding::Lowrank(lowrank) => {
+                Kind::Lowrank(Box::new(lowrank::Reader::open(set, parts, *lowrank)?))
+            }
             Encoding::Foreign(foreign) => Kind::Foreign(Codes::open(set, parts, *foreign)?),
         }))
     }
@@ -166,6 +188,22 @@ impl UnitReader {
         }
     }
 
+    /// Some rows of a `sparse24` matrix as they are stored (values in `fixed12` are decoded); `None` for other encodings.
+    pub fn sparse_rows(&self, rows: std::ops::Range<u64>) -> Option<Result<sparse24::Packed<'static>>> {
+        match &self.0 {
+            Kind::Sparse24(reader) => Some(reader.packed_rows(rows)),
+            _ => None,
+        }
+    }
+
+    /// Some rows of a `lowrank` matrix as they are stored; `None` for other encodings.
+    pub fn lowrank_rows(&self, rows: std::ops::Range<u64>) -> Option<Result<lowrank::Packed<'static>>> {
+        match &self.0 {
+            Kind::Lowrank(reader) => Some(reader.packed_rows(rows)),
+            _ => None,
+        }
+    }
+
     /// Decodes bytes `offset .. offset + out.len()` of the unit: its tensors' little-endian bytes,
     /// joined in order. Both ends must lie on whole elements.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
@@ -176,6 +214,8 @@ impl UnitReader {
             Kind::Raw(r) => r.read(offset, out),
             Kind::Planes(r) => r.read(offset, out),
             Kind::Abq(r) => r.read(offset, out),
+            Kind::Sparse24(r) => r.read(offset, out),
+            Kind::Lowrank(r) => r.read(offset, out),
             Kind::Foreign(r) => r.read(offset, out),
             Kind::Dfloat11(r) => with_words(offset, out, |first, words| r.read(first, words)),
             Kind::Fixed12(r) => with_words(offset, out, |first, words| r.read(first, words)),
@@ -183,19 +223,44 @@ impl UnitReader {
     }
 }
 
-/// The components of a unit, by name, with errors that say what is missing.
+/// The components of a unit, or of an encoding inside of its own, by name, with errors that say what is missing.
 #[derive(Clone, Copy)]
 pub(crate) struct ComponentSet<'a> {
     unit: &'a str,
+    /// What the names of these begin with in the unit, a full stop at its end; empty for those of the unit itself.
+    prefix: &'static str,
     components: &'a Named<Component>,
 }
 
-impl ComponentSet<'_> {
+impl<'a> ComponentSet<'a> {
+    /// The unit's name, for errors.
+    pub(crate) fn unit(&self) -> &'a str {
+        self.unit
+    }
+
+    /// The components of this name, if there is one.
+    pub(crate) fn find(&self, name: &str) -> Option<&'a Component> {
+        match self.prefix {
+            "" => self.components.get(name),
+            _ => self.components.get(nested::full_name(self.prefix, name)?),
+        }
+    }
+
     pub(crate) fn get(&self, name: &str) -> Result<Component> {
-        self.components
-            .get(name)
-            .cloned()
-            .ok_or_else(|| Error::Invalid(format!("unit {}: component {name} is missing", self.unit)))
+        self.find(name).cloned().ok_or_else(|| {
+            Error::Invalid(format!("unit {}: component {}{name} is missing", self.unit, self.prefix))
+        })
+    }
+
+    /// The names of all of them, without what they begin with.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'a str> {
+        let prefix = self.prefix;
+        self.components.keys().filter_map(move |name| name.strip_prefix(prefix))
+    }
+
+    /// The components of an encoding inside of this one.
+    pub(crate) fn within(&self, prefix: &'static str) -> Self {
+        Self { prefix: nested::join(self.prefix, prefix), ..*self }
     }
 }
 

@@ -23,11 +23,14 @@ use crate::{Dtype, Encoding, Error, Named, Result};
 /// The manifest's file name. A directory is complete when it is there.
 pub const MANIFEST_FILE: &str = "llmpress.json";
 /// The version this crate writes.
-pub const FORMAT_VERSION: (u32, u32) = (1, 2);
+pub const FORMAT_VERSION: (u32, u32) = (1, 3);
 /// What a manifest may require of a reader, as far as this version knows.
 pub const KNOWN_REQUIREMENTS: [&str; 1] = [TRANSFORMS];
 /// The largest manifest that is read.
 const MAX_MANIFEST_BYTES: u64 = 1 << 30;
+
+/// Members of an encoding that are encodings themselves.
+const NESTED_MEMBERS: [&str; 3] = ["values", "base", "sums"];
 
 const DIGEST_FIELD: &str = "\"manifest_blake3\": \"";
 /// What follows its digits.
@@ -238,8 +241,7 @@ impl UnitEntry {
     /// The encoding, or an error that names one this version does not know.
     pub fn encoding(&self, path: &Path, unit: &str) -> Result<Encoding> {
         let value = self.encoding.value();
-        let name = value.get("name").and_then(|n| n.as_str()).unwrap_or_default();
-        if !Encoding::NAMES.contains(&name) {
+        if let Some(name) = unknown_encoding(&value) {
             return Err(Error::unsupported(
                 path,
                 Some(unit),
@@ -252,6 +254,24 @@ impl UnitEntry {
         Encoding::deserialize(&value)
             .map_err(|e| Error::corrupt(path, Some(unit), format!("encoding parameters: {e}")))
     }
+}
+
+/// The name of an encoding, or of one inside of it, that this version does not know.
+fn unknown_encoding(encoding: &serde_json::Value) -> Option<&str> {
+    let name = encoding.get("name").and_then(|n| n.as_str()).unwrap_or_default();
+    if !Encoding::NAMES.contains(&name) {
+        return Some(name);
+    }
+    // No encoding has more than two others inside, one inside of the other.
+    let inside = |encoding| {
+        NESTED_MEMBERS
+            .iter()
+            .filter_map(move |member| Some(encoding).and_then(|e: &serde_json::Value| e.get(member)))
+    };
+    inside(encoding)
+        .chain(inside(encoding).flat_map(inside))
+        .filter_map(|inner| inner.get("name")?.as_str())
+        .find(|name| !Encoding::NAMES.contains(name))
 }
 
 impl Manifest {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::encoding::{abq, dfloat11, fixed12, planes, raw};
+use crate::encoding::{abq, dfloat11, fixed12, lowrank, planes, raw, sparse24};
 
 /// Things by name, sorted. Adding one takes time in proportion to their number, which is small.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,9 @@ fn kept(name: &str) -> Cow<'static, str> {
         .into_iter()
         .chain(fixed12::COMPONENTS)
         .chain(dfloat11::COMPONENTS)
-        .chain(abq::COMPONENTS);
+        .chain(abq::COMPONENTS)
+        .chain(sparse24::COMPONENTS)
+        .chain(lowrank::COMPONENTS);
     usual.find(|usual| *usual == name).map_or_else(|| name.to_owned().into(), Cow::Borrowed)
 }
 

@@ -1,49 +1,26 @@
 //! `abq` against a plain formula, whatever the widths and the range that is read, and what its reader refuses.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod by_hand;
+
 use std::collections::BTreeMap;
 
+use by_hand::Raw;
 use half::{bf16, f16};
 use llmpress_entropy::planes::{CHUNK_ELEMENTS, DEFAULT_LEVEL, Encoder};
+use llmpress_formats::encoding::UnitReader;
 use llmpress_formats::encoding::abq::{Abq, Floats, Packed, Zero, coded, pack, unpack_row};
-use llmpress_formats::encoding::{Part, UnitReader};
-use llmpress_formats::{Component, Dtype, Encoding, Error, Named, ShardWriter, SlotPlan};
+use llmpress_formats::{Dtype, Encoding, Error};
 use llmpress_numbers::Numbers;
 use proptest::prelude::*;
 
-/// A component by hand: dtype, shape, bytes.
-type Raw = (Dtype, Vec<u64>, Vec<u8>);
-
 /// Stores components of a unit and opens a reader of it.
 fn open(abq: Abq, dtype: Dtype, shape: &[u64], stored: &BTreeMap<String, Raw>) -> Result<UnitReader, Error> {
-    let dir = tempfile::tempdir().unwrap();
-    let mut order: Vec<_> = stored.iter().collect();
-    order.sort_by_key(|(_, (dtype, ..))| std::cmp::Reverse(*dtype));
-    let plan: Vec<SlotPlan> = order
-        .iter()
-        .map(|(name, (dtype, shape, _))| SlotPlan {
-            name: format!("u.{name}"),
-            dtype: *dtype,
-            shape: shape.clone(),
-            exact: true,
-        })
-        .collect();
-    let mut writer =
-        ShardWriter::create(&dir.path().join("s"), plan.iter().cloned(), BTreeMap::new()).unwrap();
-    let mut components: Named<Component> = Named::new();
-    for (slot, (name, (dtype, shape, bytes))) in plan.iter().zip(&order) {
-        let slot = writer.place(&slot.name, *dtype, shape).unwrap();
-        slot.write_at(0, bytes).unwrap();
-        components.insert(name, slot.component().clone());
-    }
-    let bytes = dtype.byte_len(shape).unwrap_or(0);
-    let part = Part { name: "u".to_owned(), dtype, shape: shape.to_vec(), bytes };
-    UnitReader::open("u", &Encoding::Abq(abq), &[part], &components)
+    by_hand::open(&Encoding::Abq(abq), dtype, shape, stored)
 }
 
 fn raw(packed: &Packed<'_>) -> BTreeMap<String, Raw> {
-    let parts = packed.components();
-    parts.into_iter().map(|(c, bytes)| (c.name.to_owned(), (c.dtype, c.shape, bytes.to_vec()))).collect()
+    by_hand::raw(packed.components())
 }
 
 /// The codes in bytes.

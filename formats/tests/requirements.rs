@@ -51,3 +51,33 @@ fn an_online_transformation_must_be_required() {
     assert_eq!(opened(rotation("value"), &[]).unwrap().transforms().len(), 1, "folded: nothing to do");
     assert!(opened(json!([]), &[]).unwrap().transforms().is_empty());
 }
+
+#[test]
+fn an_encoding_that_is_not_known_is_refused_by_name_also_inside_of_another() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/1.1/planes");
+    let manifest = Manifest::read(&golden).unwrap().unwrap();
+    let (name, entry) = manifest.units.first_key_value().unwrap();
+    let refused = |encoding: Value| {
+        let entry = llmpress_formats::UnitEntry { encoding: encoding.into(), ..entry.clone() };
+        entry.encoding(&golden, name).expect_err("is refused")
+    };
+    for encoding in [
+        json!({"name": "braid"}),
+        json!({"name": "sparse24", "values": {"name": "braid"}}),
+        json!({"name": "lowrank", "block": 16, "base": {"name": "braid"}}),
+        json!({"name": "lowrank", "block": 16, "base": {"name": "raw"}, "sums": {"name": "braid"}}),
+        json!({"name": "lowrank", "block": 16, "base": {"name": "sparse24", "values": {"name": "braid"}}}),
+    ] {
+        let error = refused(encoding.clone());
+        assert!(matches!(error, Error::Unsupported { .. }), "{encoding}: {error}");
+        assert!(error.to_string().contains("\"braid\""), "{error}");
+    }
+    // What is known, but not there, breaks the format.
+    for encoding in [
+        json!({"name": "sparse24", "values": {"name": "planes", "rotate": true}}),
+        json!({"name": "lowrank", "block": 16, "base": {"name": "lowrank", "block": 16, "base": {"name": "raw"}}}),
+    ] {
+        let error = refused(encoding.clone());
+        assert_eq!(error.kind(), "corrupt", "{encoding}: {error}");
+    }
+}

@@ -1,25 +1,14 @@
-//! Error feedback along the columns (Frantar et al., "GPTQ", 2022) on a grid that is held fixed.
+//! Error feedback (Frantar et al., "GPTQ", 2022) on a grid that is held fixed.
 //!
 //! ```text
 //! columns by falling h: q_i = nearest(w_i), e_i = (w_i - q_i) / U_ii, w_j -= e_i U_ij for all j after i
-//!
-//! |<- block: one by one ->|<---- the rest: E U at once, when the block is done ---->|
 //! ```
-//!
-//! Rows do not touch each other and are the work of one task each: the bits do not depend on the number of threads. The
-//! squares of e add up to the error weighted by the damped Hessian.
 
+use llmpress_calibrate::{Factor, Piece, feed_back};
 use llmpress_formats::{Error, Result};
-use llmpress_kernels::cpu::{PANEL, multiply};
-use rayon::prelude::*;
 
+use crate::Grid;
 use crate::line::Line;
-use crate::{Factor, Grid};
-
-/// Columns of a block.
-const BLOCK: usize = 128;
-/// Rows of a task.
-const ROWS: usize = 16;
 
 /// What error feedback chose.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,72 +33,29 @@ pub fn gptq(weights: &[f32], grid: &Grid, factor: &Factor) -> Result<Fed> {
             factor.len()
         )));
     }
-    let (order, dead) = (factor.order(), factor.dead());
     let step = grid.spec().abq.group_columns(n);
     let groups = grid.spec().abq.groups(n);
     let top = f32::from(grid.spec().top());
-    let group_of: Vec<u32> = order.iter().map(|&column| column / step as u32).collect();
-    // Columns in the order in which they are quantised, and their codes.
-    let mut w = vec![0.0f32; rows * n];
-    w.par_chunks_exact_mut(n).zip(weights.par_chunks_exact(n)).for_each(|(to, from)| {
-        for (to, &column) in to.iter_mut().zip(order) {
-            *to = if dead[column as usize] { 0.0 } else { from[column as usize] };
-        }
-    });
+    let group_of: Vec<u32> = factor.order().iter().map(|&column| column / step as u32).collect();
+    let mut w = factor.ordered(weights);
     let mut chosen = vec![0u8; rows * n];
-    let mut errors = vec![0.0f64; rows];
-    let mut panels = Vec::new();
-    for first in (0..n).step_by(BLOCK) {
-        let width = BLOCK.min(n - first);
-        let rest = first + width;
-        pack(factor, first, width, &mut panels);
-        let panels = &panels[..];
-        let tasks = w
-            .par_chunks_mut(ROWS * n)
-            .zip(chosen.par_chunks_mut(ROWS * n))
-            .zip(errors.par_chunks_mut(ROWS))
-            .enumerate();
-        tasks.for_each(|(task, ((w, chosen), errors))| {
-            let mut feedback = [0.0f32; ROWS * BLOCK];
-            let feedback = &mut feedback[..errors.len() * width];
-            let each = w.chunks_exact_mut(n).zip(chosen.chunks_exact_mut(n)).zip(errors.iter_mut());
-            for ((i, ((w, chosen), error)), e) in each.enumerate().zip(feedback.chunks_exact_mut(width)) {
-                let row = task * ROWS + i;
-                let lines: Vec<Line> = (0..groups).map(|group| grid.line(row, group)).collect();
-                let block = first..rest;
-                *error += one_by_one(
-                    &mut w[block.clone()],
-                    &mut chosen[block.clone()],
-                    e,
-                    |at| lines[group_of[first + at] as usize],
-                    |at| &factor.row(first + at)[..width - at],
-                    top,
-                );
-            }
-            let mut products = [0.0f32; ROWS * PANEL];
-            for (at, panel) in panels.chunks(width * PANEL).enumerate() {
-                let across = panel.len() / width;
-                let products = &mut products[..errors.len() * across];
-                multiply(feedback, width, panel, across, products);
-                for (w, products) in w.chunks_exact_mut(n).zip(products.chunks_exact(across)) {
-                    let w = &mut w[rest + at * PANEL..][..across];
-                    w.iter_mut().zip(products).for_each(|(w, p)| *w -= p);
-                }
-            }
-        });
-    }
-    let mut codes = vec![0u8; rows * n];
-    codes.par_chunks_exact_mut(n).zip(chosen.par_chunks_exact(n)).for_each(|(to, from)| {
-        from.iter().zip(order).for_each(|(code, &column)| to[column as usize] = *code);
-    });
-    Ok(Fed { codes, error: errors.iter().sum() })
+    let error = feed_back(&mut w, &mut chosen, factor, |piece| {
+        let lines: Vec<Line> = (0..groups).map(|group| grid.line(piece.row, group)).collect();
+        let (first, width) = (piece.columns.start, piece.columns.len());
+        one_by_one(
+            piece,
+            |at| lines[group_of[first + at] as usize],
+            |at| &factor.row(first + at)[..width - at],
+            top,
+        )
+    })?;
+    drop(w);
+    Ok(Fed { codes: factor.put_back(&chosen), error })
 }
 
 /// A block of a row, column by column.
 fn one_by_one<'a>(
-    w: &mut [f32],
-    chosen: &mut [u8],
-    feedback: &mut [f32],
+    Piece { weights: w, chosen, feedback, .. }: Piece<'_>,
     line: impl Fn(usize) -> Line,
     upper: impl Fn(usize) -> &'a [f32],
     top: f32,
@@ -127,26 +73,14 @@ fn one_by_one<'a>(
     total
 }
 
-/// Rows `first ..` of U right of the block, in panels of columns.
-fn pack(factor: &Factor, first: usize, width: usize, panels: &mut Vec<f32>) {
-    let columns = factor.len() - first - width;
-    panels.resize(columns * width, 0.0);
-    panels.par_chunks_mut(width * PANEL).enumerate().for_each(|(at, panel)| {
-        let across = panel.len() / width;
-        for (i, to) in panel.chunks_exact_mut(across).enumerate() {
-            to.copy_from_slice(&factor.row(first + i)[width - i + at * PANEL..][..across]);
-        }
-    });
-}
-
 #[cfg(test)]
 mod tests {
-    use llmpress_calibrate::{Extent, Moments, output_energy};
+    use llmpress_calibrate::{DAMPING, Extent, Moments, Order, output_energy};
     use llmpress_formats::encoding::abq::Abq;
     use llmpress_model::Panels;
 
     use super::*;
-    use crate::{DAMPING, Rung, Spec, ZeroPoint};
+    use crate::{Rung, Spec, ZeroPoint};
 
     fn noise(seed: usize, i: usize) -> f32 {
         let x = (i as u64 * 0x9E37_79B9 + seed as u64 * 0x85EB_CA6B + 1).wrapping_mul(0xD6E8_FEB8_6659_FD93);
@@ -237,7 +171,7 @@ mod tests {
             let grid =
                 Grid::search(&weights, n, Spec { abq, zero, rung: Rung::Gptq, learn: None }, Some(&diagonal))
                     .unwrap();
-            let factor = Factor::new(m).unwrap();
+            let factor = Factor::new(m, Order::Falling).unwrap();
             let fed = gptq(&weights, &grid, &factor).unwrap();
             assert_eq!(fed.codes, plain(&weights, &grid, &h, factor.order()), "{rows} x {n}, {bits} bits");
         }
@@ -257,7 +191,8 @@ mod tests {
             let squares: f64 = change.iter().map(|&d| f64::from(d).powi(2)).sum();
             output_energy(&change, &m).unwrap() + DAMPING * mean * squares
         };
-        let fed = gptq(&weights, &grid, &Factor::new(m.clone()).unwrap()).unwrap();
+        let factor = Factor::new(m.clone(), Order::Falling).unwrap();
+        let fed = gptq(&weights, &grid, &factor).unwrap();
         let (found, nearest) = (error(&fed.codes), error(&grid.nearest(&weights)));
         assert!((found / fed.error - 1.0).abs() < 1e-3, "{found} {}", fed.error);
         assert!(found < 0.8 * nearest, "{found} {nearest}");
@@ -272,12 +207,14 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let grid = Grid::search(&weights, n, spec, None).unwrap();
-                (gptq(&weights, &grid, &Factor::new(moments(n, 400, 0)).unwrap()).unwrap(), grid)
+                let factor = Factor::new(moments(n, 400, 0), Order::Falling).unwrap();
+                (gptq(&weights, &grid, &factor).unwrap(), grid)
             })
         };
         let one = on(1);
         assert!(one == on(2) && one == on(5));
         let grid = Grid::min_max(&weights[..n], n, spec).unwrap();
-        assert!(gptq(&weights, &grid, &Factor::new(moments(n, 20, 0)).unwrap()).is_err());
+        let factor = Factor::new(moments(n, 20, 0), Order::Falling).unwrap();
+        assert!(gptq(&weights, &grid, &factor).is_err());
     }
 }

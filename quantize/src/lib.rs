@@ -10,7 +10,6 @@
 
 mod alone;
 mod effort;
-mod factor;
 mod fold;
 mod gptq;
 mod grid;
@@ -25,8 +24,6 @@ mod picture;
 mod polish;
 mod quantiser;
 mod report;
-mod residuals;
-mod retarget;
 mod rounding;
 mod run;
 mod search;
@@ -34,17 +31,16 @@ mod short;
 mod spec;
 mod widths;
 
-pub use factor::{DAMPING, Factor};
 pub use fold::{Rotate, Smooth, Transformations, rotations, smoothing};
 pub use gptq::{Fed, gptq};
 pub use grid::Grid;
 pub use lesson::{Lesson, Taught};
+pub use llmpress_calibrate::{DAMPING, Factor, InputShape, Order, Residuals};
 pub use matrix::makes_up;
-pub use memory::{InputShape, block_peak_bytes};
+pub use memory::block_peak_bytes;
 pub use picture::{error_svg, loss_svg};
 pub use quantiser::Quantiser;
 pub use report::{Finished, Learned, Report};
-pub use residuals::Residuals;
 pub use run::{FinishedBlock, Job, Sink, State, run};
 pub use spec::{Beside, Grain, Learn, LearnedPart, Rung, Spec, ZeroPoint};
 pub use widths::{MeanBits, Measured, assign as assign_widths, expected_bits};

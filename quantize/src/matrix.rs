@@ -7,24 +7,16 @@
 
 use std::time::Instant;
 
-use llmpress_calibrate::{Moments, output_energy};
-use llmpress_formats::{Error, Result};
+use llmpress_calibrate::{
+    Factor, MOST_COLUMNS, Moments, Order, energy, named, retarget, share_of_drift, too_few,
+};
+use llmpress_formats::Result;
 
 use crate::alone::{self, Alone};
 use crate::polish::{Damped, polish};
 use crate::report::{Finished, Learned, Report};
-use crate::retarget::retarget;
-use crate::{Factor, Grid, Rung, Spec, gptq};
+use crate::{Grid, Rung, Spec, gptq};
 
-/// A full Hessian of `n` columns from fewer than `n / TOO_FEW` tokens says too little.
-pub(crate) const TOO_FEW: usize = 8;
-
-/// The most columns for which the Hessian stays in memory beside its factor, for what goes beyond error feedback: making up
-/// for drift, and polishing.
-pub(crate) const MOST_COLUMNS: usize = 8192;
-/// Tokens a column from which on drift is made up for. Measured at full share: on tinylm 64 a column gain much and 16 next to
-/// nothing, on SmolLM2 28 (10 before `down_proj`), of a text unlike the one it is judged by, do harm.
-const SURE: f32 = 16.0;
 /// Rounds of polishing: later ones gain next to nothing.
 const ROUNDS: usize = 4;
 
@@ -70,7 +62,7 @@ pub(crate) fn quantise(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Done>> {
     let Input { moments, drift } = input;
-    let few = moments.as_ref().and_then(|moments| too_few(moments, features));
+    let few = moments.as_ref().and_then(too_few);
     let h: Option<Vec<f32>> = moments
         .as_ref()
         .filter(|_| few.is_none())
@@ -134,9 +126,9 @@ fn feed_back(
     let (tokens, features) = (moments.tokens(), moments.features());
     let first = works.first().map_or("", |(_, work)| work.matrix.tensor.as_str());
     let (factor, moments) = if features <= MOST_COLUMNS {
-        (Factor::new(&moments), Some(moments))
+        (Factor::new(&moments, Order::Falling), Some(moments))
     } else {
-        (Factor::new(moments), None)
+        (Factor::new(moments, Order::Falling), None)
     };
     let factor = factor.map_err(|e| named(first, e))?;
     let damped = moments.as_ref().and_then(|moments| Damped::new(moments, &factor));
@@ -147,7 +139,7 @@ fn feed_back(
         let weights = &mut work.matrix.weights;
         let named = |e| named(&work.matrix.tensor, e);
         if let Some(drift) = &drift {
-            retarget(weights, drift, &factor, share_of(tokens, features));
+            retarget(weights, drift, &factor, share_of_drift(tokens, features));
         }
         let spec = Spec { rung: Rung::Gptq, ..work.matrix.spec };
         let mut grid = Grid::search(weights, features, spec, Some(h)).map_err(named)?;
@@ -180,17 +172,11 @@ fn of_outputs((before, after): (f64, f64), energy: f64) -> Learned {
     }
 }
 
-/// How much of the drift is made up for: all of it where there are very many tokens, none where they are no more than
-/// `SURE` times the columns. From few tokens the weights would learn the text.
-pub(crate) fn share_of(tokens: usize, features: usize) -> f32 {
-    (1.0 - SURE * features as f32 / tokens.max(1) as f32).max(0.0)
-}
-
 /// Whether error feedback makes up for what the layers before have lost, by a text of so many tokens: that takes the original's
 /// streams beside those of the model as it is quantised so far.
 pub fn makes_up(tokens: u128, features: u64) -> bool {
     let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-    features <= MOST_COLUMNS as u64 && share_of(tokens, features as usize) > 0.0
+    features <= MOST_COLUMNS as u64 && share_of_drift(tokens, features as usize) > 0.0
 }
 
 /// What the report says of the work.
@@ -217,28 +203,4 @@ fn finish(work: InWork, grid: &Grid, codes: &[u8], values: Vec<f32>, outcome: Ou
         seconds: seconds + outcome.started.elapsed().as_secs_f64(),
     };
     Ok((Finished { tensor: matrix.tensor, unit, report }, values))
-}
-
-/// Whether so few tokens were seen that a Hessian says little, in words.
-pub(crate) fn too_few(moments: &Moments, features: usize) -> Option<String> {
-    let (tokens, needed) = (moments.tokens(), features.div_ceil(TOO_FEW));
-    (tokens < needed)
-        .then(|| format!("{tokens} calibration tokens went through it where {needed} are needed"))
-}
-
-/// The mean square of outputs; without moments that of the weights.
-fn energy(weights: &[f32], moments: Option<&Moments>) -> Result<f64> {
-    match moments {
-        Some(moments) if moments.tokens() > 0 => output_energy(weights, moments),
-        _ => Ok(weights.iter().map(|&w| f64::from(w) * f64::from(w)).sum()),
-    }
-}
-
-/// An error that says of which tensor.
-pub(crate) fn named(tensor: &str, error: Error) -> Error {
-    match error {
-        Error::Invalid(what) => Error::Invalid(format!("{tensor}: {what}")),
-        Error::Limit(what) => Error::Limit(format!("{tensor}: {what}")),
-        other => other,
-    }
 }

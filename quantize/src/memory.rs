@@ -1,28 +1,6 @@
 //! What a block takes in memory, from shapes alone.
 
-use llmpress_model::SharedInput;
-
-use crate::matrix::MOST_COLUMNS;
-
-/// Linears that read one input: features, and the rows of each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InputShape {
-    /// Columns of all of them.
-    pub features: u64,
-    /// Rows of each.
-    pub rows: Vec<u64>,
-}
-
-impl InputShape {
-    /// Of an input whose tensors have so many rows.
-    pub fn new(input: &SharedInput, rows: impl Fn(&str) -> u64) -> Self {
-        Self { features: input.features as u64, rows: input.tensors.iter().map(|t| rows(t)).collect() }
-    }
-
-    fn weights(&self) -> u64 {
-        self.rows.iter().fold(0u64, |sum, rows| sum.saturating_add(rows.saturating_mul(self.features)))
-    }
-}
+use llmpress_calibrate::{InputShape, MOST_COLUMNS};
 
 /// The most bytes that error feedback takes over a block whose linears read these inputs in turn, one at a time: beside
 /// streams, which have their own bound ([`llmpress_calibrate::Room`]), and the mapped checkpoint.

@@ -11,14 +11,14 @@
 
 mod shake;
 
-use llmpress_calibrate::Moments;
+use llmpress_calibrate::{Factor, Moments};
 use llmpress_kernels::cpu::{PANEL, multiply};
 use rayon::prelude::*;
 
 pub(crate) use shake::{Shaking, shake};
 
 use crate::line::Line;
-use crate::{Factor, Grid, ZeroPoint};
+use crate::{Grid, ZeroPoint};
 
 /// Rows of a task.
 const ROWS: usize = 16;

@@ -10,20 +10,24 @@
 //! With transformations each block is folded before, and both streams are those of the transformed model.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::Path;
 
-use llmpress_calibrate::{Calibration, Extent, Moments, Room, Tap};
+use llmpress_calibrate::{
+    Calibration, Extent, MOST_COLUMNS, Moments, Residuals, Room, Shares, Tap, least_tokens, named,
+    share_of_drift,
+};
 use llmpress_formats::encoding::abq;
 use llmpress_formats::{Checkpoint, Dtype, Error, Result, Transform};
 use llmpress_kernels::cpu::Elements;
 use llmpress_model::{Model, Reads, SharedInput, SubLayer};
 
 use crate::alone::Alone;
-use crate::effort::{Shares, Text};
+use crate::effort::Text;
 use crate::learn::{StreamsOf, ToLearn, ToLearnBlock, each_by_itself};
 use crate::lesson::{Lesson, Taught};
-use crate::matrix::{Input, MOST_COLUMNS, Matrix, TOO_FEW, quantise, share_of};
+use crate::matrix::{Input, Matrix, quantise};
 use crate::report::Finished;
-use crate::residuals::{Residuals, share};
 use crate::{Grain, Learn, Rung, Spec};
 
 /// What is to be done.
@@ -43,7 +47,7 @@ pub struct Job<'a> {
 
 impl Job<'_> {
     /// Whether error feedback makes up for what the layers before have lost, which takes the original's streams as well.
-    pub(crate) fn makes_up(&self, model: &Model) -> bool {
+    fn makes_up(&self, model: &Model) -> bool {
         let layers = model.config().layers.len();
         self.calibration.is_some()
             && (0..layers).flat_map(|layer| model.inputs_of(layer)).any(|input| self.makes_up_for(&input))
@@ -60,14 +64,26 @@ impl Job<'_> {
     }
 
     /// Whether the original's streams are kept beside those of the model as it is quantised so far.
-    pub(crate) fn keeps_both(&self, model: &Model) -> bool {
+    fn keeps_both(&self, model: &Model) -> bool {
         self.learns() || self.makes_up(model)
     }
 
-    /// Streams that may be there at a time, where the original's are.
-    pub(crate) fn streams(&self) -> u64 {
+    /// Streams that may be there at a time: 1 where there are none of the original.
+    fn streams(&self, model: &Model) -> u64 {
+        if !self.keeps_both(model) {
+            return 1;
+        }
         let whole = |learn: Learn| learn.grain == Grain::Block;
         if self.specs.values().filter_map(|spec| spec.learn).any(whole) { 4 } else { 2 }
+    }
+
+    /// Reads the streams that [`Residuals::save`] wrote in the same job; none where it goes by no text. `path` is for errors.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is too short.
+    pub fn residuals(&self, model: &Model, from: &mut dyn Read, path: &Path) -> Result<Option<Residuals>> {
+        let Some(calibration) = self.calibration else { return Ok(None) };
+        Residuals::load(model, calibration, (self.room, self.streams(model)), from, path).map(Some)
     }
 
     fn makes_up_for(&self, input: &SharedInput) -> bool {
@@ -76,7 +92,7 @@ impl Job<'_> {
         let tokens = self.calibration.map_or(0, Calibration::tokens);
         !of_expert
             && input.features <= MOST_COLUMNS
-            && share_of(tokens, input.features) > 0.0
+            && share_of_drift(tokens, input.features) > 0.0
             && input.tensors.iter().any(feedback)
     }
 }
@@ -163,7 +179,7 @@ fn run_transformed(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn 
     let mut residuals = from.residuals;
     if let (Some(calibration), Some(last)) = (job.calibration, last) {
         if done == 0 {
-            residuals = Some(Residuals::embed(model, calibration, &job, both)?);
+            residuals = Some(Residuals::embed(model, calibration, job.room, job.streams(model))?);
         } else if done <= last && residuals.as_ref().is_none_or(|r| r.original.is_some() != both) {
             return Err(Error::Invalid(format!("no streams to go on with after {done} finished blocks")));
         }
@@ -260,7 +276,7 @@ impl<'a> Plan<'a> {
             work: 0,
         };
         for (tensor, spec) in job.specs {
-            let named = |e| crate::matrix::named(tensor, e);
+            let named = |e| named(tensor, e);
             spec.check().map_err(named)?;
             let info = model.checkpoint().tensor(tensor)?;
             let Some((rows, cols)) = abq::matrix(&info.shape).filter(|_| abq::DTYPES.contains(&info.dtype))
@@ -294,7 +310,7 @@ impl<'a> Plan<'a> {
                     return Err(Error::Invalid(format!("{tensor}: {} goes by a text", spec.rung)));
                 };
                 // An expert may see few tokens of a long text; all others see each.
-                let needed = input.features.div_ceil(TOO_FEW);
+                let needed = least_tokens(input.features);
                 if calibration.tokens() < needed {
                     return Err(Error::Invalid(format!(
                         "{tensor}: {} calibration tokens say too little of {} columns: give {needed} at least, better {}",
@@ -411,7 +427,7 @@ impl Work<'_> {
         more: bool,
         sink: &mut dyn Sink,
     ) -> Result<()> {
-        let room = |name| share(self.plan.job.room, self.plan.job.streams(), name);
+        let room = |name| self.plan.job.room.share(self.plan.job.streams(model), name);
         let (Some(original), Some(residuals)) = (self.original, &mut self.residuals) else { return Ok(()) };
         let mut before = residuals.now.copy(&room("block"))?;
         let mut maps = match &mut residuals.original {
@@ -588,7 +604,7 @@ impl Work<'_> {
 fn steps_of<'a>(left: &'a mut u64, steps: u32, sink: &'a mut dyn Sink) -> impl FnMut() + 'a {
     let mut shares = Shares::new(*left, u64::from(steps));
     move || {
-        let now = shares.next();
+        let now = shares.take();
         *left = left.saturating_sub(now);
         sink.step(now);
     }

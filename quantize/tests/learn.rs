@@ -126,7 +126,7 @@ fn every_dense_family_is_learned_resumed_and_the_same_on_any_number_of_threads()
         let mut first = Kept { end: Some(0), ..Kept::default() };
         run(&mut model, job, State::default(), &mut first).unwrap_err();
         let saved = first.saved[0].clone().unwrap();
-        let residuals = Residuals::load(&model, &job, &mut &saved[..], Path::new("saved")).unwrap();
+        let residuals = job.residuals(&model, &mut &saved[..], Path::new("saved")).unwrap();
         let mut rest = Kept::default();
         run(&mut model, job, State { blocks: 1, residuals }, &mut rest).unwrap();
         assert_eq!(rest.total.1 + rest.steps, whole.total.0, "{family}: what was done counts");

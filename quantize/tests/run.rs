@@ -289,7 +289,7 @@ fn a_killed_job_goes_on_after_the_last_finished_block_to_the_same_bytes() {
             assert!(error.to_string().contains("killed"));
             let saved = first.saved[0].clone().expect("streams go on after the first block");
             let mut bytes = &saved[..];
-            let residuals = Residuals::load(&model, &job(room), &mut bytes, Path::new("saved")).unwrap();
+            let residuals = job(room).residuals(&model, &mut bytes, Path::new("saved")).unwrap();
             assert!(bytes.is_empty());
             let mut rest = Kept::default();
             run(&mut model, job(room), State { blocks: 1, residuals }, &mut rest).unwrap();

@@ -23,9 +23,10 @@ use crate::{Dtype, Error, Result};
 
 pub use bits::{pack, pack_row, unpack_row};
 pub use floats::Floats;
+pub(super) use floats::width;
 pub(crate) use floats::write_rounded;
 pub use packed::{Packed, Zero};
-pub(super) use reader::Reader;
+pub(super) use reader::{Reader, float_dtype};
 
 /// The bit planes of the codes.
 pub const PLANES: &str = "planes";

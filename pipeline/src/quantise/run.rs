@@ -71,7 +71,7 @@ pub(crate) fn run(
         room: &room,
         hessians: memory,
     };
-    let residuals = blocks.streams(|from, path| Residuals::load(model, &job, from, path))?;
+    let residuals = blocks.streams(|from, path| job.residuals(model, from, path))?;
     let state = State { blocks: blocks.count(), residuals: residuals.flatten() };
     let layers = model.config().layers.len();
     let mut kept = Kept { blocks, watch, progress: None, layers, lessons: Vec::new() };

@@ -119,7 +119,7 @@ pub(super) fn measure(
                 for tensor in &input.tensors {
                     let Some(spec) = specs.get(tensor) else { continue };
                     let weights = model.weights(tensor)?;
-                    let named = |e| crate::matrix::named(tensor, e);
+                    let named = |e| llmpress_calibrate::named(tensor, e);
                     let (errors, coarse) = errors(&weights, spec, &moments).map_err(named)?;
                     model.replace(tensor, coarse)?;
                     let far = reference.distance(model, &mut streams, layer, &skips);

@@ -384,6 +384,7 @@ fn model_8b(program: &Program, options: &Options, scratch: PathBuf, dir: String)
 
 /// What is free on the disk of a folder.
 pub(super) fn free_bytes(dir: &Path) -> Result<u64, String> {
-    let stat = rustix::fs::statvfs(dir).map_err(|e| format!("{}: the free space is unknown: {e}", dir.display()))?;
+    let stat =
+        rustix::fs::statvfs(dir).map_err(|e| format!("{}: the free space is unknown: {e}", dir.display()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

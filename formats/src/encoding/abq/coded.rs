@@ -74,7 +74,7 @@ pub(super) struct Coded {
 impl Coded {
     pub(super) fn open(set: ComponentSet<'_>, abq: Abq, rows: u64, cols: usize) -> Result<Self> {
         let bytes = rows.checked_mul(row_bytes(&abq, cols) as u64);
-        let bytes = bytes.ok_or_else(|| Error::Invalid(format!("unit {}: is too large", set.unit)))?;
+        let bytes = bytes.ok_or_else(|| Error::Invalid(format!("unit {}: is too large", set.unit())))?;
         let frames = planes::Reader::new(set.get(CODES)?, &set.get(CODE_LENGTHS)?, bytes, SPLIT)?;
         Ok(Self { abq, cols, frames })
     }

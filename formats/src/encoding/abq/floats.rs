@@ -84,7 +84,7 @@ impl<'a> Floats<'a> {
     }
 
     /// The first that is infinite or not a number.
-    pub(super) fn first_not_finite(&self) -> Option<usize> {
+    pub(in crate::encoding) fn first_not_finite(&self) -> Option<usize> {
         self.iter().position(|x| !x.is_finite())
     }
 
@@ -95,7 +95,7 @@ impl<'a> Floats<'a> {
 }
 
 /// Bytes an element.
-pub(super) fn width(dtype: Dtype) -> usize {
+pub(in crate::encoding) fn width(dtype: Dtype) -> usize {
     (dtype.bits() as usize / 8).max(1)
 }
 

@@ -71,9 +71,9 @@ struct Buffers {
 impl Reader {
     pub(in crate::encoding) fn open(set: ComponentSet<'_>, parts: &[Part], abq: Abq) -> Result<Self> {
         let part = single(&set, parts)?;
-        let invalid = |what: String| Error::Invalid(format!("unit {}: {what}", set.unit));
+        let invalid = |what: String| Error::Invalid(format!("unit {}: {what}", set.unit()));
         abq.check().map_err(|e| invalid(e.to_string()))?;
-        if let Some(other) = set.components.keys().find(|name| !COMPONENTS.contains(name)) {
+        if let Some(other) = set.names().find(|name| !COMPONENTS.contains(name)) {
             return Err(invalid(format!("has a component {other}, which abq does not know")));
         }
         if !DTYPES.contains(&part.dtype) {
@@ -87,17 +87,17 @@ impl Reader {
             invalid(format!("tensor {}: {:?} is not a matrix that abq holds", part.name, part.shape))
         })?;
         let scale = set.get(SCALE)?;
-        let coded = [CODES, CODE_LENGTHS].iter().any(|name| set.components.contains_key(name));
-        let codes = match (coded, set.components.contains_key(PLANES)) {
+        let coded = [CODES, CODE_LENGTHS].iter().any(|name| set.find(name).is_some());
+        let codes = match (coded, set.find(PLANES).is_some()) {
             (true, true) => return Err(invalid("has both planes and codes, of which one holds".to_owned())),
             (true, false) => Codes::Coded(Coded::open(set, abq, rows, cols as usize)?),
             (false, _) => Codes::Planes(set.get(PLANES)?),
         };
-        let zero = match (set.components.get(OFFSET), set.components.get(ZERO)) {
+        let zero = match (set.find(OFFSET), set.find(ZERO)) {
             (Some(_), Some(_)) => {
                 return Err(invalid("has both offset and zero, of which one holds".to_owned()));
             }
-            (Some(offset), None) => Some((ZeroKind::Real(float_dtype(offset)?), offset.clone())),
+            (Some(offset), None) => Some((ZeroKind::Real(float_dtype(offset, "abq")?), offset.clone())),
             (None, Some(zero)) => Some((ZeroKind::Integer, zero.clone())),
             (None, None) => None,
         };
@@ -108,7 +108,7 @@ impl Reader {
         };
         let others = [&scale].into_iter().chain(zero.as_ref().map(|(_, zero)| zero));
         let stored = std::iter::once(planes).chain(others.map(Some));
-        for (component, spec) in stored.zip(components(&abq, rows, cols, float_dtype(&scale)?, kind)) {
+        for (component, spec) in stored.zip(components(&abq, rows, cols, float_dtype(&scale, "abq")?, kind)) {
             let Some(component) = component else { continue };
             let bytes = spec.dtype.byte_len(&spec.shape);
             component.require(spec.dtype, bytes.ok_or_else(|| invalid("is too large".to_owned()))?)?;
@@ -251,9 +251,12 @@ impl Reader {
     }
 }
 
-fn float_dtype(component: &Component) -> Result<Dtype> {
+/// The dtype of numbers that `encoding` has in single precision or less.
+pub(in crate::encoding) fn float_dtype(component: &Component, encoding: &str) -> Result<Dtype> {
     match component.dtype() {
         dtype if DTYPES.contains(&dtype) => Ok(dtype),
-        other => Err(component.corrupt(format!("is {}; abq has it in F16, BF16 or F32", other.name()))),
+        other => {
+            Err(component.corrupt(format!("is {}; {encoding} has it in F16, BF16 or F32", other.name())))
+        }
     }
 }

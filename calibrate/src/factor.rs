@@ -2,7 +2,7 @@
 //! section 3.3, step 3: the Cholesky form).
 //!
 //! ```text
-//! H, columns by falling diagonal --reversed--> A = L L^T, blocked --> L^-1, a run of columns at a time --reversed--> U
+//! H, columns in the order in which they are settled --reversed--> A = L L^T, blocked --> L^-1, a run of columns at a time --reversed--> U
 //! ```
 //!
 //! Turning the order round makes U the inverse of one Cholesky factor: the inverse of H is never formed. In double
@@ -10,10 +10,11 @@
 
 use std::borrow::Borrow;
 
-use llmpress_calibrate::Moments;
 use llmpress_formats::{Error, Result};
 use llmpress_kernels::cpu::{DOUBLE_PANEL, multiply_double};
 use rayon::prelude::*;
+
+use crate::Moments;
 
 /// Rows and columns of a block: whole panels.
 const BLOCK: usize = 4 * DOUBLE_PANEL;
@@ -25,7 +26,16 @@ const MOST_DAMPING: f64 = 10.0;
 /// A column run of a matrix: rows of [`DOUBLE_PANEL`] values.
 type Panel = [f64; DOUBLE_PANEL];
 
-/// The factor of a Hessian, its columns in the order in which they are quantised.
+/// In which order columns are settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// By falling diagonal of the Hessian: what matters most first, while there is most left to make up for it.
+    Falling,
+    /// From left to right: where columns that lie side by side are settled together.
+    LeftToRight,
+}
+
+/// The factor of a Hessian, its columns in the order in which they are settled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Factor {
     order: Vec<u32>,
@@ -38,14 +48,14 @@ pub struct Factor {
 
 impl Factor {
     /// Factors the Hessian of closed moments, which must be full ones. Columns that were always zero are dead: their
-    /// diagonal becomes 1, and GPTQ takes their weights for zero. Where rounding leaves the Hessian not positive definite
+    /// diagonal becomes 1, and feedback takes their weights for zero. Where rounding leaves the Hessian not positive definite
     /// the damping grows tenfold until it is.
+    ///
+    /// `moments` that are given away, not lent, make room for the factor.
     ///
     /// # Errors
     /// A Hessian that is not there, not finite, or not positive definite with any damping.
-    ///
-    /// `moments` that are given away, not lent, make room for the factor.
-    pub fn new(given: impl Borrow<Moments>) -> Result<Self> {
+    pub fn new(given: impl Borrow<Moments>, in_order: Order) -> Result<Self> {
         let moments = given.borrow();
         let n = moments.features();
         let Some(h) = moments.full() else {
@@ -58,7 +68,10 @@ impl Factor {
         let dead: Vec<bool> = diagonal.iter().map(|d| *d <= 0.0).collect();
         diagonal.iter_mut().filter(|d| **d <= 0.0).for_each(|d| *d = 1.0);
         let mut order: Vec<u32> = (0..n as u32).collect();
-        order.sort_by(|&a, &b| diagonal[b as usize].total_cmp(&diagonal[a as usize]).then(a.cmp(&b)));
+        if in_order == Order::Falling {
+            let falling = |&a: &u32, &b: &u32| diagonal[b as usize].total_cmp(&diagonal[a as usize]);
+            order.sort_by(|a, b| falling(a, b).then(a.cmp(b)));
+        }
         let mean = diagonal.iter().sum::<f64>() / n.max(1) as f64;
         let mut damping = DAMPING;
         let mut a = vec![0.0f64; n * n];
@@ -93,9 +106,31 @@ impl Factor {
         self.order.is_empty()
     }
 
-    /// The order in which columns are quantised.
+    /// The order in which columns are settled.
     pub fn order(&self) -> &[u32] {
         &self.order
+    }
+
+    /// Rows of a matrix with their columns in that order; dead ones zero.
+    pub fn ordered(&self, weights: &[f32]) -> Vec<f32> {
+        let n = self.len().max(1);
+        let mut ordered = vec![0.0f32; weights.len()];
+        ordered.par_chunks_exact_mut(n).zip(weights.par_chunks_exact(n)).for_each(|(to, from)| {
+            for (to, &column) in to.iter_mut().zip(&self.order) {
+                *to = if self.dead[column as usize] { 0.0 } else { from[column as usize] };
+            }
+        });
+        ordered
+    }
+
+    /// Rows whose columns are in that order with them in their own again.
+    pub fn put_back<T: Copy + Default + Send + Sync>(&self, ordered: &[T]) -> Vec<T> {
+        let n = self.len().max(1);
+        let mut own = vec![T::default(); ordered.len()];
+        own.par_chunks_exact_mut(n).zip(ordered.par_chunks_exact(n)).for_each(|(to, from)| {
+            from.iter().zip(&self.order).for_each(|(value, &column)| to[column as usize] = *value);
+        });
+        own
     }
 
     /// Which columns, in their own order, were always zero.
@@ -109,7 +144,7 @@ impl Factor {
     }
 
     /// What was added to the diagonal.
-    pub(crate) fn damp(&self) -> f64 {
+    pub fn damp(&self) -> f64 {
         self.damp
     }
 
@@ -119,7 +154,7 @@ impl Factor {
     }
 
     /// A row of U from its diagonal on.
-    pub(crate) fn row(&self, i: usize) -> &[f32] {
+    pub fn row(&self, i: usize) -> &[f32] {
         let n = self.order.len();
         &self.upper[i * n + i..(i + 1) * n]
     }
@@ -306,10 +341,10 @@ fn multiply_lower(triangle: &[f64], stride: usize, x: &[Panel], out: &mut [Panel
 
 #[cfg(test)]
 mod tests {
-    use llmpress_calibrate::Extent;
     use llmpress_model::Panels;
 
     use super::*;
+    use crate::Extent;
 
     pub(crate) fn moments(features: usize, tokens: usize, value: impl Fn(usize, usize) -> f32) -> Moments {
         let mut x = Panels::zeros(features, tokens);
@@ -326,14 +361,24 @@ mod tests {
 
     #[test]
     fn the_factor_squared_is_the_inverse_of_the_damped_hessian() {
-        for (n, tokens) in [(1, 3), (5, 9), (127, 200), (128, 40), (129, 300), (300, 500)] {
+        for (n, tokens, in_order) in [
+            (1, 3, Order::Falling),
+            (5, 9, Order::LeftToRight),
+            (127, 200, Order::Falling),
+            (128, 40, Order::Falling),
+            (129, 300, Order::LeftToRight),
+            (300, 500, Order::Falling),
+        ] {
             let m = moments(n, tokens, noise);
             let h = m.full().unwrap().to_vec();
-            let factor = Factor::new(m).unwrap();
+            let factor = Factor::new(m, in_order).unwrap();
             assert_eq!(factor.damping(), DAMPING);
             let order = factor.order();
             let diagonal = |i: usize| f64::from(h[i * n + i]);
-            assert!(order.windows(2).all(|p| diagonal(p[0] as usize) >= diagonal(p[1] as usize)));
+            assert!(order.windows(2).all(|p| match in_order {
+                Order::Falling => diagonal(p[0] as usize) >= diagonal(p[1] as usize),
+                Order::LeftToRight => p[0] < p[1],
+            }));
             let damp = DAMPING * (0..n).map(diagonal).sum::<f64>() / n as f64;
             // R = U^-1 is upper too, and R R^T is the Hessian: U (H U^T) = 1.
             let u = |i: usize, j: usize| if j < i { 0.0 } else { f64::from(factor.row(i)[j - i]) };
@@ -359,16 +404,31 @@ mod tests {
     fn the_factor_is_the_same_bits_on_any_number_of_threads() {
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| Factor::new(moments(400, 90, noise)).unwrap())
+            pool.install(|| Factor::new(moments(400, 90, noise), Order::Falling).unwrap())
         };
         let one = on(1);
         assert!(one == on(2) && one == on(5));
     }
 
     #[test]
+    fn columns_are_put_in_order_and_back_and_dead_ones_are_zero() {
+        let n = 40;
+        let factor =
+            Factor::new(moments(n, 100, |f, t| if f == 7 { 0.0 } else { noise(f, t) }), Order::Falling)
+                .unwrap();
+        let weights: Vec<f32> = (0..3 * n).map(|i| i as f32 + 1.0).collect();
+        let ordered = factor.ordered(&weights);
+        let first = factor.order()[0] as usize;
+        assert_eq!((ordered[0], ordered[n]), (weights[first], weights[n + first]));
+        let back = factor.put_back(&ordered);
+        assert!((0..3 * n).all(|i| back[i] == if i % n == 7 { 0.0 } else { weights[i] }));
+    }
+
+    #[test]
     fn dead_columns_come_last_and_disturb_nothing() {
         let dead = |f: usize| f % 5 == 2;
-        let factor = Factor::new(moments(40, 100, |f, t| if dead(f) { 0.0 } else { noise(f, t) })).unwrap();
+        let m = moments(40, 100, |f, t| if dead(f) { 0.0 } else { noise(f, t) });
+        let factor = Factor::new(m, Order::Falling).unwrap();
         assert!((0..40).all(|f| factor.dead()[f] == dead(f)));
         for (i, &column) in factor.order().iter().enumerate() {
             if dead(column as usize) {
@@ -380,7 +440,7 @@ mod tests {
     #[test]
     fn a_hessian_that_is_not_positive_definite_is_damped_more_and_it_is_said() {
         // All columns equal: of rank one. Single precision makes some eigenvalues negative, which 1 % covers.
-        let one = Factor::new(moments(50, 7, |_, t| t as f32 + 0.1)).unwrap();
+        let one = Factor::new(moments(50, 7, |_, t| t as f32 + 0.1), Order::Falling).unwrap();
         assert_eq!(one.damping(), DAMPING);
         // Not of moments: an eigenvalue far below zero.
         let mut a = vec![0.0; 4];
@@ -390,6 +450,6 @@ mod tests {
         fill(&mut a, &h, &[1.0, 1.0], &[false; 2], &[0, 1], 0.1);
         assert!(cholesky(&mut a, 2).is_ok());
         let diagonal = Moments::new(3, Extent::Diagonal).unwrap().close();
-        assert!(Factor::new(diagonal).unwrap_err().to_string().contains("whole Hessian"));
+        assert!(Factor::new(diagonal, Order::Falling).unwrap_err().to_string().contains("whole Hessian"));
     }
 }

@@ -17,7 +17,7 @@ use crate::Factor;
 const ROWS: usize = 64;
 
 /// Moves `W`, rows of as many columns as the factor has, so large a share of the way to `W'`; `drift` is D, `[n, n]`.
-pub(crate) fn retarget(weights: &mut [f32], drift: &[f32], factor: &Factor, share: f32) {
+pub fn retarget(weights: &mut [f32], drift: &[f32], factor: &Factor, share: f32) {
     if share == 0.0 {
         return;
     }
@@ -73,10 +73,10 @@ fn product(
 
 #[cfg(test)]
 mod tests {
-    use llmpress_calibrate::{Drift, Extent, Moments};
     use llmpress_model::Panels;
 
     use super::*;
+    use crate::{Drift, Extent, Moments, Order};
 
     #[test]
     fn weights_that_make_up_for_drift_give_out_what_the_original_gave() {
@@ -96,7 +96,7 @@ mod tests {
         moments.add(&now).unwrap();
         let mut drift = Drift::new(n).unwrap();
         drift.add(&now, &was).unwrap();
-        let (factor, drift) = (Factor::new(moments.close()).unwrap(), drift.close());
+        let (factor, drift) = (Factor::new(moments.close(), Order::Falling).unwrap(), drift.close());
         let original: Vec<f32> = (0..rows * n).map(|i| noise(i + 7_000_000)).collect();
         let error = |weights: &[f32]| -> f64 {
             let mut sum = 0.0;

@@ -1,0 +1,46 @@
+//! Units whose components are written by hand.
+
+use std::collections::BTreeMap;
+
+use llmpress_formats::encoding::{ComponentSpec, Part, UnitReader};
+use llmpress_formats::{Component, Dtype, Encoding, Error, Named, ShardWriter, SlotPlan};
+
+/// A component by hand: dtype, shape, bytes.
+pub(crate) type Raw = (Dtype, Vec<u64>, Vec<u8>);
+
+/// Stores components of a unit and opens a reader of it.
+pub(crate) fn open(
+    encoding: &Encoding,
+    dtype: Dtype,
+    shape: &[u64],
+    stored: &BTreeMap<String, Raw>,
+) -> Result<UnitReader, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut order: Vec<_> = stored.iter().collect();
+    order.sort_by_key(|(_, (dtype, ..))| std::cmp::Reverse(*dtype));
+    let plan: Vec<SlotPlan> = order
+        .iter()
+        .map(|(name, (dtype, shape, _))| SlotPlan {
+            name: format!("u.{name}"),
+            dtype: *dtype,
+            shape: shape.clone(),
+            exact: true,
+        })
+        .collect();
+    let mut writer =
+        ShardWriter::create(&dir.path().join("s"), plan.iter().cloned(), BTreeMap::new()).unwrap();
+    let mut components: Named<Component> = Named::new();
+    for (slot, (name, (dtype, shape, bytes))) in plan.iter().zip(&order) {
+        let slot = writer.place(&slot.name, *dtype, shape).unwrap();
+        slot.write_at(0, bytes).unwrap();
+        components.insert(name, slot.component().clone());
+    }
+    let bytes = dtype.byte_len(shape).unwrap_or(0);
+    let part = Part { name: "u".to_owned(), dtype, shape: shape.to_vec(), bytes };
+    UnitReader::open("u", encoding, &[part], &components)
+}
+
+/// Components as something in memory gives them.
+pub(crate) fn raw(components: Vec<(ComponentSpec, &[u8])>) -> BTreeMap<String, Raw> {
+    components.into_iter().map(|(c, bytes)| (c.name.to_owned(), (c.dtype, c.shape, bytes.to_vec()))).collect()
+}

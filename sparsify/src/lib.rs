@@ -1,0 +1,36 @@
+//! 2:4 sparsity: of every four consecutive inputs of a row two are kept.
+//!
+//! ```text
+//! Sparsifier, as it is written: rule, reconstruction, boost
+//! weights (+ second moments of what they multiply) --> masks, weights that make up for what is dropped
+//! a sub-layer's matrices, streams                  --> reconstructed together, masks kept
+//! what is missing of a matrix                      --> S: weights for sums of inputs, beside it
+//! model, sparsifiers, calibration                  --> run: block by block, to a Sink
+//! ```
+
+mod effort;
+mod masked;
+mod masks;
+mod matrix;
+mod memory;
+mod quads;
+mod reconstruct;
+mod refine;
+mod report;
+mod rounding;
+mod run;
+mod slorb;
+mod sparsegpt;
+mod sparsifier;
+#[cfg(test)]
+mod testing;
+
+pub use llmpress_calibrate::{InputShape, Residuals};
+pub use masks::{magnitude, wanda};
+pub use memory::block_peak_bytes;
+pub use quads::{QUAD, Sparse};
+pub use report::{Dense, Finished, Lesson, Part, Reconstructed, Report, bits_per_weight};
+pub use run::{FinishedBlock, Job, Sink, State, run};
+pub use slorb::{GROUP, LeastSquares, add as add_sums, groups, sum_preserving};
+pub use sparsegpt::{Pruned, sparsegpt};
+pub use sparsifier::{Reconstruct, Rule, Sparsifier};
