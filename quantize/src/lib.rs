@@ -13,6 +13,7 @@ mod effort;
 mod fold;
 mod gptq;
 mod grid;
+mod kept;
 mod latent;
 mod learn;
 mod lesson;
