@@ -1,4 +1,4 @@
-//! Products of weights of few bits on one core, beside those of bfloat16 and of a peer, in turn: `taskset -c 0 cargo bench -p
+//! Products of weights of few bits, and of half the weights, on one core, beside those of bfloat16 and of a peer, in turn: `taskset -c 0 cargo bench -p
 //! llmpress-kernels --bench abq -- [ROWSxCOLS] [TOKENS,...]`.
 //!
 //! Seconds are those that the thread had on its core, so that other programs disturb less. Every matrix lies in memory as often as no cache holds, and every product takes the next one. Quantising or preparing the
@@ -23,7 +23,7 @@ use std::process::{Child, Command, Stdio};
 use limits::fma_peak;
 use llmpress_kernels::cpu::abq::{Inputs, Matrix, Stored, Zero};
 use llmpress_kernels::cpu::pages::{Room, sum};
-use llmpress_kernels::cpu::{Elements, dot_rows, multiply};
+use llmpress_kernels::cpu::{Elements, Sparse24, dot_rows, dot_sparse24, multiply};
 
 /// Rounds that count.
 const ROUNDS: usize = 9;
@@ -47,6 +47,9 @@ fn main() {
     }
     let peer = std::env::var("LLMPRESS_PEER").ok().map(|command| Peer::start(&command));
     let mut products: Vec<Box<dyn Product>> = vec![Box::new(Bf16::new(shape))];
+    if only.is_empty() || only.iter().any(|name| "bf16 2:4".contains(name.as_str())) {
+        products.push(Box::new(Halved::new(shape)));
+    }
     for (bits, activation, group) in [
         (2, None, Some(128)),
         (3, None, Some(128)),
@@ -123,6 +126,61 @@ impl Product for Bf16 {
         for (words, out) in words.chunks(WIDENED * cols).zip(out.chunks_mut(WIDENED * tokens)) {
             let weights = &mut self.widened[..words.len()];
             Elements::Bf16(words).widen(0, weights);
+            multiply(weights, cols, x, tokens, out);
+        }
+    }
+}
+
+/// Two of four bfloat16 weights, values and positions.
+struct Halved {
+    shape: (usize, usize),
+    values: Vec<u16>,
+    positions: Vec<u8>,
+    next: usize,
+    widened: Vec<f32>,
+}
+
+impl Halved {
+    fn new((rows, cols): (usize, usize)) -> Self {
+        // Every pair of positions there is, in no order that a processor could guess.
+        const NIBBLES: [u8; 6] = [0b0100, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110];
+        let nibble = |i: u64| NIBBLES[(i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % 6];
+        let copies = WORKING_SET.div_ceil(rows * cols / 8 * 9);
+        let values = (0..rows * cols / 2 * copies).map(|i| 0x3c00 + (i % 512) as u16).collect();
+        let positions =
+            (0..(rows * cols / 8 * copies) as u64).map(|i| nibble(2 * i) | nibble(2 * i + 1) << 4).collect();
+        Self { shape: (rows, cols), values, positions, next: 0, widened: vec![0.0; WIDENED * cols] }
+    }
+}
+
+impl Product for Halved {
+    fn name(&self) -> String {
+        "bf16 2:4".to_owned()
+    }
+
+    fn bytes(&self) -> usize {
+        self.shape.0 * self.shape.1 / 8 * 9
+    }
+
+    fn run(&mut self, x: &[f32], tokens: usize, out: &mut [f32]) {
+        let (rows, cols) = self.shape;
+        let (values, positions) = (rows * cols / 2, rows * cols / 8);
+        let values = &self.values[self.next * values..][..values];
+        let positions = &self.positions[self.next * positions..][..positions];
+        self.next = (self.next + 1) % self.copies();
+        let part = |rows: std::ops::Range<usize>| {
+            let values = &values[rows.start * cols / 2..rows.end * cols / 2];
+            let positions = &positions[rows.start * cols / 8..rows.end * cols / 8];
+            Sparse24::new(Elements::Bf16(values), positions, rows.len(), cols).unwrap()
+        };
+        if tokens == 1 {
+            dot_sparse24(&part(0..rows), x, out).unwrap();
+            return;
+        }
+        for (first, out) in (0..rows).step_by(WIDENED).zip(out.chunks_mut(WIDENED * tokens)) {
+            let rows = first..rows.min(first + WIDENED);
+            let weights = &mut self.widened[..rows.len() * cols];
+            part(rows).widen(weights).unwrap();
             multiply(weights, cols, x, tokens, out);
         }
     }

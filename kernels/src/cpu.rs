@@ -21,11 +21,12 @@ mod multiply_double;
 mod norm;
 pub mod pages;
 mod quantize_columns;
+mod sparse24;
 #[cfg(test)]
 mod test_values;
 mod widen;
 
-pub use dot::{LANES, dot_fixed12, dot_rows};
+pub use dot::{LANES, dot_fixed12, dot_rows, dot_sparse24};
 pub use draw::{Limits, draw};
 pub use elementwise::{gelu_tanh_gate, silu_gate, softmax};
 pub use exp::exp;
@@ -39,6 +40,7 @@ pub use multiply::multiply;
 pub use multiply_double::{DOUBLE_PANEL, multiply_double};
 pub use norm::rms_norm;
 pub use quantize_columns::quantize_columns;
+pub use sparse24::{BadPositions, QUAD, Sparse24};
 
 /// The instructions that the kernels use on this processor.
 #[must_use]
@@ -48,7 +50,7 @@ pub fn instruction_set() -> &'static str {
         #[cfg(target_arch = "x86_64")]
         isa::Isa::Avx2 => "AVX2, FMA, F16C",
         #[cfg(target_arch = "x86_64")]
-        isa::Isa::Avx512 => "AVX-512 F, BW, VL, DQ, VBMI",
+        isa::Isa::Avx512 => "AVX-512 F, BW, VL, DQ, VBMI, VBMI2",
     }
 }
 

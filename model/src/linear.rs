@@ -4,6 +4,8 @@
 //! plain weights:   mapped, read where they lie
 //! fixed12:         mapped; one token is multiplied from the twelve bits, more from decoded rows
 //! abq:             regrouped when the model is opened, multiplied from the codes
+//! sparse24:        mapped; one token is multiplied from values and positions, more from rows in single precision
+//! lowrank:         as what it adds to, and block sums of the inputs by the sums that it adds
 //! of other tools:  codes brought into memory when the model is opened, multiplied from them where abq holds them
 //! anything else:   decoded some rows at a time into a small buffer of each thread
 //! or in memory:    decoded or encoded anew when the model is opened
@@ -18,9 +20,12 @@ mod fixed12;
 mod foreign;
 mod inputs;
 mod loaded;
+mod lowrank;
 mod raw;
 mod side_by_side;
 mod source;
+mod sparse24;
+mod within;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -50,7 +55,8 @@ const WIDENED_ROWS: usize = 128;
 const WIDENED_BYTES: usize = 2560 << 10;
 
 /// Encodings that products run from where they lie; all others are decoded.
-const IN_PLACE: [source::Open; 4] = [raw::open, fixed12::open, abq::open, foreign::open];
+const IN_PLACE: [source::Open; 6] =
+    [raw::open, fixed12::open, abq::open, sparse24::open, lowrank::open, foreign::open];
 
 /// `y = W x (+ b)`: a matrix of `rows` x `cols` weights, stored as `[rows, cols]`.
 #[derive(Debug)]

@@ -1,21 +1,17 @@
 //! Models whose weights are codes: run as those of the values that the codes stand for.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use half::bf16;
 use llmpress_formats::encoding::abq::{Abq, Floats, Packed, Zero};
-use llmpress_formats::encoding::stored_name;
-use llmpress_formats::{
-    Checkpoint, ComponentEntry, Digest, Dtype, Encoding, ShardFile, ShardWriter, SlotPlan, UnitEntry,
-};
+use llmpress_formats::{Checkpoint, Dtype, Encoding};
 use llmpress_model::{Cache, Error, Model, Skips, Unobserved, Weights};
 
-fn tinylm() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm")
-}
+#[path = "support/finished.rs"]
+mod finished;
+
+use finished::owned;
 
 /// Round to nearest between the least and the greatest weight of each group.
 fn quantise(weights: &[f32], cols: usize, abq: Abq) -> Packed<'static> {
@@ -35,42 +31,10 @@ fn quantise(weights: &[f32], cols: usize, abq: Abq) -> Packed<'static> {
 
 /// tinylm with the linears of its blocks quantised.
 fn view(dir: &Path, abq: Abq, scale_of: impl Fn(&str) -> f32) -> Checkpoint {
-    let source = Checkpoint::open(&tinylm()).unwrap();
-    let mut units = BTreeMap::new();
-    let mut slots = Vec::new();
-    for (name, tensor) in source.tensors().iter().filter(|(name, _)| name.contains("_proj.")) {
-        let bytes = source.read_tensor(name).unwrap();
-        let weights: Vec<f32> =
-            bytes.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32() * scale_of(name)).collect();
-        let packed = quantise(&weights, tensor.shape[1] as usize, abq);
-        let encoding = Encoding::Abq(abq);
-        let mut components = BTreeMap::new();
-        for (spec, bytes) in packed.components() {
-            let stored = stored_name(name, &encoding, spec.name);
-            let link = ComponentEntry { tensor: stored.clone(), blake3: Digest::of(bytes) };
-            components.insert(spec.name.to_owned(), link);
-            let plan = SlotPlan { name: stored, dtype: spec.dtype, shape: spec.shape, exact: true };
-            slots.push((plan, bytes.to_vec()));
-        }
-        let encoding = serde_json::to_value(&encoding).unwrap();
-        units.insert(
-            name.clone(),
-            UnitEntry {
-                encoding: encoding.into(),
-                tensors: vec![name.clone()],
-                components: components.into(),
-                fallback: None,
-            },
-        );
-    }
-    let path = dir.join("units.safetensors");
-    let plan: Vec<SlotPlan> = slots.iter().map(|(plan, _)| plan.clone()).collect();
-    let mut writer = ShardWriter::create(&path, plan.into_iter(), BTreeMap::new()).unwrap();
-    for (plan, bytes) in slots {
-        writer.place(&plan.name, plan.dtype, &plan.shape).unwrap().write_at(0, &bytes).unwrap();
-    }
-    writer.finish().unwrap();
-    source.with_finished(ShardFile::open(&path).unwrap(), &units).unwrap()
+    finished::view(dir, |name, weights, cols| {
+        let weights: Vec<f32> = weights.iter().map(|w| w * scale_of(name)).collect();
+        (Encoding::Abq(abq), owned(quantise(&weights, cols, abq).components()))
+    })
 }
 
 /// The logits after each token, one token after the other.

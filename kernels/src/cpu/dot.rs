@@ -9,9 +9,13 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod by_parity;
 mod fixed12;
+mod sparse24;
 
 pub use fixed12::dot_fixed12;
+pub use sparse24::dot_sparse24;
 
 use super::Elements;
 use super::isa::Isa;

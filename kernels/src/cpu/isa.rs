@@ -31,7 +31,7 @@ pub(super) enum Isa {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F, BW, VL, DQ and VBMI.
+    /// AVX-512 F, BW, VL, DQ, VBMI and VBMI2.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -79,6 +79,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vbmi")
+                && is_x86_feature_detected!("avx512vbmi2")
             {
                 return Self::Avx512;
             }

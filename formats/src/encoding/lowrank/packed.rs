@@ -104,6 +104,11 @@ impl<'a> Packed<'a> {
         &self.base
     }
 
+    /// The base alone.
+    pub fn into_base(self) -> BaseRows<'a> {
+        self.base
+    }
+
     /// The sums.
     pub fn sums(&self) -> &Sums<'a> {
         &self.sums

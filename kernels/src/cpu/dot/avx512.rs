@@ -138,7 +138,7 @@ unsafe fn rows<L: Load, const R: usize>(weights: *const L::Word, stride: usize, 
 /// The tree of [`super::fold`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
 #[inline]
-fn fold(sums: [__m512; 4]) -> f32 {
+pub(super) fn fold(sums: [__m512; 4]) -> f32 {
     let sixteen = _mm512_add_ps(_mm512_add_ps(sums[0], sums[2]), _mm512_add_ps(sums[1], sums[3]));
     let upper = _mm256_castsi256_ps(_mm512_extracti64x4_epi64::<1>(_mm512_castps_si512(sixteen)));
     let eight = _mm256_add_ps(_mm512_castps512_ps256(sixteen), upper);
