@@ -24,6 +24,7 @@ mod sparsegpt;
 mod sparsifier;
 #[cfg(test)]
 mod testing;
+mod unit;
 
 pub use llmpress_calibrate::{InputShape, Residuals};
 pub use masks::{magnitude, wanda};
@@ -34,3 +35,4 @@ pub use run::{FinishedBlock, Job, Sink, State, run};
 pub use slorb::{GROUP, LeastSquares, add as add_sums, groups, sum_preserving};
 pub use sparsegpt::{Pruned, sparsegpt};
 pub use sparsifier::{Reconstruct, Rule, Sparsifier};
+pub use unit::Unit;

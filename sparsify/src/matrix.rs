@@ -23,8 +23,8 @@ use crate::slorb::{self, LeastSquares, sum_preserving};
 use crate::sparsegpt::sparsegpt;
 use crate::{Rule, Sparsifier};
 
-/// Times that quads are gone over after error feedback.
-const SWEEPS: usize = 20;
+/// Times that quads are gone over after error feedback. Measured on tinylm: 20 take off 1 % more of the error, and no perplexity.
+const SWEEPS: usize = 6;
 /// Times that S is found, and quads for it.
 const ROUNDS: usize = 3;
 

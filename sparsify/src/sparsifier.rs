@@ -1,7 +1,7 @@
 //! How a matrix is to be made sparse, as it is written.
 //!
 //! ```text
-//! sparse24 : sparsegpt [, reconstruct [, steps=400] [, seed=0]] [, slorb]
+//! sparse24 : sparsegpt [, reconstruct [, steps=150] [, seed=0]] [, slorb]
 //!            magnitude, wanda
 //! ```
 
@@ -57,7 +57,7 @@ pub struct Reconstruct {
 
 impl Reconstruct {
     /// Steps where nothing is said of them.
-    pub const STEPS: u32 = 400;
+    pub const STEPS: u32 = 150;
     /// The most steps.
     pub const MOST_STEPS: u32 = 100_000;
     /// The fewest windows: of so many one is held back, which no step sees, to judge by.
@@ -160,7 +160,7 @@ impl FromStr for Sparsifier {
                 }
                 _ => {
                     return Err(bad(format!(
-                        "there is no option {option:?}: reconstruct, slorb, steps=400, seed=0"
+                        "there is no option {option:?}: reconstruct, slorb, steps=150, seed=0"
                     )));
                 }
             }
