@@ -653,9 +653,6 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                     finished.insert(name.clone(), bytes);
                 }
                 found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
-                if !sparse.is_empty() {
-                    (found.windows, found.window, found.stream_bytes) = (0, 0, 0);
-                }
                 let settled = Pass::Quantised(Quantised { to: *quantiser, calibration: None });
                 checkpoint = apply(checkpoint, &settled)?;
                 recipe.passes.push(pass.clone());

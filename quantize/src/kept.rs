@@ -69,6 +69,31 @@ pub(crate) fn is_halved(checkpoint: &Checkpoint, tensor: &str) -> Result<bool> {
         })
 }
 
+/// Quantises what is kept of a tensor by its weights alone; `None` where it is stored otherwise.
+///
+/// # Errors
+/// A rung that goes by a text, a setting that the encoding does not have, components that break their format.
+pub fn quantise_kept(checkpoint: &Checkpoint, tensor: &str, spec: Spec) -> Result<Option<PackedUnit>> {
+    let shape = &checkpoint.tensor(tensor)?.shape;
+    let rows = abq::matrix(shape).unwrap_or_default().0;
+    let Some(halved) = Halved::read(checkpoint, tensor, rows as usize)? else { return Ok(None) };
+    let mut weights = vec![0.0; halved.rows * halved.cols];
+    let out = weights.chunks_exact_mut(halved.cols.max(1)).enumerate();
+    if halved.beside.is_some() {
+        let packed = checkpoint.lowrank_rows(tensor, 0..rows)?;
+        out.into_iter().try_for_each(|(row, out)| packed.decode_row(row, out))?;
+    } else {
+        let packed = checkpoint.sparse_rows(tensor, 0..rows)?;
+        out.into_iter().try_for_each(|(row, out)| packed.decode_row(row, out))?;
+    }
+    let (grid, codes, _) = halved.nearest(weights, None, |weights, cols, h| match spec.rung {
+        Rung::Rtn => Grid::min_max(weights, cols, spec),
+        Rung::Grid => Grid::search(weights, cols, spec, h),
+        Rung::Gptq => Err(Error::Invalid(format!("{} goes by a text", spec.rung))),
+    })?;
+    halved.pack(grid.pack(&codes)?).map(Some)
+}
+
 impl Halved {
     /// What is kept of a tensor; `None` where it is stored otherwise.
     ///
@@ -95,6 +120,22 @@ impl Halved {
             BaseRows::Sparse24(base) => Some(of(base, Some(beside))),
             BaseRows::Raw(_) => None,
         })
+    }
+
+    /// Codes of the weights nearest to them, on grids that `make` makes of rows of kept weights, with their columns' squares:
+    /// grids, codes of kept weights, and all weights that these stand for.
+    pub(crate) fn nearest(
+        &self,
+        mut weights: Vec<f32>,
+        h: Option<&[f32]>,
+        make: impl Fn(&[f32], usize, Option<&[f32]>) -> Result<Grid>,
+    ) -> Result<(Grid, Vec<u8>, Vec<f32>)> {
+        self.without_sums(&mut weights);
+        let (kept, h) = (self.kept(&weights), h.map(|h| self.kept(h)));
+        let grid = make(&kept, self.cols / 2, h.as_deref())?;
+        let codes = grid.nearest(&kept);
+        let values = self.dense(&grid.values(&codes));
+        Ok((grid, codes, values))
     }
 
     /// Takes the sums out of weights, so that the rest is what is kept and dropped.

@@ -119,13 +119,8 @@ fn round_to_nearest(
             (grid, codes, values)
         }
         Some(halved) => {
-            let mut base = work.matrix.weights.clone();
-            halved.without_sums(&mut base);
-            let (kept, h) = (halved.kept(&base), h.map(|h| halved.kept(h)));
-            let grid = make(&kept, features / 2, h.as_deref()).map_err(|e| named(tensor, e))?;
-            let codes = grid.nearest(&kept);
-            let values = halved.dense(&grid.values(&codes));
-            (grid, codes, values)
+            let weights = work.matrix.weights.clone();
+            halved.nearest(weights, h, make).map_err(|e| named(tensor, e))?
         }
     };
     work.matrix.weights.iter_mut().zip(&values).for_each(|(w, v)| *w -= v);

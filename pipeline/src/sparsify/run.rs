@@ -16,7 +16,7 @@ use llmpress_sparsify::{
 
 use super::record::Line;
 use crate::Result;
-use crate::blocks::{Blocks, Finish, Made, Save};
+use crate::blocks::{Blocks, Made, Save};
 use crate::progress::{Counted, Progress, Task, Watch};
 
 /// Memory for streams, and for Hessians, where nobody says how much there is.
@@ -111,11 +111,11 @@ fn made(done: Finished) -> llmpress_formats::Result<Made> {
     let packed = sparse24::Packed::new(rows, cols, at, values)?;
     packed.check()?;
     let unit = match &done.sums {
-        None => Finish::Sparse24(packed),
+        None => PackedUnit::Sparse24(packed),
         Some(sums) => {
             let sums = lowrank::Sums::Plain(Floats::round(done.dtype, sums)?);
             let base = lowrank::BaseRows::Sparse24(packed);
-            Finish::Lowrank(lowrank::Packed::new(GROUP as u32, rows, cols, base, sums)?)
+            PackedUnit::Lowrank(lowrank::Packed::new(GROUP as u32, rows, cols, base, sums)?)
         }
     };
     Ok(Made { name: done.tensor, unit, instead: instead(&done.report) })
