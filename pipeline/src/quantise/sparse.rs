@@ -28,15 +28,12 @@ pub(crate) fn is_sparse(encoding: &Encoding) -> bool {
     }
 }
 
-/// The tensors of a pass that are 2:4, as a pass before it left them.
+/// The tensors of a pass that are 2:4, as a pass before it or the source stores them.
 pub(crate) fn of_view(view: &Checkpoint, specs: &BTreeMap<String, Spec>) -> Result<BTreeSet<String>> {
     let mut sparse = BTreeSet::new();
     for name in specs.keys() {
         let tensor = view.tensor(name)?;
-        if tensor.is_stored()
-            && view.finished().contains_key(&tensor.unit)
-            && is_sparse(view.unit_of(tensor)?.encoding())
-        {
+        if tensor.is_stored() && is_sparse(view.unit_of(tensor)?.encoding()) {
             sparse.insert(name.clone());
         }
     }
