@@ -5,7 +5,7 @@
 //! view n --sparsifier, quantiser--> finished units, kept block by block --> view n + 1
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -613,7 +613,8 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
     let compiled = request.recipe.compile()?;
     let mut finished: BTreeMap<String, u64> = BTreeMap::new();
-    let mut sparse: BTreeMap<String, Sparsifier> = BTreeMap::new();
+    // What is 2:4 by then, and whether sums are beside it.
+    let mut sparse: BTreeMap<String, bool> = BTreeMap::new();
     let mut passes: Vec<(Pass, Option<PassForecast>)> = Vec::new();
     let mut rankings = request.rankings.iter();
     for (index, pass) in request.recipe.passes.iter().enumerate() {
@@ -626,7 +627,7 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                 for name in &tensors {
                     let bytes = sparsify::stored_bytes(checkpoint.tensor(name)?, sparsifier, recipe.to);
                     finished.insert(name.clone(), bytes);
-                    sparse.insert(name.clone(), *sparsifier);
+                    sparse.insert(name.clone(), sparsifier.slorb);
                 }
                 let settled = Pass::Sparsified(Sparsified { to: *sparsifier, calibration: None });
                 checkpoint = apply(checkpoint, &settled)?;
@@ -640,13 +641,18 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                 let assigned = Assigned::of(quantiser, &specs, &compiled);
                 let mut found =
                     forecast_of_quantiser(&checkpoint, &specs, &quantiser.with, assigned.as_ref(), cut)?;
-                let names = specs.keys().filter(|name| sparse.contains_key(*name)).cloned().collect();
+                for name in sparse_of_view(&checkpoint, &specs)? {
+                    let encoding = checkpoint.unit_of(checkpoint.tensor(&name)?)?.encoding();
+                    sparse.entry(name).or_insert(matches!(encoding, Encoding::Lowrank(_)));
+                }
+                let names: BTreeSet<String> =
+                    specs.keys().filter(|name| sparse.contains_key(*name)).cloned().collect();
                 check_sparse(quantiser, &specs, &names)?;
                 for (name, spec) in &specs {
                     let tensor = checkpoint.tensor(name)?;
                     let dense = expected_bytes(name, spec, tensor, assigned.as_ref());
                     let bytes = match sparse.get(name) {
-                        Some(how) => expected_sparse_bytes(spec, tensor, how.slorb),
+                        Some(&sums) => expected_sparse_bytes(spec, tensor, sums),
                         None => dense,
                     };
                     found.bytes = found.bytes.saturating_sub(dense).saturating_add(bytes);

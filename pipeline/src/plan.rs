@@ -316,6 +316,13 @@ fn planned_units(
             expected_bytes: method.room().expected_bytes(Some(tensor), stored),
         });
     }
+    if recipe.entropy_code && !units.iter().any(|unit| may_have_codes(checkpoint, &unit.name)) {
+        return Err(Error::Invalid(format!(
+            "{}: nothing of it is or will be quantised, and entropy coding (--entropy-code) is for codes: planes, fixed12 and \
+             dfloat11 are for weights",
+            checkpoint.root().display()
+        )));
+    }
     // What a pass made 2:4 stays so, whatever else is asked for: the method is then of the values that are kept.
     for (name, tensor) in checkpoint.tensors() {
         if grouped.contains(name.as_str()) || !is_made_sparse(checkpoint, tensor) {
@@ -337,13 +344,6 @@ fn planned_units(
             source_bytes: tensor.bytes,
             expected_bytes: method.room().expected_bytes(Some(tensor), tensor.bytes),
         });
-    }
-    if recipe.entropy_code && units.is_empty() {
-        return Err(Error::Invalid(format!(
-            "{}: nothing of it is or will be quantised, and entropy coding (--entropy-code) is for codes: planes, fixed12 and \
-             dfloat11 are for weights",
-            checkpoint.root().display()
-        )));
     }
     let kept = grouped.clone();
     for method in compiled.methods() {
@@ -397,6 +397,13 @@ fn planned_units(
         });
     }
     Ok(units)
+}
+
+/// Whether a tensor that is kept has codes that can go through an entropy coder, or will have: those inside of other
+/// encodings cannot.
+fn may_have_codes(checkpoint: &Checkpoint, tensor: &str) -> bool {
+    let unit = checkpoint.tensors().get(tensor).and_then(|tensor| checkpoint.units().get(&tensor.unit));
+    !unit.is_some_and(|unit| matches!(unit.encoding(), Encoding::Sparse24(_) | Encoding::Lowrank(_)))
 }
 
 /// Whether a pass of this job made a tensor 2:4.

@@ -240,6 +240,12 @@ impl Recipe {
         if sparsifying.len() > 1 {
             return Err(Error::Invalid("two passes make matrices 2:4: give one of them".into()));
         }
+        if self.entropy_code && !sparsifying.is_empty() {
+            return Err(Error::Invalid(
+                "kept values of 2:4 matrices do not go through an entropy coder: leave --entropy-code out"
+                    .into(),
+            ));
+        }
         let quantises = |pass: &Pass| matches!(pass, Pass::Quantise(_) | Pass::Quantised(_));
         if let (Some(at), Some(&sparse)) = (self.passes.iter().position(quantises), sparsifying.first())
             && at < sparse

@@ -234,6 +234,36 @@ fn every_linear_is_two_in_four_and_the_rest_as_it_was() {
 }
 
 #[test]
+fn a_quantiser_takes_the_kept_values_of_a_checkpoint_that_is_stored_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sparse, after, at_once) =
+        (dir.path().join("sparse"), dir.path().join("after"), dir.path().join("once"));
+    convert(&sparse, &short("sparse24:magnitude,slorb", false), &options()).unwrap();
+    let request = short("rtn:w4,g64", false);
+    convert_request(&sparse, &after, &request, 4 << 30, &options(), &Unwatched).unwrap();
+    convert(&at_once, &short("sparse24:magnitude,slorb+rtn:w4,g64", false), &options()).unwrap();
+    assert!(linears(&after) == linears(&at_once));
+    let (plan, _) = Plan::forecast(&sparse, &request, 4 << 30).unwrap();
+    let expected: u64 = plan.units().filter(|u| u.name.contains("_proj")).map(|u| u.expected_bytes).sum();
+    let out = Checkpoint::open(&after).unwrap();
+    let real: u64 =
+        out.units().iter().filter(|(n, _)| n.contains("_proj")).map(|(_, u)| u.stored_bytes()).sum();
+    assert!((expected as f64 / real as f64 - 1.0).abs() < 0.01, "{expected} {real}");
+    let (once, after) = (Checkpoint::open(&at_once).unwrap(), out);
+    for name in after.tensors().keys() {
+        assert!(after.read_tensor(name).unwrap() == once.read_tensor(name).unwrap(), "{name}");
+    }
+    // What would lose the pattern is refused, and so is coding what cannot be.
+    let gptq = short("gptq:w4", true);
+    let error = convert_request(&sparse, &dir.path().join("x"), &gptq, 4 << 30, &options(), &Unwatched);
+    assert!(error.unwrap_err().to_string().contains("weights that are dropped"));
+    let mut coded = Recipe::new(Method::Raw);
+    coded.entropy_code = true;
+    let error = Plan::new(&Checkpoint::open(&sparse).unwrap(), &coded, 4 << 30).unwrap_err().to_string();
+    assert!(error.contains("--entropy-code"), "{error}");
+}
+
+#[test]
 fn rules_leave_tensors_dense() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
@@ -266,6 +296,9 @@ fn what_makes_no_sense_is_refused_before_any_work() {
     refused(&short("sparse24:magnitude+rtn:w4a8", false), &["inputs of kept values"]);
     let settled = "to = \"raw\"\npasses = [{ sparsify = { to = \"sparse24:magnitude\" } }]\n";
     refused(&toml(settled), &["ask for it by its name", "sparse24:magnitude"]);
+    let mut coded = short("sparse24:magnitude+rtn:w4", false);
+    coded.recipe.entropy_code = true;
+    refused(&coded, &["--entropy-code"]);
     let mut few = short("sparse24:wanda,reconstruct", true);
     few.calibration.windows = Some(2);
     refused(&few, &["reconstruction takes", "there are 2"]);

@@ -26,7 +26,7 @@ pub(crate) fn is_sparse(encoding: &Encoding) -> bool {
     }
 }
 
-/// The tensors of a pass that are 2:4.
+/// The tensors of a pass that are 2:4, as a pass before it or the source stores them.
 pub(crate) fn of_view(view: &Checkpoint, specs: &BTreeMap<String, Spec>) -> Result<BTreeSet<String>> {
     let mut sparse = BTreeSet::new();
     for name in specs.keys() {

@@ -5,14 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Room};
-use llmpress_formats::encoding::abq::Floats;
-use llmpress_formats::encoding::sparse24::{Kept as KeptValues, positions};
-use llmpress_formats::encoding::{lowrank, sparse24};
 use llmpress_formats::{Checkpoint, Error as FormatError};
 use llmpress_model::Model;
-use llmpress_sparsify::{
-    Finished, FinishedBlock, GROUP, Job, Lesson, QUAD, Report, Residuals, Sink, Sparsifier, State,
-};
+use llmpress_sparsify::{Finished, FinishedBlock, Job, Lesson, Report, Residuals, Sink, Sparsifier, State};
 
 use super::record::Line;
 use crate::Result;
@@ -97,27 +92,7 @@ impl Sink for Kept<'_> {
 
 /// A finished tensor as it is stored.
 fn made(done: Finished) -> llmpress_formats::Result<Made> {
-    let sparse = &done.sparse;
-    let (rows, cols) = (sparse.rows(), sparse.cols());
-    let of_row = positions::row_bytes(cols);
-    let mut at = vec![0; rows * of_row];
-    for (masks, at) in
-        sparse.masks().chunks_exact((cols / QUAD).max(1)).zip(at.chunks_exact_mut(of_row.max(1)))
-    {
-        // A mask that keeps other than two becomes a nibble that is refused below.
-        positions::pack_row(masks.iter().map(|&mask| positions::of_mask(mask).unwrap_or(0)), at);
-    }
-    let values = KeptValues::Plain(Floats::round(done.dtype, sparse.values())?);
-    let packed = sparse24::Packed::new(rows, cols, at, values)?;
-    packed.check()?;
-    let unit = match &done.sums {
-        None => PackedUnit::Sparse24(packed),
-        Some(sums) => {
-            let sums = lowrank::Sums::Plain(Floats::round(done.dtype, sums)?);
-            let base = lowrank::BaseRows::Sparse24(packed);
-            PackedUnit::Lowrank(lowrank::Packed::new(GROUP as u32, rows, cols, base, sums)?)
-        }
-    };
+    let unit = done.unit()?;
     Ok(Made { name: done.tensor, unit, instead: instead(&done.report) })
 }
 
