@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Room};
-use llmpress_formats::{Checkpoint, Error, Removal, Result};
+use llmpress_formats::{Checkpoint, Error, QuantizeSite, Removal, Result, Transform};
 use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
 use llmpress_sparsify::{
     Finished, FinishedBlock, Job, Lesson, Residuals, Rule, Sink, Sparse, Sparsifier, State, run,
@@ -348,4 +348,18 @@ fn what_cannot_be_is_refused_by_name_and_what_needs_no_text_runs_without() {
     assert!(error.contains(linear) && error.contains("say too little"), "{error}");
     let done = say(&one(linear, "magnitude,slorb"), None).unwrap();
     assert!(done.len() == 1 && done[0].report.tokens == 0 && done[0].sums.is_some());
+}
+
+#[test]
+fn a_model_with_transformations_of_its_own_is_refused_and_stays_as_it_was() {
+    let mut model = open(&golden("llama"));
+    let hows = hows(&model, "magnitude");
+    model.transform(vec![Transform::Quantize { site: QuantizeSite::Cache, bits: 8 }]).unwrap();
+    let room = in_memory();
+    let job = Job { hows: &hows, calibration: None, room: &room, hessians: 1 << 20 };
+    let error = run(&mut model, job, State::default(), &mut Kept::default()).unwrap_err().to_string();
+    assert!(error.contains("transformations"), "{error}");
+    assert_eq!(model.transforms().len(), 1);
+    model.transform(Vec::new()).unwrap();
+    run(&mut model, job, State::default(), &mut Kept::default()).unwrap();
 }
