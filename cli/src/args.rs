@@ -115,11 +115,13 @@ pub(crate) struct InspectArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What to make")]
 pub(crate) struct RecipeArgs {
-    /// The method: dfloat11, fixed12, planes or raw; prunings such as drop:attn=8, drop:mlp=4, drop:joint=12,
+    /// The method: dfloat11, fixed12, planes, sparse24 (what is 2:4 already; sparse24:fixed12 encodes its values) or raw; prunings such as drop:attn=8, drop:mlp=4, drop:joint=12,
     /// drop:block=4 or finercut:25%; quantisers such as rtn:w8, grid:w3,g128 or gptq:w4a8,g128 (weights of 1 to 8 bits,
     /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them;
     /// rotate or rotate=r2r4, smooth and qkv8 for low widths of activations; kv8 or kv4 for a cache of so many bits; learn,
-    /// for codes and scales learned from there); or a chain of any number of prunings, a quantiser and a method: drop:attn=8+gptq:w4+dfloat11.
+    /// for codes and scales learned from there); sparse24:magnitude, sparse24:wanda or sparse24:sparsegpt, with reconstruct and
+    /// slorb, to make matrices 2:4; or a chain of any number of prunings, what makes matrices 2:4, a quantiser and a method:
+    /// drop:attn=8+gptq:w4+dfloat11, sparse24:wanda+fixed12, sparse24:sparsegpt+grid:w4,g64.
     #[arg(long, value_name = "CHAIN", value_parser = parse_to, conflicts_with = "recipe")]
     pub(crate) to: Option<Recipe>,
     /// A TOML file with passes, the method, and exceptions by tensor name.
@@ -336,6 +338,7 @@ pub(crate) struct PlanArgs {
   llmpress convert MODEL OUT --to gptq:w4,g128 --calib text.txt
   llmpress convert MODEL OUT --to abq:w4a4,rotate --calib text.txt
   llmpress convert MODEL OUT --to abq:w2a8,learn=block,maps --calib text.txt --samples 128 --epochs 4
+  llmpress convert MODEL OUT --to sparse24:sparsegpt,reconstruct+fixed12 --calib text.txt
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {
     /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use llmpress_entropy::dfloat11::Histogram;
-use llmpress_formats::{Checkpoint, Dtype, Encoding, StoredSize, Transform, printable};
+use llmpress_formats::{Checkpoint, Dtype, StoredSize, Transform, printable};
 use llmpress_model::Model;
 use serde::Serialize;
 
@@ -31,6 +31,9 @@ struct Report {
     /// What is quantised, by widths and groups.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     quantised: BTreeMap<String, QuantisedCount>,
+    /// What is stored as two in four without loss, by how its values are.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    sparse: BTreeMap<String, QuantisedCount>,
     /// What was done to the weights beside storing them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     transforms: Vec<String>,
@@ -167,18 +170,18 @@ fn report(
     let (mut parameters, mut tensor_bytes) = (0, 0);
     let mut tensors = Vec::new();
     let mut quantised: BTreeMap<String, QuantisedCount> = BTreeMap::new();
+    let mut sparse: BTreeMap<String, QuantisedCount> = BTreeMap::new();
     for (name, t) in checkpoint.tensors() {
         let weights = t.shape.iter().product::<u64>();
         parameters += weights;
         // Of a million plain tensors nobody asks for units, which would have to be made.
         let unit = if has_units { checkpoint.units().get(&t.unit) } else { None };
-        let widths = unit.and_then(|unit| match unit.encoding() {
-            Encoding::Abq(abq) => Some((abq.widths(), unit.stored_bytes())),
-            _ => None,
-        });
+        let widths = unit.and_then(|unit| Some((unit.encoding().widths()?, unit.stored_bytes())));
+        let is_lossy = unit.is_some_and(|unit| unit.encoding().is_lossy());
         if let Some((widths, stored_bytes)) = &widths {
+            let sorts = if is_lossy { &mut quantised } else { &mut sparse };
             for key in [widths.as_str(), ALL_WIDTHS] {
-                quantised.entry(key.to_owned()).or_default().add(weights, *stored_bytes);
+                sorts.entry(key.to_owned()).or_default().add(weights, *stored_bytes);
             }
         }
         tensor_bytes += t.bytes;
@@ -213,6 +216,7 @@ fn report(
         by_dtype,
         by_encoding,
         quantised,
+        sparse,
         transforms: Transform::summary(checkpoint.transforms()),
         cache: cache.map(CacheSize::new),
         tied: checkpoint.tied().clone(),
@@ -282,10 +286,12 @@ fn text(report: &Report) -> String {
         ]);
     }
     text.push_str(&table(&rows));
-    if !report.quantised.is_empty() {
-        let mut rows = head(&["quantised", "tensors", "weights", "stored", "bits a weight"]);
-        let (all, kinds): (Vec<_>, Vec<_>) =
-            report.quantised.iter().partition(|(widths, _)| *widths == ALL_WIDTHS);
+    for (sort, counts) in [("quantised", &report.quantised), ("sparse", &report.sparse)] {
+        if counts.is_empty() {
+            continue;
+        }
+        let mut rows = head(&[sort, "tensors", "weights", "stored", "bits a weight"]);
+        let (all, kinds): (Vec<_>, Vec<_>) = counts.iter().partition(|(widths, _)| *widths == ALL_WIDTHS);
         // One kind is all there is.
         let shown = if kinds.len() > 1 { kinds.into_iter().chain(all).collect() } else { kinds };
         for (widths, count) in shown {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use llmpress_formats::Removal;
-use llmpress_pipeline::{Pass, PassForecast, PlannedPass, QuantiseForecast, Quantised};
+use llmpress_pipeline::{CalibrationRecord, Pass, PassForecast, PlannedPass, QuantiseForecast};
 
 use crate::report::bytes;
 
@@ -11,15 +11,19 @@ use crate::report::bytes;
 pub(crate) fn describe(pass: &Pass) -> String {
     match pass {
         Pass::Remove(removal) => describe_removal(removal),
-        Pass::Prune(_) | Pass::Quantise(_) => pass.to_string(),
-        Pass::Quantised(done) => describe_quantised(done),
+        Pass::Prune(_) | Pass::Sparsify(_) | Pass::Quantise(_) => pass.to_string(),
+        Pass::Sparsified(done) => {
+            describe_finished("made 2:4", &done.to.to_string(), done.calibration.as_ref())
+        }
+        Pass::Quantised(done) => {
+            describe_finished("quantised", &done.to.to_string(), done.calibration.as_ref())
+        }
     }
 }
 
-fn describe_quantised(done: &Quantised) -> String {
-    let text = done.calibration.as_ref();
+fn describe_finished(what: &str, to: &str, text: Option<&CalibrationRecord>) -> String {
     let text = text.map(|text| format!(" by {} windows of {} tokens", text.windows, text.window));
-    format!("quantised: {}{}", done.to, text.unwrap_or_default())
+    format!("{what}: {to}{}", text.unwrap_or_default())
 }
 
 fn describe_removal(removal: &Removal) -> String {
@@ -43,11 +47,11 @@ fn describe_removal(removal: &Removal) -> String {
 pub(crate) fn forecast(pass: &PlannedPass) -> String {
     match &pass.forecast {
         PassForecast::Prune(f) => forecast_pruning(&pass.pass, f),
-        PassForecast::Quantise(f) => forecast_quantiser(&pass.pass, f),
+        PassForecast::Finish(f) => forecast_finishing(&pass.pass, f),
     }
 }
 
-fn forecast_quantiser(pass: &Pass, f: &QuantiseForecast) -> String {
+fn forecast_finishing(pass: &Pass, f: &QuantiseForecast) -> String {
     let by = match f.windows {
         0 => "by no text".to_owned(),
         windows => format!(

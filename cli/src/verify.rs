@@ -85,8 +85,9 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
         let quantised = report.comparison.as_ref().is_some_and(|c| c.quantised.is_some());
         if quantised && args.text.is_some() {
             return Err(llmpress_formats::Error::Invalid(format!(
-                "{}: tensors are quantised, so no logit can be the same: leave --logits out; eval kld says how far they are",
-                args.dir.display()
+                "{}: tensors are {}, so no logit can be the same: leave --logits out; eval kld says how far they are",
+                args.dir.display(),
+                report.comparison.as_ref().and_then(|c| c.quantised.as_ref()).map_or("quantised", what_was_done)
             ))
             .into());
         }
@@ -205,8 +206,9 @@ fn comparison_text(args: &VerifyArgs, against: &Path, comparison: &Comparison, s
             let exact = comparison.tensors - quantised.tensors.len();
             let relative = quantised.total.relative.map_or_else(|| "-".to_owned(), |r| format!("{r:.5}"));
             format!(
-                "{exact} bit-identical, {} quantised with a relative error of {relative}",
-                quantised.tensors.len()
+                "{exact} bit-identical, {} {} with a relative error of {relative}",
+                quantised.tensors.len(),
+                what_was_done(quantised)
             )
         }
         (n, _) => format!("{n} DIFFER"),
@@ -221,10 +223,20 @@ fn comparison_text(args: &VerifyArgs, against: &Path, comparison: &Comparison, s
     text
 }
 
+/// What became of the tensors that are not what they were.
+fn what_was_done(quantised: &Quantised) -> &'static str {
+    match quantised.sparse {
+        0 => "quantised",
+        sparse if sparse == quantised.tensors.len() => "made 2:4",
+        _ => "quantised or made 2:4",
+    }
+}
+
 /// How far each quantised tensor is from what it was.
 fn errors_table(quantised: &Quantised) -> String {
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.3e}"));
-    let mut rows = vec![["quantised", "relative error", "max abs", "rms"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![[what_was_done(quantised), "relative error", "max abs", "rms"].map(str::to_owned).to_vec()];
     let all = quantised.tensors.iter().map(|t| (printable(&t.tensor).to_string(), &t.norms));
     for (name, norms) in all.chain([("all".to_owned(), &quantised.total)]) {
         rows.push(vec![name, number(norms.relative), number(norms.max_abs), number(norms.rms)]);

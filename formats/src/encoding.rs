@@ -86,6 +86,19 @@ impl Encoding {
         }
     }
 
+    /// What of its parameters says how many bits a weight takes, as recipes write it: `w4,g128` of `abq`, `2:4,w4` of
+    /// `sparse24`, `2:4+s16` of `lowrank`; none for the others.
+    pub fn widths(&self) -> Option<String> {
+        match self {
+            Self::Abq(abq) => Some(abq.widths()),
+            Self::Sparse24(sparse) => Some(sparse.widths()),
+            Self::Lowrank(lowrank) => Some(lowrank.widths()),
+            Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } | Self::Foreign(_) => {
+                None
+            }
+        }
+    }
+
     /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on.
     pub fn is_lossy(&self) -> bool {
         match self {
@@ -95,6 +108,10 @@ impl Encoding {
         }
     }
 }
+
+/// The last parts of the names of all components that lossy encodings have.
+pub static LOSSY_COMPONENTS: std::sync::LazyLock<Vec<&'static str>> =
+    std::sync::LazyLock::new(|| [&abq::COMPONENTS[..], &sparse24::COMPONENTS, &lowrank::COMPONENTS].concat());
 
 /// A component that is to be written: what the shard's header says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use llmpress_formats::{Checkpoint, Digest, Encoding, Kind, QuantizeSite, Transform};
 
 /// Versions that have quantised and transformed checkpoints.
-const WITH_ABQ: [&str; 1] = ["1.2"];
+const WITH_ABQ: [&str; 2] = ["1.2", "1.3"];
+/// Versions that have matrices of two in four.
+const WITH_SPARSE: [&str; 1] = ["1.3"];
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -19,7 +21,7 @@ fn golden() -> PathBuf {
 fn every_released_version_still_decodes() {
     let source = Checkpoint::open(&golden().join("source")).unwrap();
     let mut checked = 0;
-    for version in ["1.0", "1.1", "1.2"] {
+    for version in ["1.0", "1.1", "1.2", "1.3"] {
         for encoding in ["dfloat11", "fixed12", "planes"] {
             let checkpoint = Checkpoint::open(&golden().join(version).join(encoding)).unwrap();
             let manifest = checkpoint.manifest().unwrap();
@@ -112,6 +114,28 @@ fn checkpoints_with_a_quantised_cache_of_every_released_version_open() {
         let checkpoint = Checkpoint::open(&golden().join(version).join("cached")).unwrap();
         assert_eq!(checkpoint.manifest().unwrap().requires, ["transforms"]);
         assert_eq!(checkpoint.transforms(), [Transform::Quantize { site: QuantizeSite::Cache, bits: 8 }]);
+    }
+}
+
+#[test]
+fn matrices_of_two_in_four_of_every_released_version_decode_to_the_same_bytes() {
+    let source = Checkpoint::open(&golden().join("source24")).unwrap();
+    for version in WITH_SPARSE {
+        let mut forms = std::collections::BTreeSet::new();
+        for form in ["sparse24", "sparse24-abq", "lowrank", "lowrank-abq"] {
+            let checkpoint = Checkpoint::open(&golden().join(version).join(form)).unwrap();
+            for (name, entry) in &checkpoint.manifest().unwrap().tensors {
+                let bytes = checkpoint.read_tensor(name).unwrap();
+                assert_eq!(Digest::of(&bytes), entry.blake3, "{version} {form} {name}");
+                if form == "sparse24" {
+                    assert!(bytes == source.read_tensor(name).unwrap(), "{version} {name}");
+                }
+                let unit = checkpoint.unit_of(checkpoint.tensor(name).unwrap()).unwrap();
+                forms.extend(unit.encoding().widths());
+            }
+        }
+        let all = ["2:4", "2:4+s16", "2:4,fixed12", "2:4,w3+s16,w8", "2:4,w4,g32"];
+        assert_eq!(forms.into_iter().collect::<Vec<_>>(), all, "every form that there is");
     }
 }
 

@@ -2,28 +2,33 @@
 //!
 //! ```text
 //! view 0 (source) --ranking 1--> view 1 --ranking 2--> view 2 ...     rankings: kept, resumed, published
-//! view n --quantiser--> finished units, kept block by block --> view n + 1
+//! view n --sparsifier, quantiser--> finished units, kept block by block --> view n + 1
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Texts};
-use llmpress_formats::{Checkpoint, Digest, Manifest, Removal, ShardFile, UnitEntry};
+use llmpress_formats::{Checkpoint, Digest, Encoding, Manifest, Removal, ShardFile, UnitEntry};
 use llmpress_model::{Model, Tokenizer, folded};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
-use llmpress_quantize::{Learn, Spec};
+use llmpress_quantize::{Learn, Lesson, Spec};
+use llmpress_sparsify::Reconstruct;
 
+use crate::blocks::Blocks;
 use crate::fingerprint::fingerprint;
 use crate::pass::{Pass, apply};
 use crate::progress::{Counted, Progress, Task, Watch};
 use crate::quantise::{
-    Assigned, Blocks, Run, expected_bytes, forecast as forecast_of_quantiser, record_files, run, targets,
+    Assigned, Run, check_sparse, expected_bytes, expected_sparse_bytes, forecast as forecast_of_quantiser,
+    is_sparse, record_files, run, sparse_of_view, targets,
 };
+use crate::sparsify;
 use crate::stage::Stage;
 use crate::{
-    CalibrationRecord, Error, PassForecast, Quantised, Quantiser, Recipe, Result, recorded_passes, view,
+    CalibrationRecord, Error, PassForecast, Quantised, Quantiser, Recipe, Result, Sparsified, Sparsifier,
+    recorded_passes, view,
 };
 
 /// What passes go by.
@@ -99,7 +104,7 @@ impl Request {
         if !takes_text && !self.calibration.texts.files.is_empty() || count == 0 && !self.rankings.is_empty()
         {
             return Err(Error::Invalid(
-                "--calib is for prunings that judge and for quantisers that go by a text (--to drop:..., finercut:..., \
+                "--calib is for prunings that judge and for what goes by a text (--to drop:..., finercut:..., sparse24:wanda, \
                  grid:..., gptq:...), --ranking for prunings alone"
                     .into(),
             ));
@@ -110,6 +115,13 @@ impl Request {
         {
             Learn::check_windows(self.calibration.cut(Quantiser::WINDOWS).windows)
                 .map_err(|e| Error::Invalid(format!("{learning}: {e}")))?;
+        }
+        let reconstructs = |pass: &&Pass| matches!(pass, Pass::Sparsify(how) if how.reconstruct.is_some());
+        if let Some(pass) = self.recipe.passes.iter().find(reconstructs)
+            && !self.calibration.texts.files.is_empty()
+        {
+            Reconstruct::check_windows(self.calibration.cut(Quantiser::WINDOWS).windows)
+                .map_err(|e| Error::Invalid(format!("{pass}: {e}")))?;
         }
         let others =
             by_rules || self.recipe.passes.iter().any(|pass| pass.takes_text() && !calibrated(&pass));
@@ -149,7 +161,7 @@ pub(crate) struct Earlier<'a> {
     pub(crate) memory: Option<u64>,
 }
 
-/// The units of a quantising pass that has run.
+/// The units of a pass that has run.
 enum Made {
     /// In its stage.
     Blocks(Blocks),
@@ -159,31 +171,38 @@ enum Made {
 
 impl Made {
     /// The record of learning, as files; a finished output has its own.
-    fn record(&self) -> Result<BTreeMap<String, Vec<u8>>> {
-        match self {
-            Self::Blocks(blocks) => record_files(&blocks.lessons()),
-            Self::Output(_) => Ok(BTreeMap::new()),
+    fn record(&self, of: &Pass) -> Result<BTreeMap<String, Vec<u8>>> {
+        match (self, of) {
+            (Self::Blocks(blocks), Pass::Sparsified(_)) => sparsify::record_files(&blocks.lessons()?),
+            (Self::Blocks(blocks), _) => record_files(&blocks.lessons::<Lesson>()?),
+            (Self::Output(_), _) => Ok(BTreeMap::new()),
         }
     }
 
-    fn view(&self, checkpoint: Checkpoint) -> Result<Checkpoint> {
-        match self {
-            Self::Blocks(blocks) => blocks.view(checkpoint),
-            Self::Output(out) => units_of_output(checkpoint, out),
+    fn view(&self, checkpoint: Checkpoint, of: &Pass) -> Result<Checkpoint> {
+        match (self, of) {
+            (Self::Blocks(blocks), _) => blocks.view(checkpoint),
+            (Self::Output(out), Pass::Sparsified(_)) => units_of_output(checkpoint, out, is_sparse),
+            (Self::Output(out), _) => units_of_output(checkpoint, out, Encoding::is_lossy),
         }
     }
 }
 
-/// The source after passes, of which one may have made units.
-fn view_after(source: Checkpoint, passes: &[Pass], made: Option<&Made>) -> Result<Checkpoint> {
-    passes.iter().try_fold(source, |checkpoint, pass| match (pass, made) {
-        (Pass::Quantised(_), Some(made)) => made.view(checkpoint),
-        _ => apply(checkpoint, pass),
+/// The source after passes, of which some made units.
+fn view_after(source: Checkpoint, passes: &[Pass], made: &[Option<Made>]) -> Result<Checkpoint> {
+    let made = made.iter().map(Option::as_ref).chain(std::iter::repeat(None));
+    passes.iter().zip(made).try_fold(source, |checkpoint, (pass, made)| match made {
+        Some(made) => made.view(checkpoint, pass),
+        None => apply(checkpoint, pass),
     })
 }
 
-/// A view with the quantised units of a finished output in place of its tensors.
-fn units_of_output(checkpoint: Checkpoint, out: &Path) -> Result<Checkpoint> {
+/// A view with the units of a finished output, of such encodings, in place of its tensors.
+fn units_of_output(
+    checkpoint: Checkpoint,
+    out: &Path,
+    wanted: impl Fn(&Encoding) -> bool,
+) -> Result<Checkpoint> {
     let done = Checkpoint::open(out)?;
     let manifest =
         done.manifest().ok_or_else(|| Error::Invalid(format!("{}: has no manifest", out.display())))?;
@@ -192,8 +211,8 @@ fn units_of_output(checkpoint: Checkpoint, out: &Path) -> Result<Checkpoint> {
         let here = |unit: &UnitEntry| {
             unit.components.values().all(|link| shard.header().get(&link.tensor).is_some())
         };
-        let lossy = |name: &String| done.units().get(name).is_some_and(|u| u.encoding().is_lossy());
-        let units = manifest.units.iter().filter(|(name, unit)| lossy(name) && here(unit));
+        let wanted = |name: &String| done.units().get(name).is_some_and(|u| wanted(u.encoding()));
+        let units = manifest.units.iter().filter(|(name, unit)| wanted(name) && here(unit));
         let units: BTreeMap<String, UnitEntry> = units.map(|(n, u)| (n.clone(), u.clone())).collect();
         if !units.is_empty() {
             view = view.with_finished(ShardFile::open(shard.path())?, &units)?;
@@ -215,22 +234,40 @@ pub(crate) fn settle(
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
     let mut files = BTreeMap::new();
     let mut rankings = request.rankings.iter();
-    let (mut made, mut ranked) = (None, 0);
+    let (mut made, mut ranked): (Vec<Option<Made>>, usize) = (Vec::new(), 0);
     for (index, pass) in request.recipe.passes.iter().enumerate() {
         let number = index + 1;
         let pruning = match pass {
             Pass::Remove(_) => {
                 recipe.passes.push(pass.clone());
+                made.push(None);
                 continue;
             }
-            Pass::Quantise(quantiser) => {
-                let before = view_after(request.recipe.open(dir)?, &recipe.passes, None)?;
-                let step = Quantising { number, quantiser: *quantiser, recipe: &recipe, request, earlier };
-                let (done, units) = step.run(before, watch)?;
-                files.extend(units.record()?);
-                made = Some(units);
-                recipe.passes.push(Pass::Quantised(done));
+            Pass::Sparsify(_) | Pass::Quantise(_) => {
+                let before = view_after(request.recipe.open(dir)?, &recipe.passes, &made)?;
+                let step = Finishing { number, recipe: &recipe, request, earlier };
+                let (done, units) = match pass {
+                    Pass::Quantise(quantiser) => {
+                        let (done, units) = Quantising { step, quantiser: *quantiser }.run(before, watch)?;
+                        (Pass::Quantised(done), units)
+                    }
+                    Pass::Sparsify(sparsifier) => {
+                        let step = Sparsifying { step, sparsifier: *sparsifier };
+                        let (done, units) = step.run(before, watch)?;
+                        (Pass::Sparsified(done), units)
+                    }
+                    _ => continue,
+                };
+                files.extend(units.record(&done)?);
+                made.push(Some(units));
+                recipe.passes.push(done);
                 continue;
+            }
+            Pass::Sparsified(done) => {
+                return Err(Error::Invalid(format!(
+                    "{} has run where this recipe comes from: ask for it by its name, \"{}\"",
+                    done.to, done.to
+                )));
             }
             Pass::Quantised(done) => {
                 return Err(Error::Invalid(format!(
@@ -241,7 +278,7 @@ pub(crate) fn settle(
             Pass::Prune(pruning) => pruning,
         };
         let given = if pruning.calibrated() { rankings.next() } else { None };
-        let before = view_after(request.recipe.open(dir)?, &recipe.passes, made.as_ref())?;
+        let before = view_after(request.recipe.open(dir)?, &recipe.passes, &made)?;
         let mark = Mark { number, name: file_name(ranked), recipe: &recipe, request };
         let model = Model::open(Arc::new(before))?;
         let ranking = match given {
@@ -252,75 +289,144 @@ pub(crate) fn settle(
         files.insert(mark.name, ranking.to_json()?);
         ranked += 1;
         recipe.passes.push(Pass::Remove(removal));
+        made.push(None);
     }
-    let view = view_after(request.recipe.open(dir)?, &recipe.passes, made.as_ref())?;
+    let view = view_after(request.recipe.open(dir)?, &recipe.passes, &made)?;
     Ok(Settled { recipe, view, files })
 }
 
-/// A quantiser and its place in the chain.
-struct Quantising<'a> {
+/// The place in the chain of a pass that finishes units.
+#[derive(Clone, Copy)]
+struct Finishing<'a> {
     number: usize,
-    quantiser: Quantiser,
     /// The passes before it.
     recipe: &'a Recipe,
     request: &'a Request,
     earlier: &'a Earlier<'a>,
 }
 
+impl Finishing<'_> {
+    /// The finished output whose units are this pass's, if there is one that counts.
+    ///
+    /// # Errors
+    /// One that another pass made.
+    fn output(&self, done: &Pass) -> Result<Option<Made>> {
+        let Some(out) = self.earlier.finished.filter(|_| !self.earlier.force) else { return Ok(None) };
+        let recipe = Manifest::read(out)?.map(|manifest| manifest.recipe).unwrap_or_default();
+        // Whether all else is the same is looked at later.
+        if recorded_passes(&recipe)?.get(self.number - 1) == Some(done) {
+            return Ok(Some(Made::Output(out.to_owned())));
+        }
+        Err(Error::Output {
+            path: out.to_owned(),
+            what: "already holds a checkpoint, made by another recipe: use --force to replace it, or choose \
+                   another output directory"
+                .to_owned(),
+        })
+    }
+
+    /// The finished blocks of a job of this identity.
+    fn blocks(&self, pass: &dyn std::fmt::Display, identity: &str) -> Result<Blocks> {
+        let stage = self.earlier.stage;
+        let stage =
+            stage.ok_or_else(|| Error::Invalid(format!("{pass}: there is no place for what it finishes")))?;
+        Blocks::open(&stage.folder(self.number)?, &Digest::of(identity.as_bytes()).to_string())
+    }
+}
+
+/// What was gone by, for the record.
+fn record_of(calibration: Option<&Calibration>) -> Option<CalibrationRecord> {
+    calibration.map(|calibration| CalibrationRecord {
+        windows: calibration.windows().len(),
+        window: calibration.length(),
+        digest: calibration.digest(),
+    })
+}
+
+/// What makes matrices 2:4, and its place in the chain.
+struct Sparsifying<'a> {
+    step: Finishing<'a>,
+    sparsifier: Sparsifier,
+}
+
+impl Sparsifying<'_> {
+    /// Runs what is left of it.
+    fn run(&self, before: Checkpoint, watch: &dyn Watch) -> Result<(Sparsified, Made)> {
+        let request = self.step.request;
+        let tensors = sparsify::targets(&before, &request.recipe.compile()?)?;
+        let before_it = fingerprint(&before, self.step.recipe, 0)?;
+        let before = Arc::new(before);
+        let calibration = match self.sparsifier.needs_text() {
+            false => None,
+            true if request.calibration.texts.files.is_empty() => {
+                return Err(Error::Invalid(format!(
+                    "{} goes by what the model reads: give a text with --calib",
+                    self.sparsifier
+                )));
+            }
+            true => {
+                let vocab = Model::open(before.clone())?.vocab_size();
+                let tokenizer = Tokenizer::open(before.root())?;
+                let text = &request.calibration;
+                Some(text.texts.calibration(&tokenizer, vocab, text.cut(Quantiser::WINDOWS))?)
+            }
+        };
+        let done = Sparsified { to: self.sparsifier, calibration: record_of(calibration.as_ref()) };
+        if let Some(made) = self.step.output(&Pass::Sparsified(done.clone()))? {
+            return Ok((done, made));
+        }
+        let digest = calibration.as_ref().map(Calibration::digest).unwrap_or_default();
+        let names: Vec<&str> = tensors.iter().map(String::as_str).collect();
+        let identity = format!("{before_it}\n{digest}\n{}\n{}", self.sparsifier, names.join("\n"));
+        let mut blocks = self.step.blocks(&self.sparsifier, &identity)?;
+        let hows = tensors.into_iter().map(|name| (name, self.sparsifier)).collect();
+        let pass = sparsify::Run {
+            hows: &hows,
+            calibration: calibration.as_ref(),
+            memory: self.step.earlier.memory,
+        };
+        sparsify::run(before, &pass, &mut blocks, watch)?;
+        Ok((done, Made::Blocks(blocks)))
+    }
+}
+
+/// A quantiser and its place in the chain.
+struct Quantising<'a> {
+    step: Finishing<'a>,
+    quantiser: Quantiser,
+}
+
 impl Quantising<'_> {
     /// Runs what is left of it.
     fn run(&self, before: Checkpoint, watch: &dyn Watch) -> Result<(Quantised, Made)> {
-        let rules = self.request.recipe.compile()?;
+        let Finishing { recipe, request, earlier, .. } = self.step;
+        let rules = request.recipe.compile()?;
         let specs = targets(&before, self.quantiser.spec, &rules)?;
         let assigned = Assigned::of(&self.quantiser, &specs, &rules);
-        let before_it = fingerprint(&before, self.recipe, 0)?;
+        let before_it = fingerprint(&before, recipe, 0)?;
         let before = Arc::new(before);
-        let calibration = self.calibration(&before, &specs)?;
-        let done = Quantised {
-            to: self.quantiser,
-            calibration: calibration.as_ref().map(|calibration| CalibrationRecord {
-                windows: calibration.windows().len(),
-                window: calibration.length(),
-                digest: calibration.digest(),
-            }),
-        };
-        if let Some(out) = self.earlier.finished.filter(|_| !self.earlier.force) {
-            return match self.is_of_output(&done, out)? {
-                true => Ok((done, Made::Output(out.to_owned()))),
-                false => Err(Error::Output {
-                    path: out.to_owned(),
-                    what: "already holds a checkpoint, made by another recipe: use --force to replace it, or choose \
-                           another output directory"
-                        .to_owned(),
-                }),
-            };
+        let sparse = sparse_of_view(&before, &specs)?;
+        check_sparse(&self.quantiser, &specs, &sparse)?;
+        let calibration = if sparse.is_empty() { self.calibration(&before, &specs)? } else { None };
+        let done = Quantised { to: self.quantiser, calibration: record_of(calibration.as_ref()) };
+        if let Some(made) = self.step.output(&Pass::Quantised(done.clone()))? {
+            return Ok((done, made));
         }
-        let stage = self.earlier.stage.ok_or_else(|| {
-            Error::Invalid(format!("{}: there is no place for what it finishes", self.quantiser))
-        })?;
         let digest = calibration.as_ref().map(Calibration::digest).unwrap_or_default();
         let with = self.quantiser.with;
         let specs_text: Vec<String> =
             specs.iter().map(|(name, s)| format!("{name} {}", Quantiser::of(*s))).collect();
         let identity = format!("{before_it}\n{digest}\n{}\n{}", self.quantiser, specs_text.join("\n"));
-        let mut blocks =
-            Blocks::open(&stage.folder(self.number)?, &Digest::of(identity.as_bytes()).to_string())?;
+        let mut blocks = self.step.blocks(&self.quantiser, &identity)?;
         let pass = Run {
             specs: &specs,
             assigned: assigned.as_ref(),
             with,
             calibration: calibration.as_ref(),
-            memory: self.earlier.memory,
+            memory: earlier.memory,
         };
         run(before, &pass, &mut blocks, watch)?;
         Ok((done, Made::Blocks(blocks)))
-    }
-
-    /// Whether a finished output was quantised like this.
-    fn is_of_output(&self, done: &Quantised, out: &Path) -> Result<bool> {
-        let recipe = Manifest::read(out)?.map(|manifest| manifest.recipe).unwrap_or_default();
-        // Whether all else is the same is looked at later.
-        Ok(recorded_passes(&recipe)?.get(self.number - 1) == Some(&Pass::Quantised(done.clone())))
     }
 
     fn calibration(
@@ -333,7 +439,7 @@ impl Quantising<'_> {
             .map(|(name, spec)| (name, Quantiser::of(*spec)))
             .filter(|(_, q)| q.takes_text())
             .collect();
-        let text = &self.request.calibration;
+        let text = &self.step.request.calibration;
         let of_model = self.quantiser.with.smooth || self.quantiser.mean.is_some();
         if by_text.is_empty() && !of_model {
             return Ok(None);
@@ -506,26 +612,60 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     let mut checkpoint = request.recipe.open(dir)?;
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
     let compiled = request.recipe.compile()?;
-    let mut quantised: BTreeMap<String, u64> = BTreeMap::new();
+    let mut finished: BTreeMap<String, u64> = BTreeMap::new();
+    // What is 2:4 by then, and whether sums are beside it.
+    let mut sparse: BTreeMap<String, bool> = BTreeMap::new();
     let mut passes: Vec<(Pass, Option<PassForecast>)> = Vec::new();
     let mut rankings = request.rankings.iter();
     for (index, pass) in request.recipe.passes.iter().enumerate() {
         let settled = match pass {
-            Pass::Remove(_) | Pass::Quantised(_) => pass.clone(),
+            Pass::Remove(_) | Pass::Sparsified(_) | Pass::Quantised(_) => pass.clone(),
+            Pass::Sparsify(sparsifier) => {
+                let tensors = sparsify::targets(&checkpoint, &compiled)?;
+                let cut = request.calibration.cut(Quantiser::WINDOWS);
+                let found = sparsify::forecast(&checkpoint, &tensors, sparsifier, cut)?;
+                for name in &tensors {
+                    let bytes = sparsify::stored_bytes(checkpoint.tensor(name)?, sparsifier, recipe.to);
+                    finished.insert(name.clone(), bytes);
+                    sparse.insert(name.clone(), sparsifier.slorb);
+                }
+                let settled = Pass::Sparsified(Sparsified { to: *sparsifier, calibration: None });
+                checkpoint = apply(checkpoint, &settled)?;
+                recipe.passes.push(pass.clone());
+                passes.push((settled, Some(PassForecast::Finish(found))));
+                continue;
+            }
             Pass::Quantise(quantiser) => {
                 let specs = targets(&checkpoint, quantiser.spec, &compiled)?;
                 let cut = request.calibration.cut(Quantiser::WINDOWS);
                 let assigned = Assigned::of(quantiser, &specs, &compiled);
-                let found =
+                let mut found =
                     forecast_of_quantiser(&checkpoint, &specs, &quantiser.with, assigned.as_ref(), cut)?;
+                for name in sparse_of_view(&checkpoint, &specs)? {
+                    let encoding = checkpoint.unit_of(checkpoint.tensor(&name)?)?.encoding();
+                    sparse.entry(name).or_insert(matches!(encoding, Encoding::Lowrank(_)));
+                }
+                let names: BTreeSet<String> =
+                    specs.keys().filter(|name| sparse.contains_key(*name)).cloned().collect();
+                check_sparse(quantiser, &specs, &names)?;
                 for (name, spec) in &specs {
                     let tensor = checkpoint.tensor(name)?;
-                    quantised.insert(name.clone(), expected_bytes(name, spec, tensor, assigned.as_ref()));
+                    let dense = expected_bytes(name, spec, tensor, assigned.as_ref());
+                    let bytes = match sparse.get(name) {
+                        Some(&sums) => expected_sparse_bytes(spec, tensor, sums),
+                        None => dense,
+                    };
+                    found.bytes = found.bytes.saturating_sub(dense).saturating_add(bytes);
+                    finished.insert(name.clone(), bytes);
+                }
+                found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
+                if !names.is_empty() {
+                    (found.windows, found.window, found.stream_bytes) = (0, 0, 0);
                 }
                 let settled = Pass::Quantised(Quantised { to: *quantiser, calibration: None });
                 checkpoint = apply(checkpoint, &settled)?;
                 recipe.passes.push(pass.clone());
-                passes.push((settled, Some(PassForecast::Quantise(found))));
+                passes.push((settled, Some(PassForecast::Finish(found))));
                 continue;
             }
             Pass::Prune(pruning) => {
@@ -546,7 +686,7 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                             request.calibration.cut(pruning.default_windows()),
                             &named,
                         )?;
-                        rename(&mut quantised, &removal, &checkpoint)?;
+                        rename(&mut finished, &removal, &checkpoint)?;
                         let settled = Pass::Remove(removal);
                         checkpoint = apply(checkpoint, &settled)?;
                         recipe.passes.push(pass.clone());
@@ -557,7 +697,7 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
             }
         };
         if let Pass::Remove(removal) = &settled {
-            rename(&mut quantised, removal, &checkpoint)?;
+            rename(&mut finished, removal, &checkpoint)?;
         }
         checkpoint = apply(checkpoint, &settled)?;
         recipe.passes.push(settled.clone());
@@ -565,7 +705,7 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     }
     let stand_in = stand_in(&recipe, &passes);
     let forecasts = recipe.passes.iter().zip(passes).map(|(pass, (_, forecast))| (pass.clone(), forecast));
-    Ok(Forecasts { passes: forecasts.collect(), recipe, stand_in, view: checkpoint, quantised })
+    Ok(Forecasts { passes: forecasts.collect(), recipe, stand_in, view: checkpoint, finished })
 }
 
 /// What is known of tensors goes with their names.
@@ -633,6 +773,6 @@ pub(crate) struct Forecasts {
     pub(crate) view: Checkpoint,
     /// Every pass, and what it takes if it is still to be worked out.
     pub(crate) passes: Vec<(Pass, Option<PassForecast>)>,
-    /// Bytes of the tensors of the view that a quantiser is to take.
-    pub(crate) quantised: BTreeMap<String, u64>,
+    /// Bytes of the tensors of the view that a pass is to finish.
+    pub(crate) finished: BTreeMap<String, u64>,
 }

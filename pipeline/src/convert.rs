@@ -79,18 +79,18 @@ pub fn convert_request(
     let mut options = options.clone();
     let allow = Permissions { resume: options.resume, force: options.force };
     let open = request.recipe.passes.iter().any(|pass| !pass.is_settled());
-    let quantises = request.recipe.passes.iter().any(|pass| matches!(pass, Pass::Quantise(_)));
+    let finishes = request.recipe.passes.iter().any(Pass::finishes_units);
     // A stage is put beside what it is to replace, before anything else is looked at.
     let holds_source = || Some(dir.canonicalize().ok()?.starts_with(out.canonicalize().ok()?));
-    if quantises && holds_source() == Some(true) {
+    if finishes && holds_source() == Some(true) {
         return Err(Error::Output {
             path: out.to_owned(),
             what: "is or contains the source: choose another output directory".to_owned(),
         });
     }
-    let stage = if open { Stage::open(out, allow, quantises)? } else { None };
+    let stage = if open { Stage::open(out, allow, finishes)? } else { None };
     let finished = (options.resume && out.join(MANIFEST_FILE).exists()).then_some(out);
-    if quantises && finished.is_none() {
+    if finishes && finished.is_none() {
         check_passes(dir, out, request, max_shard_bytes)?;
     }
     let earlier =

@@ -11,6 +11,7 @@
 //! alone.
 
 pub mod bench;
+mod blocks;
 mod budget;
 mod carried;
 mod chain;
@@ -37,6 +38,7 @@ mod shard;
 mod sink;
 mod source;
 mod space;
+mod sparsify;
 mod stage;
 mod survey;
 mod work;
@@ -55,3 +57,4 @@ pub use progress::{Counted, Progress, Task, Watch};
 pub use quantise::{CalibrationRecord, QuantiseForecast, Quantised};
 pub use rank::{Saved, rank};
 pub use recipe::{Recipe, Rule, Target};
+pub use sparsify::{Sparsified, Sparsifier};

@@ -9,6 +9,7 @@ mod kept;
 mod planes;
 mod raw;
 pub(crate) mod room;
+mod sparse24;
 pub(crate) mod timed;
 
 use std::str::FromStr;
@@ -56,6 +57,11 @@ methods! {
     Dfloat11 => dfloat11::Dfloat11,
     /// Fixed 12 bits a weight; BF16 matrices.
     Fixed12 => fixed12::Fixed12,
+    /// Two in four, of matrices that are so already; F16, BF16 and F32.
+    Sparse24 => sparse24::Sparse24 { fixed12: false },
+    /// The same with twelve bits a kept value where these are BF16.
+    #[serde(rename = "sparse24:fixed12")]
+    Sparse24Fixed12 => sparse24::Sparse24 { fixed12: true },
     /// The codes of a checkpoint that another tool quantised; the rest as it is.
     Abq => abq::Abq,
     ;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! asked for ("drop:attn=8") --calibration, ranking--> settled (which layers) --> an edit of the view before it
-//! asked for ("gptq:w4") --calibration, block by block--> finished units in place of tensors of the view
+//! asked for ("gptq:w4", "sparse24:wanda") --calibration, block by block--> finished units in place of tensors of the view
 //! ```
 
 use std::fmt;
@@ -12,7 +12,7 @@ use llmpress_formats::{Checkpoint, Edit, Removal};
 use llmpress_prune as prune;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Quantised, Quantiser, Result};
+use crate::{Error, Method, Quantised, Quantiser, Result, Sparsified, Sparsifier};
 
 /// A pass.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +21,10 @@ pub enum Pass {
     Prune(prune::Pass),
     /// Sub-layers that go, by layer.
     Remove(Removal),
+    /// Matrices that are still to be made 2:4.
+    Sparsify(Sparsifier),
+    /// Matrices that were made 2:4: their units are in the view.
+    Sparsified(Sparsified),
     /// A quantiser that is still to run.
     Quantise(Quantiser),
     /// A quantiser that has run: its units are in the view.
@@ -30,12 +34,12 @@ pub enum Pass {
 impl Pass {
     /// Whether a text asks for a pass, rightly or not.
     pub fn names(text: &str) -> bool {
-        prune::Pass::names(text) || Quantiser::names(text)
+        prune::Pass::names(text) || Quantiser::names(text) || names_sparsifier(text)
     }
 
     /// Whether it says what exactly it does.
     pub fn is_settled(&self) -> bool {
-        matches!(self, Self::Remove(_) | Self::Quantised(_))
+        matches!(self, Self::Remove(_) | Self::Sparsified(_) | Self::Quantised(_))
     }
 
     /// Makes a pruning keep every tensor; no other pass takes any.
@@ -43,7 +47,7 @@ impl Pass {
         match self {
             Self::Prune(pass) => pass.portable = true,
             Self::Remove(removal) => removal.portable = true,
-            Self::Quantise(_) | Self::Quantised(_) => {}
+            Self::Sparsify(_) | Self::Sparsified(_) | Self::Quantise(_) | Self::Quantised(_) => {}
         }
     }
 
@@ -51,7 +55,11 @@ impl Pass {
     pub fn quantiser_mut(&mut self) -> Option<&mut Quantiser> {
         match self {
             Self::Quantise(quantiser) => Some(quantiser),
-            Self::Prune(_) | Self::Remove(_) | Self::Quantised(_) => None,
+            Self::Prune(_)
+            | Self::Remove(_)
+            | Self::Sparsify(_)
+            | Self::Sparsified(_)
+            | Self::Quantised(_) => None,
         }
     }
 
@@ -59,8 +67,17 @@ impl Pass {
     pub(crate) fn cache_bits(&self) -> Option<u8> {
         match self {
             Self::Quantise(quantiser) => quantiser.with.cache_bits,
-            Self::Prune(_) | Self::Remove(_) | Self::Quantised(_) => None,
+            Self::Prune(_)
+            | Self::Remove(_)
+            | Self::Sparsify(_)
+            | Self::Sparsified(_)
+            | Self::Quantised(_) => None,
         }
+    }
+
+    /// Whether it is still to run, and leaves finished units in a stage.
+    pub(crate) fn finishes_units(&self) -> bool {
+        matches!(self, Self::Sparsify(_) | Self::Quantise(_))
     }
 
     /// Whether it removes sub-layers.
@@ -73,7 +90,8 @@ impl Pass {
         match self {
             Self::Prune(pass) => pass.calibrated(),
             Self::Quantise(quantiser) => quantiser.takes_text(),
-            Self::Remove(_) | Self::Quantised(_) => false,
+            Self::Sparsify(sparsifier) => sparsifier.needs_text(),
+            Self::Remove(_) | Self::Sparsified(_) | Self::Quantised(_) => false,
         }
     }
 }
@@ -85,6 +103,8 @@ impl fmt::Display for Pass {
             Self::Remove(removal) => {
                 write!(f, "prune {} attentions and {} MLPs", removal.attention.len(), removal.mlp.len())
             }
+            Self::Sparsify(sparsifier) => sparsifier.fmt(f),
+            Self::Sparsified(sparsified) => sparsified.to.fmt(f),
             Self::Quantise(quantiser) => quantiser.fmt(f),
             Self::Quantised(quantised) => quantised.to.fmt(f),
         }
@@ -97,9 +117,15 @@ impl FromStr for Pass {
     fn from_str(text: &str) -> Result<Self> {
         match Quantiser::names(text) {
             true => Ok(Self::Quantise(text.parse()?)),
+            false if names_sparsifier(text) => Ok(Self::Sparsify(text.parse()?)),
             false => Ok(Self::Prune(text.parse()?)),
         }
     }
+}
+
+/// `sparse24:fixed12` is a method, which stores what is sparse already.
+fn names_sparsifier(text: &str) -> bool {
+    Sparsifier::names(text) && text.parse::<Method>().is_err()
 }
 
 /// A pass as it is written down: what is asked for, or what it came to.
@@ -114,6 +140,7 @@ enum Written {
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 enum Settled {
     Prune(Removal),
+    Sparsify(Sparsified),
     Quantise(Quantised),
 }
 
@@ -122,6 +149,8 @@ impl Serialize for Pass {
         match self {
             Self::Prune(pass) => Written::Asked(pass.to_string()),
             Self::Remove(removal) => Written::Settled(Settled::Prune(removal.clone())),
+            Self::Sparsify(sparsifier) => Written::Asked(sparsifier.to_string()),
+            Self::Sparsified(sparsified) => Written::Settled(Settled::Sparsify(sparsified.clone())),
             Self::Quantise(quantiser) => Written::Asked(quantiser.to_string()),
             Self::Quantised(quantised) => Written::Settled(Settled::Quantise(quantised.clone())),
         }
@@ -134,6 +163,7 @@ impl<'de> Deserialize<'de> for Pass {
         match Written::deserialize(deserializer)? {
             Written::Asked(text) => text.parse().map_err(serde::de::Error::custom),
             Written::Settled(Settled::Prune(removal)) => Ok(Self::Remove(removal)),
+            Written::Settled(Settled::Sparsify(sparsified)) => Ok(Self::Sparsified(sparsified)),
             Written::Settled(Settled::Quantise(quantised)) => Ok(Self::Quantised(quantised)),
         }
     }
@@ -167,7 +197,10 @@ pub(crate) fn apply(checkpoint: Checkpoint, pass: &Pass) -> Result<Checkpoint> {
             let edit = removal.edit(&checkpoint)?;
             Ok(checkpoint.edited(&edit)?)
         }
-        Pass::Quantised(_) => Ok(checkpoint.edited(&Edit::default())?),
+        Pass::Sparsified(_) | Pass::Quantised(_) => Ok(checkpoint.edited(&Edit::default())?),
+        Pass::Sparsify(sparsifier) => {
+            Err(Error::Invalid(format!("{sparsifier} is still to run: give --to instead of a plan")))
+        }
         Pass::Quantise(quantiser) => {
             Err(Error::Invalid(format!("{quantiser} is still to run: give --to instead of a plan")))
         }

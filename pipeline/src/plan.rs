@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use llmpress_formats::{Checkpoint, Dtype, METADATA_KEY, QuantizeSite, Tensor, Transform, Unit};
+use llmpress_formats::{Checkpoint, Dtype, Encoding, METADATA_KEY, QuantizeSite, Tensor, Transform, Unit};
 use llmpress_model::{GpuNeeds, Model};
 use serde::{Deserialize, Serialize};
 
@@ -68,8 +68,8 @@ pub struct PlannedPass {
 pub enum PassForecast {
     /// Of a pruning.
     Prune(llmpress_prune::Forecast),
-    /// Of a quantiser.
-    Quantise(QuantiseForecast),
+    /// Of what finishes units: a quantiser, or what makes matrices 2:4.
+    Finish(QuantiseForecast),
 }
 
 impl PassForecast {
@@ -77,7 +77,7 @@ impl PassForecast {
     pub fn pruning(&self) -> Option<&llmpress_prune::Forecast> {
         match self {
             Self::Prune(forecast) => Some(forecast),
-            Self::Quantise(_) => None,
+            Self::Finish(_) => None,
         }
     }
 }
@@ -110,11 +110,11 @@ impl Plan {
     /// Plans a conversion: reads nothing but the open checkpoint's headers. What is quantised already is kept as it is,
     /// unless a rule names it.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_bytes: u64) -> Result<Self> {
-        if recipe.passes.iter().any(|pass| matches!(pass, Pass::Quantised(_)))
+        if recipe.passes.iter().any(|pass| matches!(pass, Pass::Sparsified(_) | Pass::Quantised(_)))
             && checkpoint.finished().is_empty()
         {
             return Err(Error::Invalid(
-                "a recipe whose quantiser has run goes with the units that it finished: convert with --to instead".into(),
+                "a recipe of which a pass has run goes with the units that it finished: convert with --to instead".into(),
             ));
         }
         let stored = |_: &str, tensor: &Tensor| kept_unit(checkpoint, tensor).map(Unit::stored_bytes);
@@ -196,8 +196,8 @@ impl Plan {
     pub fn forecast(dir: &Path, request: &Request, max_shard_bytes: u64) -> Result<(Self, Checkpoint)> {
         let chain = crate::chain::forecast(dir, request)?;
         let kept = |name: &str, tensor: &Tensor| {
-            let quantised = chain.quantised.get(name).copied();
-            quantised.or_else(|| kept_unit(&chain.view, tensor).map(Unit::stored_bytes))
+            let finished = chain.finished.get(name).copied();
+            finished.or_else(|| kept_unit(&chain.view, tensor).map(Unit::stored_bytes))
         };
         let mut plan = Self::make(&chain.view, &chain.stand_in, max_shard_bytes, &kept)?;
         plan.recipe = chain.recipe;
@@ -316,12 +316,34 @@ fn planned_units(
             expected_bytes: method.room().expected_bytes(Some(tensor), stored),
         });
     }
-    if recipe.entropy_code && units.is_empty() {
+    if recipe.entropy_code && !units.iter().any(|unit| may_have_codes(checkpoint, &unit.name)) {
         return Err(Error::Invalid(format!(
             "{}: nothing of it is or will be quantised, and entropy coding (--entropy-code) is for codes: planes, fixed12 and \
              dfloat11 are for weights",
             checkpoint.root().display()
         )));
+    }
+    // What a pass made 2:4 stays so, whatever else is asked for: the method is then of the values that are kept.
+    for (name, tensor) in checkpoint.tensors() {
+        if grouped.contains(name.as_str()) || !is_made_sparse(checkpoint, tensor) {
+            continue;
+        }
+        let (asked, by_rule) = compiled.method(name);
+        if by_rule {
+            continue;
+        }
+        grouped.insert(name);
+        let method = match asked {
+            Method::Fixed12 | Method::Sparse24Fixed12 => Method::Sparse24Fixed12,
+            _ => Method::Sparse24,
+        };
+        units.push(PlannedUnit {
+            name: name.clone(),
+            method,
+            tensors: vec![name.clone()],
+            source_bytes: tensor.bytes,
+            expected_bytes: method.room().expected_bytes(Some(tensor), tensor.bytes),
+        });
     }
     let kept = grouped.clone();
     for method in compiled.methods() {
@@ -377,6 +399,20 @@ fn planned_units(
     Ok(units)
 }
 
+/// Whether a tensor that is kept has codes that can go through an entropy coder, or will have: those inside of other
+/// encodings cannot.
+fn may_have_codes(checkpoint: &Checkpoint, tensor: &str) -> bool {
+    let unit = checkpoint.tensors().get(tensor).and_then(|tensor| checkpoint.units().get(&tensor.unit));
+    !unit.is_some_and(|unit| matches!(unit.encoding(), Encoding::Sparse24(_) | Encoding::Lowrank(_)))
+}
+
+/// Whether a pass of this job made a tensor 2:4.
+fn is_made_sparse(checkpoint: &Checkpoint, tensor: &Tensor) -> bool {
+    checkpoint.finished().contains_key(&tensor.unit)
+        && tensor.is_stored()
+        && checkpoint.units().get(&tensor.unit).is_some_and(|u| matches!(u.encoding(), Encoding::Sparse24(_)))
+}
+
 /// The method that a unit of one tensor really gets.
 fn single_method(asked: Method, tensor: &Tensor) -> Method {
     match asked.room().fit(tensor) {
@@ -389,7 +425,8 @@ fn single_method(asked: Method, tensor: &Tensor) -> Method {
 /// A method for BF16 that finds none of it is a mistake worth an error before any work.
 fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Result<()> {
     // What is left beside quantised tensors need not be of any kind.
-    let stored = |u: &PlannedUnit| u.method == to || matches!(u.method, Method::Kept | Method::Coded);
+    let finished = [Method::Kept, Method::Coded, Method::Sparse24, Method::Sparse24Fixed12];
+    let stored = |u: &PlannedUnit| u.method == to || finished.contains(&u.method);
     if !to.room().bf16_only() || units.iter().any(stored) {
         return Ok(());
     }

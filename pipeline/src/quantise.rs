@@ -4,21 +4,23 @@
 //! "gptq:w4a8,g128" + rules --headers--> a spec a tensor --data, block by block--> finished units in a stage --> view
 //! ```
 
-mod blocks;
 mod data_free;
 mod forecast;
 mod record;
 mod run;
+mod sparse;
 mod targets;
 
 use llmpress_quantize::Quantiser;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use blocks::Blocks;
 pub use forecast::QuantiseForecast;
 pub(crate) use forecast::{expected_bytes, forecast};
 pub(crate) use record::files as record_files;
 pub(crate) use run::{Pass as Run, run};
+pub(crate) use sparse::{
+    check as check_sparse, expected_bytes as expected_sparse_bytes, is_sparse, of_view as sparse_of_view,
+};
 pub(crate) use targets::{Assigned, targets};
 
 /// A quantising pass that has run.

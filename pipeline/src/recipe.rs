@@ -158,7 +158,11 @@ impl Recipe {
     pub(crate) fn quantisers(&self) -> impl Iterator<Item = Quantiser> {
         let of_pass = self.passes.iter().filter_map(|pass| match pass {
             Pass::Quantise(quantiser) => Some(*quantiser),
-            Pass::Prune(_) | Pass::Remove(_) | Pass::Quantised(_) => None,
+            Pass::Prune(_)
+            | Pass::Remove(_)
+            | Pass::Sparsify(_)
+            | Pass::Sparsified(_)
+            | Pass::Quantised(_) => None,
         });
         let of_rule = self.rules.iter().filter_map(|rule| match rule.to {
             Target::Quantise(quantiser) => Some(quantiser),
@@ -228,6 +232,26 @@ impl Recipe {
         if quantising > 1 {
             return Err(Error::Invalid(
                 "two passes quantise: give one of them, and other widths to some tensors by rules".into(),
+            ));
+        }
+        let is_sparsifying = |pass: &Pass| matches!(pass, Pass::Sparsify(_) | Pass::Sparsified(_));
+        let sparsifying: Vec<usize> =
+            (0..self.passes.len()).filter(|&i| self.passes.get(i).is_some_and(is_sparsifying)).collect();
+        if sparsifying.len() > 1 {
+            return Err(Error::Invalid("two passes make matrices 2:4: give one of them".into()));
+        }
+        if self.entropy_code && !sparsifying.is_empty() {
+            return Err(Error::Invalid(
+                "kept values of 2:4 matrices do not go through an entropy coder: leave --entropy-code out"
+                    .into(),
+            ));
+        }
+        let quantises = |pass: &Pass| matches!(pass, Pass::Quantise(_) | Pass::Quantised(_));
+        if let (Some(at), Some(&sparse)) = (self.passes.iter().position(quantises), sparsifying.first())
+            && at < sparse
+        {
+            return Err(Error::Invalid(
+                "what is quantised cannot be made 2:4: give the quantiser after sparse24:...".into(),
             ));
         }
         let quantises = |rule: &&Rule| matches!(rule.to, Target::Quantise(_));

@@ -30,7 +30,7 @@ pub(crate) fn check(path: &Path, needed: u64) -> Result<()> {
 pub(crate) fn check_passes(dir: &Path, out: &Path, request: &Request, max_shard_bytes: u64) -> Result<()> {
     let (plan, _) = Plan::forecast(dir, request, max_shard_bytes)?;
     let staged = plan.passes.iter().map(|pass| match &pass.forecast {
-        PassForecast::Quantise(forecast) => forecast.bytes.saturating_add(forecast.stream_bytes),
+        PassForecast::Finish(forecast) => forecast.bytes.saturating_add(forecast.stream_bytes),
         PassForecast::Prune(_) => 0,
     });
     let needed = staged.fold(plan.expected_bytes, u64::saturating_add);

@@ -31,8 +31,9 @@ pub(crate) fn settle<'a>(
     let source = UnitSource::new(checkpoint, &planned.tensors)?;
     let first = checkpoint.tensor(planned.tensors.first().unwrap_or(&planned.name))?;
     let reason = match planned.method.room().survey(&source, first, work)? {
-        Ok(coding) => {
-            let fallback = kept_fallback(checkpoint, planned, &first.unit);
+        Ok(mut coding) => {
+            let fallback = coding.fallback.take();
+            let fallback = fallback.or_else(|| kept_fallback(checkpoint, planned, &first.unit));
             return Ok(vec![SettledUnit { name: planned.name.clone(), source, coding, fallback }]);
         }
         Err(reason) => reason,

@@ -7,11 +7,11 @@
 //! ```
 //!
 //! Bytes are compared, never floats: -0.0 and the payload of a NaN count. Tensors that only `a` stores with loss are
-//! told by how far they are.
+//! told by how far they are, and so are those that a pass made 2:4.
 
 use std::collections::BTreeSet;
 
-use llmpress_formats::{Checkpoint, Error, Result, Tensor};
+use llmpress_formats::{Checkpoint, Encoding, Error, Result, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -27,18 +27,25 @@ pub struct Comparison {
     pub bytes: u64,
     /// What differs, by tensor, where nothing may.
     pub differences: Vec<Difference>,
-    /// How far the tensors are that were quantised since, if there are any.
+    /// How far the tensors are that were quantised or made 2:4 since, if there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantised: Option<Quantised>,
 }
 
-/// Errors of tensors that are stored with loss: A is what they were, B what they decode to.
+/// Errors of tensors that are stored with loss, or that a pass made 2:4: A is what they were, B what they decode to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Quantised {
     /// The tensors, the largest relative error first.
     pub tensors: Vec<TensorDifference>,
     /// All of them taken together as one.
     pub total: Norms,
+    /// How many of them are two in four.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub sparse: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// How a tensor differs.
@@ -64,7 +71,8 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
     let names: BTreeSet<&String> =
         [a, b].into_iter().flat_map(|c| c.tensors().keys().chain(c.tied().keys())).collect();
     let mut result = Comparison { tensors: 0, bytes: 0, differences: Vec::new(), quantised: None };
-    let mut quantised = Vec::new();
+    let (mut quantised, mut sparse) = (Vec::new(), 0);
+    let sparsified = [was_sparsified(a), was_sparsified(b)];
     for name in names {
         let difference = |what: String| Difference { tensor: name.clone(), what };
         let (ta, tb) = match (a.tensor(name), b.tensor(name)) {
@@ -90,7 +98,8 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
         }
         result.tensors += 1;
         result.bytes += ta.bytes;
-        if is_lossy(a, ta)? && !is_lossy(b, tb)? {
+        if is_lossy(a, ta, sparsified[0])? && !is_lossy(b, tb, sparsified[1])? {
+            sparse += usize::from(is_sparse(a.unit_of(ta)?.encoding()));
             quantised.push(name);
             continue;
         }
@@ -111,14 +120,26 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
             );
             result.differences.push(Difference { tensor: tensor.tensor.clone(), what });
         }
-        result.quantised = Some(Quantised { tensors, total });
+        result.quantised = Some(Quantised { tensors, total, sparse });
     }
     Ok(result)
 }
 
 /// Whether a tensor is not what it was made from to the bit: its encoding rounds it, or what was undone did.
-fn is_lossy(checkpoint: &Checkpoint, tensor: &Tensor) -> Result<bool> {
-    Ok(tensor.is_made() || checkpoint.unit_of(tensor)?.encoding().is_lossy())
+/// Where a pass made tensors 2:4, those that are stored so are what it left.
+fn is_lossy(checkpoint: &Checkpoint, tensor: &Tensor, sparsified: bool) -> Result<bool> {
+    let encoding = checkpoint.unit_of(tensor)?.encoding();
+    Ok(tensor.is_made() || encoding.is_lossy() || sparsified && is_sparse(encoding))
+}
+
+fn is_sparse(encoding: &Encoding) -> bool {
+    matches!(encoding, Encoding::Sparse24(_) | Encoding::Lowrank(_))
+}
+
+/// Whether the manifest tells of a pass that made matrices 2:4.
+fn was_sparsified(checkpoint: &Checkpoint) -> bool {
+    let passes = checkpoint.manifest().and_then(|manifest| manifest.recipe.get("passes")?.as_array());
+    passes.is_some_and(|passes| passes.iter().any(|pass| pass.get("sparsify").is_some()))
 }
 
 /// Offset of the first byte that differs, and how many do.

@@ -105,6 +105,19 @@ impl Lowrank {
         }
     }
 
+    /// Its name in words: that of the base, and `s` with the columns that share a sum, and the widths of these.
+    pub fn widths(&self) -> String {
+        let base = match &self.base {
+            Base::Raw => "raw".to_owned(),
+            Base::Sparse24(sparse) => sparse.widths(),
+        };
+        let sums = match &self.sums {
+            None => String::new(),
+            Some(SumsEncoding::Abq(abq)) => format!(",{}", abq.widths()),
+        };
+        format!("{base}+s{}{sums}", self.block)
+    }
+
     /// Blocks of a row of `cols` columns.
     pub fn blocks(&self, cols: u64) -> u64 {
         cols.div_ceil(u64::from(self.block.max(1)))

@@ -15,7 +15,7 @@ mod reader;
 use serde::{Deserialize, Serialize};
 
 use super::abq::{self, Abq};
-use super::nested::under;
+use super::nested::{full_name, under};
 use super::{ComponentSpec, fixed12};
 use crate::{Dtype, Error, Result};
 
@@ -104,6 +104,15 @@ impl Sparse24 {
         }
     }
 
+    /// Its name in words: `2:4`, and how the values are encoded.
+    pub fn widths(&self) -> String {
+        match &self.values {
+            None => "2:4".to_owned(),
+            Some(Inner::Fixed12 { .. }) => "2:4,fixed12".to_owned(),
+            Some(Inner::Abq(abq)) => format!("2:4,{}", abq.widths()),
+        }
+    }
+
     /// Refuses parameters that the encoding does not have.
     ///
     /// # Errors
@@ -140,6 +149,11 @@ pub fn positions_component(rows: u64, cols: u64) -> ComponentSpec {
 pub fn components(rows: u64, cols: u64, dtype: Dtype) -> Vec<ComponentSpec> {
     let values = ComponentSpec { name: VALUES, dtype, shape: vec![rows, cols / 2] };
     vec![positions_component(rows, cols), values]
+}
+
+/// What a component of the encoding of values is called in the unit; a name that no such encoding has stays.
+pub fn within(name: &'static str) -> &'static str {
+    full_name(WITHIN, name).unwrap_or(name)
 }
 
 /// The components of a matrix whose values have these, as their encoding makes them for `rows` x `cols / 2`.

@@ -62,11 +62,12 @@ impl Room for Coded {
             return Kept.survey(unit, first, work);
         }
         coding.spec.splice(0..0, coded::components(abq, rows, cols, stored));
-        let Coding { encoding, spec, step, encoder } = coding;
+        let Coding { encoding, spec, step, encoder, fallback } = coding;
         let Encoder::Sized(others) = encoder else {
             return Err(Error::Invalid(format!("unit {}: has components of unknown size", first.unit)));
         };
-        Ok(Ok(Coding { encoding, spec, step, encoder: Encoder::Sized(Box::new(Coder { codes, others })) }))
+        let encoder = Encoder::Sized(Box::new(Coder { codes, others }));
+        Ok(Ok(Coding { encoding, spec, step, encoder, fallback }))
     }
 }
 

@@ -134,6 +134,7 @@ impl Room for Dfloat11 {
             spec,
             step: STEP,
             encoder: Encoder::Sized(Box::new(Stream { code, layout, starts, splits })),
+            fallback: None,
         }))
     }
 }

@@ -60,6 +60,7 @@ impl Room for Exported {
             spec,
             step: STEP,
             encoder: Encoder::Sized(Box::new(target)),
+            fallback: None,
         }))
     }
 }

@@ -1,5 +1,6 @@
 //! `fixed12`: twelve bits a weight; BF16 matrices.
 
+mod sinks;
 mod timed;
 
 use std::collections::BTreeMap;
@@ -11,8 +12,10 @@ use llmpress_formats::{Dtype, Tensor};
 use llmpress_model::Weights;
 
 use super::room::{Coding, Encoder, Fit, Room, SizedEncoder, Survey, share, would_not_shrink};
+pub(super) use sinks::StripSinks;
+
 use super::timed::Timed;
-use crate::sink::{Encoded, Sink, Slots, SourceDigests};
+use crate::sink::{Encoded, Slots, SourceDigests};
 use crate::source::UnitSource;
 use crate::work::{Work, batches_of, histograms, pieces};
 use crate::{Error, Result};
@@ -94,6 +97,7 @@ impl Room for Fixed12 {
             spec,
             step: if strip_bytes(&grid) > work.piece_bytes { 2 } else { strip_bytes(&grid) },
             encoder: Encoder::Sized(Box::new(Strips { grid, base: window.base })),
+            fallback: None,
         }))
     }
 }
@@ -158,14 +162,8 @@ impl Strips {
 
 impl SizedEncoder for Strips {
     fn encode(&self, unit: &UnitSource<'_>, mut slots: Slots, work: Work<'_>) -> Result<Encoded> {
-        let mut sign_mantissa = Sink::take(&mut slots, names::SIGN_MANTISSA, work)?;
-        let mut codes = Sink::take(&mut slots, names::CODES, work)?;
-        let mut offsets = Sink::take(&mut slots, names::ESCAPE_OFFSETS, work)?;
-        let mut positions = Sink::take(&mut slots, names::ESCAPE_POSITIONS, work)?;
-        let mut exponents = Sink::take(&mut slots, names::ESCAPE_EXPONENTS, work)?;
+        let mut sinks = StripSinks::take(&mut slots, |name| name, work)?;
         let mut digests = SourceDigests::new(unit, work.threads);
-        let mut escapes = 0u32;
-        let mut table: Vec<u32> = vec![0];
         let whole_rows = strip_bytes(&self.grid) <= work.piece_bytes;
         batches_of::<Block, fixed12::Strips>(
             &self.blocks(work.piece_bytes),
@@ -176,32 +174,14 @@ impl SizedEncoder for Strips {
                     .map_err(|e| Error::Invalid(e.to_string()))
             },
             |batch| {
-                for count in batch.iter().flat_map(|(_, strips)| &strips.escape_counts) {
-                    escapes = escapes.wrapping_add(*count);
-                    table.push(escapes);
-                }
-                let (a, b) = work.threads.join(
-                    || batch.iter().try_for_each(|(_, strips)| sign_mantissa.append(&strips.sign_mantissa)),
+                let (written, ()) = work.threads.join(
+                    || sinks.append(batch.iter().map(|(_, strips)| strips)),
                     || {
-                        let (small, ()) = work.threads.join(
-                            || {
-                                offsets.append(bytemuck::cast_slice(&table))?;
-                                table.clear();
-                                batch.iter().try_for_each(|(_, strips)| {
-                                    codes.append(&strips.codes)?;
-                                    positions.append(bytemuck::cast_slice(&strips.escape_positions))?;
-                                    exponents.append(&strips.escape_exponents)
-                                })
-                            },
-                            || {
-                                let rows = batch.iter().filter(|_| whole_rows);
-                                rows.for_each(|(words, _)| digests.update(bytemuck::cast_slice(words)));
-                            },
-                        );
-                        small
+                        let rows = batch.iter().filter(|_| whole_rows);
+                        rows.for_each(|(words, _)| digests.update(bytemuck::cast_slice(words)));
                     },
                 );
-                a.and(b)
+                written
             },
         )?;
         if !whole_rows {
@@ -214,9 +194,7 @@ impl SizedEncoder for Strips {
             }
         }
         let mut components = BTreeMap::new();
-        for sink in [sign_mantissa, codes, offsets, positions, exponents] {
-            sink.finish(&mut components)?;
-        }
+        sinks.finish(&mut components)?;
         Ok(Encoded { tensors: digests.finish(), components })
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use llmpress_formats::encoding::abq::{self, Abq, ZeroKind};
-use llmpress_formats::encoding::{ComponentSpec, Encoding};
+use llmpress_formats::encoding::{self, ComponentSpec, Encoding};
 use llmpress_formats::foreign::Codes;
 use llmpress_formats::{Checkpoint, Component, Digest, Error as FormatError, Tensor, Unit};
 
@@ -39,7 +39,7 @@ impl Room for Kept {
     }
 
     fn components(&self) -> &'static [&'static str] {
-        &llmpress_formats::encoding::abq::COMPONENTS
+        &encoding::LOSSY_COMPONENTS
     }
 
     fn survey(&self, unit: &UnitSource<'_>, first: &Tensor, _work: Work<'_>) -> Result<Survey> {
@@ -70,6 +70,7 @@ pub(super) fn coding(unit: &UnitSource<'_>, first: &Tensor, codes: bool) -> Resu
         spec,
         step: STEP,
         encoder: Encoder::Sized(Box::new(encoder)),
+        fallback: None,
     }))
 }
 
@@ -87,6 +88,7 @@ fn taken_over(codes: &Codes, planes: bool, wanted: impl Fn(&str) -> bool) -> Res
         spec,
         step: STEP,
         encoder: Encoder::Sized(Box::new(TakeOver { abq, planes })),
+        fallback: None,
     }))
 }
 

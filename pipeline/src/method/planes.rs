@@ -53,6 +53,7 @@ impl Room for Planes {
             spec: names::components(first.bytes, split.width, first.bytes),
             step: chunk_bytes(split),
             encoder: Encoder::Streamed(Box::new(Frames(split))),
+            fallback: None,
         }))
     }
 }

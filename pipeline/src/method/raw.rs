@@ -45,6 +45,7 @@ pub(crate) fn coding(dtype: Dtype, shape: &[u64]) -> Coding {
         spec: encoding::raw::components(dtype, shape),
         step: STEP,
         encoder: Encoder::Sized(Box::new(Copy)),
+        fallback: None,
     }
 }
 

@@ -122,6 +122,8 @@ pub(crate) struct Coding {
     /// Bytes that a reader decodes as a whole: ranges are compared in multiples of them.
     pub(crate) step: usize,
     pub(crate) encoder: Encoder,
+    /// Why it is not quite what was asked for, if it is not.
+    pub(crate) fallback: Option<String>,
 }
 
 /// Writes a unit's components.

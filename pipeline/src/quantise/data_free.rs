@@ -6,16 +6,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use llmpress_formats::encoding::abq::{Floats, matrix};
+use llmpress_formats::encoding::abq::{Floats, Packed, matrix};
 use llmpress_formats::{Checkpoint, Error as FormatError, block_linears};
-use llmpress_quantize::{Grid, Rung, Spec};
+use llmpress_quantize::{Grid, Lesson, Rung, Spec};
 
-use super::blocks::{Blocks, Made};
+use super::sparse;
+use crate::blocks::{Blocks, Finish, Made};
 use crate::progress::{Counted, Task, Watch};
 use crate::{Error, Result};
 
 /// Bytes that are read at a time.
 const PIECE: usize = 4 << 20;
+/// Nothing is learned.
+const NO_LESSONS: &[Lesson] = &[];
 
 /// Does what is left after the finished blocks.
 pub(super) fn run(
@@ -40,7 +43,7 @@ pub(super) fn run(
             made.push(quantise(checkpoint, name, spec).map_err(|e| named(name, e))?);
             progress.advance(weights(std::slice::from_ref(name))?);
         }
-        blocks.write((&made, &[]), Vec::new(), None)?;
+        blocks.write((&made, &[]), NO_LESSONS, None)?;
     }
     Ok(())
 }
@@ -63,6 +66,9 @@ fn groups(checkpoint: &Checkpoint, specs: &BTreeMap<String, Spec>) -> Vec<Vec<St
 
 fn quantise(checkpoint: &Checkpoint, name: &str, spec: Spec) -> Result<Made> {
     let tensor = checkpoint.tensor(name)?;
+    if let Some(unit) = sparse::quantise(checkpoint, name, tensor, spec)? {
+        return Ok(Made { name: name.to_owned(), unit, instead: None });
+    }
     let (_, cols) = matrix(&tensor.shape).unwrap_or_default();
     let mut weights = Vec::with_capacity(tensor.shape.iter().product::<u64>() as usize);
     let mut piece = vec![0u64; PIECE / 8];
@@ -72,13 +78,18 @@ fn quantise(checkpoint: &Checkpoint, name: &str, spec: Spec) -> Result<Made> {
         checkpoint.read(name, at, bytes)?;
         weights.extend(Floats::new(tensor.dtype, &*bytes)?.iter());
     }
+    let unit = Finish::Abq(packed(&weights, cols as usize, spec)?);
+    Ok(Made { name: name.to_owned(), unit, instead: None })
+}
+
+/// Rows of `cols` weights by the weights alone.
+pub(super) fn packed(weights: &[f32], cols: usize, spec: Spec) -> Result<Packed<'static>> {
     let grid = match spec.rung {
-        Rung::Rtn => Grid::min_max(&weights, cols as usize, spec)?,
-        Rung::Grid => Grid::search(&weights, cols as usize, spec, None)?,
+        Rung::Rtn => Grid::min_max(weights, cols, spec)?,
+        Rung::Grid => Grid::search(weights, cols, spec, None)?,
         Rung::Gptq => return Err(Error::Invalid(format!("{} goes by a text", spec.rung))),
     };
-    let unit = grid.pack(&grid.nearest(&weights))?;
-    Ok(Made { name: name.to_owned(), unit, instead: None })
+    Ok(grid.pack(&grid.nearest(weights))?)
 }
 
 /// An error that says of which tensor.

@@ -6,6 +6,7 @@ use llmpress_formats::encoding::abq;
 use llmpress_formats::{Checkpoint, Tensor, block_linears};
 use llmpress_quantize::{MeanBits, Quantiser, Spec};
 
+use super::is_sparse;
 use crate::recipe::{Compiled, Target};
 use crate::{Error, Result};
 
@@ -29,7 +30,8 @@ pub(crate) fn targets(view: &Checkpoint, spec: Spec, rules: &Compiled) -> Result
                 tensor.shape
             )));
         }
-        if view.unit_of(tensor)?.encoding().is_lossy() {
+        let encoding = view.unit_of(tensor)?.encoding();
+        if encoding.is_lossy() && !is_sparse(encoding) {
             return Err(Error::Invalid(format!(
                 "{}: {name} is quantised already: quantise the original checkpoint",
                 view.root().display()

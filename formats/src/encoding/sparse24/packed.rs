@@ -54,12 +54,10 @@ impl Packed<'static> {
         check_positions(rows, cols, &positions)?;
         let mut values = Vec::with_capacity(dense.len() / 2);
         if cols > 0 {
-            for (row, at) in dense.chunks_exact(cols * width).zip(positions.chunks_exact(row_bytes(cols))) {
-                for (quad, dense) in row.chunks_exact(QUAD * width).enumerate() {
-                    let (first, second) = places(positions::get(at, quad)).unwrap_or((0, 1));
-                    values.extend_from_slice(&dense[first * width..][..width]);
-                    values.extend_from_slice(&dense[second * width..][..width]);
-                }
+            let rows = dense.chunks_exact(cols * width).zip(positions.chunks_exact(row_bytes(cols)));
+            for (row, (dense, at)) in rows.enumerate() {
+                positions::gather(width, at, dense, &mut values)
+                    .map_err(|quad| Error::Invalid(format!("row {row}: quad {quad} has no places")))?;
             }
         }
         Self::new(rows, cols, positions, Kept::Plain(Floats::new(dtype, values)?))

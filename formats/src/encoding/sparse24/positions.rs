@@ -87,6 +87,20 @@ pub fn choose_row(width: usize, dense: &[u8], out: &mut [u8]) -> Result<(), usiz
     Ok(())
 }
 
+/// Appends the kept elements, of `width` bytes each, of a dense row.
+///
+/// # Errors
+/// The first quad whose nibble stands for no two of four.
+pub fn gather(width: usize, positions: &[u8], dense: &[u8], kept: &mut Vec<u8>) -> Result<(), usize> {
+    let width = width.max(1);
+    for (quad, dense) in dense.chunks_exact(QUAD * width).enumerate() {
+        let (first, second) = places(get(positions, quad)).ok_or(quad)?;
+        kept.extend_from_slice(&dense[first * width..][..width]);
+        kept.extend_from_slice(&dense[second * width..][..width]);
+    }
+    Ok(())
+}
+
 /// What is wrong with the positions of a row of `cols` columns, if anything is.
 pub(super) fn fault(row: &[u8], cols: usize) -> Option<String> {
     let quads = cols / QUAD;

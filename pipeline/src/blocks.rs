@@ -1,4 +1,4 @@
-//! The stage of a quantising pass: finished units, block by block, and the streams that the next block needs.
+//! The stage of a pass that finishes units, block by block, and the streams that the next block needs.
 //!
 //! ```text
 //! OUT/.llmpress/passes/N/pass.json                what the pass is of: another one's blocks are none of its
@@ -14,14 +14,13 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use llmpress_formats::encoding::abq::Packed;
-use llmpress_formats::encoding::{Encoding, stored_name};
+use llmpress_formats::encoding::{ComponentSpec, Encoding, abq, lowrank, sparse24, stored_name};
 use llmpress_formats::{
     Checkpoint, ComponentEntry, Digest, Error as FormatError, ShardEntry, ShardFile, ShardWriter, SlotPlan,
     Transform, UnitEntry, read_small_file, write_atomic,
 };
 use llmpress_model::folded;
-use llmpress_quantize::Lesson;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -45,13 +44,41 @@ pub(crate) struct Blocks {
 }
 
 /// Writes streams to a file of this name.
-pub(super) type Save<'a> = &'a mut dyn FnMut(&mut dyn Write, &Path) -> llmpress_formats::Result<()>;
+pub(crate) type Save<'a> = &'a mut dyn FnMut(&mut dyn Write, &Path) -> llmpress_formats::Result<()>;
 
 /// A finished tensor, and why it is not as it was asked for.
 pub(crate) struct Made {
     pub(crate) name: String,
-    pub(crate) unit: Packed<'static>,
+    pub(crate) unit: Finish,
     pub(crate) instead: Option<String>,
+}
+
+/// How a finished tensor is stored.
+pub(crate) enum Finish {
+    /// Quantised.
+    Abq(abq::Packed<'static>),
+    /// Two in four.
+    Sparse24(sparse24::Packed<'static>),
+    /// The same with sums beside.
+    Lowrank(lowrank::Packed<'static>),
+}
+
+impl Finish {
+    fn encoding(&self) -> Encoding {
+        match self {
+            Self::Abq(unit) => Encoding::Abq(*unit.abq()),
+            Self::Sparse24(unit) => unit.encoding(),
+            Self::Lowrank(unit) => unit.encoding(),
+        }
+    }
+
+    fn components(&self) -> Vec<(ComponentSpec, &[u8])> {
+        match self {
+            Self::Abq(unit) => unit.components(),
+            Self::Sparse24(unit) => unit.components(),
+            Self::Lowrank(unit) => unit.components(),
+        }
+    }
 }
 
 /// A finished block.
@@ -67,8 +94,8 @@ struct Receipt {
     /// Its shard; a block without units has none.
     shard: Option<ShardEntry>,
     units: BTreeMap<String, UnitEntry>,
-    /// What learning came to.
-    lessons: Vec<Lesson>,
+    /// What learning came to, and what else is to be told of the block: as its pass writes it.
+    lessons: Vec<serde_json::Value>,
     /// Of the streams after it, where the next block needs them.
     streams: Option<Digest>,
     /// What was learned to be folded in with its units.
@@ -263,9 +290,11 @@ impl Blocks {
         Ok(())
     }
 
-    /// What learning came to in the finished blocks.
-    pub(crate) fn lessons(&self) -> Vec<Lesson> {
-        self.finished.iter().flat_map(|block| block.receipt.lessons.iter().cloned()).collect()
+    /// What learning came to in the finished blocks, as their pass wrote it.
+    pub(crate) fn lessons<T: DeserializeOwned>(&self) -> Result<Vec<T>> {
+        let lessons = self.finished.iter().flat_map(|block| &block.receipt.lessons);
+        let read = |lesson: &serde_json::Value| serde_json::from_value(lesson.clone());
+        lessons.map(read).collect::<Result<_, _>>().map_err(|e| Error::Invalid(format!("a lesson: {e}")))
     }
 
     /// Keeps the units of the next block, what was learned to be folded in with them, what learning came to, and its streams:
@@ -273,7 +302,7 @@ impl Blocks {
     pub(crate) fn write(
         &mut self,
         (units, transforms): (&[Made], &[Transform]),
-        lessons: Vec<Lesson>,
+        lessons: &[impl Serialize],
         streams: Option<Save<'_>>,
     ) -> llmpress_formats::Result<()> {
         let block = self.count();
@@ -282,7 +311,7 @@ impl Blocks {
             fingerprint: self.fingerprint.clone(),
             shard: None,
             units: BTreeMap::new(),
-            lessons,
+            lessons: values(lessons)?,
             streams: None,
             transforms: values(transforms)?,
         };
@@ -318,7 +347,7 @@ impl Blocks {
     ) -> llmpress_formats::Result<()> {
         let mut slots = Vec::new();
         for Made { name, unit, instead } in units {
-            let encoding = Encoding::Abq(*unit.abq());
+            let encoding = unit.encoding();
             for (spec, bytes) in unit.components() {
                 let stored = stored_name(name, &encoding, spec.name);
                 slots.push((
@@ -388,10 +417,9 @@ impl Blocks {
     }
 }
 
-fn values(transforms: &[Transform]) -> llmpress_formats::Result<Vec<serde_json::Value>> {
-    let value =
-        |t| serde_json::to_value(t).map_err(|e| FormatError::Invalid(format!("transformations: {e}")));
-    transforms.iter().map(value).collect()
+fn values(things: &[impl Serialize]) -> llmpress_formats::Result<Vec<serde_json::Value>> {
+    let value = |thing| serde_json::to_value(thing).map_err(|e| FormatError::Invalid(e.to_string()));
+    things.iter().map(value).collect()
 }
 
 /// Hashes what it writes.

@@ -1,0 +1,75 @@
+//! Passes that make matrices 2:4: which tensors, how, and the finished units that they leave.
+//!
+//! ```text
+//! "sparse24:wanda" --headers--> linears of repeated blocks --data, block by block--> finished units in a stage --> view
+//! ```
+
+mod forecast;
+mod record;
+mod run;
+
+use std::collections::BTreeSet;
+
+use llmpress_formats::encoding::sparse24::{DTYPES, matrix};
+use llmpress_formats::{Checkpoint, Tensor, block_linears};
+pub use llmpress_sparsify::Sparsifier;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::recipe::{Compiled, Target};
+use crate::{CalibrationRecord, Error, Result};
+
+pub(crate) use forecast::{forecast, stored_bytes};
+pub(crate) use record::files as record_files;
+pub(crate) use run::{Pass as Run, run};
+
+/// A pass that has made matrices 2:4.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sparsified {
+    /// What was asked for.
+    #[serde(serialize_with = "write", deserialize_with = "read")]
+    pub to: Sparsifier,
+    /// What it went by, if by a text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationRecord>,
+}
+
+fn write<S: Serializer>(sparsifier: &Sparsifier, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(sparsifier)
+}
+
+fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sparsifier, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+/// The tensors that are made 2:4: linears of repeated blocks that no rule gives a method of their own.
+pub(crate) fn targets(view: &Checkpoint, rules: &Compiled) -> Result<BTreeSet<String>> {
+    let names = view.tensors().iter().filter(|(_, t)| is_matrix(t)).map(|(name, _)| name.as_str());
+    let linears = block_linears(view.config().and_then(|c| c.model_type()), names);
+    let mut targets = BTreeSet::new();
+    for name in linears.into_iter().flatten() {
+        let tensor = view.tensor(&name)?;
+        if tensor.is_zero() || matches!(rules.rule(&name), Some(Target::Method(_))) {
+            continue;
+        }
+        if view.unit_of(tensor)?.encoding().is_lossy() {
+            return Err(Error::Invalid(format!(
+                "{}: {name} is quantised already: make the original checkpoint 2:4",
+                view.root().display()
+            )));
+        }
+        targets.insert(name);
+    }
+    if targets.is_empty() {
+        return Err(Error::Invalid(format!(
+            "{}: none of its tensors is a linear of a repeated block, in F16, BF16 or F32, with columns in fours, that no rule \
+             excepts",
+            view.root().display()
+        )));
+    }
+    Ok(targets)
+}
+
+fn is_matrix(tensor: &Tensor) -> bool {
+    DTYPES.contains(&tensor.dtype) && matrix(&tensor.shape).is_some()
+}

@@ -1,0 +1,107 @@
+//! What a pass that makes matrices 2:4 will leave and take, from headers alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use llmpress_calibrate::Cut;
+use llmpress_formats::encoding::sparse24::matrix;
+use llmpress_formats::{Checkpoint, Tensor, block_linears};
+use llmpress_sparsify::{GROUP, InputShape, Rule, Sparsifier, block_peak_bytes};
+
+use super::run::MEMORY;
+use crate::{Method, QuantiseForecast, Result};
+
+/// What the process takes besides weights and activations: code, tables, buffers of the threads.
+const BASE_BYTES: u64 = 64 << 20;
+/// Products with each weight that a token takes in a step of reconstruction: forward, and back to weights and inputs.
+const LEARN_PRODUCTS: u128 = 3;
+
+/// Bytes of a tensor that is made 2:4 and then stored by a method.
+pub(crate) fn stored_bytes(tensor: &Tensor, how: &Sparsifier, to: Method) -> u64 {
+    let (rows, cols) = matrix(&tensor.shape).unwrap_or_default();
+    // With sums it stays as it is, values plain.
+    let encoded = matches!(to, Method::Fixed12 | Method::Sparse24Fixed12) && !how.slorb;
+    let method = if encoded { Method::Sparse24Fixed12 } else { Method::Sparse24 };
+    let sums = if how.slorb { rows * cols.div_ceil(GROUP as u64) } else { 0 };
+    let sums = sums.saturating_mul(u64::from(tensor.dtype.bits())) / 8;
+    method.room().expected_bytes(Some(tensor), tensor.bytes).saturating_add(sums)
+}
+
+/// What it comes to on a view, by windows cut so.
+pub(crate) fn forecast(
+    view: &Checkpoint,
+    tensors: &BTreeSet<String>,
+    how: &Sparsifier,
+    cut: Cut,
+) -> Result<QuantiseForecast> {
+    let (windows, window) = if how.needs_text() { (cut.windows as u64, cut.length as u64) } else { (0, 0) };
+    let tokens = u128::from(windows) * u128::from(window);
+    let mut found = QuantiseForecast {
+        tensors: tensors.len() as u64,
+        weights: 0,
+        source_bytes: 0,
+        bytes: 0,
+        bits_per_weight: 0.0,
+        windows,
+        window,
+        million_products: 0,
+        stream_bytes: 0,
+        memory_bytes: BASE_BYTES,
+    };
+    let mut products = 0u128;
+    let mut squares: BTreeSet<(&str, u64)> = BTreeSet::new();
+    for name in tensors {
+        let tensor = view.tensor(name)?;
+        let (rows, cols) = matrix(&tensor.shape).unwrap_or_default();
+        let (weights, columns) = (rows.saturating_mul(cols), u128::from(cols));
+        found.weights = found.weights.saturating_add(weights);
+        found.source_bytes = found.source_bytes.saturating_add(tensor.bytes);
+        found.bytes = found.bytes.saturating_add(stored_bytes(tensor, how, Method::Sparse24));
+        // Once for what they multiply, once for what comes out.
+        products += 2 * tokens * u128::from(weights);
+        if let Some(reconstruct) = how.reconstruct {
+            products +=
+                LEARN_PRODUCTS * u128::from(reconstruct.steps()) * u128::from(window) * u128::from(weights);
+        }
+        if how.rule == Rule::SparseGpt {
+            products += u128::from(weights) * columns;
+            if squares.insert((sub_layer(name), cols)) {
+                products += tokens * columns * columns / 2 + columns.pow(3) / 3;
+            }
+        }
+    }
+    let hidden =
+        view.config().and_then(|c| c.get("hidden_size")).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    // The original's streams go along where something makes up for what was lost.
+    let kinds = if how.reconstruct.is_some() || how.rule == Rule::SparseGpt { 2 } else { 1 };
+    let bytes = |kinds: u128| u64::try_from(kinds * tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX);
+    // Of the last two blocks for a moment, and those in work.
+    found.stream_bytes = bytes(3 * kinds);
+    found.million_products = u64::try_from(products / 1_000_000).unwrap_or(u64::MAX);
+    found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
+    let streams = bytes(kinds).min(MEMORY);
+    let work = peak_bytes(view, tensors, how)?;
+    found.memory_bytes = BASE_BYTES.saturating_add(work).saturating_add(streams);
+    Ok(found)
+}
+
+/// The most that a block takes.
+fn peak_bytes(view: &Checkpoint, tensors: &BTreeSet<String>, how: &Sparsifier) -> Result<u64> {
+    let names = tensors.iter().map(String::as_str);
+    let mut peak = 0;
+    for block in block_linears(view.config().and_then(|c| c.model_type()), names) {
+        let mut inputs: BTreeMap<(&str, u64), InputShape> = BTreeMap::new();
+        for name in &block {
+            let (rows, cols) = matrix(&view.tensor(name)?.shape).unwrap_or_default();
+            let input = inputs.entry((sub_layer(name), cols));
+            input.or_insert(InputShape { features: cols, rows: Vec::new() }).rows.push(rows);
+        }
+        let inputs: Vec<_> = inputs.into_values().collect();
+        peak = peak.max(block_peak_bytes(&inputs, how.reconstruct.is_some()));
+    }
+    Ok(peak)
+}
+
+/// Linears of a sub-layer that are as wide mostly multiply the same.
+fn sub_layer(name: &str) -> &str {
+    name.rsplitn(3, '.').nth(2).unwrap_or_default()
+}

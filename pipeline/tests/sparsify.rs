@@ -1,0 +1,302 @@
+//! Passes that make matrices 2:4: kept block by block, resumed to the same bytes, planned exactly, kept by what comes after.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use llmpress_calibrate::Texts;
+use llmpress_formats::encoding::lowrank::{Base, SumsEncoding};
+use llmpress_formats::encoding::sparse24::{Inner, Packed};
+use llmpress_formats::{Checkpoint, Encoding, Producer};
+use llmpress_pipeline::{
+    CalibrationText, Counted, Method, Options, Plan, Progress, Recipe, Request, Task, Watch, convert_request,
+    restore,
+};
+
+fn tinylm() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tinylm")
+}
+
+fn request(recipe: Recipe, texts: bool) -> Request {
+    let files = if texts { vec![tinylm().join("calib.txt")] } else { Vec::new() };
+    let calibration = CalibrationText { texts: Texts { files }, windows: Some(8), length: 64, seed: None };
+    Request { recipe, calibration, rankings: Vec::new() }
+}
+
+fn short(chain: &str, texts: bool) -> Request {
+    request(Recipe::from_short(chain).unwrap(), texts)
+}
+
+fn toml(text: &str) -> Request {
+    request(Recipe::from_toml(Path::new("r.toml"), text).unwrap(), false)
+}
+
+fn options() -> Options {
+    Options {
+        jobs: Some(2),
+        max_memory: None,
+        resume: false,
+        force: false,
+        producer: Producer { name: "test".to_owned(), version: "0.1.0".to_owned(), revision: None },
+        extra_files: BTreeMap::new(),
+    }
+}
+
+/// Copies the output now and then, as it would be left if the job were killed then.
+struct Copies<'a> {
+    out: &'a Path,
+    to: &'a Path,
+    made: Mutex<Vec<PathBuf>>,
+}
+
+struct Step<'a>(Option<&'a Copies<'a>>);
+
+impl Watch for Copies<'_> {
+    fn begin(&self, task: Task) -> Box<dyn Progress + '_> {
+        Box::new(Step((task.counted == Counted::Weights).then_some(self)))
+    }
+}
+
+impl Progress for Step<'_> {
+    fn start(&self, _total: u64) {}
+
+    fn advance(&self, _amount: u64) {
+        let Some(copies) = self.0.filter(|copies| copies.out.exists()) else { return };
+        let mut made = copies.made.lock().unwrap();
+        let to = copies.to.join(made.len().to_string());
+        copy(copies.out, &to);
+        made.push(to);
+    }
+
+    fn shard(&self, _file: &str) {}
+}
+
+/// Nobody watches.
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn begin(&self, _task: Task) -> Box<dyn Progress + '_> {
+        Box::new(Step(None))
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .map(|p| (p.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&p).unwrap()))
+        .collect()
+}
+
+fn convert(out: &Path, request: &Request, options: &Options) -> Result<(), String> {
+    let run = convert_request(&tinylm(), out, request, 4 << 30, options, &Unwatched);
+    run.map(drop).map_err(|e| e.to_string())
+}
+
+#[test]
+fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
+    for (chain, spared) in [
+        ("sparse24:wanda+fixed12", 37),
+        ("sparse24:sparsegpt,slorb+rtn:w4,g64", 67),
+        ("sparse24:sparsegpt,reconstruct,steps=2", 71),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+        let mut request = short(chain, true);
+        if chain.contains("reconstruct") {
+            (request.calibration.windows, request.calibration.length) = (Some(16), 16);
+        }
+        convert(&whole, &request, &options()).unwrap();
+        let expected = files(&whole);
+        assert_eq!(expected.contains_key("sparsity.jsonl"), chain.contains("reconstruct"), "{chain}");
+        assert!(!whole.join(".llmpress").exists());
+        let copies = Copies { out: &out, to: &dir.path().join("copies"), made: Mutex::default() };
+        convert_request(&tinylm(), &out, &request, 4 << 30, &options(), &copies).unwrap();
+        assert!(files(&out) == expected, "{chain}");
+        let made = copies.made.into_inner().unwrap();
+        assert!(made.len() > 40, "{chain}: {}", made.len());
+        for (number, copy) in made.iter().enumerate().step_by(spared) {
+            convert(copy, &request, &Options { resume: true, ..options() }).unwrap();
+            assert!(files(copy) == expected, "{chain}: killed at {number}");
+        }
+        // Done already: the same job finds nothing to do.
+        convert(&out, &request, &Options { resume: true, ..options() }).unwrap();
+        assert!(files(&out) == expected, "{chain}");
+    }
+}
+
+/// The units of linears, and how much each weight of them takes.
+fn linears(out: &Path) -> Vec<(String, Encoding, f64)> {
+    let checkpoint = Checkpoint::open(out).unwrap();
+    let mut found = Vec::new();
+    for (name, unit) in checkpoint.units().iter().filter(|(name, _)| name.contains("_proj")) {
+        let weights: u64 = checkpoint.tensor(name).unwrap().shape.iter().product();
+        found.push((
+            name.clone(),
+            unit.encoding().clone(),
+            unit.stored_bytes() as f64 * 8.0 / weights as f64,
+        ));
+    }
+    assert_eq!(found.len(), 56, "eight layers of seven");
+    found
+}
+
+#[test]
+fn chains_store_what_is_two_in_four_as_they_say_and_plans_know_it() {
+    let check = |chain: &str, bits: (f64, f64), right: &dyn Fn(&Encoding) -> bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let request = short(chain, chain.contains("wanda"));
+        convert(dir.path().join("out").as_path(), &request, &options()).unwrap();
+        let (mut stored, mut sum) = (0, 0.0);
+        for (name, encoding, of_weight) in linears(&dir.path().join("out")) {
+            assert!(right(&encoding), "{chain}: {name}: {encoding:?}");
+            assert!(of_weight > bits.0 && of_weight < bits.1, "{chain}: {name}: {of_weight}");
+            (stored, sum) = (stored + 1, sum + of_weight);
+        }
+        let mean = sum / f64::from(stored);
+        let (plan, _) = Plan::forecast(&tinylm(), &request, 4 << 30).unwrap();
+        assert!(!plan.passes.is_empty());
+        let out = Checkpoint::open(&dir.path().join("out")).unwrap();
+        let expected: u64 = plan.units().filter(|u| u.name.contains("_proj")).map(|u| u.expected_bytes).sum();
+        let real: u64 =
+            out.units().iter().filter(|(n, _)| n.contains("_proj")).map(|(_, u)| u.stored_bytes()).sum();
+        let off = (expected as f64 / real as f64 - 1.0).abs();
+        assert!(off < 0.01, "{chain}: {expected} bytes were planned, {real} came ({mean} bits)");
+    };
+    check("sparse24:magnitude", (8.99, 9.01), &|e| matches!(e, Encoding::Sparse24(s) if s.values.is_none()));
+    // Padding of tiles in matrices as small as these.
+    check(
+        "sparse24:wanda+fixed12",
+        (6.99, 7.3),
+        &|e| matches!(e, Encoding::Sparse24(s) if matches!(s.values, Some(Inner::Fixed12 { .. }))),
+    );
+    check(
+        "sparse24:magnitude,slorb+fixed12",
+        (9.99, 10.01),
+        &|e| matches!(e, Encoding::Lowrank(l) if l.sums.is_none() && l.block == 16),
+    );
+    check(
+        "sparse24:magnitude+rtn:w4,g64",
+        (3.2, 3.6),
+        &|e| matches!(e, Encoding::Sparse24(s) if s.abq().is_some_and(|abq| abq.bits == 4)),
+    );
+    check("sparse24:wanda,slorb+grid:w3,g64+dfloat11", (3.2, 3.9), &|e| {
+        let Encoding::Lowrank(lowrank) = e else { return false };
+        let Base::Sparse24(base) = &lowrank.base else { return false };
+        let Some(SumsEncoding::Abq(sums)) = &lowrank.sums else { return false };
+        base.abq().is_some_and(|abq| abq.bits == 3) && sums.bits == 8
+    });
+}
+
+#[test]
+fn every_linear_is_two_in_four_and_the_rest_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, plain) = (dir.path().join("out"), dir.path().join("plain"));
+    convert(&out, &short("sparse24:wanda", true), &options()).unwrap();
+    restore(&Checkpoint::open(&out).unwrap(), &plain, 4 << 30, &options(), &Step(None)).unwrap();
+    let (source, plain) = (Checkpoint::open(&tinylm()).unwrap(), Checkpoint::open(&plain).unwrap());
+    let mut sparse = 0;
+    for (name, tensor) in source.tensors() {
+        let bytes = plain.read_tensor(name).unwrap();
+        if name.contains("_proj") {
+            let (rows, cols) = (tensor.shape[0] as usize, tensor.shape[1] as usize);
+            Packed::from_dense(tensor.dtype, rows, cols, &bytes).expect("two in four");
+            sparse += 1;
+        } else {
+            assert!(bytes == source.read_tensor(name).unwrap(), "{name}");
+        }
+    }
+    assert_eq!(sparse, 56);
+    // What was kept of a stored one is packed again without a pass.
+    let again = dir.path().join("again");
+    let recipe = Recipe::new(Method::Sparse24);
+    let plan = Plan::new(&plain, &recipe, 4 << 30).unwrap();
+    llmpress_pipeline::convert(&plain, &again, &plan, &options(), &Step(None)).unwrap();
+    assert!(linears(&again).iter().all(|(_, encoding, _)| encoding.name() == "sparse24"));
+}
+
+#[test]
+fn a_quantiser_takes_the_kept_values_of_a_checkpoint_that_is_stored_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (sparse, after, at_once) =
+        (dir.path().join("sparse"), dir.path().join("after"), dir.path().join("once"));
+    convert(&sparse, &short("sparse24:magnitude,slorb", false), &options()).unwrap();
+    let request = short("rtn:w4,g64", false);
+    convert_request(&sparse, &after, &request, 4 << 30, &options(), &Unwatched).unwrap();
+    convert(&at_once, &short("sparse24:magnitude,slorb+rtn:w4,g64", false), &options()).unwrap();
+    assert!(linears(&after) == linears(&at_once));
+    let (plan, _) = Plan::forecast(&sparse, &request, 4 << 30).unwrap();
+    let expected: u64 = plan.units().filter(|u| u.name.contains("_proj")).map(|u| u.expected_bytes).sum();
+    let out = Checkpoint::open(&after).unwrap();
+    let real: u64 =
+        out.units().iter().filter(|(n, _)| n.contains("_proj")).map(|(_, u)| u.stored_bytes()).sum();
+    assert!((expected as f64 / real as f64 - 1.0).abs() < 0.01, "{expected} {real}");
+    let (once, after) = (Checkpoint::open(&at_once).unwrap(), out);
+    for name in after.tensors().keys() {
+        assert!(after.read_tensor(name).unwrap() == once.read_tensor(name).unwrap(), "{name}");
+    }
+    // What would lose the pattern is refused, and so is coding what cannot be.
+    let gptq = short("gptq:w4", true);
+    let error = convert_request(&sparse, &dir.path().join("x"), &gptq, 4 << 30, &options(), &Unwatched);
+    assert!(error.unwrap_err().to_string().contains("weights that are dropped"));
+    let mut coded = Recipe::new(Method::Raw);
+    coded.entropy_code = true;
+    let error = Plan::new(&Checkpoint::open(&sparse).unwrap(), &coded, 4 << 30).unwrap_err().to_string();
+    assert!(error.contains("--entropy-code"), "{error}");
+}
+
+#[test]
+fn rules_leave_tensors_dense() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let request = toml(
+        "to = \"fixed12\"\npasses = [\"sparse24:magnitude\"]\n\
+         [[rule]]\ntensors = '.*down_proj\\.weight'\nto = \"planes\"\n",
+    );
+    convert(&out, &request, &options()).unwrap();
+    for (name, encoding, _) in linears(&out) {
+        let expected = if name.contains("down_proj") { "planes" } else { "sparse24" };
+        assert_eq!(encoding.name(), expected, "{name}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let refused = |request: &Request, words: &[&str]| {
+        let error = convert(&out, request, &options()).unwrap_err();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        assert!(!out.exists(), "{error}");
+    };
+    refused(&short("sparse24:wanda", false), &["sparse24:wanda", "--calib"]);
+    refused(&short("sparse24:magnitude", true), &["--calib is for"]);
+    refused(&short("sparse24:magnitude+sparse24:wanda", true), &["two passes make matrices 2:4"]);
+    refused(&short("rtn:w4+sparse24:magnitude", false), &["cannot be made 2:4"]);
+    refused(&short("sparse24:magnitude+gptq:w4", true), &["gptq:w4", "weights that are dropped", "rtn:w4"]);
+    refused(&short("sparse24:magnitude+rtn:w4,rotate", false), &["2:4"]);
+    refused(&short("sparse24:magnitude+rtn:w4a8", false), &["inputs of kept values"]);
+    let settled = "to = \"raw\"\npasses = [{ sparsify = { to = \"sparse24:magnitude\" } }]\n";
+    refused(&toml(settled), &["ask for it by its name", "sparse24:magnitude"]);
+    let mut coded = short("sparse24:magnitude+rtn:w4", false);
+    coded.recipe.entropy_code = true;
+    refused(&coded, &["--entropy-code"]);
+    let mut few = short("sparse24:wanda,reconstruct", true);
+    few.calibration.windows = Some(2);
+    refused(&few, &["reconstruction takes", "there are 2"]);
+    assert!(Recipe::from_short("sparse24:other").unwrap_err().to_string().contains("magnitude, wanda"));
+    assert_eq!(Recipe::from_short("sparse24:fixed12").unwrap(), Recipe::new(Method::Sparse24Fixed12));
+}
