@@ -407,7 +407,7 @@ impl Quantising<'_> {
         let before = Arc::new(before);
         let sparse = sparse_of_view(&before, &specs)?;
         check_sparse(&self.quantiser, &specs, &sparse)?;
-        let calibration = if sparse.is_empty() { self.calibration(&before, &specs)? } else { None };
+        let calibration = self.calibration(&before, &specs)?;
         let done = Quantised { to: self.quantiser, calibration: record_of(calibration.as_ref()) };
         if let Some(made) = self.step.output(&Pass::Quantised(done.clone()))? {
             return Ok((done, made));
