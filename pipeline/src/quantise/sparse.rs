@@ -59,14 +59,13 @@ pub(crate) fn check(
         return bad("what changes the model before, or measures it, would not leave it 2:4");
     }
     let mut of_them = specs.iter().filter(|(name, _)| sparse.contains(*name));
-    match of_them.clone().find(|(_, spec)| spec.learn.is_some()) {
-        Some(_) => return bad("learning would move weights that are dropped"),
-        None => {}
+    if of_them.clone().any(|(_, spec)| spec.learn.is_some()) {
+        return bad("learning would move weights that are dropped");
     }
-    match of_them.find(|(_, spec)| spec.abq.activation_bits.is_some()) {
-        Some(_) => bad("inputs of kept values stay floating point"),
-        None => Ok(()),
+    if of_them.any(|(_, spec)| spec.abq.activation_bits.is_some()) {
+        return bad("inputs of kept values stay floating point");
     }
+    Ok(())
 }
 
 /// Bytes of a tensor that is 2:4 when its kept values are quantised.
