@@ -121,7 +121,7 @@ pub(crate) struct RecipeArgs {
     /// rotate or rotate=r2r4, smooth and qkv8 for low widths of activations; kv8 or kv4 for a cache of so many bits; learn,
     /// for codes and scales learned from there); sparse24:magnitude, sparse24:wanda or sparse24:sparsegpt, with reconstruct and
     /// slorb, to make matrices 2:4; or a chain of any number of prunings, what makes matrices 2:4, a quantiser and a method:
-    /// drop:attn=8+gptq:w4+dfloat11, sparse24:wanda+fixed12, sparse24:sparsegpt+grid:w4,g64.
+    /// drop:attn=8+gptq:w4+dfloat11, sparse24:wanda+fixed12, sparse24:sparsegpt+gptq:w4,g64.
     #[arg(long, value_name = "CHAIN", value_parser = parse_to, conflicts_with = "recipe")]
     pub(crate) to: Option<Recipe>,
     /// A TOML file with passes, the method, and exceptions by tensor name.

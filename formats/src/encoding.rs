@@ -15,6 +15,7 @@ pub mod fixed12;
 pub mod foreign;
 pub mod lowrank;
 mod nested;
+mod packed;
 pub mod planes;
 pub mod raw;
 pub mod sparse24;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Component, Dtype, Error, Named, Result};
 use foreign::{Codes, Foreign};
+pub use packed::PackedUnit;
 
 /// An encoding and its parameters, as the manifest stores them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

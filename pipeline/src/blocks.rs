@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use llmpress_formats::encoding::{ComponentSpec, Encoding, abq, lowrank, sparse24, stored_name};
+use llmpress_formats::encoding::{PackedUnit, stored_name};
 use llmpress_formats::{
     Checkpoint, ComponentEntry, Digest, Error as FormatError, ShardEntry, ShardFile, ShardWriter, SlotPlan,
     Transform, UnitEntry, read_small_file, write_atomic,
@@ -49,36 +49,8 @@ pub(crate) type Save<'a> = &'a mut dyn FnMut(&mut dyn Write, &Path) -> llmpress_
 /// A finished tensor, and why it is not as it was asked for.
 pub(crate) struct Made {
     pub(crate) name: String,
-    pub(crate) unit: Finish,
+    pub(crate) unit: PackedUnit,
     pub(crate) instead: Option<String>,
-}
-
-/// How a finished tensor is stored.
-pub(crate) enum Finish {
-    /// Quantised.
-    Abq(abq::Packed<'static>),
-    /// Two in four.
-    Sparse24(sparse24::Packed<'static>),
-    /// The same with sums beside.
-    Lowrank(lowrank::Packed<'static>),
-}
-
-impl Finish {
-    fn encoding(&self) -> Encoding {
-        match self {
-            Self::Abq(unit) => Encoding::Abq(*unit.abq()),
-            Self::Sparse24(unit) => unit.encoding(),
-            Self::Lowrank(unit) => unit.encoding(),
-        }
-    }
-
-    fn components(&self) -> Vec<(ComponentSpec, &[u8])> {
-        match self {
-            Self::Abq(unit) => unit.components(),
-            Self::Sparse24(unit) => unit.components(),
-            Self::Lowrank(unit) => unit.components(),
-        }
-    }
 }
 
 /// A finished block.

@@ -407,7 +407,7 @@ impl Quantising<'_> {
         let before = Arc::new(before);
         let sparse = sparse_of_view(&before, &specs)?;
         check_sparse(&self.quantiser, &specs, &sparse)?;
-        let calibration = if sparse.is_empty() { self.calibration(&before, &specs)? } else { None };
+        let calibration = self.calibration(&before, &specs)?;
         let done = Quantised { to: self.quantiser, calibration: record_of(calibration.as_ref()) };
         if let Some(made) = self.step.output(&Pass::Quantised(done.clone()))? {
             return Ok((done, made));
@@ -659,9 +659,6 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                     finished.insert(name.clone(), bytes);
                 }
                 found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
-                if !names.is_empty() {
-                    (found.windows, found.window, found.stream_bytes) = (0, 0, 0);
-                }
                 let settled = Pass::Quantised(Quantised { to: *quantiser, calibration: None });
                 checkpoint = apply(checkpoint, &settled)?;
                 recipe.passes.push(pass.clone());

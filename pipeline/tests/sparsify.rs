@@ -158,7 +158,7 @@ fn linears(out: &Path) -> Vec<(String, Encoding, f64)> {
 fn chains_store_what_is_two_in_four_as_they_say_and_plans_know_it() {
     let check = |chain: &str, bits: (f64, f64), right: &dyn Fn(&Encoding) -> bool| {
         let dir = tempfile::tempdir().unwrap();
-        let request = short(chain, chain.contains("wanda"));
+        let request = short(chain, chain.contains("wanda") || chain.contains("gptq"));
         convert(dir.path().join("out").as_path(), &request, &options()).unwrap();
         let (mut stored, mut sum) = (0, 0.0);
         for (name, encoding, of_weight) in linears(&dir.path().join("out")) {
@@ -192,6 +192,11 @@ fn chains_store_what_is_two_in_four_as_they_say_and_plans_know_it() {
         "sparse24:magnitude+rtn:w4,g64",
         (3.2, 3.6),
         &|e| matches!(e, Encoding::Sparse24(s) if s.abq().is_some_and(|abq| abq.bits == 4)),
+    );
+    check(
+        "sparse24:magnitude+gptq:w4,g64,symmetric",
+        (3.1, 3.3),
+        &|e| matches!(e, Encoding::Sparse24(s) if s.abq().is_some_and(|abq| abq.group_size == Some(64))),
     );
     check("sparse24:wanda,slorb+grid:w3,g64+dfloat11", (3.2, 3.9), &|e| {
         let Encoding::Lowrank(lowrank) = e else { return false };
@@ -249,8 +254,9 @@ fn a_quantiser_takes_the_kept_values_of_a_checkpoint_that_is_stored_so() {
         assert!(after.read_tensor(name).unwrap() == once.read_tensor(name).unwrap(), "{name}");
     }
     // What would lose the pattern is refused, and so is coding what cannot be.
-    let gptq = short("gptq:w4", true);
-    let error = convert_request(&sparse, &dir.path().join("x"), &gptq, 4 << 30, &options(), &Unwatched);
+    let mut learned = short("gptq:w4,learn", true);
+    learned.calibration.windows = Some(16);
+    let error = convert_request(&sparse, &dir.path().join("x"), &learned, 4 << 30, &options(), &Unwatched);
     assert!(error.unwrap_err().to_string().contains("weights that are dropped"));
     let mut coded = Recipe::new(Method::Raw);
     coded.entropy_code = true;
@@ -286,7 +292,9 @@ fn what_makes_no_sense_is_refused_before_any_work() {
     refused(&short("sparse24:magnitude", true), &["--calib is for"]);
     refused(&short("sparse24:magnitude+sparse24:wanda", true), &["two passes make matrices 2:4"]);
     refused(&short("rtn:w4+sparse24:magnitude", false), &["cannot be made 2:4"]);
-    refused(&short("sparse24:magnitude+gptq:w4", true), &["gptq:w4", "weights that are dropped", "rtn:w4"]);
+    let mut learned = short("sparse24:magnitude+gptq:w4,learn", true);
+    learned.calibration.windows = Some(16);
+    refused(&learned, &["gptq:w4,learn", "weights that are dropped"]);
     refused(&short("sparse24:magnitude+rtn:w4,rotate", false), &["2:4"]);
     refused(&short("sparse24:magnitude+rtn:w4a8", false), &["inputs of kept values"]);
     let settled = "to = \"raw\"\npasses = [{ sparsify = { to = \"sparse24:magnitude\" } }]\n";

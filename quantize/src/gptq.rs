@@ -74,7 +74,7 @@ fn one_by_one<'a>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use llmpress_calibrate::{DAMPING, Extent, Moments, Order, output_energy};
     use llmpress_formats::encoding::abq::Abq;
     use llmpress_model::Panels;
@@ -82,12 +82,12 @@ mod tests {
     use super::*;
     use crate::{Rung, Spec, ZeroPoint};
 
-    fn noise(seed: usize, i: usize) -> f32 {
+    pub(crate) fn noise(seed: usize, i: usize) -> f32 {
         let x = (i as u64 * 0x9E37_79B9 + seed as u64 * 0x85EB_CA6B + 1).wrapping_mul(0xD6E8_FEB8_6659_FD93);
         ((x ^ x >> 31) as u32 as f32) / (1u64 << 31) as f32 - 1.0
     }
 
-    fn moments(features: usize, tokens: usize, dead: usize) -> Moments {
+    pub(crate) fn moments(features: usize, tokens: usize, dead: usize) -> Moments {
         let mut x = Panels::zeros(features, tokens);
         for t in 0..tokens {
             // Columns depend on each other, and differ in size.
@@ -101,9 +101,14 @@ mod tests {
     }
 
     /// The equations of GPTQ one after the other, in double precision: the inverse of the Hessian by elimination, and
-    /// after each column the next inverse from it (Frantar et al., equations 2 and 3).
-    fn plain(weights: &[f32], grid: &Grid, h: &[f32], order: &[u32]) -> Vec<u8> {
-        let n = grid.cols();
+    /// after each column the next inverse from it (Frantar et al., equations 2 and 3). `choose` settles the weight of a row
+    /// and a column: its code and its value.
+    pub(crate) fn plain(
+        (weights, n): (&[f32], usize),
+        h: &[f32],
+        order: &[u32],
+        choose: impl Fn(usize, usize, f32) -> (u8, f32),
+    ) -> Vec<u8> {
         let mean =
             (0..n).map(|i| f64::from(h[i * n + i])).map(|d| if d == 0.0 { 1.0 } else { d }).sum::<f64>()
                 / n as f64;
@@ -127,8 +132,6 @@ mod tests {
                 });
             }
         }
-        let step = grid.spec().abq.group_columns(n);
-        let top = f32::from(grid.spec().top());
         let mut w: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
         (0..n).filter(|&i| h[i * n + i] == 0.0).for_each(|i| {
             w.iter_mut().skip(i).step_by(n).for_each(|w| *w = 0.0);
@@ -138,10 +141,9 @@ mod tests {
             let q = q as usize;
             let pivot = inverse[q * n + q];
             for (row, w) in w.chunks_exact_mut(n).enumerate() {
-                let line = grid.line(row, q / step);
-                let code = line.code(w[q] as f32, top);
-                codes[row * n + q] = code as u8;
-                let e = (w[q] - f64::from(line.value(code))) / pivot;
+                let (code, value) = choose(row, q, w[q] as f32);
+                codes[row * n + q] = code;
+                let e = (w[q] - f64::from(value)) / pivot;
                 (0..n).for_each(|j| w[j] -= e * inverse[q * n + j]);
             }
             let column: Vec<f64> = (0..n).map(|i| inverse[i * n + q]).collect();
@@ -173,7 +175,13 @@ mod tests {
                     .unwrap();
             let factor = Factor::new(m, Order::Falling).unwrap();
             let fed = gptq(&weights, &grid, &factor).unwrap();
-            assert_eq!(fed.codes, plain(&weights, &grid, &h, factor.order()), "{rows} x {n}, {bits} bits");
+            let (step, top) = (grid.spec().abq.group_columns(n), f32::from(grid.spec().top()));
+            let plain = plain((&weights, n), &h, factor.order(), |row, column, w| {
+                let line = grid.line(row, column / step);
+                let code = line.code(w, top);
+                (code as u8, line.value(code))
+            });
+            assert_eq!(fed.codes, plain, "{rows} x {n}, {bits} bits");
         }
     }
 

@@ -35,29 +35,32 @@ impl Grid {
     /// # Errors
     /// A setting that the encoding does not have; weights that are no whole rows, or not finite.
     pub fn min_max(weights: &[f32], cols: usize, spec: Spec) -> Result<Self> {
-        Self::made(weights, cols, spec, |group, _| [search::min_max(group, spec); 2], |_, lines| lines[0])
+        Self::made(weights, cols, spec, |group, _, _| [search::min_max(group, spec); 2], |_, lines| lines[0])
     }
 
     /// Near-optimal for the weighted squares of the differences, sum over k of h_k (w_k - value_k)^2: found by a search
-    /// (`search.rs`) and never worse than [`Self::min_max`]. `h` has `cols` weights, not negative; all are 1 where there
-    /// are none.
+    /// (`search.rs`) and never worse than [`Self::min_max`]. `h` has `cols` weights, not negative, or one for each of
+    /// `weights`; all are 1 where there are none.
     ///
     /// # Errors
     /// As for [`Self::min_max`]; another number of weights h.
     pub fn search(weights: &[f32], cols: usize, spec: Spec, h: Option<&[f32]>) -> Result<Self> {
         let ones = vec![1.0; if h.is_some() { 0 } else { cols }];
         let h = h.unwrap_or(&ones);
-        if h.len() != cols || h.iter().any(|h| !h.is_finite() || *h < 0.0) {
+        if (h.len() != cols && h.len() != weights.len()) || h.iter().any(|h| !h.is_finite() || *h < 0.0) {
             return Err(Error::Invalid(format!("{} weights of columns do not go with {cols}", h.len())));
         }
+        // Where each row has its own.
+        let step = if h.len() == cols { 0 } else { cols };
+        let of = |row: usize, columns: std::ops::Range<usize>| &h[row * step..][columns];
         Self::made(
             weights,
             cols,
             spec,
-            |group, columns| search::group(group, &h[columns], spec),
-            |(group, columns, rounding), lines| {
+            |group, row, columns| search::group(group, of(row, columns), spec),
+            |(group, row, columns, rounding), lines| {
                 let finished =
-                    lines.map(|line| search::finish(group, &h[columns.clone()], spec, line, rounding));
+                    lines.map(|line| search::finish(group, of(row, columns.clone()), spec, line, rounding));
                 // Of equals the searched one.
                 let [(searched, a), (widest, b)] = finished;
                 if b < a { widest } else { searched }
@@ -81,8 +84,8 @@ impl Grid {
         weights: &[f32],
         cols: usize,
         spec: Spec,
-        find: impl Fn(&[f32], std::ops::Range<usize>) -> [Line; 2] + Sync,
-        choose: impl Fn((&[f32], std::ops::Range<usize>, Rounding), [Line; 2]) -> Line + Sync,
+        find: impl Fn(&[f32], usize, std::ops::Range<usize>) -> [Line; 2] + Sync,
+        choose: impl Fn((&[f32], usize, std::ops::Range<usize>, Rounding), [Line; 2]) -> Line + Sync,
     ) -> Result<Self> {
         spec.check()?;
         if cols == 0 || !weights.len().is_multiple_of(cols) {
@@ -100,7 +103,11 @@ impl Grid {
         let groups = |row| groups_of(row, step);
         let raw: Vec<[Line; 2]> = weights
             .par_chunks_exact(cols)
-            .flat_map_iter(|row| groups(row).map(|(group, columns)| find(group, columns)))
+            .enumerate()
+            .flat_map_iter(|(i, row)| {
+                let find = &find;
+                groups(row).map(move |(group, columns)| find(group, i, columns))
+            })
             .collect();
         let scales = scale_dtype(spec.zero, raw.iter().flatten().map(|line| line.scale));
         let mut offsets = offset_dtype(raw.iter().flatten());
@@ -110,13 +117,13 @@ impl Grid {
             let lines: Vec<Line> = weights
                 .par_chunks_exact(cols)
                 .zip(raw.par_chunks_exact(per_row))
-                .flat_map_iter(|(row, raw)| {
-                    groups(row)
-                        .zip(raw)
-                        .map(|((group, columns), lines)| {
-                            choose((group, columns, rounding), lines.map(|line| rounding.of(line)))
-                        })
-                        .map(|line| rounding.of(line))
+                .enumerate()
+                .flat_map_iter(|(i, (row, raw))| {
+                    let choose = &choose;
+                    groups(row).zip(raw).map(move |((group, columns), lines)| {
+                        let lines = lines.map(|line| rounding.of(line));
+                        rounding.of(choose((group, i, columns, rounding), lines))
+                    })
                 })
                 .collect();
             if lines.iter().all(Line::is_sound) {

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use llmpress_calibrate::Streams;
 use llmpress_formats::Result;
+use llmpress_formats::encoding::PackedUnit;
 use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct};
 use llmpress_model::{Body, Linear, Model, SubLayer};
 
@@ -167,7 +168,7 @@ fn take(
         done.report.unlearned.clone_from(&unlearned);
         if outcome.is_better() {
             let (unit, weights) = matrix.finish()?;
-            done.unit = unit;
+            done.unit = PackedUnit::Abq(unit);
             changed.push((tensor.clone(), weights, bits));
         }
     }
@@ -188,10 +189,11 @@ impl Either {
         finished: &[Finished],
     ) -> Result<Self> {
         let start = finished.iter().find(|done| done.tensor == *tensor);
-        Ok(match (spec, start) {
+        let unit = start.filter(|start| start.report.rung == Rung::Gptq).and_then(|start| start.unit.abq());
+        Ok(match (spec, unit) {
             // A lower rung is where too few tokens were seen to go by.
-            (Some(spec), Some(start)) if start.report.rung == Rung::Gptq => {
-                Self::Learned(Box::new(Latent::new(&start.unit, spec, &original.weights(tensor)?)))
+            (Some(spec), Some(unit)) => {
+                Self::Learned(Box::new(Latent::new(unit, spec, &original.weights(tensor)?)))
             }
             _ => Self::Still(Still(model.weights(tensor)?)),
         })

@@ -3,6 +3,7 @@
 //! ```text
 //! moments --> factor, once
 //! drift   --> weights to aim at -- diagonal of the moments --> grid -- factor --> codes -- moments --> polished
+//! two of four kept: the grids are of those, nothing is polished (`kept.rs`)
 //! ```
 
 use std::time::Instant;
@@ -11,8 +12,10 @@ use llmpress_calibrate::{
     Factor, MOST_COLUMNS, Moments, Order, energy, named, retarget, share_of_drift, too_few,
 };
 use llmpress_formats::Result;
+use llmpress_formats::encoding::PackedUnit;
 
 use crate::alone::{self, Alone};
+use crate::kept::Halved;
 use crate::polish::{Damped, polish};
 use crate::report::{Finished, Learned, Report};
 use crate::{Grid, Rung, Spec, gptq};
@@ -25,6 +28,8 @@ pub(crate) struct Matrix {
     pub(crate) tensor: String,
     pub(crate) spec: Spec,
     pub(crate) weights: Vec<f32>,
+    /// What is kept of it, where that is two of four.
+    pub(crate) halved: Option<Halved>,
     /// How it is learned by itself, where it is.
     pub(crate) alone: Option<Alone>,
 }
@@ -101,13 +106,23 @@ fn round_to_nearest(
 ) -> Result<Done> {
     let started = Instant::now();
     let spec = Spec { rung: work.rung, ..work.matrix.spec };
-    let grid = match work.rung {
-        Rung::Rtn => Grid::min_max(&work.matrix.weights, features, spec),
-        Rung::Grid | Rung::Gptq => Grid::search(&work.matrix.weights, features, spec, h),
+    let tensor = &work.matrix.tensor;
+    let make = |weights: &[f32], cols: usize, h: Option<&[f32]>| match work.rung {
+        Rung::Rtn => Grid::min_max(weights, cols, spec),
+        Rung::Grid | Rung::Gptq => Grid::search(weights, cols, spec, h),
     };
-    let grid = grid.map_err(|e| named(&work.matrix.tensor, e))?;
-    let codes = grid.nearest(&work.matrix.weights);
-    let values = grid.values(&codes);
+    let (grid, codes, values) = match &work.matrix.halved {
+        None => {
+            let grid = make(&work.matrix.weights, features, h).map_err(|e| named(tensor, e))?;
+            let codes = grid.nearest(&work.matrix.weights);
+            let values = grid.values(&codes);
+            (grid, codes, values)
+        }
+        Some(halved) => {
+            let weights = work.matrix.weights.clone();
+            halved.nearest(weights, h, make).map_err(|e| named(tensor, e))?
+        }
+    };
     work.matrix.weights.iter_mut().zip(&values).for_each(|(w, v)| *w -= v);
     let error = energy(&work.matrix.weights, moments)?;
     let tokens = moments.map_or(0, Moments::tokens);
@@ -142,6 +157,16 @@ fn feed_back(
             retarget(weights, drift, &factor, share_of_drift(tokens, features));
         }
         let spec = Spec { rung: Rung::Gptq, ..work.matrix.spec };
+        if let Some(halved) = &work.matrix.halved {
+            halved.without_sums(weights);
+            let (kept, h) = (halved.kept(weights), halved.kept(h));
+            let grid = Grid::search(&kept, features / 2, spec, Some(&h)).map_err(named)?;
+            let fed = halved.gptq(weights, &grid, &factor).map_err(named)?;
+            *weights = Vec::new();
+            let values = halved.dense(&grid.values(&fed.codes));
+            let outcome = Outcome { error: fed.error, tokens, damping: Some(factor.damping()), started };
+            return Ok((index, finish(work, &grid, &fed.codes, values, outcome)?));
+        }
         let mut grid = Grid::search(weights, features, spec, Some(h)).map_err(named)?;
         let mut fed = gptq(weights, &grid, &factor).map_err(named)?;
         if let Some(damped) = &damped {
@@ -189,7 +214,11 @@ struct Outcome {
 
 fn finish(work: InWork, grid: &Grid, codes: &[u8], values: Vec<f32>, outcome: Outcome) -> Result<Done> {
     let InWork { matrix, rung, instead, energy, seconds } = work;
-    let unit = grid.pack(codes).map_err(|e| named(&matrix.tensor, e))?;
+    let unit = grid.pack(codes).and_then(|packed| match &matrix.halved {
+        None => Ok(PackedUnit::Abq(packed)),
+        Some(halved) => halved.pack(packed),
+    });
+    let unit = unit.map_err(|e| named(&matrix.tensor, e))?;
     let report = Report {
         tensor: matrix.tensor.clone(),
         rung,

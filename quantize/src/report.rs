@@ -1,6 +1,6 @@
 //! What became of each tensor.
 
-use llmpress_formats::encoding::abq::Packed;
+use llmpress_formats::encoding::PackedUnit;
 use llmpress_learn::Outcome;
 use serde::{Deserialize, Serialize};
 
@@ -67,7 +67,7 @@ pub struct Finished {
     /// Its name.
     pub tensor: String,
     /// What is stored.
-    pub unit: Packed<'static>,
+    pub unit: PackedUnit,
     /// What became of it.
     pub report: Report,
 }

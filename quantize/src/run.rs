@@ -24,6 +24,7 @@ use llmpress_model::{Model, Reads, SharedInput, SubLayer};
 
 use crate::alone::Alone;
 use crate::effort::Text;
+use crate::kept::{Halved, is_halved};
 use crate::learn::{StreamsOf, ToLearn, ToLearnBlock, each_by_itself};
 use crate::lesson::{Lesson, Taught};
 use crate::matrix::{Input, Matrix, quantise};
@@ -287,6 +288,9 @@ impl<'a> Plan<'a> {
                     info.shape
                 )));
             };
+            if is_halved(model.checkpoint(), tensor)? {
+                two_of_four(spec, job.transforms).map_err(named)?;
+            }
             plan.total += rows * cols;
             plan.sizes.insert(tensor, (rows as usize, cols as usize));
             plan.work += rows * cols;
@@ -552,7 +556,15 @@ impl Work<'_> {
                 .filter_map(|tensor| Some((tensor, *self.plan.job.specs.get(tensor)?)))
                 .map(|(tensor, spec)| {
                     let weights = model.weights(tensor)?;
-                    Ok(Matrix { tensor: tensor.clone(), spec, weights, alone: self.plan.alone(tensor) })
+                    let rows = weights.len() / input.features.max(1);
+                    let halved = Halved::read(model.checkpoint(), tensor, rows)?;
+                    Ok(Matrix {
+                        tensor: tensor.clone(),
+                        spec,
+                        weights,
+                        halved,
+                        alone: self.plan.alone(tensor),
+                    })
                 })
                 .collect::<Result<Vec<_>>>()?;
             let left = &mut self.left;
@@ -600,6 +612,23 @@ impl Work<'_> {
     }
 }
 
+/// Refuses what two of four weights cannot have.
+fn two_of_four(spec: &Spec, transforms: &[Transform]) -> Result<()> {
+    let what = if let Some(bits) = spec.abq.activation_bits {
+        format!(
+            "activations of {bits} bits: products from its codes take floating-point ones, leave a{bits} out"
+        )
+    } else if spec.learn.is_some() {
+        "learn: what is learned are all weights of a matrix, leave it out".to_owned()
+    } else if transforms.iter().any(|t| !matches!(t, Transform::Quantize { .. })) {
+        "rotate and smooth: they were to be folded into it before its zeros were chosen, leave them out"
+            .to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Invalid(format!("two of four of its weights are kept, which does not go with {what}")))
+}
+
 /// Tells the sink of each of so many steps its share of the work that is left.
 fn steps_of<'a>(left: &'a mut u64, steps: u32, sink: &'a mut dyn Sink) -> impl FnMut() + 'a {
     let mut shares = Shares::new(*left, u64::from(steps));
@@ -643,7 +672,8 @@ fn others(model: &Model, plan: &Plan<'_>, sink: &mut dyn Sink) -> Result<Vec<Fin
         };
         let mut weights = read(model.checkpoint(), tensor, rows, cols)?;
         folds.apply(tensor, &mut weights)?;
-        let matrix = Matrix { tensor: tensor.to_owned(), spec, weights, alone: None };
+        let halved = Halved::read(model.checkpoint(), tensor, rows)?;
+        let matrix = Matrix { tensor: tensor.to_owned(), spec, weights, halved, alone: None };
         let done = quantise(vec![matrix], cols, Input::default(), &mut |_| ())?;
         finished.extend(done.into_iter().map(|(done, _)| done));
         sink.step(plan.weights(tensor));

@@ -19,6 +19,7 @@ use llmpress_formats::encoding::abq::{self, ZeroKind};
 use llmpress_formats::{Dtype, Error, Result};
 use llmpress_model::Model;
 
+use crate::kept::is_halved;
 use crate::{Spec, ZeroPoint};
 use allocate::{Choice, allocate};
 pub use measure::Measured;
@@ -91,6 +92,13 @@ pub fn assign(
     room: &Room,
     progress: &mut dyn Measured,
 ) -> Result<BTreeMap<String, Spec>> {
+    for tensor in specs.keys() {
+        if is_halved(model.checkpoint(), tensor)? {
+            return Err(Error::Invalid(format!(
+                "{tensor}: two of four of its weights are kept: give it a width, not a share of a mean"
+            )));
+        }
+    }
     let sensitivities = measure::measure(model, specs, calibration, room, progress)?;
     let mut choices = Vec::with_capacity(sensitivities.len());
     let mut weights = 0u64;

@@ -80,7 +80,7 @@ impl Sink for Kept {
     }
 }
 
-type Units<'a> = Vec<(&'a str, &'a llmpress_formats::encoding::abq::Packed<'static>)>;
+type Units<'a> = Vec<(&'a str, &'a llmpress_formats::encoding::PackedUnit)>;
 
 fn units(finished: &[Finished]) -> Units<'_> {
     finished.iter().map(|done| (done.tensor.as_str(), &done.unit)).collect()

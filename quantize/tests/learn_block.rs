@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Room};
-use llmpress_formats::encoding::abq::Packed;
+use llmpress_formats::encoding::PackedUnit;
 use llmpress_formats::{Checkpoint, Error, Result, Transform};
 use llmpress_model::{Model, SubLayer};
 use llmpress_quantize::{
@@ -83,7 +83,7 @@ impl Sink for Kept {
     }
 }
 
-type Told<'a> = Vec<(&'a str, &'a Packed<'static>, Option<&'a Learned>)>;
+type Told<'a> = Vec<(&'a str, &'a PackedUnit, Option<&'a Learned>)>;
 
 fn told(blocks: &[FinishedBlock]) -> (Told<'_>, Vec<&Transform>) {
     let tensors = blocks.iter().flat_map(|block| &block.tensors);

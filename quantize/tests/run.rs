@@ -86,7 +86,7 @@ impl Sink for Kept {
     }
 }
 
-fn units(finished: &[Finished]) -> Vec<(&str, &llmpress_formats::encoding::abq::Packed<'static>)> {
+fn units(finished: &[Finished]) -> Vec<(&str, &llmpress_formats::encoding::PackedUnit)> {
     finished.iter().map(|done| (done.tensor.as_str(), &done.unit)).collect()
 }
 

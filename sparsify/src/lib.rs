@@ -35,4 +35,3 @@ pub use run::{FinishedBlock, Job, Sink, State, run};
 pub use slorb::{GROUP, LeastSquares, add as add_sums, groups, sum_preserving};
 pub use sparsegpt::{Pruned, sparsegpt};
 pub use sparsifier::{Reconstruct, Rule, Sparsifier};
-pub use unit::Unit;

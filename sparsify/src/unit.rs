@@ -2,28 +2,19 @@
 
 use llmpress_formats::encoding::abq::Floats;
 use llmpress_formats::encoding::sparse24::positions;
-use llmpress_formats::encoding::{lowrank, sparse24};
+use llmpress_formats::encoding::{PackedUnit, lowrank, sparse24};
 use llmpress_formats::{Error, Result};
 
 use crate::quads::QUAD;
 use crate::report::Finished;
 use crate::slorb::GROUP;
 
-/// What is stored of a tensor.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Unit {
-    /// Kept values and where they lie.
-    Sparse24(sparse24::Packed<'static>),
-    /// Those, and sums beside.
-    Lowrank(lowrank::Packed<'static>),
-}
-
 impl Finished {
     /// Packs it: what a product of it multiplies is [`Self::product`], bit for bit.
     ///
     /// # Errors
     /// A dtype that the encodings do not have.
-    pub fn unit(&self) -> Result<Unit> {
+    pub fn unit(&self) -> Result<PackedUnit> {
         let (rows, cols) = (self.sparse.rows(), self.sparse.cols());
         let mut bytes = vec![0u8; rows * positions::row_bytes(cols)];
         let of_rows = bytes.chunks_exact_mut(positions::row_bytes(cols).max(1));
@@ -34,31 +25,10 @@ impl Finished {
             positions::pack_row(nibbles, row);
         }
         let base = sparse24::Packed::round(self.dtype, rows, cols, &self.sparse.dense(), bytes)?;
-        let Some(sums) = &self.sums else { return Ok(Unit::Sparse24(base)) };
+        let Some(sums) = &self.sums else { return Ok(PackedUnit::Sparse24(base)) };
         let sums = lowrank::Sums::Plain(Floats::round(self.dtype, sums)?);
         let base = lowrank::BaseRows::Sparse24(base);
-        Ok(Unit::Lowrank(lowrank::Packed::new(GROUP as u32, rows, cols, base, sums)?))
-    }
-}
-
-impl Unit {
-    /// Decodes a row into `out` (as many values as it has columns), in single precision.
-    ///
-    /// # Errors
-    /// What the encodings refuse: a value that is not finite.
-    pub fn decode_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
-        match self {
-            Self::Sparse24(packed) => packed.decode_row(row, out),
-            Self::Lowrank(packed) => packed.decode_row(row, out),
-        }
-    }
-
-    /// Bits of all components over weights, zeros included: the true width.
-    pub fn bits_per_weight(&self) -> f64 {
-        match self {
-            Self::Sparse24(packed) => packed.bits_per_weight(),
-            Self::Lowrank(packed) => packed.bits_per_weight(),
-        }
+        Ok(PackedUnit::Lowrank(lowrank::Packed::new(GROUP as u32, rows, cols, base, sums)?))
     }
 }
 
@@ -99,7 +69,7 @@ mod tests {
                 };
                 let done = Finished { tensor: "w".to_owned(), dtype, sparse, sums, report };
                 let unit = done.unit().unwrap();
-                assert_eq!(matches!(unit, Unit::Lowrank(_)), slorb);
+                assert_eq!(matches!(unit, PackedUnit::Lowrank(_)), slorb);
                 assert!((unit.bits_per_weight() - done.report.bits_per_weight).abs() < 1e-9, "{cols}");
                 let product = done.product();
                 let mut row = vec![0.0; cols];

@@ -71,7 +71,7 @@ pub struct Abq {
 
 impl Abq {
     /// Codes of so many bits, one group a row, inputs in floating point.
-    pub fn new(bits: u8) -> Self {
+    pub const fn new(bits: u8) -> Self {
         Self { bits, balanced: false, group_size: None, activation_bits: None }
     }
 

@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use llmpress_formats::encoding::PackedUnit;
 use llmpress_formats::encoding::abq::{Floats, Packed, matrix};
 use llmpress_formats::{Checkpoint, Error as FormatError, block_linears};
-use llmpress_quantize::{Grid, Lesson, Rung, Spec};
+use llmpress_quantize::{Grid, Lesson, Rung, Spec, quantise_kept};
 
-use super::sparse;
-use crate::blocks::{Blocks, Finish, Made};
+use crate::blocks::{Blocks, Made};
 use crate::progress::{Counted, Task, Watch};
 use crate::{Error, Result};
 
@@ -66,7 +66,7 @@ fn groups(checkpoint: &Checkpoint, specs: &BTreeMap<String, Spec>) -> Vec<Vec<St
 
 fn quantise(checkpoint: &Checkpoint, name: &str, spec: Spec) -> Result<Made> {
     let tensor = checkpoint.tensor(name)?;
-    if let Some(unit) = sparse::quantise(checkpoint, name, tensor, spec)? {
+    if let Some(unit) = quantise_kept(checkpoint, name, spec)? {
         return Ok(Made { name: name.to_owned(), unit, instead: None });
     }
     let (_, cols) = matrix(&tensor.shape).unwrap_or_default();
@@ -78,12 +78,12 @@ fn quantise(checkpoint: &Checkpoint, name: &str, spec: Spec) -> Result<Made> {
         checkpoint.read(name, at, bytes)?;
         weights.extend(Floats::new(tensor.dtype, &*bytes)?.iter());
     }
-    let unit = Finish::Abq(packed(&weights, cols as usize, spec)?);
+    let unit = PackedUnit::Abq(packed(&weights, cols as usize, spec)?);
     Ok(Made { name: name.to_owned(), unit, instead: None })
 }
 
 /// Rows of `cols` weights by the weights alone.
-pub(super) fn packed(weights: &[f32], cols: usize, spec: Spec) -> Result<Packed<'static>> {
+fn packed(weights: &[f32], cols: usize, spec: Spec) -> Result<Packed<'static>> {
     let grid = match spec.rung {
         Rung::Rtn => Grid::min_max(weights, cols, spec)?,
         Rung::Grid => Grid::search(weights, cols, spec, None)?,

@@ -13,10 +13,10 @@ use llmpress_quantize::{
     assign_widths,
 };
 
+use super::data_free;
 use super::targets::Assigned;
-use super::{data_free, sparse};
 use crate::Result;
-use crate::blocks::{Blocks, Finish, Made, Save};
+use crate::blocks::{Blocks, Made, Save};
 use crate::progress::{Counted, Progress, Task, Watch};
 
 /// Memory for streams, and for Hessians, where nobody says how much there is.
@@ -41,8 +41,7 @@ pub(crate) fn run(
     blocks: &mut Blocks,
     watch: &dyn Watch,
 ) -> Result<()> {
-    let sparse = sparse::of_view(&before, pass.specs)?;
-    if !sparse.is_empty() || pass.calibration.is_none() && pass.with.is_empty() && pass.assigned.is_none() {
+    if pass.calibration.is_none() && pass.with.is_empty() && pass.assigned.is_none() {
         return data_free::run(&before, pass.specs, blocks, watch);
     }
     let model = &mut Model::open(before)?;
@@ -145,11 +144,7 @@ impl Sink for Kept<'_> {
         let made: Vec<Made> = finished
             .tensors
             .into_iter()
-            .map(|done| Made {
-                name: done.tensor,
-                unit: Finish::Abq(done.unit),
-                instead: instead(&done.report),
-            })
+            .map(|done| Made { name: done.tensor, unit: done.unit, instead: instead(&done.report) })
             .collect();
         let mut save = residuals.map(|r| move |to: &mut dyn std::io::Write, path: &Path| r.save(to, path));
         let save = save.as_mut().map(|save| save as Save<'_>);

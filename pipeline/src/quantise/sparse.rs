@@ -6,14 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use llmpress_formats::encoding::lowrank::{self, Base, BaseRows, Sums};
-use llmpress_formats::encoding::sparse24::{self, Kept, matrix, positions_component};
+use llmpress_formats::encoding::lowrank::Base;
+use llmpress_formats::encoding::sparse24::{matrix, positions_component};
 use llmpress_formats::{Checkpoint, Encoding, Tensor};
-use llmpress_quantize::{Quantiser, Rung, Spec, expected_bits};
+use llmpress_quantize::{Quantiser, Spec, expected_bits};
 use llmpress_sparsify::GROUP;
 
-use super::data_free::packed;
-use crate::blocks::Finish;
 use crate::{Error, Result};
 
 /// How sums are quantised.
@@ -54,21 +52,20 @@ pub(crate) fn check(
     }
     let bad = |what: &str| {
         Err(Error::Invalid(format!(
-            "{quantiser}: {what}: after sparse24:... there are rtn:w4 and grid:w4, with groups and zero points"
+            "{quantiser}: {what}: 2:4 matrices have rtn, grid and gptq, with groups and zero points"
         )))
     };
-    if !quantiser.with.is_empty() || quantiser.mean.is_some() {
+    if quantiser.with.rotate.is_some() || quantiser.with.smooth || quantiser.mean.is_some() {
         return bad("what changes the model before, or measures it, would not leave it 2:4");
     }
-    for spec in specs.values() {
-        if spec.rung == Rung::Gptq || spec.learn.is_some() {
-            return bad("error feedback and learning would move weights that are dropped");
-        }
+    let mut of_them = specs.iter().filter(|(name, _)| sparse.contains(*name));
+    if of_them.clone().any(|(_, spec)| spec.learn.is_some()) {
+        return bad("learning would move weights that are dropped");
     }
-    match specs.iter().find(|(name, spec)| sparse.contains(*name) && spec.abq.activation_bits.is_some()) {
-        Some(_) => bad("inputs of kept values stay floating point"),
-        None => Ok(()),
+    if of_them.any(|(_, spec)| spec.abq.activation_bits.is_some()) {
+        return bad("inputs of kept values stay floating point");
     }
+    Ok(())
 }
 
 /// Bytes of a tensor that is 2:4 when its kept values are quantised.
@@ -81,41 +78,4 @@ pub(crate) fn expected_bytes(spec: &Spec, tensor: &Tensor, slorb: bool) -> u64 {
         _ => 0,
     };
     positions.saturating_add(expected_bits(spec, rows, cols / 2) / 8).saturating_add(sums)
-}
-
-/// Quantises the kept values of a tensor that is 2:4; `None` for others.
-pub(super) fn quantise(
-    checkpoint: &Checkpoint,
-    name: &str,
-    tensor: &Tensor,
-    spec: Spec,
-) -> Result<Option<Finish>> {
-    let specs = BTreeMap::from([(name.to_owned(), spec)]);
-    if of_view(checkpoint, &specs)?.is_empty() {
-        return Ok(None);
-    }
-    let (rows, _) = matrix(&tensor.shape).unwrap_or_default();
-    if let Encoding::Sparse24(_) = checkpoint.unit_of(tensor)?.encoding() {
-        let dense = checkpoint.sparse_rows(name, 0..rows)?;
-        return Ok(Some(Finish::Sparse24(kept(dense, spec)?)));
-    }
-    let unit = checkpoint.lowrank_rows(name, 0..rows)?;
-    let (rows, cols, blocks) = (unit.rows(), unit.cols(), unit.blocks());
-    let BaseRows::Sparse24(base) = unit.base() else { return Ok(None) };
-    let base = BaseRows::Sparse24(kept(base.clone(), spec)?);
-    let mut sums = vec![0.0; rows * blocks];
-    for (row, sums) in sums.chunks_exact_mut(blocks.max(1)).enumerate() {
-        unit.sums_row(row, sums)?;
-    }
-    let sums = Sums::Abq(packed(&sums, blocks, SUMS.parse::<Quantiser>()?.spec)?);
-    Ok(Some(Finish::Lowrank(lowrank::Packed::new(unit.parameters().block, rows, cols, base, sums)?)))
-}
-
-fn kept(dense: sparse24::Packed<'static>, spec: Spec) -> Result<sparse24::Packed<'static>> {
-    let half = dense.cols() / 2;
-    let mut values = vec![0.0; dense.rows() * half];
-    for (row, values) in values.chunks_exact_mut(half.max(1)).enumerate() {
-        dense.kept_row(row, values)?;
-    }
-    Ok(dense.with_values(Kept::Abq(packed(&values, half, spec)?))?)
 }

@@ -7,13 +7,11 @@ use std::sync::Arc;
 use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::{Checkpoint, Error as FormatError};
 use llmpress_model::Model;
-use llmpress_sparsify::{
-    Finished, FinishedBlock, Job, Lesson, Report, Residuals, Sink, Sparsifier, State, Unit,
-};
+use llmpress_sparsify::{Finished, FinishedBlock, Job, Lesson, Report, Residuals, Sink, Sparsifier, State};
 
 use super::record::Line;
 use crate::Result;
-use crate::blocks::{Blocks, Finish, Made, Save};
+use crate::blocks::{Blocks, Made, Save};
 use crate::progress::{Counted, Progress, Task, Watch};
 
 /// Memory for streams, and for Hessians, where nobody says how much there is.
@@ -94,10 +92,7 @@ impl Sink for Kept<'_> {
 
 /// A finished tensor as it is stored.
 fn made(done: Finished) -> llmpress_formats::Result<Made> {
-    let unit = match done.unit()? {
-        Unit::Sparse24(packed) => Finish::Sparse24(packed),
-        Unit::Lowrank(packed) => Finish::Lowrank(packed),
-    };
+    let unit = done.unit()?;
     Ok(Made { name: done.tensor, unit, instead: instead(&done.report) })
 }
 
