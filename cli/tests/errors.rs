@@ -224,8 +224,14 @@ fn manifests_that_do_not_fit() {
         std::fs::write(&file, changed).unwrap();
         fails(&["inspect", path(&out)])
     };
-    wants(&refused(text.replace("\"1.2\"", "\"2.0\"")), &["format version 2.0", "newer llmpress"]);
-    wants(&refused(text.replace("\"1.2\"", "\"one\"")), &["not major.minor"]);
+    let version = |said: &str| {
+        let (major, minor) = llmpress_formats::FORMAT_VERSION;
+        let of_ours = format!("\"{major}.{minor}\"");
+        assert!(text.contains(&of_ours));
+        text.replace(&of_ours, &format!("\"{said}\""))
+    };
+    wants(&refused(version("2.0")), &["format version 2.0", "newer llmpress"]);
+    wants(&refused(version("one")), &["not major.minor"]);
     wants(&refused(text.replace("\"planes\"", "\"planks\"")), &["was changed after it was written"]);
     wants(&refused("{}".to_owned()), &["is not a manifest"]);
     wants(&refused(text[..text.len() / 2].to_owned()), &["is not a manifest"]);
@@ -233,11 +239,11 @@ fn manifests_that_do_not_fit() {
     let mut manifest: llmpress_formats::Manifest = serde_json::from_str(&text).unwrap();
     for unit in manifest.units.values_mut() {
         if unit.encoding.value()["name"] == "planes" {
-            unit.encoding = serde_json::json!({"name": "sparse24", "bits": 2}).into();
+            unit.encoding = serde_json::json!({"name": "marlin", "bits": 2}).into();
         }
     }
     let again = String::from_utf8(manifest.to_bytes().unwrap()).unwrap();
-    wants(&refused(again), &["encoding \"sparse24\" is not known", "newer llmpress"]);
+    wants(&refused(again), &["encoding \"marlin\" is not known", "newer llmpress"]);
     // So is what a manifest requires, before anything else of it is read.
     let mut manifest: llmpress_formats::Manifest = serde_json::from_str(&text).unwrap();
     manifest.requires.push("turned_twice".to_owned());

@@ -4,7 +4,8 @@
 //! plain weights:   mapped, read where they lie
 //! fixed12:         mapped; one token is multiplied from the twelve bits, more from decoded rows
 //! abq:             regrouped when the model is opened, multiplied from the codes
-//! sparse24:        mapped; one token is multiplied from values and positions, more from rows in single precision
+//! sparse24:        mapped (values in abq decoded when the model is opened); one token is multiplied from values and positions,
+//!                  more from rows in single precision
 //! lowrank:         as what it adds to, and block sums of the inputs by the sums that it adds
 //! of other tools:  codes brought into memory when the model is opened, multiplied from them where abq holds them
 //! anything else:   decoded some rows at a time into a small buffer of each thread

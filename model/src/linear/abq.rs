@@ -167,11 +167,6 @@ impl Source for Quantised {
 }
 
 impl Quantised {
-    /// Codes that were checked, regrouped for products.
-    pub(super) fn matrix(packed: Packed<'_>) -> Result<Matrix> {
-        Matrix::new(&Components::of(packed).stored()).map_err(|e| Error::Invalid(e.to_string()))
-    }
-
     /// Codes in memory, regrouped for products.
     pub(super) fn of(stored: &Stored<'_>, packed: Packed<'_>) -> Result<Option<Box<dyn Source>>> {
         Components::of(packed).open(stored)

@@ -43,7 +43,7 @@ pub(super) fn open(stored: &Stored<'_>) -> Result<Option<Box<dyn Source>>> {
         Some(SumsEncoding::Abq(_)) => {
             let all = checkpoint.lowrank_rows(stored.tensor, 0..stored.rows as u64)?;
             match all.sums() {
-                Sums::Abq(codes) => Some(Floats::codes(codes.clone())?),
+                Sums::Abq(codes) => Some(Floats::decode(codes)?),
                 Sums::Plain(_) => None,
             }
         }
@@ -88,11 +88,10 @@ impl Source for Lowrank {
         words.resize(count.div_ceil(2), 0);
         let out = &mut bytemuck::cast_slice_mut::<u64, f32>(words)[..count];
         match &self.base {
-            BaseSource::Raw(base) => base.rows(checkpoint, rows.clone(), &mut Vec::new())?.widen(0, out),
+            BaseSource::Raw(base) => base.rows(checkpoint, rows.clone())?.widen(0, out),
             BaseSource::Sparse(base) => base.widen(checkpoint, rows.clone(), out)?,
         }
-        let mut decoded = Vec::new();
-        let sums = self.sums.rows(checkpoint, rows.clone(), &mut decoded)?;
+        let sums = self.sums.rows(checkpoint, rows.clone())?;
         let mut of_row = vec![0.0; self.cols.div_ceil(self.block)];
         for (row, out) in out.chunks_exact_mut(self.cols.max(1)).enumerate() {
             sums.widen(row * of_row.len(), &mut of_row);
@@ -114,13 +113,13 @@ impl Source for Lowrank {
     ) -> Result<()> {
         match &self.base {
             BaseSource::Raw(base) => {
-                dot_rows(base.rows(checkpoint, rows.clone(), &mut Vec::new())?, x.len(), x, out);
+                dot_rows(base.rows(checkpoint, rows.clone())?, x.len(), x, out);
             }
             BaseSource::Sparse(base) => base.dot_rows(checkpoint, rows.clone(), x, out)?,
         }
         let blocks: Vec<f32> = x.chunks(self.block).map(|block| block.iter().sum()).collect();
-        let (mut decoded, mut added) = (Vec::new(), vec![0.0; out.len()]);
-        dot_rows(self.sums.rows(checkpoint, rows, &mut decoded)?, blocks.len(), &blocks, &mut added);
+        let mut added = vec![0.0; out.len()];
+        dot_rows(self.sums.rows(checkpoint, rows)?, blocks.len(), &blocks, &mut added);
         out.iter_mut().zip(added).for_each(|(out, sum)| *out += sum);
         Ok(())
     }

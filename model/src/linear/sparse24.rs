@@ -2,11 +2,10 @@
 //!
 //! ```text
 //! plain values:   mapped, read where they lie
-//! abq values:     codes in memory; the kept values of some rows are decoded into the cache
+//! abq values:     decoded into memory when the model is opened
 //! fixed12 values: some rows are decoded into memory
 //! ```
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use llmpress_formats::encoding::abq;
@@ -66,7 +65,7 @@ impl Sparse {
             Some(Inner::Abq(_)) => {
                 let all = packed(checkpoint, stored.tensor, 0..stored.rows as u64)?;
                 match all.values() {
-                    Kept::Abq(codes) => Some(Values::There(Floats::codes(codes.clone())?)),
+                    Kept::Abq(codes) => Some(Values::There(Floats::decode(codes)?)),
                     Kept::Plain(_) => None,
                 }
             }
@@ -90,12 +89,12 @@ impl Sparse {
     ) -> Result<T> {
         let Range { start, end } = rows;
         match &self.values {
-            Values::There(values) => DECODED.with_borrow_mut(|decoded| {
+            Values::There(values) => {
                 let of_row = self.cols.div_ceil(2 * QUAD);
                 let positions = checkpoint.view(&self.unit, self.positions)?;
                 let positions = positions.get(start * of_row..end * of_row).unwrap_or_default();
-                then(&self.fit(values.rows(checkpoint, rows, decoded)?, positions, end - start)?)
-            }),
+                then(&self.fit(values.rows(checkpoint, rows)?, positions, end - start)?)
+            }
             Values::Decoded => {
                 let packed = (self.packed)(checkpoint, &self.tensor, start as u64..end as u64)?;
                 let Kept::Plain(values) = packed.values() else {
@@ -135,11 +134,6 @@ impl Sparse {
         let what = "a quad whose first kept value does not lie before its second";
         Error::corrupt(checkpoint.root(), Some(&self.tensor), format!("{}: {what}", self.positions))
     }
-}
-
-thread_local! {
-    /// Kept values of some rows.
-    static DECODED: RefCell<Vec<f32>> = RefCell::default();
 }
 
 /// Values as elements, through `aligned` where their address does not do.

@@ -1,13 +1,12 @@
-//! A matrix of floats inside of another encoding: mapped, or codes in memory.
+//! A matrix of floats inside of another encoding: mapped, or codes that were decoded when the model was opened.
 
 use std::ops::Range;
 
 use llmpress_formats::encoding::abq;
 use llmpress_formats::{Checkpoint, Dtype, Error, Result};
 use llmpress_kernels::cpu::Elements;
-use llmpress_kernels::cpu::abq::Matrix;
+use rayon::prelude::*;
 
-use super::abq::Quantised;
 use super::source::{part, typed};
 
 /// Some of a unit's numbers, rows of `cols`.
@@ -15,8 +14,8 @@ use super::source::{part, typed};
 pub(super) enum Floats {
     /// A component, read where it lies.
     Mapped { unit: String, component: &'static str, dtype: Dtype, cols: usize },
-    /// Codes, decoded row by row when they are multiplied.
-    Codes(Matrix),
+    /// What codes stand for, in single precision: decoding them for every token takes many times as long as the product.
+    Decoded { values: Vec<f32>, cols: usize },
 }
 
 impl Floats {
@@ -32,18 +31,17 @@ impl Floats {
         Ok(aligned.then(|| Self::Mapped { unit: unit.to_owned(), component, dtype, cols }))
     }
 
-    /// Codes, regrouped; they were checked when they were read.
-    pub(super) fn codes(packed: abq::Packed<'_>) -> Result<Self> {
-        Ok(Self::Codes(Quantised::matrix(packed)?))
+    /// Codes, decoded.
+    pub(super) fn decode(packed: &abq::Packed<'_>) -> Result<Self> {
+        let cols = packed.cols();
+        let mut values = vec![0.0; packed.rows() * cols];
+        let rows = values.par_chunks_exact_mut(cols.max(1)).enumerate();
+        rows.try_for_each(|(row, out)| packed.decode_row(row, out))?;
+        Ok(Self::Decoded { values, cols })
     }
 
-    /// Some rows: where they lie, or decoded into `decoded`.
-    pub(super) fn rows<'a>(
-        &'a self,
-        checkpoint: &'a Checkpoint,
-        rows: Range<usize>,
-        decoded: &'a mut Vec<f32>,
-    ) -> Result<Elements<'a>> {
+    /// Some rows.
+    pub(super) fn rows<'a>(&'a self, checkpoint: &'a Checkpoint, rows: Range<usize>) -> Result<Elements<'a>> {
         match self {
             Self::Mapped { unit, component, dtype, cols } => {
                 let all = typed(checkpoint.view(unit, component)?, *dtype);
@@ -52,14 +50,7 @@ impl Floats {
                 })?;
                 Ok(part(all, rows.start * cols..rows.end * cols))
             }
-            Self::Codes(matrix) => {
-                let cols = matrix.cols();
-                decoded.resize(rows.len() * cols, 0.0);
-                for (row, out) in rows.zip(decoded.chunks_exact_mut(cols.max(1))) {
-                    matrix.row(row, out);
-                }
-                Ok(Elements::F32(decoded))
-            }
+            Self::Decoded { values, cols } => Ok(Elements::F32(&values[rows.start * cols..rows.end * cols])),
         }
     }
 }
