@@ -49,14 +49,14 @@ impl Beside {
         if let Sums::Abq(_) = packed.sums() {
             return Ok(Self { block, sums: packed.sums().clone(), values });
         }
-        let grid = Grid::min_max(&values, blocks, SUMS)?;
+        let grid = Grid::min_max(&values, blocks, KEPT_SUMS)?;
         let codes = grid.nearest(&values);
         Ok(Self { block, sums: Sums::Abq(grid.pack(&codes)?), values: grid.values(&codes) })
     }
 }
 
-/// How sums are quantised.
-const SUMS: Spec = Spec { abq: Abq::new(8), zero: ZeroPoint::Real, rung: Rung::Rtn, learn: None };
+/// How sums beside kept weights are quantised.
+pub const KEPT_SUMS: Spec = Spec { abq: Abq::new(8), zero: ZeroPoint::Real, rung: Rung::Rtn, learn: None };
 
 /// Whether two of four weights of a tensor are kept, by how it is stored.
 pub(crate) fn is_halved(checkpoint: &Checkpoint, tensor: &str) -> Result<bool> {

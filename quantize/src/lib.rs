@@ -35,7 +35,7 @@ mod widths;
 pub use fold::{Rotate, Smooth, Transformations, rotations, smoothing};
 pub use gptq::{Fed, gptq};
 pub use grid::Grid;
-pub use kept::quantise_kept;
+pub use kept::{KEPT_SUMS, quantise_kept};
 pub use lesson::{Lesson, Taught};
 pub use llmpress_calibrate::{DAMPING, Factor, InputShape, Order, Residuals};
 pub use matrix::makes_up;

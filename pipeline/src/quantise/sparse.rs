@@ -1,21 +1,15 @@
-//! Quantising what is 2:4: the kept values, as a matrix of half the columns; sums beside them in eight bits.
-//!
-//! ```text
-//! positions | kept values --grids--> codes        positions | codes        sums --rtn:w8--> codes
-//! ```
+//! What a quantiser does with matrices that are 2:4: which they are, what it cannot have there, and what they come to. Codes
+//! are of the kept values, as a matrix of half the columns; sums beside them have eight bits (`quantize/src/kept.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_formats::encoding::lowrank::Base;
 use llmpress_formats::encoding::sparse24::{matrix, positions_component};
 use llmpress_formats::{Checkpoint, Encoding, Tensor};
-use llmpress_quantize::{Quantiser, Spec, expected_bits};
+use llmpress_quantize::{KEPT_SUMS, Quantiser, Spec, expected_bits};
 use llmpress_sparsify::GROUP;
 
 use crate::{Error, Result};
-
-/// How sums are quantised.
-const SUMS: &str = "rtn:w8";
 
 /// Whether a unit is as a pass that makes matrices 2:4 leaves it, or with its values encoded without loss.
 pub(crate) fn is_sparse(encoding: &Encoding) -> bool {
@@ -73,9 +67,6 @@ pub(crate) fn expected_bytes(spec: &Spec, tensor: &Tensor, slorb: bool) -> u64 {
     let (rows, cols) = matrix(&tensor.shape).unwrap_or_default();
     let at = positions_component(rows, cols);
     let positions = at.dtype.byte_len(&at.shape).unwrap_or(u64::MAX);
-    let sums = match SUMS.parse::<Quantiser>() {
-        Ok(sums) if slorb => expected_bits(&sums.spec, rows, cols.div_ceil(GROUP as u64)) / 8,
-        _ => 0,
-    };
+    let sums = if slorb { expected_bits(&KEPT_SUMS, rows, cols.div_ceil(GROUP as u64)) / 8 } else { 0 };
     positions.saturating_add(expected_bits(spec, rows, cols / 2) / 8).saturating_add(sums)
 }
