@@ -8,20 +8,18 @@
 //!
 //! Losses of matrices count as independent and as going with the square of the error, which small errors do.
 
-mod allocate;
 mod measure;
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use llmpress_calibrate::{Calibration, Room};
+use llmpress_calibrate::{Calibration, Choice, Room, allocate};
 use llmpress_formats::encoding::abq::{self, ZeroKind};
 use llmpress_formats::{Dtype, Error, Result};
 use llmpress_model::Model;
 
 use crate::kept::is_halved;
 use crate::{Spec, ZeroPoint};
-use allocate::{Choice, allocate};
 pub use measure::Measured;
 use measure::Sensitivity;
 

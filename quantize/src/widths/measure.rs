@@ -1,12 +1,10 @@
-//! What it costs a model to have one matrix on a coarse grid.
+//! What a matrix loses at each width: measured on a coarse grid, and scaled by how its error goes with the width.
 
 use std::collections::BTreeMap;
 
-use llmpress_calibrate::{
-    Calibration, Distance, DistanceKind, Extent, Moments, Room, Streams, Tap, distances, output_energy,
-};
-use llmpress_formats::{Error, Result};
-use llmpress_model::{Model, Panels, Skips, SubLayer, Unobserved};
+use llmpress_calibrate::{Calibration, Measured as Matrix, Moments, Probe, Room, output_energy};
+use llmpress_formats::Result;
+use llmpress_model::Model;
 
 use super::{WIDTHS, with_width};
 use crate::{Grid, Rung, Spec};
@@ -15,8 +13,6 @@ use crate::{Grid, Rung, Spec};
 const MEASURED: u8 = 3;
 /// Rows of a matrix that tell how its error goes with the width.
 const ROWS: usize = 64;
-/// The most windows over which distances are measured.
-const WINDOWS: usize = 8;
 /// A matrix matters at least so much of what all do on average, weight by weight: what few tokens show may be too little.
 const LEAST: f64 = 0.01;
 
@@ -38,47 +34,28 @@ pub trait Measured {
     fn step(&mut self, weights: u64);
 }
 
-/// The original's logits of some windows.
-struct Reference {
-    windows: Vec<Panels>,
+/// Puts each matrix on a coarse grid, and keeps what its error is at each width.
+struct Coarse<'a> {
+    specs: &'a BTreeMap<String, Spec>,
+    /// Columns and errors of each matrix, in the order in which they come.
+    errors: Vec<(usize, ByWidth)>,
+    progress: &'a mut dyn Measured,
 }
 
-impl Reference {
-    /// As many windows as fit.
-    fn of(model: &Model, calibration: &Calibration, memory: u64) -> Result<(Calibration, Self)> {
-        let one = (calibration.length() as u64).saturating_mul(model.vocab_size() as u64).saturating_mul(4);
-        let fitting = usize::try_from(memory / one.max(1)).unwrap_or(WINDOWS).clamp(1, WINDOWS);
-        let calibration = calibration.first(fitting);
-        let mut cache = model.cache(calibration.length());
-        let one = |ids: &Vec<u32>| {
-            cache.clear();
-            cache.announce(ids.len());
-            model.logits(&model.hidden(ids, &mut cache, &Skips::new(), &mut Unobserved)?)
-        };
-        let windows = calibration.windows().iter().map(one).collect::<Result<_>>()?;
-        Ok((calibration, Self { windows }))
+impl Probe for Coarse<'_> {
+    fn form(&mut self, matrix: Matrix<'_>, number: usize) -> Result<Option<Vec<f32>>> {
+        let Some(spec) = self.specs.get(matrix.tensor).filter(|_| number == 0) else { return Ok(None) };
+        let (errors, coarse) = errors(matrix.weights, spec, matrix.moments)?;
+        self.errors.push((matrix.moments.features(), errors));
+        Ok(Some(coarse))
     }
 
-    /// How far the logits are, if the layers from `first` on run on these streams.
-    fn distance(&self, model: &Model, streams: &mut Streams, first: usize, skips: &Skips) -> Result<f64> {
-        let mut cache = model.cache(streams.tokens());
-        let mut total = Distance::default();
-        let mut h = Panels::default();
-        for (window, reference) in self.windows.iter().enumerate() {
-            streams.get(window, &mut h)?;
-            cache.clear();
-            cache.announce(h.tokens());
-            model.run_layers(
-                first..model.config().layers.len(),
-                &mut h,
-                &mut cache,
-                skips,
-                &mut Unobserved,
-            )?;
-            let logits = model.logits(&model.last_norm(&h)?)?;
-            total.add(&distances(DistanceKind::JensenShannon, reference, &logits));
-        }
-        Ok(total.value(DistanceKind::JensenShannon))
+    fn start(&mut self, weights: u64) {
+        self.progress.start(weights);
+    }
+
+    fn step(&mut self, weights: u64) {
+        self.progress.step(weights);
     }
 }
 
@@ -90,58 +67,22 @@ pub(super) fn measure(
     room: &Room,
     progress: &mut dyn Measured,
 ) -> Result<Vec<Sensitivity>> {
-    let layers = model.config().layers.len();
-    let (calibration, reference) = Reference::of(model, calibration, room.memory)?;
-    let mut streams = Streams::embed(model, &calibration, room)?;
-    let mut all = Vec::new();
-    let of_layers: Vec<_> = (0..layers).map(|layer| model.inputs_of(layer)).collect();
-    let mut total = 0;
-    for tensor in
-        of_layers.iter().flatten().flat_map(|input| &input.tensors).filter(|t| specs.contains_key(*t))
-    {
-        total += model.checkpoint().tensor(tensor)?.shape.iter().product::<u64>();
-    }
-    progress.start(total);
-    for (layer, inputs) in of_layers.iter().enumerate() {
-        for site in [SubLayer::Attention(layer), SubLayer::Mlp(layer)] {
-            // The streams are past the attention when its MLP is measured.
-            let skips = match site {
-                SubLayer::Attention(_) => Skips::new(),
-                SubLayer::Mlp(_) => Skips::from([SubLayer::Attention(layer)]),
-            };
-            for input in inputs.iter().filter(|input| input.sub_layer == site) {
-                if !input.tensors.iter().any(|tensor| specs.contains_key(tensor)) {
-                    continue;
-                }
-                let tap = [(Tap::from(input), Extent::Diagonal)];
-                let moments = streams.moments(model, &tap, &mut || ())?.pop();
-                let moments = moments.ok_or_else(|| Error::Invalid("no moments were gathered".to_owned()))?;
-                for tensor in &input.tensors {
-                    let Some(spec) = specs.get(tensor) else { continue };
-                    let weights = model.weights(tensor)?;
-                    let named = |e| llmpress_calibrate::named(tensor, e);
-                    let (errors, coarse) = errors(&weights, spec, &moments).map_err(named)?;
-                    model.replace(tensor, coarse)?;
-                    let far = reference.distance(model, &mut streams, layer, &skips);
-                    model.restore(tensor)?;
-                    let far = far?;
-                    let measured =
-                        errors.iter().find(|(width, _)| *width == MEASURED).map_or(0.0, |(_, e)| *e);
-                    let loss = |&(width, error): &(u8, f64)| {
-                        (width, if measured > 0.0 { far * error / measured } else { 0.0 })
-                    };
-                    all.push(Sensitivity {
-                        tensor: tensor.clone(),
-                        rows: weights.len() / input.features.max(1),
-                        cols: input.features,
-                        losses: errors.iter().map(loss).collect(),
-                    });
-                    progress.step(weights.len() as u64);
-                }
-            }
-            streams.advance(model, site, &mut || ())?;
+    let mut coarse = Coarse { specs, errors: Vec::new(), progress };
+    let wanted = |tensor: &str| specs.contains_key(tensor);
+    let found = llmpress_calibrate::measure(model, &wanted, calibration, room, &mut coarse)?;
+    let of_matrix = |(found, (cols, errors)): (llmpress_calibrate::Sensitivity, (usize, ByWidth))| {
+        let far = found.distances.first().copied().unwrap_or(0.0);
+        let measured = errors.iter().find(|(width, _)| *width == MEASURED).map_or(0.0, |(_, e)| *e);
+        let loss =
+            |(width, error): (u8, f64)| (width, if measured > 0.0 { far * error / measured } else { 0.0 });
+        Sensitivity {
+            tensor: found.tensor,
+            rows: found.weights as usize / cols.max(1),
+            cols,
+            losses: errors.into_iter().map(loss).collect(),
         }
-    }
+    };
+    let mut all: Vec<Sensitivity> = found.into_iter().zip(coarse.errors).map(of_matrix).collect();
     floor(&mut all);
     Ok(all)
 }

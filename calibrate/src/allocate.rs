@@ -10,14 +10,16 @@
 
 /// What an item may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Choice {
-    pub(super) cost: u64,
-    pub(super) loss: f64,
+pub struct Choice {
+    /// What it takes of the budget.
+    pub cost: u64,
+    /// What it is expected to lose.
+    pub loss: f64,
 }
 
 /// A choice of each item, by its index; none where not even the cheapest fit. All items that have as many choices may take the
 /// same index: the result is never worse than that.
-pub(super) fn allocate(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
+pub fn allocate(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
     let hulls: Vec<Vec<usize>> = items.iter().map(|choices| hull(choices)).collect();
     let cost = |chosen: &[usize]| -> u64 { items.iter().zip(chosen).map(|(item, &c)| item[c].cost).sum() };
     let loss = |chosen: &[usize]| -> f64 { items.iter().zip(chosen).map(|(item, &c)| item[c].loss).sum() };
