@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
-use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe, Rule, Target};
+use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe, Rule, Share, Target};
 use llmpress_prune::Pass;
 use llmpress_validation::gpu_bench::STEPS;
 
@@ -120,7 +120,7 @@ pub(crate) struct RecipeArgs {
     /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them;
     /// rotate or rotate=r2r4, smooth and qkv8 for low widths of activations; kv8 or kv4 for a cache of so many bits; learn,
     /// for codes and scales learned from there); sparse24:magnitude, sparse24:wanda or sparse24:sparsegpt, with reconstruct and
-    /// slorb, to make matrices 2:4; or a chain of any number of prunings, what makes matrices 2:4, a quantiser and a method:
+    /// slorb, to make matrices 2:4 (dense=10%: but for those that cost most); or a chain of any number of prunings, what makes matrices 2:4, a quantiser and a method:
     /// drop:attn=8+gptq:w4+dfloat11, sparse24:wanda+fixed12, sparse24:sparsegpt+gptq:w4,g64.
     #[arg(long, value_name = "CHAIN", value_parser = parse_to, conflicts_with = "recipe")]
     pub(crate) to: Option<Recipe>,
@@ -158,6 +158,10 @@ pub(crate) struct RecipeArgs {
     /// included: more where it matters, as --calib tells. The same as a width of w3.5.
     #[arg(long, value_name = "BITS")]
     pub(crate) target_bits: Option<MeanBits>,
+    /// Leave each matrix of sparse24:... dense, make it 2:4, or have the quantiser after it take it or not, so that all of them
+    /// take so much of their bytes at most: more where it matters, as --calib tells. The same as ratio=0.6.
+    #[arg(long, value_name = "RATIO")]
+    pub(crate) target_ratio: Option<Share>,
     /// How often a quantiser that learns sees each window [default: 200 to 400 windows in all, the more the fewer bits].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) epochs: Option<u32>,
@@ -353,7 +357,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) calibration: CalibrationArgs,
     /// A plan made by `llmpress plan --json`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to make",
-          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "entropy_code", "target_bits", "epochs", "seed", "max_shard_size", "calib", "ranking", "portable"])]
+          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "entropy_code", "target_bits", "target_ratio", "epochs", "seed", "max_shard_size", "calib", "ranking", "portable"])]
     pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) job: JobArgs,

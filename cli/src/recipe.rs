@@ -35,6 +35,16 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
         })?;
         quantiser.assign(mean)?;
     }
+    if let Some(ratio) = args.target_ratio {
+        let mut sparsifiers = recipe.passes.iter_mut().filter_map(llmpress_pipeline::Pass::sparsifier_mut);
+        let sparsifier = sparsifiers.next().ok_or_else(|| {
+            Failure::Usage(
+                "--target-ratio is for what makes matrices 2:4: --to sparse24:sparsegpt or the like"
+                    .to_owned(),
+            )
+        })?;
+        sparsifier.assign(ratio)?;
+    }
     if args.epochs.is_some() || args.seed.is_some() {
         let quantisers = recipe.passes.iter_mut().filter_map(llmpress_pipeline::Pass::quantiser_mut);
         let quantiser = quantisers.last().ok_or_else(|| {

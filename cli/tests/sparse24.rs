@@ -47,3 +47,19 @@ fn a_rule_that_goes_by_a_text_is_refused_without_one() {
     assert!(refused.contains("--calib"), "{refused}");
     assert!(!out.exists());
 }
+
+#[test]
+fn a_target_ratio_is_the_same_as_one_in_the_chain() {
+    let source = tinylm();
+    let plan = |more: &[&str]| ok(&[&["plan", path(&source), "--json"], more].concat());
+    let by_option = plan(&["--to", "sparse24:wanda+rtn:w4,g64", "--target-ratio", "0.3"]);
+    assert_eq!(by_option, plan(&["--to", "sparse24:wanda,ratio=0.3+rtn:w4,g64"]));
+    let refused = |more: &[&str], words: &str| {
+        let error = fails(&[&["plan", path(&source)], more].concat());
+        assert!(error.contains(words), "{error}");
+    };
+    refused(&["--to", "sparse24:wanda", "--target-ratio", "0.5"], "give 0.5625");
+    refused(&["--to", "sparse24:wanda,dense=10%", "--target-ratio", "0.6"], "give one of them");
+    refused(&["--to", "gptq:w4", "--target-ratio", "0.6"], "--target-ratio is for");
+    refused(&["--to", "sparse24:wanda", "--target-ratio", "60%"], "no share");
+}

@@ -4,6 +4,7 @@
 //! OUT/.llmpress/passes/N/pass.json                what the pass is of: another one's blocks are none of its
 //!                       /transforms.json          what the model gets before, once it is known
 //!                       /widths.json              widths of matrices, where they are assigned
+//!                       /forms.json               forms of matrices, where they are chosen
 //!                       /block-00003.safetensors  the units of a block, synced before
 //!                       /block-00003.json         their receipt
 //!                       /block-00003.streams      only of the last one: what goes on from there
@@ -27,7 +28,10 @@ use crate::{Error, Result};
 
 const PASS_FILE: &str = "pass.json";
 const TRANSFORMS_FILE: &str = "transforms.json";
-const WIDTHS_FILE: &str = "widths.json";
+/// Widths of matrices.
+pub(crate) const WIDTHS_FILE: &str = "widths.json";
+/// Forms of matrices.
+pub(crate) const FORMS_FILE: &str = "forms.json";
 /// The extension of streams.
 const STREAMS: &str = "streams";
 const MAX_PASS_BYTES: u64 = 1 << 20;
@@ -114,11 +118,11 @@ struct TransformsFile {
     transforms: Vec<serde_json::Value>,
 }
 
-/// Widths of the matrices of a pass.
+/// What a pass settles before its first block.
 #[derive(Serialize, Deserialize)]
-struct WidthsFile {
+struct SettledFile<T> {
     fingerprint: String,
-    widths: BTreeMap<String, u8>,
+    settled: T,
 }
 
 /// Writes JSON after the digest of it.
@@ -131,7 +135,7 @@ fn write_hashed(path: &Path, value: &impl Serialize) -> llmpress_formats::Result
 }
 
 /// What [`write_hashed`] wrote, if it is whole.
-fn read_hashed<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
+fn read_hashed<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let bytes = read_small_file(path, MAX_RECEIPT_BYTES).ok()?;
     let end = bytes.iter().position(|b| *b == b'\n')?;
     let (digest, json) = (&bytes[..end], &bytes[end + 1..]);
@@ -176,19 +180,24 @@ impl Blocks {
         self.dir.join("scratch")
     }
 
-    /// The widths that this pass kept, or those that are found now, and kept.
-    pub(crate) fn widths(
+    /// What this pass has settled under a name, or finds now, and keeps.
+    pub(crate) fn settled<T: Serialize + DeserializeOwned>(
         &self,
-        find: impl FnOnce() -> llmpress_formats::Result<BTreeMap<String, u8>>,
-    ) -> Result<BTreeMap<String, u8>> {
-        let path = self.dir.join(WIDTHS_FILE);
-        let kept = read_hashed(&path).filter(|kept: &WidthsFile| kept.fingerprint == self.fingerprint);
-        if let Some(kept) = kept {
-            return Ok(kept.widths);
+        file: &str,
+        find: impl FnOnce() -> llmpress_formats::Result<T>,
+    ) -> Result<T> {
+        if let Some(kept) = self.recall(file) {
+            return Ok(kept);
         }
-        let file = WidthsFile { fingerprint: self.fingerprint.clone(), widths: find()? };
-        write_hashed(&path, &file)?;
-        Ok(file.widths)
+        let kept = SettledFile { fingerprint: self.fingerprint.clone(), settled: find()? };
+        write_hashed(&self.dir.join(file), &kept)?;
+        Ok(kept.settled)
+    }
+
+    /// What this pass has settled under a name, if it has.
+    pub(crate) fn recall<T: DeserializeOwned>(&self, file: &str) -> Option<T> {
+        let kept: SettledFile<T> = read_hashed(&self.dir.join(file))?;
+        (kept.fingerprint == self.fingerprint).then_some(kept.settled)
     }
 
     /// Takes the transformations that this pass kept, or finds them, and keeps them.
@@ -245,7 +254,8 @@ impl Blocks {
 
     /// Removes what is of no finished block.
     fn clear(&self) -> Result<()> {
-        let mut kept: Vec<PathBuf> = [TRANSFORMS_FILE, WIDTHS_FILE].map(|name| self.dir.join(name)).into();
+        let mut kept: Vec<PathBuf> =
+            [TRANSFORMS_FILE, WIDTHS_FILE, FORMS_FILE].map(|name| self.dir.join(name)).into();
         for block in 0..self.count() {
             kept.extend(["safetensors", "json"].map(|extension| self.path(block, extension)));
         }

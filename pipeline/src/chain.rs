@@ -10,25 +10,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Texts};
-use llmpress_formats::{Checkpoint, Digest, Encoding, Manifest, Removal, ShardFile, UnitEntry};
+use llmpress_formats::{Checkpoint, Digest, Encoding, Manifest, Removal, ShardFile, Tensor, UnitEntry};
 use llmpress_model::{Model, Tokenizer, folded};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
 use llmpress_quantize::{Learn, Lesson, Spec};
 use llmpress_sparsify::Reconstruct;
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, FORMS_FILE};
 use crate::fingerprint::fingerprint;
+use crate::method::room::Fit;
 use crate::pass::{Pass, apply};
 use crate::progress::{Counted, Progress, Task, Watch};
 use crate::quantise::{
     Assigned, Run, check_sparse, expected_bytes, expected_sparse_bytes, forecast as forecast_of_quantiser,
     is_sparse, record_files, run, sparse_of_view, targets,
 };
-use crate::sparsify;
+use crate::sparsify::{self, Choices};
 use crate::stage::Stage;
 use crate::{
-    CalibrationRecord, Error, PassForecast, Quantised, Quantiser, Recipe, Result, Sparsified, Sparsifier,
-    recorded_passes, view,
+    CalibrationRecord, Error, Method, PassForecast, Quantised, Quantiser, Recipe, Result, Sparsified,
+    Sparsifier, recorded_passes, view,
 };
 
 /// What passes go by.
@@ -173,7 +174,9 @@ impl Made {
     /// The record of learning, as files; a finished output has its own.
     fn record(&self, of: &Pass) -> Result<BTreeMap<String, Vec<u8>>> {
         match (self, of) {
-            (Self::Blocks(blocks), Pass::Sparsified(_)) => sparsify::record_files(&blocks.lessons()?),
+            (Self::Blocks(blocks), Pass::Sparsified(_)) => {
+                sparsify::record_files(blocks.recall(FORMS_FILE).unwrap_or_default(), blocks.lessons()?)
+            }
             (Self::Blocks(blocks), _) => record_files(&blocks.lessons::<Lesson>()?),
             (Self::Output(_), _) => Ok(BTreeMap::new()),
         }
@@ -252,7 +255,8 @@ pub(crate) fn settle(
                         (Pass::Quantised(done), units)
                     }
                     Pass::Sparsify(sparsifier) => {
-                        let step = Sparsifying { step, sparsifier: *sparsifier };
+                        let later = &request.recipe.passes[number..];
+                        let step = Sparsifying { step, sparsifier: *sparsifier, later };
                         let (done, units) = step.run(before, watch)?;
                         (Pass::Sparsified(done), units)
                     }
@@ -306,16 +310,17 @@ struct Finishing<'a> {
 }
 
 impl Finishing<'_> {
-    /// The finished output whose units are this pass's, if there is one that counts.
+    /// The finished output whose units are this pass's, and the pass as it was recorded there, if there is one that counts.
     ///
     /// # Errors
     /// One that another pass made.
-    fn output(&self, done: &Pass) -> Result<Option<Made>> {
+    fn output(&self, is_this: impl Fn(&Pass) -> bool) -> Result<Option<(Made, Pass)>> {
         let Some(out) = self.earlier.finished.filter(|_| !self.earlier.force) else { return Ok(None) };
         let recipe = Manifest::read(out)?.map(|manifest| manifest.recipe).unwrap_or_default();
         // Whether all else is the same is looked at later.
-        if recorded_passes(&recipe)?.get(self.number - 1) == Some(done) {
-            return Ok(Some(Made::Output(out.to_owned())));
+        let recorded = recorded_passes(&recipe)?.into_iter().nth(self.number - 1);
+        if let Some(recorded) = recorded.filter(is_this) {
+            return Ok(Some((Made::Output(out.to_owned()), recorded)));
         }
         Err(Error::Output {
             path: out.to_owned(),
@@ -347,13 +352,18 @@ fn record_of(calibration: Option<&Calibration>) -> Option<CalibrationRecord> {
 struct Sparsifying<'a> {
     step: Finishing<'a>,
     sparsifier: Sparsifier,
+    /// The passes after it.
+    later: &'a [Pass],
 }
 
 impl Sparsifying<'_> {
     /// Runs what is left of it.
     fn run(&self, before: Checkpoint, watch: &dyn Watch) -> Result<(Sparsified, Made)> {
         let request = self.step.request;
-        let tensors = sparsify::targets(&before, &request.recipe.compile()?)?;
+        let rules = request.recipe.compile()?;
+        let tensors = sparsify::targets(&before, &rules)?;
+        let choices = Choices::of(&self.sparsifier, &tensors, &rules, self.later);
+        choices.as_ref().map_or(Ok(()), |choices| choices.check(&before))?;
         let before_it = fingerprint(&before, self.step.recipe, 0)?;
         let before = Arc::new(before);
         let calibration = match self.sparsifier.needs_text() {
@@ -371,22 +381,26 @@ impl Sparsifying<'_> {
                 Some(text.texts.calibration(&tokenizer, vocab, text.cut(Quantiser::WINDOWS))?)
             }
         };
-        let done = Sparsified { to: self.sparsifier, calibration: record_of(calibration.as_ref()) };
-        if let Some(made) = self.step.output(&Pass::Sparsified(done.clone()))? {
-            return Ok((done, made));
+        let done = Sparsified::new(self.sparsifier, record_of(calibration.as_ref()));
+        // What it settled there is what it would settle here.
+        let is_this = |pass: &Pass| matches!(pass, Pass::Sparsified(other) if other.to == done.to && other.calibration == done.calibration);
+        if let Some((made, Pass::Sparsified(recorded))) = self.step.output(is_this)? {
+            return Ok((recorded, made));
         }
         let digest = calibration.as_ref().map(Calibration::digest).unwrap_or_default();
         let names: Vec<&str> = tensors.iter().map(String::as_str).collect();
-        let identity = format!("{before_it}\n{digest}\n{}\n{}", self.sparsifier, names.join("\n"));
+        let chosen = choices.as_ref().map(Choices::identity).unwrap_or_default();
+        let identity = format!("{before_it}\n{digest}\n{}\n{}\n{chosen}", self.sparsifier, names.join("\n"));
         let mut blocks = self.step.blocks(&self.sparsifier, &identity)?;
-        let hows = tensors.into_iter().map(|name| (name, self.sparsifier)).collect();
         let pass = sparsify::Run {
-            hows: &hows,
+            tensors: &tensors,
+            how: self.sparsifier,
+            choices: choices.as_ref(),
             calibration: calibration.as_ref(),
             memory: self.step.earlier.memory,
         };
-        sparsify::run(before, &pass, &mut blocks, watch)?;
-        Ok((done, Made::Blocks(blocks)))
+        let settled = sparsify::run(before, &pass, &mut blocks, watch)?;
+        Ok((done.with(&settled), Made::Blocks(blocks)))
     }
 }
 
@@ -401,7 +415,12 @@ impl Quantising<'_> {
     fn run(&self, before: Checkpoint, watch: &dyn Watch) -> Result<(Quantised, Made)> {
         let Finishing { recipe, request, earlier, .. } = self.step;
         let rules = request.recipe.compile()?;
-        let specs = targets(&before, self.quantiser.spec, &rules)?;
+        let mut specs = targets(&before, self.quantiser.spec, &rules)?;
+        for pass in &recipe.passes {
+            if let Pass::Sparsified(done) = pass {
+                specs.retain(|name, _| !done.unquantised.contains(name));
+            }
+        }
         let assigned = Assigned::of(&self.quantiser, &specs, &rules);
         let before_it = fingerprint(&before, recipe, 0)?;
         let before = Arc::new(before);
@@ -409,7 +428,8 @@ impl Quantising<'_> {
         check_sparse(&self.quantiser, &specs, &sparse)?;
         let calibration = self.calibration(&before, &specs)?;
         let done = Quantised { to: self.quantiser, calibration: record_of(calibration.as_ref()) };
-        if let Some(made) = self.step.output(&Pass::Quantised(done.clone()))? {
+        let is_this = |pass: &Pass| matches!(pass, Pass::Quantised(other) if *other == done);
+        if let Some((made, _)) = self.step.output(is_this)? {
             return Ok((done, made));
         }
         let digest = calibration.as_ref().map(Calibration::digest).unwrap_or_default();
@@ -615,6 +635,8 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     let mut finished: BTreeMap<String, u64> = BTreeMap::new();
     // What is 2:4 by then, and whether sums are beside it.
     let mut sparse: BTreeMap<String, bool> = BTreeMap::new();
+    // What the pass that makes them so still has to choose.
+    let mut choices: Option<Choices> = None;
     let mut passes: Vec<(Pass, Option<PassForecast>)> = Vec::new();
     let mut rankings = request.rankings.iter();
     for (index, pass) in request.recipe.passes.iter().enumerate() {
@@ -623,13 +645,19 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
             Pass::Sparsify(sparsifier) => {
                 let tensors = sparsify::targets(&checkpoint, &compiled)?;
                 let cut = request.calibration.cut(Quantiser::WINDOWS);
-                let found = sparsify::forecast(&checkpoint, &tensors, sparsifier, cut)?;
+                choices = Choices::of(sparsifier, &tensors, &compiled, &request.recipe.passes[index + 1..]);
+                choices.as_ref().map_or(Ok(()), |choices| choices.check(&checkpoint))?;
+                let found = sparsify::forecast(&checkpoint, &tensors, sparsifier, choices.as_ref(), cut)?;
                 for name in &tensors {
-                    let bytes = sparsify::stored_bytes(checkpoint.tensor(name)?, sparsifier, recipe.to);
-                    finished.insert(name.clone(), bytes);
+                    let tensor = checkpoint.tensor(name)?;
+                    let all = sparsify::stored_bytes(tensor, sparsifier, recipe.to);
+                    let some = choices.as_ref().and_then(|choices| {
+                        choices.expected_bytes(name, tensor, all, dense_bytes(tensor, recipe.to))
+                    });
+                    finished.insert(name.clone(), some.unwrap_or(all));
                     sparse.insert(name.clone(), sparsifier.slorb);
                 }
-                let settled = Pass::Sparsified(Sparsified { to: *sparsifier, calibration: None });
+                let settled = Pass::Sparsified(Sparsified::new(*sparsifier, None));
                 checkpoint = apply(checkpoint, &settled)?;
                 recipe.passes.push(pass.clone());
                 passes.push((settled, Some(PassForecast::Finish(found))));
@@ -652,7 +680,11 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                     let tensor = checkpoint.tensor(name)?;
                     let dense = expected_bytes(name, spec, tensor, assigned.as_ref());
                     let bytes = match sparse.get(name) {
-                        Some(&sums) => expected_sparse_bytes(spec, tensor, sums),
+                        Some(&sums) => {
+                            let all = expected_sparse_bytes(spec, tensor, sums);
+                            let some = |choices: &Choices| choices.expected_bytes(name, tensor, all, dense);
+                            choices.as_ref().and_then(some).unwrap_or(all)
+                        }
                         None => dense,
                     };
                     found.bytes = found.bytes.saturating_sub(dense).saturating_add(bytes);
@@ -703,6 +735,15 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     let stand_in = stand_in(&recipe, &passes);
     let forecasts = recipe.passes.iter().zip(passes).map(|(pass, (_, forecast))| (pass.clone(), forecast));
     Ok(Forecasts { passes: forecasts.collect(), recipe, stand_in, view: checkpoint, finished })
+}
+
+/// Bytes of a tensor that no pass finishes, by the method of all others.
+fn dense_bytes(tensor: &Tensor, to: Method) -> u64 {
+    // As it is where the method does not hold it by itself.
+    match to.room().fit(tensor) {
+        Fit::Suits => to.room().expected_bytes(Some(tensor), tensor.bytes),
+        Fit::Planes | Fit::Raw => tensor.bytes,
+    }
 }
 
 /// What is known of tensors goes with their names.

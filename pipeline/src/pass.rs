@@ -63,6 +63,18 @@ impl Pass {
         }
     }
 
+    /// What is still to make matrices 2:4.
+    pub fn sparsifier_mut(&mut self) -> Option<&mut Sparsifier> {
+        match self {
+            Self::Sparsify(sparsifier) => Some(sparsifier),
+            Self::Prune(_)
+            | Self::Remove(_)
+            | Self::Sparsified(_)
+            | Self::Quantise(_)
+            | Self::Quantised(_) => None,
+        }
+    }
+
     /// Bits in which the cache is to hold keys and values, as a quantiser that is still to run says.
     pub(crate) fn cache_bits(&self) -> Option<u8> {
         match self {

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use llmpress_formats::{Checkpoint, PatternDict, Removal};
+use llmpress_sparsify::Partly;
 use regex::Regex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -252,6 +253,18 @@ impl Recipe {
         {
             return Err(Error::Invalid(
                 "what is quantised cannot be made 2:4: give the quantiser after sparse24:...".into(),
+            ));
+        }
+        // Which matrices the quantiser leaves is settled by name before: nothing may be renamed between.
+        let chooses =
+            |pass: &Pass| matches!(pass, Pass::Sparsify(how) if matches!(how.partly, Some(Partly::Ratio(_))));
+        if let (Some(at), Some(last)) =
+            (self.passes.iter().position(chooses), self.passes.iter().position(quantises))
+            && self.passes.iter().take(last).skip(at).any(Pass::prunes)
+        {
+            return Err(Error::Invalid(
+                "a ratio counts what the quantiser leaves of each matrix: prune before sparse24:...,ratio and not between the two"
+                    .into(),
             ));
         }
         let quantises = |rule: &&Rule| matches!(rule.to, Target::Quantise(_));

@@ -5,6 +5,7 @@
 //! ```
 
 mod forecast;
+mod partly;
 mod record;
 mod run;
 
@@ -12,13 +13,14 @@ use std::collections::BTreeSet;
 
 use llmpress_formats::encoding::sparse24::{DTYPES, matrix};
 use llmpress_formats::{Checkpoint, Tensor, block_linears};
-pub use llmpress_sparsify::Sparsifier;
+pub use llmpress_sparsify::{Share, Sparsifier};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::recipe::{Compiled, Target};
 use crate::{CalibrationRecord, Error, Result};
 
 pub(crate) use forecast::{forecast, stored_bytes};
+pub(crate) use partly::{Becomes, Choices, Line as SettledLine};
 pub(crate) use record::files as record_files;
 pub(crate) use run::{Pass as Run, run};
 
@@ -32,6 +34,31 @@ pub struct Sparsified {
     /// What it went by, if by a text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationRecord>,
+    /// Matrices that were not made 2:4 for what that would have cost.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub dense: BTreeSet<String>,
+    /// Matrices, dense or 2:4, that the quantiser after it leaves as they are.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unquantised: BTreeSet<String>,
+}
+
+impl Sparsified {
+    /// What was asked for, before anything is settled.
+    pub(crate) fn new(to: Sparsifier, calibration: Option<CalibrationRecord>) -> Self {
+        Self { to, calibration, dense: BTreeSet::new(), unquantised: BTreeSet::new() }
+    }
+
+    /// With what was settled.
+    pub(crate) fn with(mut self, settled: &[SettledLine]) -> Self {
+        let chosen = |which: &dyn Fn(&SettledLine) -> bool| -> BTreeSet<String> {
+            settled.iter().filter(|line| which(line)).map(|line| line.tensor.clone()).collect()
+        };
+        self.dense = chosen(&|line| matches!(line.becomes, Becomes::Dense | Becomes::Quantised));
+        let quantised = |line: &SettledLine| line.divergence.contains_key(&Becomes::Quantised);
+        self.unquantised =
+            chosen(&|line| quantised(line) && matches!(line.becomes, Becomes::Dense | Becomes::Sparse));
+        self
+    }
 }
 
 fn write<S: Serializer>(sparsifier: &Sparsifier, serializer: S) -> Result<S::Ok, S::Error> {

@@ -10,8 +10,8 @@ use llmpress_formats::encoding::lowrank::{Base, SumsEncoding};
 use llmpress_formats::encoding::sparse24::{Inner, Packed};
 use llmpress_formats::{Checkpoint, Encoding, Producer};
 use llmpress_pipeline::{
-    CalibrationText, Counted, Method, Options, Plan, Progress, Recipe, Request, Task, Watch, convert_request,
-    restore,
+    CalibrationText, Counted, Method, Options, Plan, Progress, Recipe, Request, Rule, Task, Watch,
+    convert_request, restore,
 };
 
 fn tinylm() -> PathBuf {
@@ -112,6 +112,8 @@ fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
         ("sparse24:wanda+fixed12", 37),
         ("sparse24:sparsegpt,slorb+rtn:w4,g64", 67),
         ("sparse24:sparsegpt,reconstruct,steps=2", 71),
+        ("sparse24:wanda,dense=25%", 41),
+        ("sparse24:wanda,ratio=0.3+rtn:w4,g64", 83),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
@@ -119,9 +121,13 @@ fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
         if chain.contains("reconstruct") {
             (request.calibration.windows, request.calibration.length) = (Some(16), 16);
         }
+        if chain.contains('%') || chain.contains("ratio") {
+            (request.calibration.windows, request.calibration.length) = (Some(2), 32);
+        }
         convert(&whole, &request, &options()).unwrap();
         let expected = files(&whole);
-        assert_eq!(expected.contains_key("sparsity.jsonl"), chain.contains("reconstruct"), "{chain}");
+        let told = ["reconstruct", "dense", "ratio"].iter().any(|option| chain.contains(option));
+        assert_eq!(expected.contains_key("sparsity.jsonl"), told, "{chain}");
         assert!(!whole.join(".llmpress").exists());
         let copies = Copies { out: &out, to: &dir.path().join("copies"), made: Mutex::default() };
         convert_request(&tinylm(), &out, &request, 4 << 30, &options(), &copies).unwrap();
@@ -264,6 +270,101 @@ fn a_quantiser_takes_the_kept_values_of_a_checkpoint_that_is_stored_so() {
     assert!(error.contains("--entropy-code"), "{error}");
 }
 
+/// A request whose matrices are measured on little text.
+fn partly(chain: &str) -> Request {
+    let mut request = short(chain, true);
+    (request.calibration.windows, request.calibration.length) = (Some(4), 32);
+    request
+}
+
+/// What the record says that became of each matrix.
+fn recorded(out: &Path) -> BTreeMap<String, String> {
+    let lines = std::fs::read_to_string(out.join("sparsity.jsonl")).unwrap();
+    let lines = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    lines
+        .inspect(|line| assert!(line["divergence"]["2:4"].as_f64().unwrap() >= 0.0, "{line}"))
+        .map(|line| (text(&line["tensor"]), text(&line["becomes"])))
+        .collect()
+}
+
+/// Bytes that the linears of an output take, and those that they had.
+fn stored(out: &Path) -> (u64, u64) {
+    let checkpoint = Checkpoint::open(out).unwrap();
+    let units = checkpoint.units().iter().filter(|(name, _)| name.contains("_proj"));
+    units.fold((0, 0), |(stored, was), (name, unit)| {
+        (stored + unit.stored_bytes(), was + checkpoint.tensor(name).unwrap().bytes)
+    })
+}
+
+#[test]
+fn a_share_of_the_weights_stays_dense_and_the_record_says_which() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let request = partly("sparse24:wanda,dense=10%");
+    convert(&out, &request, &options()).unwrap();
+    let (done, source) = (Checkpoint::open(&out).unwrap(), Checkpoint::open(&tinylm()).unwrap());
+    let recorded = recorded(&out);
+    assert_eq!(recorded.len(), 56);
+    let (mut dense, mut all, mut least) = (0, 0, u64::MAX);
+    for (name, encoding, _) in linears(&out) {
+        let weights: u64 = done.tensor(&name).unwrap().shape.iter().product();
+        (all, least) = (all + weights, least.min(weights));
+        if encoding.name() == "raw" {
+            dense += weights;
+            assert!(done.read_tensor(&name).unwrap() == source.read_tensor(&name).unwrap(), "{name}");
+        }
+        let expected = if encoding.name() == "raw" { "dense" } else { "2:4" };
+        assert_eq!(recorded[&name], expected, "{name}: {encoding:?}");
+    }
+    assert!(dense * 10 <= all && (dense + least) * 10 > all, "{dense} of {all}");
+    let recipe = &done.manifest().unwrap().recipe["passes"][0]["sparsify"];
+    let listed: Vec<&str> = recipe["dense"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
+    let of_record: Vec<&String> = recorded.iter().filter(|(_, b)| *b == "dense").map(|(n, _)| n).collect();
+    assert_eq!(listed, of_record);
+    let (plan, _) = Plan::forecast(&tinylm(), &request, 4 << 30).unwrap();
+    let expected: u64 = plan.units().filter(|u| u.name.contains("_proj")).map(|u| u.expected_bytes).sum();
+    let off = expected as f64 / stored(&out).0 as f64;
+    assert!((1.0..1.02).contains(&off), "{off}");
+}
+
+#[test]
+fn a_ratio_is_kept_on_disk_with_the_forms_that_the_record_says() {
+    for (chain, ratio, forms) in [
+        ("sparse24:magnitude,ratio=0.7", 0.7, &["dense", "2:4"][..]),
+        ("sparse24:wanda,slorb,ratio=0.275+rtn:w4,g64", 0.275, &["quantised", "2:4 quantised"]),
+        ("sparse24:wanda,ratio=0.6+rtn:w4,g64", 0.6, &["dense", "quantised"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let request = partly(chain);
+        convert(&out, &request, &options()).unwrap();
+        let (bytes, was) = stored(&out);
+        let found = bytes as f64 / was as f64;
+        // Small matrices leave little of the budget.
+        assert!(found <= ratio && found > ratio - 0.02, "{chain}: {found}");
+        let recorded = recorded(&out);
+        for form in forms {
+            assert!(recorded.values().any(|becomes| becomes == form), "{chain}: no {form}: {recorded:?}");
+        }
+        for (name, encoding, _) in linears(&out) {
+            let quantised = encoding.is_lossy();
+            let sparse = matches!(encoding.name(), "sparse24" | "lowrank");
+            // A 2:4 matrix with sums is lossy by them alone.
+            let expected = match (sparse, quantised) {
+                (false, false) => "dense",
+                (false, true) => "quantised",
+                (true, false) => "2:4",
+                (true, true) => "2:4 quantised",
+            };
+            assert_eq!(recorded[&name], expected, "{chain}: {name}");
+        }
+        let (plan, _) = Plan::forecast(&tinylm(), &request, 4 << 30).unwrap();
+        let planned: u64 = plan.units().filter(|u| u.name.contains("_proj")).map(|u| u.expected_bytes).sum();
+        assert!((planned as f64 / was as f64 - ratio).abs() < 0.001, "{chain}: {planned}");
+    }
+}
+
 #[test]
 fn rules_leave_tensors_dense() {
     let dir = tempfile::tempdir().unwrap();
@@ -302,6 +403,16 @@ fn what_makes_no_sense_is_refused_before_any_work() {
     let mut coded = short("sparse24:magnitude+rtn:w4", false);
     coded.recipe.entropy_code = true;
     refused(&coded, &["--entropy-code"]);
+    // What cannot be reached, with what can.
+    refused(&partly("sparse24:wanda,dense=0.1%"), &["dense=0.1%", "at least"]);
+    refused(&partly("sparse24:wanda,ratio=0.5"), &["ratio=0.5", "give 0.5625"]);
+    refused(&partly("sparse24:wanda,ratio=0.1+rtn:w4,g64"), &["ratio=0.1", "give 0.2"]);
+    refused(&partly("sparse24:wanda,ratio=0.5+drop:attn=1+rtn:w4"), &["prune before"]);
+    refused(&short("sparse24:magnitude,dense=10%", false), &["--calib"]);
+    let mut named = partly("sparse24:wanda,ratio=0.6+rtn:w4");
+    let rule = Rule { tensors: r".*_proj\.weight".to_owned(), to: "rtn:w8".parse().unwrap() };
+    named.recipe.rules.push(rule);
+    refused(&named, &["rules name every matrix"]);
     let mut few = short("sparse24:wanda,reconstruct", true);
     few.calibration.windows = Some(2);
     refused(&few, &["reconstruction takes", "there are 2"]);

@@ -5,6 +5,7 @@
 //! weights (+ second moments of what they multiply) --> masks, weights that make up for what is dropped
 //! a sub-layer's matrices, streams                  --> reconstructed together, masks kept
 //! what is missing of a matrix                      --> S: weights for sums of inputs, beside it
+//! distances of the logits, matrix by matrix        --> which of them stay dense
 //! model, sparsifiers, calibration                  --> run: block by block, to a Sink
 //! ```
 
@@ -13,6 +14,7 @@ mod masked;
 mod masks;
 mod matrix;
 mod memory;
+mod partly;
 mod quads;
 mod reconstruct;
 mod refine;
@@ -29,6 +31,7 @@ mod unit;
 pub use llmpress_calibrate::{InputShape, Residuals};
 pub use masks::{magnitude, wanda};
 pub use memory::block_peak_bytes;
+pub use partly::{Form, Partly, Share, check_dense, check_ratio, choose, keep_dense};
 pub use quads::{QUAD, Sparse};
 pub use report::{Dense, Finished, Lesson, Part, Reconstructed, Report, bits_per_weight};
 pub use run::{FinishedBlock, Job, Sink, State, run};

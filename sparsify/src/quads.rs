@@ -86,6 +86,21 @@ impl Sparse {
         &self.values
     }
 
+    /// The same places with other values, `[rows, cols / 2]`.
+    ///
+    /// # Errors
+    /// Not as many values.
+    pub fn with_values(self, values: Vec<f32>) -> Result<Self> {
+        if values.len() != self.values.len() {
+            return Err(Error::Invalid(format!(
+                "{} values for {} that are kept",
+                values.len(),
+                self.values.len()
+            )));
+        }
+        Ok(Self { values, ..self })
+    }
+
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
     }

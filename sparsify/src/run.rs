@@ -229,7 +229,7 @@ impl<'a> Plan<'a> {
                 continue;
             }
             let Some(calibration) = job.calibration else {
-                if how.needs_text() {
+                if how.finds_by_text() {
                     return Err(Error::Invalid(format!(
                         "{tensor}: {how} goes by a text: give a calibration text"
                     )));

@@ -1,8 +1,8 @@
 //! How a matrix is to be made sparse, as it is written.
 //!
 //! ```text
-//! sparse24 : sparsegpt [, reconstruct [, steps=150] [, seed=0]] [, slorb]
-//!            magnitude, wanda
+//! sparse24 : sparsegpt [, reconstruct [, steps=150] [, seed=0]] [, slorb] [, dense=10%]
+//!            magnitude, wanda                                             [, ratio=0.6]
 //! ```
 
 use std::fmt;
@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 use llmpress_formats::{Error, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::partly::{Partly, Share};
 
 /// What the text begins with.
 const NAME: &str = "sparse24";
@@ -94,17 +96,37 @@ pub struct Sparsifier {
     pub reconstruct: Option<Reconstruct>,
     /// Whether sums of inputs, 16 columns each, have weights of their own beside.
     pub slorb: bool,
+    /// Whether some of all matrices stay dense, and which.
+    pub partly: Option<Partly>,
 }
 
 impl Sparsifier {
     /// Of a rule alone.
     pub fn new(rule: Rule) -> Self {
-        Self { rule, reconstruct: None, slorb: false }
+        Self { rule, reconstruct: None, slorb: false, partly: None }
     }
 
     /// Whether it goes by a text.
     pub fn needs_text(&self) -> bool {
+        self.finds_by_text() || self.partly.is_some()
+    }
+
+    /// Whether what it makes of a matrix goes by a text.
+    pub fn finds_by_text(&self) -> bool {
         self.rule != Rule::Magnitude || self.reconstruct.is_some()
+    }
+
+    /// Has every matrix get one of its forms, so that all take so much of their bytes at most.
+    ///
+    /// # Errors
+    /// It says already what stays dense.
+    pub fn assign(&mut self, ratio: Share) -> Result<()> {
+        match self.partly.replace(Partly::Ratio(ratio)) {
+            None => Ok(()),
+            Some(before) => Err(Error::Invalid(format!(
+                "{before} and a ratio of {ratio} both say which matrices stay dense: give one of them"
+            ))),
+        }
     }
 
     /// Whether a text asks for one, rightly or not. `sparse24` alone is a method, which stores what is sparse already.
@@ -140,6 +162,7 @@ impl FromStr for Sparsifier {
             )));
         };
         let (mut reconstruct, mut slorb, mut steps, mut seed) = (false, false, None, None);
+        let mut partly = None;
         for option in options {
             let (name, value) =
                 option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
@@ -158,9 +181,25 @@ impl FromStr for Sparsifier {
                     };
                     *to = Some(number);
                 }
+                ("dense" | "ratio", Some(value)) => {
+                    let read = match name {
+                        "dense" => Share::percent(value).map(Partly::Dense),
+                        _ => value.parse().ok().map(Partly::Ratio),
+                    };
+                    let Some(read) = read else {
+                        return Err(bad(format!(
+                            "{option:?}: a share above none and below all, as dense=10% of the weights or ratio=0.6 of the bytes"
+                        )));
+                    };
+                    if let Some(before) = partly.replace(read) {
+                        return Err(bad(format!(
+                            "{before} and {read} both say which matrices stay dense: give one of them"
+                        )));
+                    }
+                }
                 _ => {
                     return Err(bad(format!(
-                        "there is no option {option:?}: reconstruct, slorb, steps=150, seed=0"
+                        "there is no option {option:?}: reconstruct, slorb, steps=150, seed=0, dense=10%, ratio=0.6"
                     )));
                 }
             }
@@ -169,7 +208,7 @@ impl FromStr for Sparsifier {
             return Err(bad("steps and seed are of reconstruction: say reconstruct as well".to_owned()));
         }
         let reconstruct = reconstruct.then(|| Reconstruct { steps, seed: seed.map_or(0, u64::from) });
-        let sparsifier = Self { rule, reconstruct, slorb };
+        let sparsifier = Self { rule, reconstruct, slorb, partly };
         sparsifier.check().map_err(|e| bad(e.to_string()))?;
         Ok(sparsifier)
     }
@@ -190,6 +229,9 @@ impl fmt::Display for Sparsifier {
         if self.slorb {
             f.write_str(",slorb")?;
         }
+        if let Some(partly) = self.partly {
+            write!(f, ",{partly}")?;
+        }
         Ok(())
     }
 }
@@ -205,8 +247,16 @@ mod tests {
             for steps in [None, Some(1), Some(150)] {
                 for seed in [0, 7] {
                     for slorb in [false, true] {
-                        all.push(Sparsifier { rule, reconstruct: Some(Reconstruct { steps, seed }), slorb });
-                        all.push(Sparsifier { rule, reconstruct: None, slorb });
+                        for partly in ["", "dense=12.5%", "ratio=0.6"] {
+                            let partly = match partly.split_once('=') {
+                                Some(("dense", share)) => Share::percent(share).map(Partly::Dense),
+                                Some((_, share)) => Some(Partly::Ratio(share.parse().unwrap())),
+                                None => None,
+                            };
+                            let reconstruct = Some(Reconstruct { steps, seed });
+                            all.push(Sparsifier { rule, reconstruct, slorb, partly });
+                            all.push(Sparsifier { rule, reconstruct: None, slorb, partly });
+                        }
                     }
                 }
             }
@@ -234,6 +284,12 @@ mod tests {
             ("sparse24:wanda,reconstruct,steps=0", "1 to 100000"),
             ("sparse24:wanda,reconstruct,steps=4,steps=5", "once"),
             ("sparse24:wanda,reconstruct,seed=-1", "seed=NUMBER"),
+            ("sparse24:wanda,dense=10", "dense=10% of the weights"),
+            ("sparse24:wanda,dense=100%", "below all"),
+            ("sparse24:wanda,ratio=1", "below all"),
+            ("sparse24:wanda,ratio=60%", "ratio=0.6 of the bytes"),
+            ("sparse24:wanda,dense=10%,ratio=0.6", "dense=10% and ratio=0.6 both"),
+            ("sparse24:wanda,dense", "no option"),
         ] {
             let error = text.parse::<Sparsifier>().unwrap_err().to_string();
             assert!(error.contains(what), "{text}: {error}");

@@ -16,7 +16,8 @@ use llmpress_quantize::{
 use super::data_free;
 use super::targets::Assigned;
 use crate::Result;
-use crate::blocks::{Blocks, Made, Save};
+use crate::blocks::{Blocks, Made, Save, WIDTHS_FILE};
+use crate::measuring::Measuring;
 use crate::progress::{Counted, Progress, Task, Watch};
 
 /// Memory for streams, and for Hessians, where nobody says how much there is.
@@ -51,8 +52,8 @@ pub(crate) fn run(
     if let (Some(assigned), Some(calibration)) = (pass.assigned, pass.calibration) {
         let free: BTreeMap<String, Spec> =
             pass.specs.clone().into_iter().filter(|(n, _)| assigned.tensors.contains(n)).collect();
-        let widths = blocks.widths(|| {
-            let mut watched = Measuring { watch, progress: None };
+        let widths: BTreeMap<String, u8> = blocks.settled(WIDTHS_FILE, || {
+            let mut watched = Measuring::new(watch);
             let specs = assign_widths(model, &free, assigned.mean, calibration, &room, &mut watched)?;
             Ok(specs.into_iter().map(|(name, spec)| (name, spec.abq.bits)).collect())
         })?;
@@ -78,23 +79,13 @@ pub(crate) fn run(
     Ok(llmpress_quantize::run(model, job, state, &mut kept)?)
 }
 
-/// Tells how far the measuring is.
-struct Measuring<'a> {
-    watch: &'a dyn Watch,
-    progress: Option<Box<dyn Progress + 'a>>,
-}
-
 impl Measured for Measuring<'_> {
     fn start(&mut self, weights: u64) {
-        let progress = self.watch.begin(Task { verb: "measure", size: weights, counted: Counted::Weights });
-        progress.start(weights);
-        self.progress = Some(progress);
+        self.start(weights);
     }
 
     fn step(&mut self, weights: u64) {
-        if let Some(progress) = &self.progress {
-            progress.advance(weights);
-        }
+        self.step(weights);
     }
 }
 

@@ -7,7 +7,9 @@ use llmpress_formats::encoding::sparse24::matrix;
 use llmpress_formats::{Checkpoint, Tensor, block_linears};
 use llmpress_sparsify::{GROUP, InputShape, Rule, Sparsifier, block_peak_bytes};
 
+use super::partly::Choices;
 use super::run::MEMORY;
+use crate::measuring;
 use crate::{Method, QuantiseForecast, Result};
 
 /// What the process takes besides weights and activations: code, tables, buffers of the threads.
@@ -31,6 +33,7 @@ pub(crate) fn forecast(
     view: &Checkpoint,
     tensors: &BTreeSet<String>,
     how: &Sparsifier,
+    choices: Option<&Choices>,
     cut: Cut,
 ) -> Result<QuantiseForecast> {
     let (windows, window) = if how.needs_text() { (cut.windows as u64, cut.length as u64) } else { (0, 0) };
@@ -55,8 +58,11 @@ pub(crate) fn forecast(
         let (weights, columns) = (rows.saturating_mul(cols), u128::from(cols));
         found.weights = found.weights.saturating_add(weights);
         found.source_bytes = found.source_bytes.saturating_add(tensor.bytes);
-        found.bytes = found.bytes.saturating_add(stored_bytes(tensor, how, Method::Sparse24));
+        let all = stored_bytes(tensor, how, Method::Sparse24);
+        let some = choices.and_then(|choices| choices.expected_bytes(name, tensor, all, tensor.bytes));
+        found.bytes = found.bytes.saturating_add(some.unwrap_or(all));
         // Once for what they multiply, once for what comes out.
+        let tokens = if how.finds_by_text() { tokens } else { 0 };
         products += 2 * tokens * u128::from(weights);
         if let Some(reconstruct) = how.reconstruct {
             products +=
@@ -69,6 +75,10 @@ pub(crate) fn forecast(
             }
         }
     }
+    if let Some(choices) = choices {
+        products += measuring::products(&choices.weights(view)?, choices.measured_forms(), cut);
+        found.memory_bytes = found.memory_bytes.saturating_add(measuring::logits_bytes(view, cut, MEMORY)?);
+    }
     let hidden =
         view.config().and_then(|c| c.get("hidden_size")).and_then(serde_json::Value::as_u64).unwrap_or(0);
     // The original's streams go along where something makes up for what was lost.
@@ -80,7 +90,7 @@ pub(crate) fn forecast(
     found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
     let streams = bytes(kinds).min(MEMORY);
     let work = peak_bytes(view, tensors, how)?;
-    found.memory_bytes = BASE_BYTES.saturating_add(work).saturating_add(streams);
+    found.memory_bytes = found.memory_bytes.saturating_add(work).saturating_add(streams);
     Ok(found)
 }
 

@@ -1,6 +1,6 @@
 //! Running a pass that makes matrices 2:4: the crate `sparsify` computes, a stage keeps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,9 +9,11 @@ use llmpress_formats::{Checkpoint, Error as FormatError};
 use llmpress_model::Model;
 use llmpress_sparsify::{Finished, FinishedBlock, Job, Lesson, Report, Residuals, Sink, Sparsifier, State};
 
+use super::partly::{Becomes, Choices, Line as Settled};
 use super::record::Line;
 use crate::Result;
-use crate::blocks::{Blocks, Made, Save};
+use crate::blocks::{Blocks, FORMS_FILE, Made, Save};
+use crate::measuring::Measuring;
 use crate::progress::{Counted, Progress, Task, Watch};
 
 /// Memory for streams, and for Hessians, where nobody says how much there is.
@@ -19,27 +21,44 @@ pub(super) const MEMORY: u64 = 1 << 30;
 
 /// What is to be made 2:4, how, and by what.
 pub(crate) struct Pass<'a> {
-    pub(crate) hows: &'a BTreeMap<String, Sparsifier>,
+    pub(crate) tensors: &'a BTreeSet<String>,
+    pub(crate) how: Sparsifier,
+    /// What is to be settled first, tensor by tensor.
+    pub(crate) choices: Option<&'a Choices>,
     pub(crate) calibration: Option<&'a Calibration>,
     /// Bytes of memory that the job may take.
     pub(crate) memory: Option<u64>,
 }
 
-/// Does what is left of a pass after the finished blocks.
+/// Does what is left of a pass after the finished blocks. Returns what was settled, tensor by tensor.
 pub(crate) fn run(
     before: Arc<Checkpoint>,
     pass: &Pass<'_>,
     blocks: &mut Blocks,
     watch: &dyn Watch,
-) -> Result<()> {
+) -> Result<Vec<Settled>> {
     let model = &mut Model::open(before)?;
     let memory = pass.memory.map_or(MEMORY, |all| (all / 4).min(MEMORY));
     let room = Room { memory, file: blocks.scratch() };
-    let job = Job { hows: pass.hows, calibration: pass.calibration, room: &room, hessians: memory };
+    let settled = match (pass.choices, pass.calibration) {
+        (Some(choices), Some(calibration)) => {
+            blocks.settled(FORMS_FILE, || choices.settle(model, calibration, &room, Measuring::new(watch)))?
+        }
+        _ => Vec::new(),
+    };
+    let mut hows: BTreeMap<String, Sparsifier> =
+        pass.tensors.iter().map(|name| (name.clone(), pass.how)).collect();
+    for line in settled.iter().filter(|line| matches!(line.becomes, Becomes::Dense | Becomes::Quantised)) {
+        hows.remove(&line.tensor);
+    }
+    // What only the choice goes by is of no concern to what is made of a matrix.
+    let calibration = pass.calibration.filter(|_| pass.how.finds_by_text());
+    let job = Job { hows: &hows, calibration, room: &room, hessians: memory };
     let residuals = blocks.streams(|from, path| job.residuals(model, from, path))?;
     let state = State { blocks: blocks.count(), residuals: residuals.flatten() };
     let mut kept = Kept { blocks, watch, progress: None, lessons: Vec::new() };
-    Ok(llmpress_sparsify::run(model, job, state, &mut kept)?)
+    llmpress_sparsify::run(model, job, state, &mut kept)?;
+    Ok(settled)
 }
 
 /// Keeps what is finished, and tells how far the pass is.
