@@ -231,8 +231,9 @@ impl Streams {
         Ok(())
     }
 
-    /// The second moments of some inputs of one sub-layer, over all windows; those of an expert over the tokens that it
-    /// sees. `progress` is told each window.
+    /// The second moments of some inputs of one layer, over all windows, from the sub-layer on before which the streams are; those
+    /// of an expert over the tokens that it sees. Inputs of one sub-layer alone may be of the second one, if the streams are past
+    /// the first. `progress` is told each window.
     ///
     /// # Errors
     /// NaN or infinite activations: by tensor and window; weights or a file that cannot be read; more than fits into
@@ -248,18 +249,19 @@ impl Streams {
             .map(|(tap, extent)| Moments::new(tap.input.features, *extent))
             .collect::<Result<Vec<_>>>()?;
         let mut taps = Taps { inputs, moments, window: 0, error: None };
-        let Some(site) = inputs.first().map(|(tap, _)| tap.input.sub_layer) else { return Ok(vec![]) };
-        if inputs.iter().any(|(tap, _)| tap.input.sub_layer != site) {
-            return Err(Error::Invalid("moments are gathered of one sub-layer at a time".to_owned()));
+        let sites = || inputs.iter().map(|(tap, _)| tap.input.sub_layer);
+        let (Some(first), Some(last)) = (sites().min(), sites().max()) else { return Ok(vec![]) };
+        if sites().any(|site| layer_of(site) != layer_of(first)) {
+            return Err(Error::Invalid("moments are gathered of one layer at a time".to_owned()));
         }
-        let normed_only = inputs.iter().all(|(tap, _)| tap.input.reads == Reads::Normed);
+        let normed_only = first == last && inputs.iter().all(|(tap, _)| tap.input.reads == Reads::Normed);
         let mut cache = model.cache(self.tokens);
         let (mut stream, mut normed) = (Panels::default(), Panels::default());
         for window in 0..self.windows {
             taps.window = window;
             self.get(window, &mut stream)?;
             if normed_only {
-                if model.normed(site, &stream, &mut normed) {
+                if model.normed(first, &stream, &mut normed) {
                     for (tap, _) in inputs {
                         if let Some(first) = tap.input.tensors.first() {
                             taps.linear_input(first, &normed);
@@ -267,7 +269,10 @@ impl Streams {
                     }
                 }
             } else {
-                run(model, site, &mut stream, &mut cache, &mut taps)?;
+                run(model, first, &mut stream, &mut cache, &mut taps)?;
+                if last != first {
+                    run(model, last, &mut stream, &mut cache, &mut taps)?;
+                }
             }
             if let Some(error) = taps.error {
                 return Err(error);
@@ -351,6 +356,11 @@ impl Observer for Seen<'_> {
             self.input.clone_from(input);
         }
     }
+}
+
+fn layer_of(site: SubLayer) -> usize {
+    let (SubLayer::Attention(layer) | SubLayer::Mlp(layer)) = site;
+    layer
 }
 
 /// One sub-layer over one window.

@@ -136,16 +136,6 @@ fn activations_that_are_not_finite_name_the_linear_and_the_window() {
     assert!(error.contains("layers.0.self_attn.o_proj.weight") && error.contains("window 0"), "{error}");
     model.restore(values).unwrap();
     streams.moments(&model, &[(heads.into(), Extent::Diagonal)], &mut || ()).unwrap();
-    // One sub-layer at a time.
-    assert!(
-        streams
-            .moments(
-                &model,
-                &[(heads.into(), Extent::Diagonal), ((&inputs[2]).into(), Extent::Diagonal)],
-                &mut || ()
-            )
-            .is_err()
-    );
 }
 
 #[test]
@@ -174,5 +164,27 @@ fn replaced_weights_are_those_of_the_product_and_go_again() {
         assert!(model.replace("lm_head.nothing", zeros).unwrap_err().to_string().contains("lm_head.nothing"));
         tensors.iter().for_each(|tensor| model.restore(tensor).unwrap());
         assert!(hidden(&model) == before);
+    }
+}
+
+#[test]
+fn moments_of_a_whole_layer_are_those_of_its_sub_layers() {
+    for family in ["llama", "mixtral", "gemma3_text"] {
+        let model = open(&golden().join(family));
+        let mut streams = Streams::embed(&model, &calibration(&model), &in_memory()).unwrap();
+        let inputs = model.inputs_of(0);
+        let taps: Vec<_> = inputs.iter().map(|input| (input.into(), Extent::Full)).collect();
+        let whole = streams.moments(&model, &taps, &mut || ()).unwrap();
+        let mut singly = Vec::new();
+        for site in [SubLayer::Attention(0), SubLayer::Mlp(0)] {
+            let of_site = inputs.iter().filter(|input| input.sub_layer == site);
+            let taps: Vec<_> = of_site.map(|input| (input.into(), Extent::Full)).collect();
+            singly.extend(streams.moments(&model, &taps, &mut || ()).unwrap());
+            streams.advance(&model, site, &mut || ()).unwrap();
+        }
+        assert!(whole == singly, "{family}");
+        let other = model.inputs_of(1);
+        let mixed = [(&inputs[0]).into(), (&other[0]).into()].map(|tap| (tap, Extent::Full));
+        assert!(streams.moments(&model, &mixed, &mut || ()).unwrap_err().to_string().contains("one layer"));
     }
 }

@@ -42,11 +42,14 @@ pub(crate) struct Input {
     pub(crate) moments: Option<Moments>,
     /// D of `calibrate`'s drift, `[features, features]`.
     pub(crate) drift: Option<Vec<f32>>,
+    /// What it was before any of its block became sparse, where that is something else.
+    pub(crate) norms: Option<Moments>,
 }
 
 /// What all matrices of an input go by.
 struct Known<'a> {
     moments: Option<&'a Moments>,
+    norms: Option<&'a Moments>,
     few: Option<String>,
     tokens: usize,
     factor: Option<&'a Factor>,
@@ -60,13 +63,21 @@ struct Known<'a> {
 /// # Errors
 /// Weights that are not finite, or too large for their dtype; a Hessian that does not factor: by tensor.
 pub(crate) fn sparsify(matrices: Vec<Matrix>, features: usize, input: Input) -> Result<Vec<Finished>> {
+    sparsify_within(matrices, features, input, MOST_COLUMNS)
+}
+
+/// The same, where the Hessian of at most so many columns stays in memory beside its factor.
+fn sparsify_within(
+    matrices: Vec<Matrix>,
+    features: usize,
+    input: Input,
+    most: usize,
+) -> Result<Vec<Finished>> {
     let started = Instant::now();
-    let Input { moments, drift } = input;
+    let Input { moments, drift, norms } = input;
     // While the Hessian is there.
     let whole = |matrix: &Matrix| {
-        if !matrix.weights.par_iter().with_min_len(1 << 14).all(|w| w.is_finite()) {
-            return Err(Error::Invalid(format!("{}: holds NaN or infinite weights", matrix.tensor)));
-        }
+        all_finite(&matrix.tensor, &matrix.weights)?;
         energy(&matrix.weights, moments.as_ref()).map_err(|e| named(&matrix.tensor, e))
     };
     let wholes = matrices.iter().map(whole).collect::<Result<Vec<f64>>>()?;
@@ -87,7 +98,7 @@ pub(crate) fn sparsify(matrices: Vec<Matrix>, features: usize, input: Input) -> 
     let (factor, moments, least) = match (moments, &first) {
         (Some(moments), Some(first)) if full => {
             let named = |e| named(first, e);
-            if features <= MOST_COLUMNS {
+            if features <= most {
                 let factor = Factor::new(&moments, Order::LeftToRight).map_err(named)?;
                 let least = least_of(&moments, Some(&factor));
                 (Some(factor), Some(moments), least)
@@ -107,6 +118,7 @@ pub(crate) fn sparsify(matrices: Vec<Matrix>, features: usize, input: Input) -> 
     };
     let known = Known {
         moments: moments.as_ref(),
+        norms: norms.as_ref().filter(|norms| norms.tokens() > 0),
         few,
         tokens,
         factor: factor.as_ref(),
@@ -117,6 +129,17 @@ pub(crate) fn sparsify(matrices: Vec<Matrix>, features: usize, input: Input) -> 
     let share = started.elapsed().as_secs_f64() / matrices.len().max(1) as f64;
     let all = matrices.into_iter().zip(wholes);
     all.map(|(matrix, whole)| one(matrix, features, &known, (whole, share))).collect()
+}
+
+/// Refuses weights of a tensor that are no numbers.
+///
+/// # Errors
+/// [`Error::Invalid`], with the tensor.
+pub(crate) fn all_finite(tensor: &str, weights: &[f32]) -> Result<()> {
+    match weights.par_iter().with_min_len(1 << 14).all(|w| w.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::Invalid(format!("{tensor}: holds NaN or infinite weights"))),
+    }
 }
 
 /// One matrix.
@@ -135,7 +158,7 @@ fn one(matrix: Matrix, features: usize, known: &Known<'_>, (whole, share): (f64,
     }
     let mut error = None;
     let mut sums = None;
-    let (values, masks) = match (rule, known.factor, known.moments) {
+    let (values, masks) = match (rule, known.factor, known.norms.or(known.moments)) {
         (Rule::SparseGpt, Some(factor), _) => {
             // What the change of outputs is measured against, where more is made up for than the change of weights.
             let original = known.moments.map(|_| weights.clone());
@@ -221,4 +244,42 @@ fn with_sums(
         sums = missing_sums(target, weights, cols, known.least);
     }
     sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{moments, noise};
+
+    fn matrix(rows: usize, features: usize, how: &str) -> Matrix {
+        let mut weights: Vec<f32> = (0..rows * features).map(|i| noise(31, i)).collect();
+        round_all(&mut weights, Dtype::BF16).unwrap();
+        Matrix { tensor: how.to_owned(), dtype: Dtype::BF16, how: how.parse().unwrap(), weights }
+    }
+
+    fn made(features: usize, how: &str, most: usize) -> Finished {
+        let input = Input { moments: Some(moments(features, 4 * features, 1)), drift: None, norms: None };
+        sparsify_within(vec![matrix(6, features, how)], features, input, most).unwrap().remove(0)
+    }
+
+    #[test]
+    fn a_matrix_wider_than_its_hessian_may_be_has_error_feedback_and_sums_and_no_quads_settled_again() {
+        let features = 132;
+        let wide = made(features, "sparsegpt", features - 1);
+        let factor = Factor::new(moments(features, 4 * features, 1), Order::LeftToRight).unwrap();
+        let mut alone = sparsegpt(&matrix(6, features, "sparsegpt").weights, &factor).unwrap();
+        round_all(&mut alone.weights, Dtype::BF16).unwrap();
+        assert_eq!(wide.sparse, Sparse::new(&alone.weights, alone.masks, features).unwrap());
+        assert_eq!((wide.report.rule, wide.report.instead.as_ref()), (Rule::SparseGpt, None));
+        // The error is the damped one, as the Hessian is gone; where it stays quads get better.
+        assert!(wide.report.relative_error > 0.0 && wide.report.damping.is_some());
+        let narrow = made(features, "sparsegpt", features);
+        assert!(narrow.report.relative_error < 0.95 * wide.report.relative_error);
+        let sums = made(features, "sparsegpt,slorb", features - 1);
+        assert!(sums.sums.as_ref().is_some_and(|sums| sums.iter().any(|&s| s != 0.0)));
+        assert_eq!(sums.sparse, wide.sparse);
+        // By least squares, not by what is missing.
+        let missing = sum_preserving(&matrix(6, features, "wanda").weights, &wide.sparse.dense(), features);
+        assert!(sums.sums.is_some_and(|sums| sums != missing));
+    }
 }

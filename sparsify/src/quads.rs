@@ -29,6 +29,12 @@ pub(crate) fn best_two(scores: [f64; QUAD]) -> u8 {
     1 << order[0] | 1 << order[1]
 }
 
+/// The same, but of equal ones those of the highest columns.
+pub(crate) fn best_two_late([a, b, c, d]: [f64; QUAD]) -> u8 {
+    // Four bits the other way round.
+    best_two([d, c, b, a]).reverse_bits() >> 4
+}
+
 /// A matrix of which two in four are kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sparse {
@@ -135,6 +141,11 @@ mod tests {
         assert_eq!(best_two([1.0, 2.0, 2.0, 2.0]), 0b0110);
         assert_eq!(best_two([0.0, 0.0, 0.0, 5.0]), 0b1001);
         assert_eq!(best_two([f64::INFINITY, 3.0, f64::INFINITY, 4.0]), 0b0101);
+        assert_eq!(best_two_late([0.0; 4]), 0b1100);
+        assert_eq!(best_two_late([1.0, 2.0, 2.0, 2.0]), 0b1100);
+        assert_eq!(best_two_late([2.0, 2.0, 2.0, 1.0]), 0b0110);
+        assert_eq!(best_two_late([0.0, 0.0, 0.0, 5.0]), 0b1100);
+        assert_eq!(best_two_late([5.0, 1.0, 0.0, 1.0]), 0b1001);
         let all: Vec<[usize; 2]> = MASKS.iter().map(|mask| places(*mask)).collect();
         assert_eq!(all, [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]);
     }

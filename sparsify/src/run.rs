@@ -1,7 +1,8 @@
 //! The pass: block by block, each on what the sparse blocks before it give out.
 //!
 //! ```text
-//! streams --norm--> moments --> q, k, v    new weights in the model
+//! streams --block as it was--> norms       of all inputs, for Wanda: as its paper has it, and measured better than one by one
+//!         --norm--> moments --> q, k, v    new weights in the model
 //!         --attention--> moments --> o     so that what follows sees them
 //!         --> attention reconstructed      towards the original's stream after it
 //!         --attention--> streams           likewise the MLP: gate and up, then down; experts some at a time
@@ -21,7 +22,7 @@ use llmpress_formats::{Dtype, Error, Result};
 use llmpress_model::{Model, Reads, SharedInput, SubLayer};
 
 use crate::effort::reconstructing;
-use crate::matrix::{Input, Matrix, sparsify};
+use crate::matrix::{Input, Matrix, all_finite, sparsify};
 use crate::reconstruct::{ToLearn, is_of_experts};
 use crate::report::{Dense, Finished, Lesson};
 use crate::{QUAD, Reconstruct, Rule, Sparsifier};
@@ -162,6 +163,7 @@ pub fn run(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn Sink) ->
             original: original.as_ref(),
             last,
             residuals,
+            norms: BTreeMap::new(),
             finished: FinishedBlock::default(),
             left: 0,
         };
@@ -305,6 +307,8 @@ struct Work<'a> {
     original: Option<&'a Model>,
     last: Option<usize>,
     residuals: Option<Residuals>,
+    /// What each input is in the block before any of it is sparse, by its first tensor, where masks go by that.
+    norms: BTreeMap<String, Moments>,
     finished: FinishedBlock,
     /// What is left to do of reconstructing a sub-layer.
     left: u64,
@@ -320,6 +324,7 @@ impl Work<'_> {
         sink: &mut dyn Sink,
     ) -> Result<()> {
         let more = self.last.is_some_and(|last| layer < last);
+        self.gather_norms(model, inputs)?;
         for site in [SubLayer::Attention(layer), SubLayer::Mlp(layer)] {
             let of_site = || inputs.iter().filter(|input| input.sub_layer == site);
             let tensors = of_site().flat_map(|input| &input.tensors);
@@ -336,6 +341,33 @@ impl Work<'_> {
                 self.advance(model, site, !learned)?;
             }
         }
+        Ok(())
+    }
+
+    /// Gathers what all inputs of Wanda's matrices are while the block is as it was.
+    fn gather_norms(&mut self, model: &Model, inputs: &[SharedInput]) -> Result<()> {
+        let Some(residuals) = &mut self.residuals else { return Ok(()) };
+        let by_norms = |tensor: &String| self.plan.how(tensor).is_some_and(|how| how.rule == Rule::Wanda);
+        let wanted: Vec<(Tap<'_>, Extent)> = inputs
+            .iter()
+            .filter(|input| input.tensors.iter().any(by_norms))
+            .map(|input| (Tap::from(input), Extent::Diagonal))
+            .collect();
+        let gathered = residuals.now.moments(model, &wanted, &mut || ());
+        let moments = match gathered {
+            Ok(moments) => moments,
+            Err(error) => {
+                // Weights that are no numbers are why: those are to be named.
+                for tensor in inputs.iter().flat_map(|input| &input.tensors) {
+                    if self.plan.how(tensor).is_some() {
+                        all_finite(tensor, &model.weights(tensor)?)?;
+                    }
+                }
+                return Err(error);
+            }
+        };
+        let first = |(tap, _): (Tap<'_>, Extent)| tap.input.tensors.first().cloned().unwrap_or_default();
+        self.norms = wanted.into_iter().map(first).zip(moments).collect();
         Ok(())
     }
 
@@ -423,24 +455,32 @@ impl Work<'_> {
 
     /// What is to be known of each input.
     fn gather(&mut self, model: &Model, batch: &[(&SharedInput, Option<Extent>)]) -> Result<Vec<Input>> {
-        let none = || batch.iter().map(|_| Input::default()).collect();
-        let Some(residuals) = &mut self.residuals else { return Ok(none()) };
+        let Some(residuals) = &mut self.residuals else {
+            return Ok(batch.iter().map(|_| Input::default()).collect());
+        };
+        let mut norms: Vec<Option<Moments>> = batch
+            .iter()
+            .map(|(input, _)| input.tensors.first().and_then(|first| self.norms.remove(first)))
+            .collect();
         if let ([(input, Some(Extent::Full))], Some(original), Some(streams)) =
             (batch, self.original, &mut residuals.original)
             && self.plan.job.makes_up_for(input)
         {
             let (moments, drift) =
                 residuals.now.moments_and_drift(model, (original, streams), Tap::from(*input), &mut || ())?;
-            return Ok(vec![Input { moments: Some(moments), drift: Some(drift.close()) }]);
+            let norms = norms.pop().flatten();
+            return Ok(vec![Input { moments: Some(moments), drift: Some(drift.close()), norms }]);
         }
-        let wanted: Vec<(Tap<'_>, Extent)> =
-            batch.iter().filter_map(|&(input, extent)| Some((Tap::from(input), extent?))).collect();
-        if wanted.is_empty() {
-            return Ok(none());
-        }
+        // Where squares alone are needed they are there.
+        let full = |extent: Option<Extent>| extent == Some(Extent::Full);
+        let wanted = batch.iter().filter(|(_, extent)| full(*extent));
+        let wanted: Vec<_> = wanted.map(|&(input, _)| (Tap::from(input), Extent::Full)).collect();
         let mut moments = residuals.now.moments(model, &wanted, &mut || ())?.into_iter();
-        let of_each = batch.iter().map(|(_, extent)| extent.and_then(|_| moments.next()));
-        Ok(of_each.map(|moments| Input { moments, drift: None }).collect())
+        let of_each = batch.iter().zip(norms).map(|((_, extent), norms)| match full(*extent) {
+            true => Input { moments: moments.next(), drift: None, norms },
+            false => Input { moments: norms, drift: None, norms: None },
+        });
+        Ok(of_each.collect())
     }
 }
 

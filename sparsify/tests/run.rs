@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llmpress_calibrate::{Calibration, Cut, Room};
+use llmpress_calibrate::{Calibration, Cut, Extent, Room, Streams};
 use llmpress_formats::{Checkpoint, Error, QuantizeSite, Removal, Result, Transform};
-use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
+use llmpress_model::{Model, Panels, Skips, SubLayer, Tokenizer, Unobserved};
 use llmpress_sparsify::{
-    Finished, FinishedBlock, Job, Lesson, Residuals, Rule, Sink, Sparse, Sparsifier, State, run,
+    Finished, FinishedBlock, Job, Lesson, Residuals, Rule, Sink, Sparse, Sparsifier, State, run, wanda,
 };
 
 fn root() -> PathBuf {
@@ -362,4 +362,34 @@ fn a_model_with_transformations_of_its_own_is_refused_and_stays_as_it_was() {
     assert_eq!(model.transforms().len(), 1);
     model.transform(Vec::new()).unwrap();
     run(&mut model, job, State::default(), &mut Kept::default()).unwrap();
+}
+
+#[test]
+fn wanda_goes_by_what_each_block_reads_before_any_of_it_is_sparse() {
+    for how in ["wanda", "wanda,slorb"] {
+        let mut model = open(&golden("mixtral"));
+        let (calibration, hows) = (calibration(&model, 8, 40), hows(&model, how));
+        let made = sparse(&mut model, &hows, Some(&calibration));
+        let mut streams = Streams::embed(&model, &calibration, &in_memory()).unwrap();
+        for layer in 0..model.config().layers.len() {
+            let inputs = model.inputs_of(layer);
+            let taps: Vec<_> = inputs.iter().map(|input| (input.into(), Extent::Diagonal)).collect();
+            let moments = streams.moments(&model, &taps, &mut || ()).unwrap();
+            let mut done = Vec::new();
+            for (input, moments) in inputs.iter().zip(&moments) {
+                for tensor in &input.tensors {
+                    let of_tensor = made.finished.iter().find(|done| done.tensor == *tensor).unwrap();
+                    let masks = wanda(&model.weights(tensor).unwrap(), moments.diagonal());
+                    assert!(of_tensor.sparse.masks() == masks, "{how}: {tensor}");
+                    done.push(of_tensor);
+                }
+            }
+            assert!(done.len() > 10 && moments.iter().all(|moments| moments.tokens() > 0));
+            for done in done {
+                model.replace(&done.tensor, done.product()).unwrap();
+            }
+            streams.advance(&model, SubLayer::Attention(layer), &mut || ()).unwrap();
+            streams.advance(&model, SubLayer::Mlp(layer), &mut || ()).unwrap();
+        }
+    }
 }
