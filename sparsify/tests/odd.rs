@@ -78,3 +78,17 @@ fn weights_that_are_nan_or_infinite_are_refused_by_the_name_of_their_tensor() {
         }
     }
 }
+
+#[test]
+fn more_than_8192_columns_of_too_little_text_get_masks_by_their_products_and_it_is_said() {
+    for (how, rule) in [("magnitude", "magnitude"), ("wanda", "wanda")] {
+        let Kept(block, work, steps) = sparse(8196, how, |_| None).unwrap();
+        assert_eq!((block.tensors.len(), block.dense.len(), steps), (7, 0, work), "{how}");
+        let wide = block.tensors.iter().find(|done| done.sparse.cols() == 8196).unwrap();
+        assert_eq!((wide.sparse.rows(), wide.report.rule.name()), (32, rule));
+        assert!(wide.report.relative_error > 0.0 && wide.report.relative_error < 0.5, "{:?}", wide.report);
+        assert!(wide.unit().unwrap().bits_per_weight() < 9.01);
+    }
+    let Err(error) = sparse(8196, "sparsegpt", |_| None) else { panic!("320 tokens were enough") };
+    assert!(error.to_string().contains("down_proj") && error.to_string().contains("give 1025"), "{error}");
+}
