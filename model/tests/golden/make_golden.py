@@ -3,6 +3,7 @@
 
     python make_golden.py cases [--case NAME ...]      # <case>/ beside this script
     python make_golden.py check [--case NAME ...]      # reload what is on disk, recompute, compare
+    python make_golden.py sparse LLMPRESS              # llama_sparse24/ beside this script, from the case llama
     python make_golden.py forms                        # rope_forms.json beside this script, from the cases there are
     python make_golden.py real NAME=MODEL_DIR:TEXT ... # real.json beside this script
 
@@ -33,6 +34,11 @@ cases
     made, so that a reader who forgets one of these features fails the case: each moves a logit by more than 5e-4 (most
     by more than 0.1), while rounding moves them by about 1e-5. Changes which must not show are tried too.
 
+sparse
+    The case `llama` with two of four weights of each linear: what the program LLMPRESS leaves of it by `convert --to
+    sparse24:magnitude` and then `restore`, plain with zeros, with golden.safetensors as above, over the same input_ids.
+    (Made by transformers 5.24.0.)
+
 forms
     The ways in which configurations say what the rotary embedding is, each on the weights of a case: `changes` of its
     config.json (null takes a key out; those of a multimodal one are of its text_config) and the `logits` of the last
@@ -53,7 +59,9 @@ import hashlib
 import json
 import math
 import struct
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -444,6 +452,36 @@ def make_case(name):
     print(f"{name}: attempt {attempt}, {size} bytes, std {float(logits.std()):.2f}, {metadata}; {', '.join(report)}")
 
 
+def make_sparse(program):
+    path = HERE / "llama_sparse24"
+    path.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        out, plain = Path(scratch) / "out", Path(scratch) / "plain"
+        subprocess.run([program, "convert", HERE / "llama", out, "--to", "sparse24:magnitude"], check=True)
+        subprocess.run([program, "restore", out, plain], check=True)
+        (shard,) = plain.glob("*.safetensors")
+        (path / "model.safetensors").write_bytes(shard.read_bytes())
+        (path / "config.json").write_bytes((plain / "config.json").read_bytes())
+    for name, weight in load_file(path / "model.safetensors").items():
+        if "_proj" in name:
+            kept = (weight.view(-1, 4) != 0).sum(-1)
+            assert int(kept.max()) == 2, name
+    ids = load_file(HERE / "llama" / "golden.safetensors")["input_ids"]
+    model = load(path)
+    new, last, margin = greedy(model, ids[:PROMPT], NEW)
+    assert margin > 1e-3, margin
+    dense = load_file(HERE / "llama" / "golden.safetensors")["logits"]
+    logits = forward(model, ids)
+    assert float((logits - dense).abs().max()) > 0.1
+    metadata = {
+        "about": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, F32, eager",
+        "greedy_margin": round(margin, 4),
+    }
+    save_file({"input_ids": ids, "logits": logits, "greedy": new, "greedy_logits": last},
+              path / "golden.safetensors", {"case": json.dumps(metadata)})
+    print(f"{path.name}: {metadata}")
+
+
 def check_case(name):
     path = HERE / name
     golden = load_file(path / "golden.safetensors")
@@ -626,6 +664,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("cases", "check"):
         commands.add_parser(command).add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES))
+    commands.add_parser("sparse").add_argument("program", metavar="LLMPRESS")
     commands.add_parser("forms")
     commands.add_parser("real").add_argument("model", nargs="+", metavar="NAME=MODEL_DIR:TEXT")
     arguments = parser.parse_args()
@@ -641,6 +680,9 @@ def main():
         lines = [f' {json.dumps(n)}: ' + (json.dumps(m) if n == "about" else "{\n" + ",\n".join(
             f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in m.items()) + "\n }") for n, m in models.items()]
         file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        return
+    if arguments.command == "sparse":
+        make_sparse(arguments.program)
         return
     if arguments.command == "forms":
         make_forms()
