@@ -19,6 +19,7 @@ mod export;
 mod generate;
 mod gpu_memory;
 mod inspect;
+mod interrupt;
 mod memory;
 mod models;
 mod open_files;
