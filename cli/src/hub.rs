@@ -59,13 +59,21 @@ fn named(path: &Path) -> Option<Result<Id, Error>> {
     (Id::looks_like_one(text) && path.symlink_metadata().is_err()).then(|| text.parse())
 }
 
+fn headers(path: &mut PathBuf) -> Vec<(&mut PathBuf, Needs)> {
+    vec![(path, Needs::Headers)]
+}
+
+fn whole(path: &mut PathBuf) -> Vec<(&mut PathBuf, Needs)> {
+    vec![(path, Needs::Whole)]
+}
+
 /// The checkpoints that a verb reads.
 fn checkpoints(command: &mut Command) -> Vec<(&mut PathBuf, Needs)> {
-    let headers = |path| vec![(path, Needs::Headers)];
-    let whole = |path| vec![(path, Needs::Whole)];
     match command {
-        Command::Inspect(args) if args.entropy => whole(&mut args.dir),
-        Command::Inspect(args) => headers(&mut args.dir),
+        Command::Inspect(args) => match args.entropy {
+            true => whole(&mut args.dir),
+            false => headers(&mut args.dir),
+        },
         Command::Plan(args) => headers(&mut args.dir),
         Command::Doctor(args) => args.model.as_mut().map(headers).unwrap_or_default(),
         Command::Convert(args) => whole(&mut args.dir),
