@@ -132,7 +132,7 @@ pub struct Producer {
 /// The checkpoint that was converted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// The directory's name (not its path).
+    /// The directory's name (not its path); that of the repository in a hub's cache.
     pub name: String,
     /// `huggingface`, `llmpress` or `dfloat11`.
     pub kind: String,
