@@ -20,6 +20,9 @@ use crate::slorb::{GROUP, groups, sum_preserving};
 /// training says otherwise, whatever rule found them.
 const BELOW: f32 = 0.5;
 
+/// The rate of S, of that of weights: each of it is added to all columns of its group.
+const SUMS: f32 = 0.25;
+
 /// Where training a matrix begins: what a one-shot rule left of it.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -185,7 +188,7 @@ impl Matrix {
             }
         });
         if !self.sums.is_empty() {
-            let (of_row, update) = (groups(cols), update.plain());
+            let (of_row, update) = (groups(cols), update.plain().times(SUMS));
             let rows = self
                 .sums
                 .par_chunks_exact_mut(of_row)

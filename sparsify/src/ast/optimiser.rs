@@ -52,6 +52,11 @@ impl Update {
         Self { lambda: 0.0, ..self }
     }
 
+    /// So many times as fast.
+    pub(super) fn times(self, factor: f32) -> Self {
+        Self { rate: self.rate * factor, ..self }
+    }
+
     /// Takes a gradient up and gives the weight after it; `decays` is 1 where it is dropped, else 0.
     #[inline(always)]
     pub(super) fn step(&self, w: f32, first: &mut f32, second: &mut f32, gradient: f32, decays: f32) -> f32 {
