@@ -18,6 +18,7 @@ mod nested;
 mod packed;
 pub mod planes;
 pub mod raw;
+pub mod scaled;
 pub mod sparse24;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Component, Dtype, Error, Named, Result};
 use foreign::{Codes, Foreign};
 pub use packed::PackedUnit;
+use scaled::Scaled;
 
 /// An encoding and its parameters, as the manifest stores them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,9 @@ pub enum Encoding {
     /// As another tool quantised it ([`foreign`]): read only, in no manifest.
     #[serde(skip_deserializing)]
     Foreign(Foreign),
+    /// As small floats with scales ([`scaled`]): read only, in no manifest.
+    #[serde(skip_deserializing)]
+    Scaled(Scaled),
 }
 
 impl Encoding {
@@ -71,6 +76,7 @@ impl Encoding {
             Self::Sparse24(_) => "sparse24",
             Self::Lowrank(_) => "lowrank",
             Self::Foreign(foreign) => foreign.name(),
+            Self::Scaled(scaled) => scaled.name(),
         }
     }
 
@@ -85,26 +91,31 @@ impl Encoding {
             Self::Sparse24(_) => &sparse24::COMPONENTS,
             Self::Lowrank(_) => &lowrank::COMPONENTS,
             Self::Foreign(_) => &foreign::COMPONENTS,
+            Self::Scaled(_) => &scaled::COMPONENTS,
         }
     }
 
     /// What of its parameters says how many bits a weight takes, as recipes write it: `w4,g128` of `abq`, `2:4,w4` of
-    /// `sparse24`, `2:4+s16` of `lowrank`; none for the others.
+    /// `sparse24`, `2:4+s16` of `lowrank`, `e4m3,128x128` of small floats; none for the others.
     pub fn widths(&self) -> Option<String> {
         match self {
             Self::Abq(abq) => Some(abq.widths()),
             Self::Sparse24(sparse) => Some(sparse.widths()),
             Self::Lowrank(lowrank) => Some(lowrank.widths()),
+            Self::Scaled(scaled) => Some(scaled.widths()),
             Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } | Self::Foreign(_) => {
                 None
             }
         }
     }
 
-    /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on.
+    /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on. Small floats of other
+    /// tools are what their numbers are made of, and no encoding that is kept.
     pub fn is_lossy(&self) -> bool {
         match self {
-            Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => false,
+            Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } | Self::Scaled(_) => {
+                false
+            }
             Self::Sparse24(sparse) => sparse.is_lossy(),
             Self::Abq(_) | Self::Lowrank(_) | Self::Foreign(_) => true,
         }
@@ -165,6 +176,7 @@ enum Kind {
     Sparse24(sparse24::Reader),
     Lowrank(Box<lowrank::Reader>),
     Foreign(Codes),
+    Scaled(Box<scaled::Reader>),
 }
 
 impl UnitReader {
@@ -188,7 +200,19 @@ impl UnitReader {
                 Kind::Lowrank(Box::new(lowrank::Reader::open(set, parts, *lowrank)?))
             }
             Encoding::Foreign(foreign) => Kind::Foreign(Codes::open(set, parts, *foreign)?),
+            Encoding::Scaled(_) => {
+                return Err(Error::Invalid(format!("unit {unit}: its components are units")));
+            }
         }))
+    }
+
+    /// Of small floats, whose components are units themselves.
+    pub(crate) fn scaled(
+        part: &Part,
+        scaled: Scaled,
+        component: impl FnMut(&str) -> Result<UnitReader>,
+    ) -> Result<Self> {
+        Ok(Self(Kind::Scaled(Box::new(scaled::Reader::open(part, scaled, component)?))))
     }
 
     /// The codes of a matrix that another tool quantised.
@@ -236,6 +260,7 @@ impl UnitReader {
             Kind::Sparse24(r) => r.read(offset, out),
             Kind::Lowrank(r) => r.read(offset, out),
             Kind::Foreign(r) => r.read(offset, out),
+            Kind::Scaled(r) => r.read(offset, out),
             Kind::Dfloat11(r) => with_words(offset, out, |first, words| r.read(first, words)),
             Kind::Fixed12(r) => with_words(offset, out, |first, words| r.read(first, words)),
         }
