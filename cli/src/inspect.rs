@@ -177,7 +177,9 @@ fn report(
         // Of a million plain tensors nobody asks for units, which would have to be made.
         let unit = if has_units { checkpoint.units().get(&t.unit) } else { None };
         let widths = unit.and_then(|unit| Some((unit.encoding().widths()?, unit.stored_bytes())));
-        let quantises = |encoding: &Encoding| encoding.is_lossy() || matches!(encoding, Encoding::Scaled(_));
+        let quantises = |encoding: &Encoding| {
+            encoding.is_lossy() || matches!(encoding, Encoding::Scaled(_) | Encoding::Ggml(_))
+        };
         let is_quantised = unit.is_some_and(|unit| quantises(unit.encoding()));
         if let Some((widths, stored_bytes)) = &widths {
             let sorts = if is_quantised { &mut quantised } else { &mut sparse };

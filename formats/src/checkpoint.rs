@@ -39,6 +39,8 @@ pub enum Kind {
     Llmpress,
     /// An official DFloat11 directory without a manifest.
     Dfloat11,
+    /// A GGUF file.
+    Gguf,
 }
 
 impl Kind {
@@ -48,6 +50,7 @@ impl Kind {
             Self::HuggingFace => "huggingface",
             Self::Llmpress => "llmpress",
             Self::Dfloat11 => "dfloat11",
+            Self::Gguf => "gguf",
         }
     }
 }
@@ -308,7 +311,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a directory: reads headers, configuration and manifest, and checks that they fit
+    /// Opens a directory, or a GGUF file: reads headers, configuration and manifest, and checks that they fit
     /// together. Errors name the file and the tensor.
     pub fn open(root: &Path) -> Result<Self> {
         Self::open_as(root, Numbers::Stored)
@@ -343,7 +346,34 @@ impl Checkpoint {
         Self::open_as(root, if is_ours { Numbers::Stored } else { Numbers::Dequantised })
     }
 
+    /// A GGUF file: always its numbers, under the names that transformers has.
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let crate::gguf::Opened { directory, config, units, quantised } = crate::gguf::open(path)?;
+        let tensors = collect_tensors(path, &units)?;
+        let tied = tied_head(Some(&config), &tensors);
+        Ok(Self {
+            kind: Kind::Gguf,
+            directory,
+            config: Some(config),
+            manifest: None,
+            tensors,
+            units: OnceLock::from(units),
+            added: Vec::new(),
+            finished: BTreeMap::new(),
+            tied,
+            dropped: BTreeMap::new(),
+            edited: false,
+            dequantised: quantised,
+            transforms: Vec::new(),
+            remake: None,
+            origins: BTreeMap::new(),
+        })
+    }
+
     fn open_as(root: &Path, numbers: Numbers) -> Result<Self> {
+        if crate::gguf::is_gguf(root) {
+            return Self::open_gguf(root);
+        }
         crate::directory::check_directory(root)?;
         let manifest_path = root.join(MANIFEST_FILE);
         let mut manifest = Manifest::read(root)?;

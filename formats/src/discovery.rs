@@ -210,7 +210,15 @@ fn nothing(root: &Path, listing: &Listing) -> Error {
     } else if listing.foreign.is_empty() {
         "is this the directory of a checkpoint?".to_owned()
     } else {
-        format!("it holds {}: convert them to safetensors first", names(&listing.foreign))
+        let gguf = listing.foreign.iter().find(|name| name.ends_with(".gguf"));
+        match gguf {
+            Some(file) => format!(
+                "it holds {}: give one of the GGUF files, as in {}",
+                names(&listing.foreign),
+                root.join(file).display()
+            ),
+            None => format!("it holds {}: convert them to safetensors first", names(&listing.foreign)),
+        }
     };
     Error::Invalid(format!("{}: holds no safetensors files of a model; {hint}", root.display()))
 }

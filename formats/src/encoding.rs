@@ -13,6 +13,7 @@ pub mod abq;
 pub mod dfloat11;
 pub mod fixed12;
 pub mod foreign;
+pub mod ggml;
 pub mod lowrank;
 mod nested;
 mod packed;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Component, Dtype, Error, Named, Result};
 use foreign::{Codes, Foreign};
+use ggml::Ggml;
 pub use packed::PackedUnit;
 use scaled::Scaled;
 
@@ -58,6 +60,9 @@ pub enum Encoding {
     /// As small floats with scales ([`scaled`]): read only, in no manifest.
     #[serde(skip_deserializing)]
     Scaled(Scaled),
+    /// As ggml stores it in GGUF files ([`ggml`]): read only, in no manifest.
+    #[serde(skip_deserializing)]
+    Ggml(Ggml),
 }
 
 impl Encoding {
@@ -77,6 +82,7 @@ impl Encoding {
             Self::Lowrank(_) => "lowrank",
             Self::Foreign(foreign) => foreign.name(),
             Self::Scaled(scaled) => scaled.name(),
+            Self::Ggml(ggml) => ggml.blocks.name(),
         }
     }
 
@@ -92,17 +98,19 @@ impl Encoding {
             Self::Lowrank(_) => &lowrank::COMPONENTS,
             Self::Foreign(_) => &foreign::COMPONENTS,
             Self::Scaled(_) => &scaled::COMPONENTS,
+            Self::Ggml(_) => &[raw::DATA],
         }
     }
 
     /// What of its parameters says how many bits a weight takes, as recipes write it: `w4,g128` of `abq`, `2:4,w4` of
-    /// `sparse24`, `2:4+s16` of `lowrank`, `e4m3,128x128` of small floats; none for the others.
+    /// `sparse24`, `2:4+s16` of `lowrank`, `e4m3,128x128` of small floats, `q4_k` of ggml; none for the others.
     pub fn widths(&self) -> Option<String> {
         match self {
             Self::Abq(abq) => Some(abq.widths()),
             Self::Sparse24(sparse) => Some(sparse.widths()),
             Self::Lowrank(lowrank) => Some(lowrank.widths()),
             Self::Scaled(scaled) => Some(scaled.widths()),
+            Self::Ggml(ggml) => ggml.widths(),
             Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } | Self::Foreign(_) => {
                 None
             }
@@ -110,12 +118,11 @@ impl Encoding {
     }
 
     /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on. Small floats of other
-    /// tools are what their numbers are made of, and no encoding that is kept.
+    /// tools, and blocks of ggml, are what their numbers are made of, and no encoding that is kept.
     pub fn is_lossy(&self) -> bool {
         match self {
-            Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } | Self::Scaled(_) => {
-                false
-            }
+            Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => false,
+            Self::Scaled(_) | Self::Ggml(_) => false,
             Self::Sparse24(sparse) => sparse.is_lossy(),
             Self::Abq(_) | Self::Lowrank(_) | Self::Foreign(_) => true,
         }
@@ -141,7 +148,7 @@ pub struct ComponentSpec {
 /// The name under which `component` of `unit` is stored.
 pub fn stored_name(unit: &str, encoding: &Encoding, component: &str) -> String {
     match encoding {
-        Encoding::Raw => unit.to_owned(),
+        Encoding::Raw | Encoding::Ggml(_) => unit.to_owned(),
         Encoding::Foreign(foreign) => {
             foreign.layout.stored_name(unit.strip_suffix(".weight").unwrap_or(unit), component)
         }
@@ -177,6 +184,7 @@ enum Kind {
     Lowrank(Box<lowrank::Reader>),
     Foreign(Codes),
     Scaled(Box<scaled::Reader>),
+    Ggml(ggml::Reader),
 }
 
 impl UnitReader {
@@ -200,6 +208,7 @@ impl UnitReader {
                 Kind::Lowrank(Box::new(lowrank::Reader::open(set, parts, *lowrank)?))
             }
             Encoding::Foreign(foreign) => Kind::Foreign(Codes::open(set, parts, *foreign)?),
+            Encoding::Ggml(ggml) => Kind::Ggml(ggml::Reader::open(set, parts, *ggml)?),
             Encoding::Scaled(_) => {
                 return Err(Error::Invalid(format!("unit {unit}: its components are units")));
             }
@@ -261,6 +270,7 @@ impl UnitReader {
             Kind::Lowrank(r) => r.read(offset, out),
             Kind::Foreign(r) => r.read(offset, out),
             Kind::Scaled(r) => r.read(offset, out),
+            Kind::Ggml(r) => r.read(offset, out),
             Kind::Dfloat11(r) => with_words(offset, out, |first, words| r.read(first, words)),
             Kind::Fixed12(r) => with_words(offset, out, |first, words| r.read(first, words)),
         }

@@ -4,6 +4,7 @@
 //! Hugging Face directory --+
 //! official DFloat11 -------+--> Checkpoint: logical tensors, any encoding, any row range
 //! llmpress checkpoint -----+
+//! GGUF file ---------------+
 //! ```
 //!
 //! Light enough to be embedded in an inference engine: no threads, no network, no global state.
@@ -31,7 +32,7 @@ pub mod encoding;
 mod error;
 mod files;
 mod finished;
-
+mod gguf;
 mod hashed;
 mod header;
 mod index;
