@@ -5,6 +5,7 @@
 //! official DFloat11 -------+--> Checkpoint: logical tensors, any encoding, any row range
 //! llmpress checkpoint -----+
 //! GGUF file ---------------+
+//! pytorch_model.bin -------+
 //! ```
 //!
 //! Light enough to be embedded in an inference engine: no threads, no network, no global state.
@@ -46,6 +47,7 @@ mod remade;
 mod removal;
 mod shard;
 mod shard_writer;
+mod torch;
 mod transform;
 
 pub use architecture::{

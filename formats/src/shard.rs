@@ -37,6 +37,9 @@ pub struct ShardFile {
 impl ShardFile {
     /// Opens a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
+        if crate::torch::is_torch(path) {
+            return Self::open_as(path, crate::torch::header);
+        }
         Self::open_as(path, Header::read)
     }
 
