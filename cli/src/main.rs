@@ -18,6 +18,7 @@ mod eval_tasks;
 mod export;
 mod generate;
 mod gpu_memory;
+mod hub;
 mod inspect;
 mod memory;
 mod models;
@@ -62,7 +63,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, output: Output) -> Outcome {
+fn run(mut command: Command, output: Output) -> Outcome {
+    let _held = hub::resolve(&mut command, output)?;
     match command {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),

@@ -98,6 +98,13 @@ impl Bar {
         self.start.elapsed().as_secs_f64()
     }
 
+    /// So much of what was done has to be done again.
+    pub(crate) fn retreat(&self, amount: u64) {
+        let _ = self
+            .done
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |done| Some(done.saturating_sub(amount)));
+    }
+
     /// Work done, as a part of the size.
     fn position(&self) -> u64 {
         let total = self.total.load(Ordering::Relaxed).max(1);

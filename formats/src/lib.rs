@@ -67,7 +67,7 @@ pub use files::{is_temporary_name, open_file, read_input, read_small_file, write
 pub use hashed::{Written, write_json};
 pub use header::{Header, MAX_HEADER_BYTES, METADATA_KEY, RenderEntry, TensorInfo, render};
 pub use index::INDEX_FILE;
-pub use known_files::{is_known_file, is_model_file};
+pub use known_files::{is_known_file, is_model_file, is_weights_file};
 pub use manifest::{
     ComponentEntry, Digest, EncodingEntry, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE,
     Manifest, Producer, ShardEntry, Source, TensorEntry, UnitEntry,

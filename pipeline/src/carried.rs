@@ -10,15 +10,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use llmpress_formats::{
-    Checkpoint, Digest, Error as FormatError, INDEX_FILE, Kind, MANIFEST_FILE, is_known_file, read_small_file,
+    Checkpoint, Digest, Error as FormatError, INDEX_FILE, Kind, MANIFEST_FILE, is_known_file,
+    is_weights_file, read_small_file,
 };
 
 use crate::Result;
 use crate::journal::RESTORED_FILE;
-
-/// Weights in other formats: not read and not copied.
-const FOREIGN_WEIGHTS: [&str; 12] =
-    ["bin", "ckpt", "gguf", "ggml", "h5", "msgpack", "npz", "onnx", "ot", "pt", "pth", "safetensors"];
 
 /// Files that are copied are small: tokenizers, templates, licences.
 pub(crate) const MAX_COPIED_BYTES: u64 = 64 << 20;
@@ -59,9 +56,8 @@ pub(crate) fn carried(checkpoint: &Checkpoint) -> Result<Carried> {
         if is_read(checkpoint, &name, &path) {
             continue;
         }
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let other = name.starts_with('.')
-            || FOREIGN_WEIGHTS.contains(&extension)
+            || is_weights_file(&name)
             || name.ends_with(".index.json")
             || !is_small_file(&path)?
             || !(is_known_file(&name) || tree.holds(&path));

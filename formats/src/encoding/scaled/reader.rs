@@ -25,7 +25,7 @@ pub(crate) struct Reader {
     table: Vec<[f32; 2]>,
     elements: Box<UnitReader>,
     scales: Box<UnitReader>,
-    global: Option<f32>,
+    global: Option<Box<UnitReader>>,
 }
 
 impl Reader {
@@ -44,22 +44,6 @@ impl Reader {
         };
         let count =
             leading.iter().try_fold(1u64, |all, side| all.checked_mul(*side)).ok_or_else(no_matrix)?;
-        let global = match scaled.global {
-            None => None,
-            Some(_) => {
-                let mut bytes = [0; 4];
-                component(GLOBAL)?.read(0, &mut bytes)?;
-                let global = f32::from_le_bytes(bytes);
-                if !global.is_finite() || global == 0.0 {
-                    let what = format!(
-                        "tensor {}: its global scale is {global}: get a good copy of the file",
-                        part.name
-                    );
-                    return Err(Error::Invalid(what));
-                }
-                Some(global)
-            }
-        };
         Ok(Self {
             name: part.name.clone(),
             scaled,
@@ -70,7 +54,7 @@ impl Reader {
             table: scaled.element.table(),
             elements: Box::new(component(ELEMENTS)?),
             scales: Box::new(component(SCALES)?),
-            global,
+            global: scaled.global.map(|_| component(GLOBAL).map(Box::new)).transpose()?,
         })
     }
 
@@ -158,7 +142,7 @@ impl Reader {
         strip.scale_bytes.resize((count * groups * of_scale) as usize, 0);
         self.scales.read(first * groups * of_scale, &mut strip.scale_bytes)?;
         scales(self.scaled.scale, &strip.scale_bytes, &mut strip.scales);
-        if let Some(global) = self.global {
+        if let Some(global) = self.global()? {
             match self.scaled.global {
                 Some(Global::Divisor) => strip.scales.iter_mut().for_each(|scale| *scale /= global),
                 _ => strip.scales.iter_mut().for_each(|scale| *scale *= global),
@@ -172,6 +156,20 @@ impl Reader {
             self.row(bytes, scales, &mut strip.values);
         }
         Ok(())
+    }
+
+    /// The scale of the scales. It is data, and opening reads none.
+    fn global(&self) -> Result<Option<f32>> {
+        let Some(stored) = &self.global else { return Ok(None) };
+        let mut bytes = [0; 4];
+        stored.read(0, &mut bytes)?;
+        let global = f32::from_le_bytes(bytes);
+        if !global.is_finite() || global == 0.0 {
+            let what =
+                format!("tensor {}: its global scale is {global}: get a good copy of the file", self.name);
+            return Err(Error::Invalid(what));
+        }
+        Ok(Some(global))
     }
 
     /// A row of elements times the scales of its blocks.
