@@ -100,7 +100,7 @@ pub(crate) enum Command {
   llmpress inspect OUT --tensors")]
 #[command(next_help_heading = "What to show")]
 pub(crate) struct InspectArgs {
-    /// The checkpoint's directory.
+    /// The checkpoint's directory, or a GGUF file.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
     /// List every tensor.
@@ -343,7 +343,7 @@ pub(crate) struct PlanArgs {
   llmpress convert MODEL OUT --to sparse24:sparsegpt,reconstruct+fixed12 --calib text.txt
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {
-    /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.
+    /// The checkpoint: a directory of Hugging Face, llmpress or official DFloat11, or a GGUF file.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
     /// The directory to make.
@@ -442,7 +442,7 @@ pub(crate) struct VerifyArgs {
 
 The relative error is ||A - B|| / ||A||. Exit codes: 0 identical, 1 different or failed.")]
 pub(crate) struct DiffArgs {
-    /// The checkpoint to compare with: Hugging Face, llmpress or official DFloat11.
+    /// The checkpoint to compare with: a directory of Hugging Face, llmpress or official DFloat11, or a GGUF file.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) a: PathBuf,
     /// The other one.

@@ -4,6 +4,8 @@
 //! Hugging Face directory --+
 //! official DFloat11 -------+--> Checkpoint: logical tensors, any encoding, any row range
 //! llmpress checkpoint -----+
+//! GGUF file ---------------+
+//! pytorch_model.bin -------+
 //! ```
 //!
 //! Light enough to be embedded in an inference engine: no threads, no network, no global state.
@@ -31,7 +33,7 @@ pub mod encoding;
 mod error;
 mod files;
 mod finished;
-
+mod gguf;
 mod hashed;
 mod header;
 mod index;
@@ -45,6 +47,7 @@ mod remade;
 mod removal;
 mod shard;
 mod shard_writer;
+mod torch;
 mod transform;
 
 pub use architecture::{

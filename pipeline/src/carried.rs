@@ -27,6 +27,8 @@ const MAX_INDEX_BYTES: u64 = 1 << 30;
 pub(crate) struct Carried {
     /// Copied, `config.json` among them: name and place.
     pub(crate) files: BTreeMap<String, PathBuf>,
+    /// Made of the source's metadata: name and content.
+    pub(crate) made: BTreeMap<&'static str, Vec<u8>>,
     /// Neither read nor copied.
     pub(crate) left_behind: Vec<String>,
 }
@@ -34,9 +36,17 @@ pub(crate) struct Carried {
 /// Sorts the files of a source's directory.
 pub(crate) fn carried(checkpoint: &Checkpoint) -> Result<Carried> {
     let root = checkpoint.root();
+    if checkpoint.kind() == Kind::Gguf {
+        // It lies among files that are not its.
+        return Ok(Carried {
+            files: BTreeMap::new(),
+            made: checkpoint.made_files()?,
+            left_behind: Vec::new(),
+        });
+    }
     let io = |e| FormatError::io(root, "read", e);
     let tree = Tree::of(&root.canonicalize().map_err(io)?);
-    let mut carried = Carried { files: BTreeMap::new(), left_behind: Vec::new() };
+    let mut carried = Carried { files: BTreeMap::new(), made: BTreeMap::new(), left_behind: Vec::new() };
     for entry in std::fs::read_dir(root).map_err(io)? {
         let path = entry.map_err(io)?.path();
         let Some(name) = path.file_name().and_then(|n| n.to_str()).map(str::to_owned) else {
@@ -66,7 +76,7 @@ fn is_read(checkpoint: &Checkpoint, name: &str, path: &Path) -> bool {
     let directory = checkpoint.directory();
     let index = match checkpoint.kind() {
         Kind::HuggingFace => directory.index_file().is_some_and(|index| index == path),
-        Kind::Llmpress | Kind::Dfloat11 => name == INDEX_FILE,
+        Kind::Llmpress | Kind::Dfloat11 | Kind::Gguf => name == INDEX_FILE,
     };
     name == MANIFEST_FILE
         || name == RESTORED_FILE

@@ -185,15 +185,19 @@ impl Recipe {
         }
     }
 
-    /// Opens the source as this recipe takes it. Whoever only stores tensors takes them as they lie there; what works on
-    /// weights takes matrices that another tool quantised as the numbers that they stand for.
+    /// Opens the source as this recipe takes it. Whoever only stores tensors takes them as they lie there; passes, which work on weights,
+    /// take matrices that another tool quantised as the numbers that they stand for. Without passes a method that takes numbers gets codes of
+    /// integers as such: small floats would only become larger.
     ///
     /// # Errors
     /// As for [`Checkpoint::open_dequantised`].
     pub fn open(&self, dir: &Path) -> Result<Checkpoint> {
         let methods = || self.rules.iter().filter_map(|rule| rule.to.method()).chain([self.to]);
-        let numbers = !self.passes.is_empty() || methods().any(|m| m.room().takes_numbers());
-        Ok(if numbers { Checkpoint::open_dequantised(dir)? } else { Checkpoint::open(dir)? })
+        Ok(match (self.passes.is_empty(), methods().any(|m| m.room().takes_numbers())) {
+            (false, _) => Checkpoint::open_dequantised(dir)?,
+            (true, true) => Checkpoint::open_codes(dir)?,
+            (true, false) => Checkpoint::open(dir)?,
+        })
     }
 
     /// Reads the short form: passes and at most one method, which is the last, joined by `+`.
