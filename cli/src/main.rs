@@ -20,6 +20,7 @@ mod generate;
 mod gpu_memory;
 mod hub;
 mod inspect;
+mod interrupt;
 mod memory;
 mod models;
 mod open_files;

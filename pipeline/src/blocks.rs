@@ -4,6 +4,7 @@
 //! OUT/.llmpress/passes/N/pass.json                what the pass is of: another one's blocks are none of its
 //!                       /transforms.json          what the model gets before, once it is known
 //!                       /widths.json              widths of matrices, where they are assigned
+//!                       /training.state           where a pass that trains goes on: it says itself of what run it is
 //!                       /block-00003.safetensors  the units of a block, synced before
 //!                       /block-00003.json         their receipt
 //!                       /block-00003.streams      only of the last one: what goes on from there
@@ -28,6 +29,7 @@ use crate::{Error, Result};
 const PASS_FILE: &str = "pass.json";
 const TRANSFORMS_FILE: &str = "transforms.json";
 const WIDTHS_FILE: &str = "widths.json";
+const STATE_FILE: &str = "training.state";
 /// The extension of streams.
 const STREAMS: &str = "streams";
 const MAX_PASS_BYTES: u64 = 1 << 20;
@@ -176,6 +178,11 @@ impl Blocks {
         self.dir.join("scratch")
     }
 
+    /// A file for what a pass goes on from before it has finished anything.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.join(STATE_FILE)
+    }
+
     /// The widths that this pass kept, or those that are found now, and kept.
     pub(crate) fn widths(
         &self,
@@ -245,7 +252,8 @@ impl Blocks {
 
     /// Removes what is of no finished block.
     fn clear(&self) -> Result<()> {
-        let mut kept: Vec<PathBuf> = [TRANSFORMS_FILE, WIDTHS_FILE].map(|name| self.dir.join(name)).into();
+        let mut kept: Vec<PathBuf> =
+            [TRANSFORMS_FILE, WIDTHS_FILE, STATE_FILE].map(|name| self.dir.join(name)).into();
         for block in 0..self.count() {
             kept.extend(["safetensors", "json"].map(|extension| self.path(block, extension)));
         }

@@ -110,7 +110,10 @@ impl Plan {
     /// Plans a conversion: reads nothing but the open checkpoint's headers. What is quantised already is kept as it is,
     /// unless a rule names it.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_bytes: u64) -> Result<Self> {
-        if recipe.passes.iter().any(|pass| matches!(pass, Pass::Sparsified(_) | Pass::Quantised(_)))
+        if recipe
+            .passes
+            .iter()
+            .any(|pass| matches!(pass, Pass::Sparsified(_) | Pass::Trained(_) | Pass::Quantised(_)))
             && checkpoint.finished().is_empty()
         {
             return Err(Error::Invalid(

@@ -162,6 +162,8 @@ impl Recipe {
             | Pass::Remove(_)
             | Pass::Sparsify(_)
             | Pass::Sparsified(_)
+            | Pass::Train(_)
+            | Pass::Trained(_)
             | Pass::Quantised(_) => None,
         });
         let of_rule = self.rules.iter().filter_map(|rule| match rule.to {
@@ -243,6 +245,15 @@ impl Recipe {
             (0..self.passes.len()).filter(|&i| self.passes.get(i).is_some_and(is_sparsifying)).collect();
         if sparsifying.len() > 1 {
             return Err(Error::Invalid("two passes make matrices 2:4: give one of them".into()));
+        }
+        for (at, pass) in self.passes.iter().enumerate() {
+            let before = at.checked_sub(1).and_then(|before| self.passes.get(before));
+            if matches!(pass, Pass::Train(_) | Pass::Trained(_)) && !before.is_some_and(is_sparsifying) {
+                return Err(Error::Invalid(format!(
+                    "{pass} trains what the pass right before it made 2:4: write sparse24:sparsegpt,reconstruct+{pass}, or another \
+                     start: sparse24:magnitude, sparse24:wanda"
+                )));
+            }
         }
         if self.entropy_code && !sparsifying.is_empty() {
             return Err(Error::Invalid(

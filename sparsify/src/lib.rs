@@ -5,9 +5,11 @@
 //! weights (+ second moments of what they multiply) --> masks, weights that make up for what is dropped
 //! a sub-layer's matrices, streams                  --> reconstructed together, masks kept
 //! what is missing of a matrix                      --> S: weights for sums of inputs, beside it
+//! all of it trained against the dense model        --> ast: masks that adapt, dropped weights that decay
 //! model, sparsifiers, calibration                  --> run: block by block, to a Sink
 //! ```
 
+pub mod ast;
 mod effort;
 mod masked;
 mod masks;
