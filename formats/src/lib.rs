@@ -56,7 +56,7 @@ pub use architecture::{
 };
 pub use checkpoint::{Checkpoint, Kind, StoredSize, Tensor, Unit};
 pub use component::Component;
-pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY, QUANTISATION_KEYS, WEIGHTS_KEY};
+pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY, QUANTISATION_FILE, QUANTISATION_KEYS, WEIGHTS_KEY};
 pub use directory::Directory;
 pub use discovery::STATE_DIR;
 pub use dtype::Dtype;

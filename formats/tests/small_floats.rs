@@ -166,7 +166,7 @@ fn what_does_not_fit_together_is_refused_by_name() {
         ("mxfp4-gpt-oss", |t| find(t, "_scales").1 = Dtype::F8_E8M0, "where both are U8"),
     ];
     for (name, change, wanted) in cases {
-        let dir = changed(name, |_| {}, |tensors| change(tensors));
+        let dir = changed(name, |_| {}, change);
         let opened = Checkpoint::open_dequantised(dir.path());
         let error = opened.and_then(|c| c.check_units().and(c.read_tensor(WEIGHT))).unwrap_err().to_string();
         assert!(error.contains(wanted), "{name}: {error}");

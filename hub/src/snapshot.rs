@@ -58,6 +58,10 @@ impl Hub {
             return Ok(Headers::Whole(snapshot));
         }
         match listing(&self.client, id) {
+            Ok(listing) if is_torch(&listing) => Err(Error::Invalid(format!(
+                "{id} has its weights in pytorch_model.bin, which does not begin with a header: `convert` and the other verbs \
+                 download it whole"
+            ))),
             Ok(listing) => Ok(Headers::Shell(self.shell(id, &cache, &listing)?)),
             Err(error) => Ok(Headers::Whole(self.after(error, id, &cache)?)),
         }
@@ -78,7 +82,9 @@ impl Hub {
             Err(error) => return self.after(error, id, &cache),
         };
         let path = cache.snapshot(&found.commit);
-        let taken: Vec<&Remote> = {
+        let taken: Vec<&Remote> = if is_torch(&found) {
+            found.files.iter().filter(|file| is_small(file) || is_torch_file(&file.name)).collect()
+        } else {
             let shell = self.shell(id, &cache, &found)?;
             let checkpoint = Checkpoint::open(shell.path())?;
             let shards: Vec<&Path> =
@@ -194,6 +200,16 @@ impl Headers {
 
 fn is_safetensors(name: &str) -> bool {
     name.ends_with(".safetensors")
+}
+
+fn is_torch_file(name: &str) -> bool {
+    name.starts_with("pytorch_model") && name.ends_with(".bin")
+}
+
+/// Whether there is nothing but torch's own files.
+fn is_torch(listing: &Listing) -> bool {
+    let any = |of: fn(&str) -> bool| listing.files.iter().any(|file| of(&file.name));
+    !any(is_safetensors) && any(is_torch_file)
 }
 
 fn is_small(file: &Remote) -> bool {

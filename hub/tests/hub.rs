@@ -241,6 +241,25 @@ fn headers_alone_open_like_the_checkpoint_and_take_no_weights() {
 }
 
 #[test]
+fn where_there_are_no_safetensors_the_files_of_torch_are_taken() {
+    let case = Case::new(Faults::default());
+    let dir = tempfile::tempdir().unwrap();
+    repository(dir.path());
+    for name in ["model-00001-of-00002", "model-00002-of-00002", "consolidated"] {
+        std::fs::remove_file(dir.path().join(format!("{name}.safetensors"))).unwrap();
+    }
+    let server = Server::start("org/name", dir.path(), Faults::default());
+    let hub = Hub::new(Settings { endpoint: server.endpoint(), ..case.settings() });
+    assert!(hub.headers(&id()).unwrap_err().to_string().contains("pytorch_model.bin"));
+    assert_eq!(server.sent(), 0);
+    let snapshot = hub.snapshot(&id(), &Count::default()).unwrap();
+    assert_eq!(std::fs::read(snapshot.path.join("pytorch_model.bin")).unwrap(), [7; 5000]);
+    assert!(
+        snapshot.path.join("config.json").exists() && server.asked().iter().all(|a| !a.path.contains("onnx"))
+    );
+}
+
+#[test]
 fn a_shard_that_is_missing_is_found_before_anything_large_is_downloaded() {
     let case = Case::new(Faults::default());
     let dir = tempfile::tempdir().unwrap();

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use llmpress_formats::{
-    Checkpoint, Digest, Error as FormatError, INDEX_FILE, Kind, MANIFEST_FILE, is_known_file,
-    is_weights_file, read_small_file,
+    Checkpoint, Digest, Error as FormatError, INDEX_FILE, Kind, MANIFEST_FILE, QUANTISATION_FILE,
+    is_known_file, is_weights_file, read_small_file,
 };
 
 use crate::Result;
@@ -58,6 +58,8 @@ pub(crate) fn carried(checkpoint: &Checkpoint) -> Result<Carried> {
         }
         let other = name.starts_with('.')
             || is_weights_file(&name)
+            // What another tool would look for is no longer there.
+            || checkpoint.is_dequantised() && name == QUANTISATION_FILE
             || name.ends_with(".index.json")
             || !is_small_file(&path)?
             || !(is_known_file(&name) || tree.holds(&path));

@@ -195,7 +195,7 @@ impl<'a> Machine<'a> {
         top.ok_or_else(|| self.corrupt("has a pickle that takes more than there is"))
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Id>> {
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
         match self.marks.pop() {
             Some(mark) if mark <= self.stack.len() => Ok(self.stack.split_off(mark)),
             _ => Err(self.corrupt("has a pickle without a mark")),
@@ -235,7 +235,7 @@ impl<'a> Machine<'a> {
                 b'(' => self.marks.push(self.stack.len()),
                 b'.' => return self.pop(),
                 b'0' => drop(self.pop()?),
-                b'1' => drop(self.to_mark()?),
+                b'1' => drop(self.pop_to_mark()?),
                 b'N' => self.push(Value::None),
                 0x88 | 0x89 => self.push(Value::Bool),
                 b'K' => {
@@ -273,7 +273,7 @@ impl<'a> Machine<'a> {
                 b'}' => self.push(Value::Dict(Vec::new())),
                 b']' | b')' => self.push(Value::Sequence(Vec::new())),
                 b't' | b'l' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.push(Value::Sequence(items));
                 }
                 0x85..=0x87 => {
@@ -289,7 +289,7 @@ impl<'a> Machine<'a> {
                     self.extend(vec![item])?;
                 }
                 b'e' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.extend(items)?;
                 }
                 b's' => {
@@ -298,7 +298,7 @@ impl<'a> Machine<'a> {
                     self.set(vec![key, value])?;
                 }
                 b'u' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.set(items)?;
                 }
                 b'q' => {

@@ -12,10 +12,8 @@ use super::elements::scale_bytes;
 use super::{ELEMENTS, Element, GLOBAL, Global, SCALES, Scaled};
 use crate::encoding::Part;
 use crate::encoding::foreign::Groups;
-use crate::{Config, Dtype, Error, Result};
+use crate::{Config, Dtype, Error, QUANTISATION_FILE, Result};
 
-/// What modelopt says of a checkpoint whose `config.json` does not tell.
-const MODELOPT_FILE: &str = "hf_quant_config.json";
 /// The tools whose small floats are read, by `quantization_config.quant_method`.
 const METHODS: [&str; 6] = ["fp8", "compressed-tensors", "modelopt", "modelopt_fp4", "fbgemm_fp8", "mxfp4"];
 /// What the names of scales end in.
@@ -48,7 +46,7 @@ pub(crate) struct Found {
 pub(crate) fn method<'a>(root: &Path, config: Option<&'a Config>) -> Option<&'a str> {
     match config.and_then(Config::quantised_by) {
         Some(method) => METHODS.into_iter().find(|known| *known == method),
-        None => root.join(MODELOPT_FILE).is_file().then_some("modelopt"),
+        None => root.join(QUANTISATION_FILE).is_file().then_some("modelopt"),
     }
 }
 
