@@ -140,12 +140,10 @@ fn back_with(
     check(teacher, student, width);
     let mut by: Scales = [[0.0; PANEL]; 3];
     let temperature = f64::from(TEMPERATURE);
-    for token in 0..width {
-        let of = |at: usize| sums.sums[at][token];
-        let divergence = f64::from(shares.divergence) * temperature;
-        by[0][token] = (-divergence / of(0)) as f32;
-        by[1][token] = (divergence / of(1)) as f32;
-        by[2][token] = (f64::from(shares.likelihood) / of(2)) as f32;
+    let divergence = f64::from(shares.divergence) * temperature;
+    let factors = [-divergence, divergence, f64::from(shares.likelihood)];
+    for ((by, factor), sums) in by.iter_mut().zip(factors).zip(&sums.sums) {
+        by.iter_mut().zip(sums).take(width).for_each(|(by, sum)| *by = (factor / sum) as f32);
     }
     let (max, by) = (&sums.max, &by);
     multiversion!(

@@ -81,7 +81,8 @@ impl Ast {
 
     /// The greatest decay, for weights whose squares sum up to so much.
     pub(super) fn lambda(&self, squares: f64) -> f32 {
-        self.decay.unwrap_or((f64::from(Self::SUPPRESSION) / squares.sqrt().max(f64::MIN_POSITIVE)) as f32)
+        let by_size = f64::from(Self::SUPPRESSION) / squares.sqrt();
+        self.decay.unwrap_or(by_size.min(1.0) as f32)
     }
 
     /// Refuses what makes no sense.
