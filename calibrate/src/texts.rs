@@ -35,15 +35,29 @@ impl Texts {
     /// A file that cannot be read, or is not what its name says; a token beyond the vocabulary of `vocab`; too short a
     /// text.
     pub fn calibration(&self, tokenizer: &Tokenizer, vocab: usize, cut: Cut) -> Result<Calibration> {
+        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+        let most = if cut.seed.is_none() { cut.needed(bos) } else { usize::MAX };
+        Calibration::new(&self.read(tokenizer, vocab, most)?, cut, bos)
+    }
+
+    /// The tokens of all of these texts, each document encoded by itself.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is not what its name says; a token beyond the vocabulary of `vocab`.
+    pub fn ids(&self, tokenizer: &Tokenizer, vocab: usize) -> Result<Vec<u32>> {
+        self.read(tokenizer, vocab, usize::MAX)
+    }
+
+    /// As many tokens as are wanted, or some more.
+    fn read(&self, tokenizer: &Tokenizer, vocab: usize, wanted: usize) -> Result<Vec<u32>> {
         // A name that is wrong is found before anything is read.
         for path in &self.files {
             std::fs::metadata(path).map_err(|e| Error::io(path, "open", e))?;
         }
-        let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         let mut ids: Vec<u32> = Vec::new();
         'files: for path in &self.files {
             for document in documents(path)? {
-                if cut.seed.is_none() && !ids.is_empty() && ids.len() >= cut.needed(bos) {
+                if !ids.is_empty() && ids.len() >= wanted {
                     break 'files;
                 }
                 ids.extend(tokenizer.encode(&document)?);
@@ -54,7 +68,7 @@ impl Texts {
                 "the tokenizer gives token id {id}, beyond the vocabulary of {vocab}"
             )));
         }
-        Calibration::new(&ids, cut, bos)
+        Ok(ids)
     }
 }
 

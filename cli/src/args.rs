@@ -100,7 +100,7 @@ pub(crate) enum Command {
   llmpress inspect OUT --tensors")]
 #[command(next_help_heading = "What to show")]
 pub(crate) struct InspectArgs {
-    /// The checkpoint's directory.
+    /// The checkpoint's directory, or a GGUF file.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
     /// List every tensor.
@@ -120,8 +120,10 @@ pub(crate) struct RecipeArgs {
     /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them;
     /// rotate or rotate=r2r4, smooth and qkv8 for low widths of activations; kv8 or kv4 for a cache of so many bits; learn,
     /// for codes and scales learned from there); sparse24:magnitude, sparse24:wanda or sparse24:sparsegpt, with reconstruct and
-    /// slorb, to make matrices 2:4 (dense=10%: but for those that cost most); or a chain of any number of prunings, what makes matrices 2:4, a quantiser and a method:
-    /// drop:attn=8+gptq:w4+dfloat11, sparse24:wanda+fixed12, sparse24:sparsegpt+gptq:w4,g64.
+    /// slorb, to make matrices 2:4 (dense=10%: but for those that cost most), and right after it ast:steps=2000 to train them against the dense model on all of the text (kd,
+    /// lr, decay, batch, window, slorb, blockwise); or a chain of any number of prunings, what makes matrices 2:4, what trains
+    /// them, a quantiser and a method: drop:attn=8+gptq:w4+dfloat11, sparse24:wanda+fixed12, sparse24:sparsegpt+gptq:w4,g64,
+    /// sparse24:sparsegpt,reconstruct+ast:steps=600+gptq:w4,g64.
     #[arg(long, value_name = "CHAIN", value_parser = parse_to, conflicts_with = "recipe")]
     pub(crate) to: Option<Recipe>,
     /// A TOML file with passes, the method, and exceptions by tensor name.
@@ -345,7 +347,7 @@ pub(crate) struct PlanArgs {
   llmpress convert MODEL OUT --to sparse24:sparsegpt,reconstruct+fixed12 --calib text.txt
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {
-    /// The checkpoint's directory: Hugging Face, llmpress or official DFloat11.
+    /// The checkpoint: a directory of Hugging Face, llmpress or official DFloat11, or a GGUF file.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
     /// The directory to make.
@@ -444,7 +446,7 @@ pub(crate) struct VerifyArgs {
 
 The relative error is ||A - B|| / ||A||. Exit codes: 0 identical, 1 different or failed.")]
 pub(crate) struct DiffArgs {
-    /// The checkpoint to compare with: Hugging Face, llmpress or official DFloat11.
+    /// The checkpoint to compare with: a directory of Hugging Face, llmpress or official DFloat11, or a GGUF file.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) a: PathBuf,
     /// The other one.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use llmpress_entropy::dfloat11::Histogram;
-use llmpress_formats::{Checkpoint, Dtype, StoredSize, Transform, printable};
+use llmpress_formats::{Checkpoint, Dtype, Encoding, StoredSize, Transform, printable};
 use llmpress_model::Model;
 use serde::Serialize;
 
@@ -177,9 +177,12 @@ fn report(
         // Of a million plain tensors nobody asks for units, which would have to be made.
         let unit = if has_units { checkpoint.units().get(&t.unit) } else { None };
         let widths = unit.and_then(|unit| Some((unit.encoding().widths()?, unit.stored_bytes())));
-        let is_lossy = unit.is_some_and(|unit| unit.encoding().is_lossy());
+        let quantises = |encoding: &Encoding| {
+            encoding.is_lossy() || matches!(encoding, Encoding::Scaled(_) | Encoding::Ggml(_))
+        };
+        let is_quantised = unit.is_some_and(|unit| quantises(unit.encoding()));
         if let Some((widths, stored_bytes)) = &widths {
-            let sorts = if is_lossy { &mut quantised } else { &mut sparse };
+            let sorts = if is_quantised { &mut quantised } else { &mut sparse };
             for key in [widths.as_str(), ALL_WIDTHS] {
                 sorts.entry(key.to_owned()).or_default().add(weights, *stored_bytes);
             }

@@ -18,7 +18,9 @@ mod eval_tasks;
 mod export;
 mod generate;
 mod gpu_memory;
+mod hub;
 mod inspect;
+mod interrupt;
 mod memory;
 mod models;
 mod open_files;
@@ -62,7 +64,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, output: Output) -> Outcome {
+fn run(mut command: Command, output: Output) -> Outcome {
+    let _held = hub::resolve(&mut command, output)?;
     match command {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),

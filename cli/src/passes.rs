@@ -11,10 +11,11 @@ use crate::report::bytes;
 pub(crate) fn describe(pass: &Pass) -> String {
     match pass {
         Pass::Remove(removal) => describe_removal(removal),
-        Pass::Prune(_) | Pass::Sparsify(_) | Pass::Quantise(_) => pass.to_string(),
+        Pass::Prune(_) | Pass::Sparsify(_) | Pass::Train(_) | Pass::Quantise(_) => pass.to_string(),
         Pass::Sparsified(done) => {
             describe_finished("made 2:4", &done.to.to_string(), done.calibration.as_ref())
         }
+        Pass::Trained(done) => describe_finished("trained", &done.to.to_string(), done.text.as_ref()),
         Pass::Quantised(done) => {
             describe_finished("quantised", &done.to.to_string(), done.calibration.as_ref())
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llmpress_formats::printable;
-use llmpress_pipeline::{Counted, Learned, Lesson, Progress, Task, Taught, Watch};
+use llmpress_pipeline::{Counted, Evaluated, Learned, Lesson, Progress, Task, Taught, Watch};
 
 use crate::report::{Output, note};
 
@@ -20,6 +20,7 @@ fn template(counted: Counted) -> &'static str {
         Counted::Passes => "{msg} {wide_bar} {pos}/{len} passes  {per_sec}  {eta} left",
         Counted::Prompts => "{msg} {wide_bar} {pos}/{len} prompts  {elapsed}",
         Counted::Endings => "{msg} {wide_bar} {pos}/{len} endings  {per_sec}  {eta} left",
+        Counted::Tokens => "{msg} {wide_bar} {human_pos}/{human_len} tokens  {per_sec}  {eta} left",
         Counted::Weights => "{msg} {wide_bar} {human_pos}/{human_len} weights  {eta} left",
     }
 }
@@ -32,6 +33,7 @@ fn amount(n: u64, counted: Counted) -> String {
         Counted::Prompts => format!("{n} prompts"),
         Counted::Endings => format!("{n} endings"),
         Counted::Weights => format!("{n} weights"),
+        Counted::Tokens => format!("{n} tokens"),
     }
 }
 
@@ -40,7 +42,14 @@ pub(crate) struct Bars(pub(crate) Output);
 
 impl Watch for Bars {
     fn begin(&self, task: Task) -> Box<dyn Progress + '_> {
+        if task.counted == Counted::Tokens {
+            crate::interrupt::install();
+        }
         Box::new(Bar::of(task.verb, task.size, task.counted, self.0))
+    }
+
+    fn is_stopped(&self) -> bool {
+        crate::interrupt::is_asked()
     }
 }
 
@@ -56,6 +65,8 @@ pub(crate) struct Bar {
     bar: OnceLock<ProgressBar>,
     total: AtomicU64,
     done: AtomicU64,
+    /// Done by earlier runs.
+    before: AtomicU64,
     next_line: AtomicU64,
 }
 
@@ -86,6 +97,7 @@ impl Bar {
             bar,
             total: AtomicU64::new(size),
             done: AtomicU64::new(0),
+            before: AtomicU64::new(0),
             next_line: AtomicU64::new(LINE_EVERY.as_secs()),
         }
     }
@@ -98,6 +110,13 @@ impl Bar {
         self.start.elapsed().as_secs_f64()
     }
 
+    /// So much of what was done has to be done again.
+    pub(crate) fn retreat(&self, amount: u64) {
+        let _ = self
+            .done
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |done| Some(done.saturating_sub(amount)));
+    }
+
     /// Work done, as a part of the size.
     fn position(&self) -> u64 {
         let total = self.total.load(Ordering::Relaxed).max(1);
@@ -108,6 +127,9 @@ impl Bar {
 
 impl Drop for Bar {
     fn drop(&mut self) {
+        if self.counted == Counted::Tokens {
+            crate::interrupt::remove();
+        }
         self.finish();
     }
 }
@@ -129,15 +151,33 @@ impl Progress for Bar {
                 && self.next_line.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
             if mine {
                 let share = self.position() as f64 / self.size.max(1) as f64;
-                let left = self.start.elapsed().as_secs_f64() * (1.0 / share.max(1e-6) - 1.0);
+                // What was done before this run took none of its time.
+                let seconds = self.start.elapsed().as_secs_f64();
+                let total = self.total.load(Ordering::Relaxed).max(1);
+                let before = self.before.load(Ordering::Relaxed) as f64 / total as f64;
+                let left = seconds * (1.0 - share) / (share - before).max(1e-6);
+                let rate = match self.counted {
+                    Counted::Tokens => {
+                        format!(", {:.0} tokens/s", (share - before) * self.size as f64 / seconds.max(1e-9))
+                    }
+                    _ => String::new(),
+                };
                 note(&format!(
-                    "{}: {:.0} % of {}, {left:.0} s left",
+                    "{}: {:.0} % of {}{rate}, {left:.0} s left",
                     self.verb,
                     share * 100.0,
                     amount(self.size, self.counted)
                 ));
             }
         }
+    }
+
+    fn resumed(&self, amount: u64) {
+        self.before.store(amount, Ordering::Relaxed);
+        if let Some(bar) = self.bar.get() {
+            bar.reset_eta();
+        }
+        self.advance(amount);
     }
 
     fn shard(&self, file: &str) {
@@ -156,6 +196,21 @@ impl Progress for Bar {
         } else if self.json {
             let done = self.position() as f64 / self.size.max(1) as f64;
             note(&serde_json::json!({"learned": lesson, "layers": layers, "done": done}).to_string());
+        }
+    }
+
+    fn evaluated(&self, found: &Evaluated) {
+        let told = format!(
+            "step {}: perplexity {:.3} (dense {:.3}), KL {:.4}",
+            found.step, found.perplexity, found.dense, found.divergence
+        );
+        if let Some(bar) = self.bar.get() {
+            bar.set_message(format!("{} {told}", self.verb));
+        } else if self.lines {
+            note(&format!("{}: {told}", self.verb));
+        } else if self.json {
+            let done = self.position() as f64 / self.size.max(1) as f64;
+            note(&serde_json::json!({"evaluated": found, "done": done}).to_string());
         }
     }
 }

@@ -26,6 +26,10 @@ pub(crate) struct Output {
 pub(crate) enum Failure {
     /// The conversion or a file.
     Pipeline(llmpress_pipeline::Error),
+    /// A checkpoint that was named could not be had.
+    Hub(llmpress_hub::Error),
+    /// Likewise, after what is said of the name.
+    Named(String, llmpress_hub::Error),
     /// The arguments do not fit together.
     Usage(String),
     /// Something was checked and is not as it should be. The findings were printed.
@@ -50,7 +54,7 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Pipeline(_) | Self::Findings(_) | Self::Print(_) => 1,
+            Self::Pipeline(_) | Self::Hub(_) | Self::Named(..) | Self::Findings(_) | Self::Print(_) => 1,
         }
     }
 }
@@ -68,6 +72,8 @@ impl Output {
     pub(crate) fn failure(self, failure: &Failure) {
         let (kind, message) = match failure {
             Failure::Pipeline(e) => (e.kind(), e.to_string()),
+            Failure::Hub(e) => (e.kind(), e.to_string()),
+            Failure::Named(name, e) => (e.kind(), format!("{name}: {e}")),
             Failure::Usage(text) => ("usage", text.clone()),
             Failure::Findings(text) => ("findings", text.clone()),
             Failure::Print(text) => ("io", text.clone()),

@@ -11,7 +11,7 @@ use crate::progress::Bar;
 use crate::report::Output;
 
 pub(crate) fn run(args: &RestoreArgs, output: Output) -> Outcome {
-    let checkpoint = undone(Checkpoint::open_dequantised(&args.dir)?)?;
+    let checkpoint = undone(Checkpoint::open_plain(&args.dir)?)?;
     let total = checkpoint.tensors().values().map(|t| t.bytes).sum();
     let bar = Bar::new("restore", total, output);
     let summary = restore(&checkpoint, &args.out, args.max_shard_size, &options(&args.job), &bar);

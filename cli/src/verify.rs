@@ -58,7 +58,7 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     }
     // A damaged directory need not open: its faults are reported all the same.
     if let Some(against) = args.against.as_ref().filter(|_| faults == 0) {
-        let checkpoint = Checkpoint::open_dequantised(&args.dir)?;
+        let checkpoint = Checkpoint::open_plain(&args.dir)?;
         let passes = match &manifest {
             Some(manifest) => recorded_passes(&manifest.recipe)?,
             None => Vec::new(),

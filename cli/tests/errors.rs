@@ -116,8 +116,12 @@ fn directories_and_indexes_that_do_not_fit() {
     let b = || t("b.weight", Dtype::BF16, &[4], bf16(2, 4));
     wants(&error(|_| {}), &["holds no safetensors files"]);
     wants(
+        &error(|d| std::fs::write(d.join("tf_model.h5"), "x").unwrap()),
+        &["tf_model.h5", "convert them to safetensors"],
+    );
+    wants(
         &error(|d| std::fs::write(d.join("pytorch_model.bin"), "x").unwrap()),
-        &["pytorch_model.bin", "convert them to safetensors"],
+        &["pytorch_model.bin", "is no whole zip file"],
     );
     wants(
         &error(|d| index(d, r#"{"weight_map": {"a.weight": "model-1.safetensors"}}"#)),

@@ -235,3 +235,30 @@ fn a_tensor_with_the_name_of_the_metadata_is_refused_by_name() {
     let error = fails(&["inspect", path(&source)]);
     assert!(error.contains("model.safetensors") && error.contains("__metadata__"), "{error}");
 }
+
+#[test]
+fn what_torch_saved_is_stored_run_and_given_back_like_safetensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out, back) = (dir.path().join("s"), dir.path().join("o"), dir.path().join("b"));
+    let written = Path::new(env!("CARGO_MANIFEST_DIR")).join("../formats/tests/torch/single");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::copy(written.join("pytorch_model.bin"), source.join("pytorch_model.bin")).unwrap();
+    std::fs::write(source.join("config.json"), LLAMA).unwrap();
+    std::fs::write(source.join("training_args.bin"), "not weights").unwrap();
+    assert!(ok(&["inspect", path(&source)]).contains("F8_E4M3"));
+    assert_eq!(left_behind(&source, &out), ["training_args.bin"]);
+    ok(&["verify", path(&out), "--against", path(&source)]);
+    ok(&["restore", path(&out), path(&back)]);
+    let [stored, given_back] = [&source, &back].map(|dir| Checkpoint::open(dir).unwrap());
+    assert!(stored.tensors().keys().eq(given_back.tensors().keys()) && stored.tensors().len() > 12);
+    for name in stored.tensors().keys() {
+        assert!(stored.read_tensor(name).unwrap() == given_back.read_tensor(name).unwrap(), "{name}");
+    }
+    // Killed and resumed, it is the same job; another file is not.
+    ok(&["convert", path(&source), path(&out), "--to", "planes", "--resume"]);
+    let mut bytes = std::fs::read(source.join("pytorch_model.bin")).unwrap();
+    let (_, at) = stored.units()["of.float32"].position().unwrap();
+    bytes[at as usize + 1] ^= 1;
+    std::fs::write(source.join("pytorch_model.bin"), bytes).unwrap();
+    assert!(!run(&["convert", path(&source), path(&out), "--to", "planes", "--resume"]).status.success());
+}

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
+use crate::encoding::scaled::{self, ScaledPart};
 use crate::encoding::{self, Encoding, Part, UnitReader, foreign};
 use crate::manifest::{MANIFEST_FILE, Manifest, UnitEntry};
 use crate::{
@@ -19,10 +20,12 @@ use crate::{
 };
 
 /// What a matrix that another tool quantised appears as.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Numbers {
     /// The tensors that it is stored as.
     Stored,
+    /// The matrix where it has codes of integers; else the tensors.
+    Codes,
     /// The matrix.
     Dequantised,
 }
@@ -36,6 +39,8 @@ pub enum Kind {
     Llmpress,
     /// An official DFloat11 directory without a manifest.
     Dfloat11,
+    /// A GGUF file.
+    Gguf,
 }
 
 impl Kind {
@@ -45,6 +50,7 @@ impl Kind {
             Self::HuggingFace => "huggingface",
             Self::Llmpress => "llmpress",
             Self::Dfloat11 => "dfloat11",
+            Self::Gguf => "gguf",
         }
     }
 }
@@ -112,6 +118,8 @@ struct Encoded {
     encoding: Encoding,
     parts: Vec<Part>,
     components: Named<Component>,
+    /// What stores the components of small floats: units themselves, of whatever encoding.
+    within: Vec<(&'static str, Unit)>,
 }
 
 impl Encoded {
@@ -124,14 +132,55 @@ impl Encoded {
         };
         let mut components = Named::new();
         components.insert(encoding::raw::DATA, component.clone());
-        Self { encoding: Encoding::Raw, parts: vec![part], components }
+        Self { encoding: Encoding::Raw, parts: vec![part], components, within: Vec::new() }
+    }
+
+    fn reader(&self, name: &str) -> Result<UnitReader> {
+        let Encoding::Scaled(scaled) = self.encoding else {
+            return UnitReader::open(name, &self.encoding, &self.parts, &self.components);
+        };
+        let [part] = &self.parts[..] else {
+            return Err(Error::Invalid(format!("unit {name}: holds no single matrix")));
+        };
+        UnitReader::scaled(part, scaled, |component| {
+            let unit = self.within.iter().find(|(name, _)| *name == component).map(|(_, unit)| unit);
+            let missing = || Error::Invalid(format!("unit {name}: component {component} is missing"));
+            unit.ok_or_else(missing)?.open_reader(name)
+        })
     }
 }
 
 impl Unit {
     pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: impl Into<Named<Component>>) -> Self {
         let components = components.into();
-        Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts, components })))
+        Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts, components, within: Vec::new() })))
+    }
+
+    /// Small floats whose components are units.
+    fn scaled(encoding: Encoding, part: Part, within: Vec<(&'static str, Self)>) -> Self {
+        let mut components = BTreeMap::new();
+        for (component, unit) in &within {
+            for (name, stored) in unit.components().iter() {
+                let plain = *unit.encoding() == Encoding::Raw;
+                let name = if plain { (*component).to_owned() } else { format!("{component}.{name}") };
+                components.insert(name, stored.clone());
+            }
+        }
+        let components = components.into();
+        Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts: vec![part], components, within })))
+    }
+
+    /// Its tensor, if it holds one and no more.
+    fn only_part(&self) -> Option<ScaledPart> {
+        match &self.stored {
+            Stored::Plain(component) => {
+                Some(ScaledPart { dtype: component.dtype(), shape: component.shape().to_vec() })
+            }
+            Stored::Encoded(encoded) => match &encoded.parts[..] {
+                [part] => Some(ScaledPart { dtype: part.dtype, shape: part.shape.clone() }),
+                _ => None,
+            },
+        }
     }
 
     fn of(stored: Stored) -> Self {
@@ -206,10 +255,9 @@ impl Unit {
     }
 
     fn open_reader(&self, name: &str) -> Result<UnitReader> {
-        let open = |e: &Encoded| UnitReader::open(name, &e.encoding, &e.parts, &e.components);
         match &self.stored {
-            Stored::Encoded(encoded) => open(encoded),
-            Stored::Plain(component) => open(&Encoded::plain(component)),
+            Stored::Encoded(encoded) => encoded.reader(name),
+            Stored::Plain(component) => Encoded::plain(component).reader(name),
         }
     }
 
@@ -253,6 +301,8 @@ pub struct Checkpoint {
     pub(crate) tied: BTreeMap<String, String>,
     pub(crate) dropped: BTreeMap<String, String>,
     pub(crate) edited: bool,
+    /// Whether matrices that another tool quantised appear as numbers.
+    dequantised: bool,
     pub(crate) transforms: Vec<Transform>,
     /// Makes the tensors that are not what is stored.
     pub(crate) remake: Option<Arc<dyn Remake>>,
@@ -261,14 +311,15 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a directory: reads headers, configuration and manifest, and checks that they fit
+    /// Opens a directory, or a GGUF file: reads headers, configuration and manifest, and checks that they fit
     /// together. Errors name the file and the tensor.
     pub fn open(root: &Path) -> Result<Self> {
         Self::open_as(root, Numbers::Stored)
     }
 
-    /// Opens a directory like [`Self::open`]; matrices that another tool quantised ([`crate::encoding::foreign`]) appear as the numbers
-    /// that they stand for, under the names that they had before.
+    /// Opens a directory like [`Self::open`]; matrices that another tool quantised ([`crate::encoding::foreign`],
+    /// [`crate::encoding::scaled`]) appear as the numbers that they stand for, under the names that they had before. So do small floats
+    /// that an llmpress directory keeps as the tensors that they were.
     ///
     /// # Errors
     /// As for [`Self::open`]; a layout or settings of these tools that are not read.
@@ -276,10 +327,56 @@ impl Checkpoint {
         Self::open_as(root, Numbers::Dequantised)
     }
 
+    /// Opens a directory like [`Self::open_dequantised`], but small floats with scales stay the tensors that they are stored as: for whoever
+    /// takes over codes of integers and keeps everything else without loss.
+    ///
+    /// # Errors
+    /// As for [`Self::open_dequantised`].
+    pub fn open_codes(root: &Path) -> Result<Self> {
+        Self::open_as(root, Numbers::Codes)
+    }
+
+    /// Opens a directory as the plain checkpoint that it can be turned into: what llmpress stored is what it was before, what another tool
+    /// packed appears as numbers.
+    ///
+    /// # Errors
+    /// As for [`Self::open_dequantised`].
+    pub fn open_plain(root: &Path) -> Result<Self> {
+        let is_ours = root.join(MANIFEST_FILE).exists();
+        Self::open_as(root, if is_ours { Numbers::Stored } else { Numbers::Dequantised })
+    }
+
+    /// A GGUF file: always its numbers, under the names that transformers has.
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let crate::gguf::Opened { directory, config, units, quantised } = crate::gguf::open(path)?;
+        let tensors = collect_tensors(path, &units)?;
+        let tied = tied_head(Some(&config), &tensors);
+        Ok(Self {
+            kind: Kind::Gguf,
+            directory,
+            config: Some(config),
+            manifest: None,
+            tensors,
+            units: OnceLock::from(units),
+            added: Vec::new(),
+            finished: BTreeMap::new(),
+            tied,
+            dropped: BTreeMap::new(),
+            edited: false,
+            dequantised: quantised,
+            transforms: Vec::new(),
+            remake: None,
+            origins: BTreeMap::new(),
+        })
+    }
+
     fn open_as(root: &Path, numbers: Numbers) -> Result<Self> {
+        if crate::gguf::is_gguf(root) {
+            return Self::open_gguf(root);
+        }
         crate::directory::check_directory(root)?;
         let manifest_path = root.join(MANIFEST_FILE);
-        let manifest = Manifest::read(root)?;
+        let mut manifest = Manifest::read(root)?;
         if manifest.is_none() && root.join(STATE_DIR).is_dir() {
             return Err(Error::corrupt(
                 root,
@@ -324,7 +421,7 @@ impl Checkpoint {
                     return Err(Error::corrupt(root, Some(&name), "is both a unit and a tensor"));
                 }
             }
-        } else if let (Numbers::Dequantised, Some(config)) = (numbers, &config)
+        } else if let (Numbers::Codes | Numbers::Dequantised, Some(config)) = (numbers, &config)
             && foreign::any(config, directory.tensors().map(|(_, info)| &*info.name))
         {
             let mut stored = components().collect();
@@ -343,6 +440,24 @@ impl Checkpoint {
             }
         } else {
             plain = true;
+        }
+        let mut dequantised = units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_)));
+        if numbers == Numbers::Dequantised && official.is_none() {
+            let mut stored = if plain && scaled::method(root, config.as_ref()).is_some() {
+                directory
+                    .tensors()
+                    .map(|(s, i)| (i.name.clone(), Unit::of(Stored::Plain(s.component(i)))))
+                    .collect()
+            } else {
+                std::mem::take(&mut units)
+            };
+            let taken = take_scaled(root, config.as_ref(), &mut stored)?;
+            if let Some(manifest) = &mut manifest {
+                // What they were no longer holds.
+                taken.iter().for_each(|name| drop(manifest.tensors.remove(name)));
+            }
+            (dequantised, plain) = (dequantised || !taken.is_empty(), plain && taken.is_empty());
+            units = stored;
         }
         let (tensors, units) = match plain {
             true => (plain_tensors(&directory), OnceLock::new()),
@@ -369,6 +484,7 @@ impl Checkpoint {
             tied,
             dropped,
             edited: false,
+            dequantised,
             transforms,
             remake: None,
             origins: BTreeMap::new(),
@@ -519,9 +635,7 @@ impl Checkpoint {
 
     /// Whether matrices that another tool quantised appear as numbers.
     pub fn is_dequantised(&self) -> bool {
-        self.units
-            .get()
-            .is_some_and(|units| units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_))))
+        self.dequantised
     }
 
     /// Some rows of a matrix that is stored as `abq`, as they are stored.
@@ -664,6 +778,36 @@ fn manifest_units(
         units.insert(name.clone(), Unit::new(encoding, parts, components));
     }
     Ok(units)
+}
+
+/// Puts matrices in the place of the small floats and scales that store them. Gives the names of these.
+fn take_scaled(
+    root: &Path,
+    config: Option<&Config>,
+    units: &mut BTreeMap<String, Unit>,
+) -> Result<Vec<String>> {
+    if scaled::method(root, config).is_none() || !scaled::any(units.keys().map(String::as_str)) {
+        return Ok(Vec::new());
+    }
+    let parts = units.iter().filter_map(|(name, unit)| Some((name.clone(), unit.only_part()?))).collect();
+    let mut taken = Vec::new();
+    for found in scaled::find(root, config, &parts)? {
+        let mut within = Vec::new();
+        for (component, name) in found.takes {
+            within.extend(units.remove(&name).map(|unit| (component, unit)));
+            taken.push(name);
+        }
+        for name in found.drops {
+            units.remove(&name);
+            taken.push(name);
+        }
+        let name = found.part.name.clone();
+        let unit = Unit::scaled(Encoding::Scaled(found.scaled), found.part, within);
+        if units.insert(name.clone(), unit).is_some() {
+            return Err(Error::corrupt(root, Some(&name), "is stored both as small floats and as a tensor"));
+        }
+    }
+    Ok(taken)
 }
 
 /// The tensors of a plain checkpoint, each a unit by itself.

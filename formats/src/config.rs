@@ -21,6 +21,9 @@ pub const WEIGHTS_KEY: &str = "transformers_weights";
 /// Where tools say how they quantised a checkpoint.
 pub const QUANTISATION_KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
+/// Where modelopt says it, if not there.
+pub const QUANTISATION_FILE: &str = "hf_quant_config.json";
+
 /// Where a multimodal configuration describes its decoder.
 const TEXT_CONFIG: &str = "text_config";
 

@@ -130,7 +130,7 @@ impl Directory {
     }
 
     /// All tensors of these shards.
-    fn of_shards(root: &Path, shards: Vec<ShardFile>) -> Result<Self> {
+    pub(crate) fn of_shards(root: &Path, shards: Vec<ShardFile>) -> Result<Self> {
         let places = shards.iter().enumerate().flat_map(|(number, shard)| {
             shard.header().by_name().iter().map(move |&tensor| (number as u32, tensor))
         });
@@ -235,7 +235,7 @@ pub(crate) fn check_directory(root: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::Invalid(format!(
-        "{}: is a file; give the directory that holds the checkpoint",
+        "{}: is a file, and no GGUF file by its name; give the directory that holds the checkpoint",
         root.display()
     )))
 }

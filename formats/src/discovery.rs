@@ -6,6 +6,7 @@
 //! else model.safetensors.index.json      what it lists
 //! else model-0000i-of-0000n.safetensors  all n of them
 //! else other *.safetensors               all of them, but for second copies and adapters
+//! else pytorch_model.bin, or its index   what torch saved
 //! ```
 //!
 //! Hidden files, directories, FIFOs and sockets do not count, whatever their names.
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::config::WEIGHTS_KEY;
 use crate::files::is_plain_name;
 use crate::index::Index;
+use crate::torch;
 use crate::{CONFIG_FILE, Error, INDEX_FILE, Result};
 
 /// The folder that a directory holds while a job writes it.
@@ -181,11 +183,26 @@ fn without_index(root: &Path, listing: &Listing) -> Result<Discovered> {
         }
     };
     if files.is_empty() {
-        return Err(nothing(root, listing));
+        return torch_files(root, listing)?.ok_or_else(|| nothing(root, listing));
     }
     refuse_gaps(root, &files)?;
     let left_out = listing.left_out(|name| files.iter().any(|f| f == name));
     Ok(Discovered { shards: Shards::Files(files), left_out })
+}
+
+/// The files of torch, where there are no others.
+fn torch_files(root: &Path, listing: &Listing) -> Result<Option<Discovered>> {
+    let path = root.join(torch::INDEX_FILE);
+    let single = listing.foreign.contains(torch::SINGLE_FILE);
+    if let Some(index) = Index::read(&path)?.filter(|_| !single) {
+        return Ok(Some(Discovered {
+            shards: Shards::Indexed(path, index),
+            left_out: listing.left_out(|_| false),
+        }));
+    }
+    let files = torch::files(root, &listing.foreign)?;
+    let left_out = listing.left_out(|_| false);
+    Ok((!files.is_empty()).then_some(Discovered { shards: Shards::Files(files), left_out }))
 }
 
 /// Weights that are there beside a model: in another layout, to be put on top of it, or of a draft model.
@@ -210,7 +227,15 @@ fn nothing(root: &Path, listing: &Listing) -> Error {
     } else if listing.foreign.is_empty() {
         "is this the directory of a checkpoint?".to_owned()
     } else {
-        format!("it holds {}: convert them to safetensors first", names(&listing.foreign))
+        let gguf = listing.foreign.iter().find(|name| name.ends_with(".gguf"));
+        match gguf {
+            Some(file) => format!(
+                "it holds {}: give one of the GGUF files, as in {}",
+                names(&listing.foreign),
+                root.join(file).display()
+            ),
+            None => format!("it holds {}: convert them to safetensors first", names(&listing.foreign)),
+        }
     };
     Error::Invalid(format!("{}: holds no safetensors files of a model; {hint}", root.display()))
 }

@@ -13,18 +13,22 @@ pub mod abq;
 pub mod dfloat11;
 pub mod fixed12;
 pub mod foreign;
+pub mod ggml;
 pub mod lowrank;
 mod nested;
 mod packed;
 pub mod planes;
 pub mod raw;
+pub mod scaled;
 pub mod sparse24;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Component, Dtype, Error, Named, Result};
 use foreign::{Codes, Foreign};
+use ggml::Ggml;
 pub use packed::PackedUnit;
+use scaled::Scaled;
 
 /// An encoding and its parameters, as the manifest stores them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +57,12 @@ pub enum Encoding {
     /// As another tool quantised it ([`foreign`]): read only, in no manifest.
     #[serde(skip_deserializing)]
     Foreign(Foreign),
+    /// As small floats with scales ([`scaled`]): read only, in no manifest.
+    #[serde(skip_deserializing)]
+    Scaled(Scaled),
+    /// As ggml stores it in GGUF files ([`ggml`]): read only, in no manifest.
+    #[serde(skip_deserializing)]
+    Ggml(Ggml),
 }
 
 impl Encoding {
@@ -71,6 +81,8 @@ impl Encoding {
             Self::Sparse24(_) => "sparse24",
             Self::Lowrank(_) => "lowrank",
             Self::Foreign(foreign) => foreign.name(),
+            Self::Scaled(scaled) => scaled.name(),
+            Self::Ggml(ggml) => ggml.blocks.name(),
         }
     }
 
@@ -85,26 +97,32 @@ impl Encoding {
             Self::Sparse24(_) => &sparse24::COMPONENTS,
             Self::Lowrank(_) => &lowrank::COMPONENTS,
             Self::Foreign(_) => &foreign::COMPONENTS,
+            Self::Scaled(_) => &scaled::COMPONENTS,
+            Self::Ggml(_) => &[raw::DATA],
         }
     }
 
     /// What of its parameters says how many bits a weight takes, as recipes write it: `w4,g128` of `abq`, `2:4,w4` of
-    /// `sparse24`, `2:4+s16` of `lowrank`; none for the others.
+    /// `sparse24`, `2:4+s16` of `lowrank`, `e4m3,128x128` of small floats, `q4_k` of ggml; none for the others.
     pub fn widths(&self) -> Option<String> {
         match self {
             Self::Abq(abq) => Some(abq.widths()),
             Self::Sparse24(sparse) => Some(sparse.widths()),
             Self::Lowrank(lowrank) => Some(lowrank.widths()),
+            Self::Scaled(scaled) => Some(scaled.widths()),
+            Self::Ggml(ggml) => ggml.widths(),
             Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } | Self::Foreign(_) => {
                 None
             }
         }
     }
 
-    /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on.
+    /// Whether it holds other values than the tensors had: what it decodes to is what they are from then on. Small floats of other
+    /// tools, and blocks of ggml, are what their numbers are made of, and no encoding that is kept.
     pub fn is_lossy(&self) -> bool {
         match self {
             Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => false,
+            Self::Scaled(_) | Self::Ggml(_) => false,
             Self::Sparse24(sparse) => sparse.is_lossy(),
             Self::Abq(_) | Self::Lowrank(_) | Self::Foreign(_) => true,
         }
@@ -130,7 +148,7 @@ pub struct ComponentSpec {
 /// The name under which `component` of `unit` is stored.
 pub fn stored_name(unit: &str, encoding: &Encoding, component: &str) -> String {
     match encoding {
-        Encoding::Raw => unit.to_owned(),
+        Encoding::Raw | Encoding::Ggml(_) => unit.to_owned(),
         Encoding::Foreign(foreign) => {
             foreign.layout.stored_name(unit.strip_suffix(".weight").unwrap_or(unit), component)
         }
@@ -165,6 +183,8 @@ enum Kind {
     Sparse24(sparse24::Reader),
     Lowrank(Box<lowrank::Reader>),
     Foreign(Codes),
+    Scaled(Box<scaled::Reader>),
+    Ggml(ggml::Reader),
 }
 
 impl UnitReader {
@@ -188,7 +208,20 @@ impl UnitReader {
                 Kind::Lowrank(Box::new(lowrank::Reader::open(set, parts, *lowrank)?))
             }
             Encoding::Foreign(foreign) => Kind::Foreign(Codes::open(set, parts, *foreign)?),
+            Encoding::Ggml(ggml) => Kind::Ggml(ggml::Reader::open(set, parts, *ggml)?),
+            Encoding::Scaled(_) => {
+                return Err(Error::Invalid(format!("unit {unit}: its components are units")));
+            }
         }))
+    }
+
+    /// Of small floats, whose components are units themselves.
+    pub(crate) fn scaled(
+        part: &Part,
+        scaled: Scaled,
+        component: impl FnMut(&str) -> Result<UnitReader>,
+    ) -> Result<Self> {
+        Ok(Self(Kind::Scaled(Box::new(scaled::Reader::open(part, scaled, component)?))))
     }
 
     /// The codes of a matrix that another tool quantised.
@@ -236,6 +269,8 @@ impl UnitReader {
             Kind::Sparse24(r) => r.read(offset, out),
             Kind::Lowrank(r) => r.read(offset, out),
             Kind::Foreign(r) => r.read(offset, out),
+            Kind::Scaled(r) => r.read(offset, out),
+            Kind::Ggml(r) => r.read(offset, out),
             Kind::Dfloat11(r) => with_words(offset, out, |first, words| r.read(first, words)),
             Kind::Fixed12(r) => with_words(offset, out, |first, words| r.read(first, words)),
         }

@@ -44,8 +44,11 @@ pub fn open_file(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Reads a regular file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes. What a GGUF file makes of its metadata is read as if it lay in it.
 pub fn read_small_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    if let Some(made) = crate::gguf::within(path) {
+        return made?.ok_or_else(|| Error::io(path, "open", std::io::ErrorKind::NotFound.into()));
+    }
     let bytes = read_all(path, open_file(path)?, limit)?;
     refuse_lfs_pointer(path, &bytes)?;
     Ok(bytes)

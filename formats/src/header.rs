@@ -261,6 +261,26 @@ impl Header {
         Ok(Self { tensors, by_name, metadata: raw.metadata, data_start })
     }
 
+    /// Of a file in another format: tensors that lie somewhere after `data_start`. Some may share their bytes.
+    pub(crate) fn of_tensors(
+        path: &Path,
+        mut tensors: Vec<Arc<TensorInfo>>,
+        data_start: u64,
+    ) -> Result<Self> {
+        tensors.sort_by(|a, b| (a.offset, a.bytes, &a.name).cmp(&(b.offset, b.bytes, &b.name)));
+        let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
+        by_name.sort_by(|&a, &b| tensors[a as usize].name.cmp(&tensors[b as usize].name));
+        let twice = by_name.windows(2).find(|w| tensors[w[0] as usize].name == tensors[w[1] as usize].name);
+        if let Some(&[first, _]) = twice {
+            return Err(Error::corrupt(
+                path,
+                Some(&tensors[first as usize].name),
+                "stands in the file twice",
+            ));
+        }
+        Ok(Self { tensors, by_name, metadata: BTreeMap::new(), data_start })
+    }
+
     /// The tensors in file order.
     pub fn tensors(&self) -> &[Arc<TensorInfo>] {
         &self.tensors

@@ -30,6 +30,15 @@ const MODEL_FILES: [&str; 23] = [
 /// How the names of papers that go with a model begin.
 const DOCUMENTS: [&str; 5] = ["LICENSE", "README", "NOTICE", "USE_POLICY", "COPYING"];
 
+/// What files of weights end in, in any format.
+const WEIGHTS: [&str; 12] =
+    ["bin", "ckpt", "gguf", "ggml", "h5", "msgpack", "npz", "onnx", "ot", "pt", "pth", "safetensors"];
+
+/// Whether a file of this name holds weights, in whatever format.
+pub fn is_weights_file(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, extension)| WEIGHTS.contains(&extension))
+}
+
 /// Whether a model's behaviour depends on a file of this name, weights apart.
 pub fn is_model_file(name: &str) -> bool {
     MODEL_FILES.contains(&name)

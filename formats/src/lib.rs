@@ -4,6 +4,8 @@
 //! Hugging Face directory --+
 //! official DFloat11 -------+--> Checkpoint: logical tensors, any encoding, any row range
 //! llmpress checkpoint -----+
+//! GGUF file ---------------+
+//! pytorch_model.bin -------+
 //! ```
 //!
 //! Light enough to be embedded in an inference engine: no threads, no network, no global state.
@@ -31,7 +33,7 @@ pub mod encoding;
 mod error;
 mod files;
 mod finished;
-
+mod gguf;
 mod hashed;
 mod header;
 mod index;
@@ -45,6 +47,7 @@ mod remade;
 mod removal;
 mod shard;
 mod shard_writer;
+mod torch;
 mod transform;
 
 pub use architecture::{
@@ -53,7 +56,7 @@ pub use architecture::{
 };
 pub use checkpoint::{Checkpoint, Kind, StoredSize, Tensor, Unit};
 pub use component::Component;
-pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY, QUANTISATION_KEYS, WEIGHTS_KEY};
+pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY, QUANTISATION_FILE, QUANTISATION_KEYS, WEIGHTS_KEY};
 pub use directory::Directory;
 pub use discovery::STATE_DIR;
 pub use dtype::Dtype;
@@ -64,7 +67,7 @@ pub use files::{is_temporary_name, open_file, read_input, read_small_file, write
 pub use hashed::{Written, write_json};
 pub use header::{Header, MAX_HEADER_BYTES, METADATA_KEY, RenderEntry, TensorInfo, render};
 pub use index::INDEX_FILE;
-pub use known_files::{is_known_file, is_model_file};
+pub use known_files::{is_known_file, is_model_file, is_weights_file};
 pub use manifest::{
     ComponentEntry, Digest, EncodingEntry, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE,
     Manifest, Producer, ShardEntry, Source, TensorEntry, UnitEntry,

@@ -132,9 +132,9 @@ pub struct Producer {
 /// The checkpoint that was converted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
-    /// The directory's name (not its path).
+    /// The directory's name (not its path); that of the repository in a hub's cache.
     pub name: String,
-    /// `huggingface`, `llmpress` or `dfloat11`.
+    /// `huggingface`, `llmpress`, `dfloat11` or `gguf`.
     pub kind: String,
     /// Its shards by file name. Their headers' digests and those of the tensors cover every byte of a plain
     /// checkpoint.

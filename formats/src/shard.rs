@@ -1,6 +1,6 @@
-//! One safetensors file, opened for reading.
+//! One file of tensors, opened for reading.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -37,9 +37,17 @@ pub struct ShardFile {
 impl ShardFile {
     /// Opens a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
+        if crate::torch::is_torch(path) {
+            return Self::open_as(path, crate::torch::header);
+        }
+        Self::open_as(path, Header::read)
+    }
+
+    /// Opens a file whose tensors `header` finds.
+    pub(crate) fn open_as(path: &Path, header: impl FnOnce(&Path, &File) -> Result<Header>) -> Result<Self> {
         let file = crate::files::open_file(path)?;
         let opened = Stamp::of(&file.metadata().map_err(|e| Error::io(path, "examine", e))?);
-        let header = Header::read(path, &file)?;
+        let header = header(path, &file)?;
         Ok(Self {
             file: Arc::new(OpenFile { file, path: path.to_owned() }),
             opened,

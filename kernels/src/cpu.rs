@@ -6,6 +6,7 @@
 //! fast path is compared with the scalar reference bit for bit.
 
 pub mod abq;
+mod distil;
 mod dot;
 mod draw;
 mod elementwise;
@@ -26,6 +27,7 @@ mod sparse24;
 mod test_values;
 mod widen;
 
+pub use distil::{DistilShares, DistilSums, TEMPERATURE, distil_back, distil_sums};
 pub use dot::{LANES, dot_fixed12, dot_rows, dot_sparse24};
 pub use draw::{Limits, draw};
 pub use elementwise::{gelu_tanh_gate, silu_gate, softmax};

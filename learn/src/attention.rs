@@ -15,7 +15,7 @@ use llmpress_kernels::cpu::{multiply, quantize_columns, rms_norm, softmax};
 use llmpress_model::{HeadRounding, Panels, RopeConfig, Rotation};
 use rayon::prelude::*;
 
-use crate::linear::{ByFeature, ByToken, add_gradient, back, product, transposed};
+use crate::linear::{Back, ByFeature, ByToken, Room, add_gradient, back};
 use crate::maps::{self, Maps};
 use crate::net::{Given, Gradients, Part, round};
 use crate::norm::norm_back;
@@ -51,10 +51,6 @@ pub(crate) struct Kept {
     by_feature: [ByFeature; 2],
     heads: Panels,
     d_heads: Panels,
-    turned: Vec<f32>,
-    sum: Panels,
-    columns: ByToken,
-    rows: ByFeature,
 }
 
 /// Derivatives of one head.
@@ -163,16 +159,19 @@ impl Attention {
         given: Given<'_>,
         x: &ByToken,
         (dy, maps, dx): (&Panels, &[(&Maps, f32)], Option<&mut Panels>),
-        kept: &mut Kept,
+        (kept, room): (&mut Kept, &mut Room),
         gradients: &mut Gradients,
     ) {
-        let weights = given.matrices;
+        let matrix = |part: &Part, at| Back {
+            weights: part.of(given.matrices),
+            cols: part.cols,
+            turned: given.turned_part(at),
+        };
         let (d, tokens) = (self.head_dim, dy.tokens());
-        kept.columns.take(&kept.heads);
-        kept.rows.take(dy);
-        add_gradient(&kept.rows, &kept.columns, self.output.of_mut(&mut gradients.matrices));
-        transposed(self.output.of(weights), self.output.cols, &mut kept.turned);
-        product(&kept.turned, None, dy, &mut kept.d_heads);
+        room.by_token.take(&kept.heads);
+        room.by_feature.take(dy);
+        add_gradient(&room.by_feature, &room.by_token, self.output.of_mut(&mut gradients.matrices));
+        matrix(&self.output, 3).product(dy, room, &mut kept.d_heads);
         let heads: Vec<Head> = (0..self.heads)
             .into_par_iter()
             .with_max_len(1)
@@ -209,16 +208,15 @@ impl Attention {
             if let Some((_, _, rotation)) = &kept.rotation {
                 self.prepare_back(at, rotation, &kept.projected[at], derivative);
             }
-            kept.rows.take(derivative);
+            room.by_feature.take(derivative);
             if at == 2 {
-                kept.rows.add_sums(&mut gradients.value_bias);
+                room.by_feature.add_sums(&mut gradients.value_bias);
             }
-            add_gradient(&kept.rows, x, self.projections[at].of_mut(&mut gradients.matrices));
+            add_gradient(&room.by_feature, x, self.projections[at].of_mut(&mut gradients.matrices));
         }
         if let Some(dx) = dx {
-            let parts = self.projections.iter().zip(&derivatives);
-            let parts = parts.map(|(part, d)| (part.of(weights), part.cols, d));
-            back(parts, (&mut kept.turned, &mut kept.sum), dx);
+            let parts = self.projections.iter().zip(&derivatives).enumerate();
+            back(parts.map(|(at, (part, d))| (matrix(part, at), d)), room, dx);
         }
     }
 

@@ -282,8 +282,8 @@ impl Task for Work<'_> {
 fn given<'a>(weights: &'a [Vec<&'a [f32]>; 2], variables: &'a dyn Variables) -> [Given<'a>; 2] {
     let (norms, bias) = (variables.norms(), variables.value_bias());
     [
-        Given { matrices: &weights[0], norm: norms[0], value_bias: bias },
-        Given { matrices: &weights[1], norm: norms[1], value_bias: None },
+        Given { norm: norms[0], value_bias: bias, ..Given::of(&weights[0]) },
+        Given { norm: norms[1], ..Given::of(&weights[1]) },
     ]
 }
 

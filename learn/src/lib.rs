@@ -4,6 +4,8 @@
 //! residual --norm--> attention or gated MLP --> what is added to the residual       Net::forward
 //!                    weights' derivatives  <--  that of a loss by it                Net::backward
 //!
+//! ids --> all sub-layers, last norm --> head, loss against a teacher --> back through all of it           Decoder, Head
+//!
 //! windows by chance -- forward, loss against targets, backward --> AdamW with a cosine schedule    descend
 //!     of a sub-layer, against the original's stream after it                                       reconstruct
 //!     of both sub-layers of a block, against what the original gives out on either stream          Block
@@ -15,7 +17,9 @@
 mod adam;
 mod attention;
 mod block;
+mod decoder;
 mod descend;
+mod distil;
 mod linear;
 mod maps;
 mod mlp;
@@ -25,7 +29,9 @@ mod reconstruct;
 
 pub use adam::{Adam, Rate};
 pub use block::{Block, BlockKept, BlockStreams, Losses, Variables, learn_block};
+pub use decoder::{Decoder, DecoderGradients, DecoderKept};
 pub use descend::{HELD_BACK, Outcome, Settings};
+pub use distil::{Distillation, Head, HeadRoom, Loss, MOST_BYTES as MOST_LOGIT_BYTES};
 pub use maps::Maps;
-pub use net::{Given, Gradients, Kept, Net};
+pub use net::{Given, Gradients, Kept, Net, Turned};
 pub use reconstruct::{Variable, reconstruct};

@@ -12,6 +12,8 @@ use rayon::prelude::*;
 
 /// Rows of a task.
 const ROWS: usize = 64;
+/// Values that a task adds.
+const PIECE: usize = 1 << 14;
 /// Rows of a transposed matrix that are written side by side: a cache line of the original.
 const LINE: usize = 16;
 
@@ -49,21 +51,51 @@ pub(crate) fn transposed(weights: &[f32], cols: usize, out: &mut Vec<f32>) {
     });
 }
 
-/// `dx = sum W^T d` over matrices that multiply the same, each with its columns and the derivative by what it gives out. The
-/// rest is room.
+/// Room for the way back through matrices.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    turned: Vec<f32>,
+    sum: Panels,
+    pub(crate) by_feature: ByFeature,
+    pub(crate) by_token: ByToken,
+}
+
+/// A matrix on the way back.
+#[derive(Clone, Copy)]
+pub(crate) struct Back<'a> {
+    pub(crate) weights: &'a [f32],
+    pub(crate) cols: usize,
+    /// The same turned, where that is there already.
+    pub(crate) turned: Option<&'a [f32]>,
+}
+
+impl Back<'_> {
+    /// `dx = W^T d`.
+    pub(crate) fn product(&self, d: &Panels, room: &mut Room, dx: &mut Panels) {
+        if let Some(turned) = self.turned {
+            return product(turned, None, d, dx);
+        }
+        transposed(self.weights, self.cols, &mut room.turned);
+        product(&room.turned, None, d, dx);
+    }
+}
+
+/// `dx = sum W^T d` over matrices that multiply the same, each with the derivative by what it gives out.
 pub(crate) fn back<'a>(
-    of: impl IntoIterator<Item = (&'a [f32], usize, &'a Panels)>,
-    (turned, sum): (&mut Vec<f32>, &mut Panels),
+    of: impl IntoIterator<Item = (Back<'a>, &'a Panels)>,
+    room: &mut Room,
     dx: &mut Panels,
 ) {
-    for (at, (weights, cols, d)) in of.into_iter().enumerate() {
-        transposed(weights, cols, turned);
+    for (at, (matrix, d)) in of.into_iter().enumerate() {
         if at == 0 {
-            product(turned, None, d, dx);
+            matrix.product(d, room, dx);
             continue;
         }
-        product(turned, None, d, sum);
-        dx.data_mut().iter_mut().zip(sum.data()).for_each(|(dx, more)| *dx += more);
+        let mut sum = std::mem::take(&mut room.sum);
+        matrix.product(d, room, &mut sum);
+        let pieces = dx.data_mut().par_chunks_mut(PIECE).zip(sum.data().par_chunks(PIECE));
+        pieces.for_each(|(dx, more)| dx.iter_mut().zip(more).for_each(|(dx, more)| *dx += more));
+        room.sum = sum;
     }
 }
 
@@ -109,13 +141,16 @@ impl ByFeature {
     pub(crate) fn take(&mut self, x: &Panels) {
         self.tokens = x.tokens();
         self.data.resize(x.features() * x.tokens(), 0.0);
-        for panel in 0..x.count() {
-            let (range, width) = (x.range(panel), x.width(panel));
-            let rows = self.data.chunks_exact_mut(x.tokens().max(1));
-            for (row, from) in rows.zip(x.panel(panel).chunks_exact(width)) {
-                row[range.clone()].copy_from_slice(from);
+        let blocks = self.data.par_chunks_mut((ROWS * x.tokens()).max(1)).enumerate();
+        blocks.with_max_len(1).for_each(|(block, rows)| {
+            for panel in 0..x.count() {
+                let (range, width) = (x.range(panel), x.width(panel));
+                let from = x.panel(panel)[block * ROWS * width..].chunks_exact(width);
+                for (row, from) in rows.chunks_exact_mut(x.tokens()).zip(from) {
+                    row[range.clone()].copy_from_slice(from);
+                }
             }
-        }
+        });
     }
 
     /// Adds the sum over tokens of each feature.

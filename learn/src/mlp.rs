@@ -11,8 +11,8 @@ use llmpress_kernels::cpu::{Hadamard, gelu_tanh_gate, gelu_tanh_gate_back, silu_
 use llmpress_model::{Activation, Panels};
 use rayon::prelude::*;
 
-use crate::linear::{ByFeature, ByToken, add_gradient, back, product, transposed};
-use crate::net::{Gradients, Part, round};
+use crate::linear::{Back, ByToken, Room, add_gradient, back};
+use crate::net::{Given, Gradients, Part, round};
 
 /// Values that a task gates.
 const PIECE: usize = 1 << 14;
@@ -34,10 +34,6 @@ pub(crate) struct Kept {
     up: Panels,
     inner: Panels,
     d_inner: Panels,
-    turned: Vec<f32>,
-    sum: Panels,
-    by_feature: ByFeature,
-    by_token: ByToken,
 }
 
 impl Mlp {
@@ -69,18 +65,22 @@ impl Mlp {
     /// what was multiplied.
     pub(crate) fn backward(
         &self,
-        weights: &[&[f32]],
+        given: Given<'_>,
         x: &ByToken,
         (dy, dx): (&Panels, Option<&mut Panels>),
-        kept: &mut Kept,
+        (kept, room): (&mut Kept, &mut Room),
         gradients: &mut Gradients,
     ) {
         let gradients = &mut gradients.matrices;
-        kept.by_token.take(&kept.inner);
-        kept.by_feature.take(dy);
-        add_gradient(&kept.by_feature, &kept.by_token, self.down.of_mut(gradients));
-        transposed(self.down.of(weights), self.down.cols, &mut kept.turned);
-        product(&kept.turned, None, dy, &mut kept.d_inner);
+        room.by_token.take(&kept.inner);
+        room.by_feature.take(dy);
+        add_gradient(&room.by_feature, &room.by_token, self.down.of_mut(gradients));
+        let matrix = |part: &Part, at| Back {
+            weights: part.of(given.matrices),
+            cols: part.cols,
+            turned: given.turned_part(at),
+        };
+        matrix(&self.down, 2).product(dy, room, &mut kept.d_inner);
         self.turn(&mut kept.d_inner, false);
         let apply = match self.activation {
             Activation::Silu => silu_gate_back,
@@ -91,16 +91,12 @@ impl Mlp {
             gate.zip(kept.up.data_mut().par_chunks_mut(PIECE)).zip(kept.d_inner.data().par_chunks(PIECE));
         all.for_each(|((gate, up), d)| apply(gate, up, d));
         for (part, d) in [(&self.gate, &kept.gate), (&self.up, &kept.up)] {
-            kept.by_feature.take(d);
-            add_gradient(&kept.by_feature, x, part.of_mut(gradients));
+            room.by_feature.take(d);
+            add_gradient(&room.by_feature, x, part.of_mut(gradients));
         }
         if let Some(dx) = dx {
-            let parts = [(&self.gate, &kept.gate), (&self.up, &kept.up)];
-            back(
-                parts.map(|(part, d)| (part.of(weights), part.cols, d)),
-                (&mut kept.turned, &mut kept.sum),
-                dx,
-            );
+            let parts = [(matrix(&self.gate, 0), &kept.gate), (matrix(&self.up, 1), &kept.up)];
+            back(parts, room, dx);
         }
     }
 

@@ -9,7 +9,7 @@ use llmpress_model::{Body, Linear, Model, Panels, SubLayer, rounded_inputs};
 use rayon::prelude::*;
 
 use crate::attention::{self, Attention};
-use crate::linear::{ByToken, product};
+use crate::linear::{ByToken, Room, product, transposed};
 use crate::maps::Maps;
 use crate::mlp::{self, Mlp};
 use crate::norm::{norm_back, norm_gradient};
@@ -42,14 +42,26 @@ pub struct Given<'a> {
     pub norm: Option<&'a [f32]>,
     /// The bias of values; its own where there is none.
     pub value_bias: Option<&'a [f32]>,
+    /// The same matrices turned, where they serve several windows: else each way back turns them itself.
+    pub turned: Option<&'a Turned>,
 }
 
 impl<'a> Given<'a> {
     /// Matrices, with its own norm and biases.
     pub fn of(matrices: &'a [&'a [f32]]) -> Self {
-        Self { matrices, norm: None, value_bias: None }
+        Self { matrices, norm: None, value_bias: None, turned: None }
+    }
+
+    /// The turned weights of a part, by its place among those of its sub-layer.
+    pub(crate) fn turned_part(&self, at: usize) -> Option<&'a [f32]> {
+        self.turned.and_then(|turned| turned.0.get(at)).map(Vec::as_slice)
     }
 }
+
+/// Matrices of a sub-layer as derivatives by what they multiply take them: `[cols, rows]` of query, key, value and output, or of
+/// gate, up and down.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Turned(Vec<Vec<f32>>);
 
 /// The derivatives of a loss by what a sub-layer computes with.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -84,13 +96,27 @@ const PIECE: usize = 1 << 16;
 #[derive(Debug, Default)]
 pub struct Kept {
     x: Panels,
-    columns: ByToken,
     /// Before the norm of what comes out.
     y: Panels,
-    /// The derivative by what the first matrices multiply.
-    dx: Panels,
     attention: attention::Kept,
     mlp: mlp::Kept,
+    scratch: Scratch,
+}
+
+impl Kept {
+    /// Lends what holds nothing from the way there to the way back: sub-layers that run one after the other need it once.
+    pub(crate) fn swap_scratch(&mut self, scratch: &mut Scratch) {
+        std::mem::swap(&mut self.scratch, scratch);
+    }
+}
+
+/// Room for the way back.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    columns: ByToken,
+    /// The derivative by what the first matrices multiply.
+    dx: Panels,
+    room: Room,
 }
 
 /// Some rows of a matrix.
@@ -237,6 +263,36 @@ impl Net {
         parts.into_iter().map(|part| (part.matrix, part.rows.clone())).collect()
     }
 
+    /// Whether what it gives out goes through a norm.
+    pub(crate) fn has_post_norm(&self) -> bool {
+        self.post_norm.is_some()
+    }
+
+    /// Turns its matrices.
+    pub fn turn(&self, matrices: &[&[f32]], to: &mut Turned) {
+        let parts: Vec<&Part> = match &self.inner {
+            Inner::Attention(inner) => inner.projections.iter().chain([&inner.output]).collect(),
+            Inner::Mlp(inner) => vec![&inner.gate, &inner.up, &inner.down],
+        };
+        to.0.resize(parts.len(), Vec::new());
+        parts.into_iter().zip(&mut to.0).for_each(|(part, to)| transposed(part.of(matrices), part.cols, to));
+    }
+
+    /// Rows and columns of each of its matrices.
+    pub fn shapes(&self) -> Vec<[usize; 2]> {
+        let parts: Vec<&Part> = match &self.inner {
+            Inner::Attention(inner) => inner.projections.iter().chain([&inner.output]).collect(),
+            Inner::Mlp(inner) => vec![&inner.gate, &inner.up, &inner.down],
+        };
+        let mut shapes = vec![[0, 0]; self.tensors.len()];
+        for part in parts {
+            if let Some(shape) = shapes.get_mut(part.matrix) {
+                *shape = [shape[0].max(part.rows.end), part.cols];
+            }
+        }
+        shapes
+    }
+
     /// The weights of the norm of what it reads, as they multiply.
     pub fn norm(&self) -> &[f32] {
         &self.norm
@@ -316,36 +372,24 @@ impl Net {
         input: Option<&mut Panels>,
     ) {
         if let Some(weight) = &self.post_norm {
-            for panel in 0..dy.count() {
-                let width = dy.width(panel);
-                norm_back(kept.y.panel(panel), weight, self.eps, width, dy.panel_mut(panel));
-            }
+            all_norms_back(&kept.y, weight, self.eps, dy);
         }
-        kept.columns.take(&kept.x);
+        let Scratch { columns, dx: by_input, room } = &mut kept.scratch;
+        columns.take(&kept.x);
         let wanted = input.is_some() || !gradients.norm.is_empty();
-        let dx = wanted.then_some(&mut kept.dx);
+        let dx = wanted.then_some(&mut *by_input);
         match &self.inner {
             Inner::Attention(inner) => {
-                let back = (&*dy, maps, dx);
-                inner.backward(given, &kept.columns, back, &mut kept.attention, gradients);
+                inner.backward(given, columns, (&*dy, maps, dx), (&mut kept.attention, room), gradients);
             }
-            Inner::Mlp(inner) => {
-                inner.backward(given.matrices, &kept.columns, (dy, dx), &mut kept.mlp, gradients);
-            }
+            Inner::Mlp(inner) => inner.backward(given, columns, (dy, dx), (&mut kept.mlp, room), gradients),
         }
         if !gradients.norm.is_empty() {
-            for panel in 0..residual.count() {
-                let (x, d) = (residual.panel(panel), kept.dx.panel(panel));
-                norm_gradient(x, self.eps, residual.width(panel), d, &mut gradients.norm);
-            }
+            add_norm_gradient(residual, by_input, self.eps, &mut gradients.norm);
         }
         if let Some(input) = input {
-            std::mem::swap(input, &mut kept.dx);
-            let weight = given.norm.unwrap_or(&self.norm);
-            for panel in 0..residual.count() {
-                let width = residual.width(panel);
-                norm_back(residual.panel(panel), weight, self.eps, width, input.panel_mut(panel));
-            }
+            std::mem::swap(input, by_input);
+            all_norms_back(residual, given.norm.unwrap_or(&self.norm), self.eps, input);
         }
     }
 }
@@ -362,8 +406,21 @@ fn whole(linear: &Linear, matrix: usize) -> Part {
     Part { matrix, rows: 0..linear.rows(), cols: linear.cols(), bias: linear.bias().map(<[f32]>::to_vec) }
 }
 
+/// From the derivative `d` by `norm(x)` to that by x, in place.
+pub(crate) fn all_norms_back(x: &Panels, weight: &[f32], eps: f32, d: &mut Panels) {
+    let panels: Vec<_> = d.panels_mut().enumerate().collect();
+    panels.into_par_iter().for_each(|(panel, d)| norm_back(x.panel(panel), weight, eps, x.width(panel), d));
+}
+
+/// Adds to `out` the derivative by the norm's weights, panel after panel.
+pub(crate) fn add_norm_gradient(x: &Panels, d: &Panels, eps: f32, out: &mut [f32]) {
+    for panel in 0..x.count() {
+        norm_gradient(x.panel(panel), eps, x.width(panel), d.panel(panel), out);
+    }
+}
+
 /// `out = norm(x)`.
-fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
+pub(crate) fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
     out.resize(x.features(), x.tokens());
     let panels: Vec<_> = out.panels_mut().enumerate().collect();
     panels

@@ -265,7 +265,7 @@ fn derivatives_by_norm_bias_and_stream_are_those_of_differences() {
             by.data_mut().iter_mut().for_each(|x| *x = numbers.float());
             let of = |norm: &[f32], bias: Option<&[f32]>, residual: &Panels| -> f64 {
                 let (mut kept, mut y) = (Kept::default(), Panels::default());
-                let given = Given { matrices: &weights, norm: Some(norm), value_bias: bias };
+                let given = Given { norm: Some(norm), value_bias: bias, ..Given::of(&weights) };
                 net.forward(given, residual, &mut kept, &mut y).unwrap();
                 dot(y.data(), by.data())
             };

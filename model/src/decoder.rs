@@ -29,6 +29,7 @@ pub struct Model {
     pub(crate) embedding: Linear,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Vec<f32>,
+    pub(crate) norm_name: String,
     pub(crate) head: Linear,
     warnings: Vec<String>,
     unused: Vec<String>,
@@ -126,6 +127,7 @@ impl Model {
             embedding,
             layers,
             norm,
+            norm_name,
             head,
             warnings,
             unused,
@@ -364,8 +366,8 @@ impl Model {
     }
 }
 
-/// `c tanh(x / c)`.
-fn soft_cap(x: f32, cap: f32) -> f32 {
+/// `c tanh(x / c)`: logits as some models cap them.
+pub fn soft_cap(x: f32, cap: f32) -> f32 {
     // tanh y = 1 - 2 / (e^2y + 1)
     cap * (1.0 - 2.0 / (exp(2.0 * x / cap) + 1.0))
 }

@@ -56,7 +56,33 @@ pub enum Body<'a> {
     Experts,
 }
 
+/// What follows the last layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlet<'a> {
+    /// Weights of the last norm, with the offset of its family.
+    pub norm: &'a [f32],
+    /// Its tensor.
+    pub norm_tensor: &'a str,
+    /// From what it gives out to logits.
+    pub head: &'a Linear,
+    /// What logits are capped to ([`crate::soft_cap`]).
+    pub cap: Option<f32>,
+    /// What turns the residual stream between embedding and norm (R1).
+    pub turn: Option<&'a Hadamard>,
+}
+
 impl Model {
+    /// What follows the last layer.
+    pub fn outlet(&self) -> Outlet<'_> {
+        Outlet {
+            norm: &self.norm,
+            norm_tensor: &self.norm_name,
+            head: &self.head,
+            cap: self.config().final_softcap,
+            turn: self.online.residual.as_ref(),
+        }
+    }
+
     /// What a sub-layer is made of; none where it was pruned away.
     pub fn parts(&self, site: SubLayer) -> Option<Parts<'_>> {
         match site {

@@ -319,6 +319,12 @@ fn long_white_space(text: &str) -> Option<usize> {
 }
 
 fn missing(dir: &Path) -> Error {
+    if dir.is_file() {
+        return Error::Invalid(format!(
+            "{}: its metadata make no {TOKENIZER_FILE}, so text cannot be encoded: put that of the original model beside the file",
+            dir.display()
+        ));
+    }
     let found: Vec<&str> = ["tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"]
         .into_iter()
         .filter(|file| dir.join(file).is_file())

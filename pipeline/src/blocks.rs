@@ -5,6 +5,7 @@
 //!                       /transforms.json          what the model gets before, once it is known
 //!                       /widths.json              widths of matrices, where they are assigned
 //!                       /forms.json               forms of matrices, where they are chosen
+//!                       /training.state           where a pass that trains goes on: it says itself of what run it is
 //!                       /block-00003.safetensors  the units of a block, synced before
 //!                       /block-00003.json         their receipt
 //!                       /block-00003.streams      only of the last one: what goes on from there
@@ -32,6 +33,7 @@ const TRANSFORMS_FILE: &str = "transforms.json";
 pub(crate) const WIDTHS_FILE: &str = "widths.json";
 /// Forms of matrices.
 pub(crate) const FORMS_FILE: &str = "forms.json";
+const STATE_FILE: &str = "training.state";
 /// The extension of streams.
 const STREAMS: &str = "streams";
 const MAX_PASS_BYTES: u64 = 1 << 20;
@@ -180,6 +182,11 @@ impl Blocks {
         self.dir.join("scratch")
     }
 
+    /// A file for what a pass goes on from before it has finished anything.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.join(STATE_FILE)
+    }
+
     /// What this pass has settled under a name, or finds now, and keeps.
     pub(crate) fn settled<T: Serialize + DeserializeOwned>(
         &self,
@@ -255,7 +262,7 @@ impl Blocks {
     /// Removes what is of no finished block.
     fn clear(&self) -> Result<()> {
         let mut kept: Vec<PathBuf> =
-            [TRANSFORMS_FILE, WIDTHS_FILE, FORMS_FILE].map(|name| self.dir.join(name)).into();
+            [TRANSFORMS_FILE, WIDTHS_FILE, FORMS_FILE, STATE_FILE].map(|name| self.dir.join(name)).into();
         for block in 0..self.count() {
             kept.extend(["safetensors", "json"].map(|extension| self.path(block, extension)));
         }

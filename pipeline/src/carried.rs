@@ -10,15 +10,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use llmpress_formats::{
-    Checkpoint, Digest, Error as FormatError, INDEX_FILE, Kind, MANIFEST_FILE, is_known_file, read_small_file,
+    Checkpoint, Digest, Error as FormatError, INDEX_FILE, Kind, MANIFEST_FILE, QUANTISATION_FILE,
+    is_known_file, is_weights_file, read_small_file,
 };
 
 use crate::Result;
 use crate::journal::RESTORED_FILE;
-
-/// Weights in other formats: not read and not copied.
-const FOREIGN_WEIGHTS: [&str; 12] =
-    ["bin", "ckpt", "gguf", "ggml", "h5", "msgpack", "npz", "onnx", "ot", "pt", "pth", "safetensors"];
 
 /// Files that are copied are small: tokenizers, templates, licences.
 pub(crate) const MAX_COPIED_BYTES: u64 = 64 << 20;
@@ -30,6 +27,8 @@ const MAX_INDEX_BYTES: u64 = 1 << 30;
 pub(crate) struct Carried {
     /// Copied, `config.json` among them: name and place.
     pub(crate) files: BTreeMap<String, PathBuf>,
+    /// Made of the source's metadata: name and content.
+    pub(crate) made: BTreeMap<&'static str, Vec<u8>>,
     /// Neither read nor copied.
     pub(crate) left_behind: Vec<String>,
 }
@@ -37,9 +36,17 @@ pub(crate) struct Carried {
 /// Sorts the files of a source's directory.
 pub(crate) fn carried(checkpoint: &Checkpoint) -> Result<Carried> {
     let root = checkpoint.root();
+    if checkpoint.kind() == Kind::Gguf {
+        // It lies among files that are not its.
+        return Ok(Carried {
+            files: BTreeMap::new(),
+            made: checkpoint.made_files()?,
+            left_behind: Vec::new(),
+        });
+    }
     let io = |e| FormatError::io(root, "read", e);
     let tree = Tree::of(&root.canonicalize().map_err(io)?);
-    let mut carried = Carried { files: BTreeMap::new(), left_behind: Vec::new() };
+    let mut carried = Carried { files: BTreeMap::new(), made: BTreeMap::new(), left_behind: Vec::new() };
     for entry in std::fs::read_dir(root).map_err(io)? {
         let path = entry.map_err(io)?.path();
         let Some(name) = path.file_name().and_then(|n| n.to_str()).map(str::to_owned) else {
@@ -49,9 +56,10 @@ pub(crate) fn carried(checkpoint: &Checkpoint) -> Result<Carried> {
         if is_read(checkpoint, &name, &path) {
             continue;
         }
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let other = name.starts_with('.')
-            || FOREIGN_WEIGHTS.contains(&extension)
+            || is_weights_file(&name)
+            // What another tool would look for is no longer there.
+            || checkpoint.is_dequantised() && name == QUANTISATION_FILE
             || name.ends_with(".index.json")
             || !is_small_file(&path)?
             || !(is_known_file(&name) || tree.holds(&path));
@@ -70,7 +78,7 @@ fn is_read(checkpoint: &Checkpoint, name: &str, path: &Path) -> bool {
     let directory = checkpoint.directory();
     let index = match checkpoint.kind() {
         Kind::HuggingFace => directory.index_file().is_some_and(|index| index == path),
-        Kind::Llmpress | Kind::Dfloat11 => name == INDEX_FILE,
+        Kind::Llmpress | Kind::Dfloat11 | Kind::Gguf => name == INDEX_FILE,
     };
     name == MANIFEST_FILE
         || name == RESTORED_FILE

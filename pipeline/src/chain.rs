@@ -3,6 +3,7 @@
 //! ```text
 //! view 0 (source) --ranking 1--> view 1 --ranking 2--> view 2 ...     rankings: kept, resumed, published
 //! view n --sparsifier, quantiser--> finished units, kept block by block --> view n + 1
+//! view n (the teacher) --sparsifier--> view n + 1 --training--> finished units --> view n + 2
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use llmpress_model::{Model, Tokenizer, folded};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
 use llmpress_quantize::{Learn, Lesson, Spec};
 use llmpress_sparsify::Reconstruct;
+use llmpress_sparsify::ast::Text;
 
 use crate::blocks::{Blocks, FORMS_FILE};
 use crate::fingerprint::fingerprint;
@@ -27,9 +29,10 @@ use crate::quantise::{
 };
 use crate::sparsify::{self, Choices};
 use crate::stage::Stage;
+use crate::train;
 use crate::{
-    CalibrationRecord, Error, Method, PassForecast, Quantised, Quantiser, Recipe, Result, Sparsified,
-    Sparsifier, recorded_passes, view,
+    Ast, CalibrationRecord, Error, Method, PassForecast, Quantised, Quantiser, Recipe, Result, Sparsified,
+    Sparsifier, Trained, recorded_passes, view,
 };
 
 /// What passes go by.
@@ -106,7 +109,7 @@ impl Request {
         {
             return Err(Error::Invalid(
                 "--calib is for prunings that judge and for what goes by a text (--to drop:..., finercut:..., sparse24:wanda, \
-                 grid:..., gptq:...), --ranking for prunings alone"
+                 ast:..., grid:..., gptq:...), --ranking for prunings alone"
                     .into(),
             ));
         }
@@ -177,6 +180,10 @@ impl Made {
             (Self::Blocks(blocks), Pass::Sparsified(_)) => {
                 sparsify::record_files(blocks.recall(FORMS_FILE).unwrap_or_default(), blocks.lessons()?)
             }
+            (Self::Blocks(blocks), Pass::Trained(done)) if done.to.blockwise => {
+                train::of_sub_layers(&blocks.lessons()?)
+            }
+            (Self::Blocks(blocks), Pass::Trained(_)) => train::record_files(&blocks.lessons()?),
             (Self::Blocks(blocks), _) => record_files(&blocks.lessons::<Lesson>()?),
             (Self::Output(_), _) => Ok(BTreeMap::new()),
         }
@@ -185,8 +192,13 @@ impl Made {
     fn view(&self, checkpoint: Checkpoint, of: &Pass) -> Result<Checkpoint> {
         match (self, of) {
             (Self::Blocks(blocks), _) => blocks.view(checkpoint),
-            (Self::Output(out), Pass::Sparsified(_)) => units_of_output(checkpoint, out, is_sparse),
-            (Self::Output(out), _) => units_of_output(checkpoint, out, Encoding::is_lossy),
+            (Self::Output(out), Pass::Sparsified(_)) => {
+                units_of_output(checkpoint, out, |_, encoding| is_sparse(encoding))
+            }
+            (Self::Output(out), Pass::Trained(_)) => {
+                units_of_output(checkpoint, out, |name, encoding| is_sparse(encoding) || train::is_norm(name))
+            }
+            (Self::Output(out), _) => units_of_output(checkpoint, out, |_, encoding| encoding.is_lossy()),
         }
     }
 }
@@ -200,11 +212,11 @@ fn view_after(source: Checkpoint, passes: &[Pass], made: &[Option<Made>]) -> Res
     })
 }
 
-/// A view with the units of a finished output, of such encodings, in place of its tensors.
+/// A view with such units of a finished output in place of its tensors.
 fn units_of_output(
     checkpoint: Checkpoint,
     out: &Path,
-    wanted: impl Fn(&Encoding) -> bool,
+    wanted: impl Fn(&str, &Encoding) -> bool,
 ) -> Result<Checkpoint> {
     let done = Checkpoint::open(out)?;
     let manifest =
@@ -214,7 +226,7 @@ fn units_of_output(
         let here = |unit: &UnitEntry| {
             unit.components.values().all(|link| shard.header().get(&link.tensor).is_some())
         };
-        let wanted = |name: &String| done.units().get(name).is_some_and(|u| wanted(u.encoding()));
+        let wanted = |name: &String| done.units().get(name).is_some_and(|u| wanted(name, u.encoding()));
         let units = manifest.units.iter().filter(|(name, unit)| wanted(name) && here(unit));
         let units: BTreeMap<String, UnitEntry> = units.map(|(n, u)| (n.clone(), u.clone())).collect();
         if !units.is_empty() {
@@ -236,6 +248,12 @@ pub(crate) fn settle(
     request.recipe.compile()?.check_used(&request.recipe.open(dir)?)?;
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
     let mut files = BTreeMap::new();
+    let mut text = None;
+    for pass in &request.recipe.passes {
+        if let Pass::Train(settings) = pass {
+            text = Some(train::text(request.recipe.open(dir)?, &request.calibration.texts, settings)?);
+        }
+    }
     let mut rankings = request.rankings.iter();
     let (mut made, mut ranked): (Vec<Option<Made>>, usize) = (Vec::new(), 0);
     for (index, pass) in request.recipe.passes.iter().enumerate() {
@@ -246,7 +264,7 @@ pub(crate) fn settle(
                 made.push(None);
                 continue;
             }
-            Pass::Sparsify(_) | Pass::Quantise(_) => {
+            Pass::Sparsify(_) | Pass::Train(_) | Pass::Quantise(_) => {
                 let before = view_after(request.recipe.open(dir)?, &recipe.passes, &made)?;
                 let step = Finishing { number, recipe: &recipe, request, earlier };
                 let (done, units) = match pass {
@@ -260,6 +278,16 @@ pub(crate) fn settle(
                         let (done, units) = step.run(before, watch)?;
                         (Pass::Sparsified(done), units)
                     }
+                    Pass::Train(settings) => {
+                        // What the pass before it made 2:4.
+                        let last = recipe.passes.len().saturating_sub(1);
+                        let source = request.recipe.open(dir)?;
+                        let dense = view_after(source, &recipe.passes[..last], &made[..last])?;
+                        let Some(text) = &text else { continue };
+                        let training = Training { step, settings: *settings };
+                        let (done, units) = training.run(dense, &before, text, watch)?;
+                        (Pass::Trained(done), units)
+                    }
                     _ => continue,
                 };
                 files.extend(units.record(&done)?);
@@ -268,6 +296,12 @@ pub(crate) fn settle(
                 continue;
             }
             Pass::Sparsified(done) => {
+                return Err(Error::Invalid(format!(
+                    "{} has run where this recipe comes from: ask for it by its name, \"{}\"",
+                    done.to, done.to
+                )));
+            }
+            Pass::Trained(done) => {
                 return Err(Error::Invalid(format!(
                     "{} has run where this recipe comes from: ask for it by its name, \"{}\"",
                     done.to, done.to
@@ -401,6 +435,36 @@ impl Sparsifying<'_> {
         };
         let settled = sparsify::run(before, &pass, &mut blocks, watch)?;
         Ok((done.with(&settled), Made::Blocks(blocks)))
+    }
+}
+
+/// What trains, and its place in the chain.
+struct Training<'a> {
+    step: Finishing<'a>,
+    settings: Ast,
+}
+
+impl Training<'_> {
+    /// Runs what is left of it. `dense` is what was made 2:4.
+    fn run(
+        &self,
+        dense: Checkpoint,
+        before: &Checkpoint,
+        text: &Text,
+        watch: &dyn Watch,
+    ) -> Result<(Trained, Made)> {
+        let settings = self.settings;
+        let before_it = fingerprint(before, self.step.recipe, 0)?;
+        let done = Trained { to: settings, text: Some(train::record_of(text)) };
+        let is_this = |pass: &Pass| matches!(pass, Pass::Trained(other) if *other == done);
+        if let Some((made, _)) = self.step.output(is_this)? {
+            return Ok((done, made));
+        }
+        let identity = format!("{before_it}\n{}\n{settings}", text.digest());
+        let mut blocks = self.step.blocks(&settings, &identity)?;
+        let (dense, memory) = (Arc::new(dense), self.step.earlier.memory);
+        train::run(&train::Run { dense, before, text, settings, memory }, &mut blocks, watch)?;
+        Ok((done, Made::Blocks(blocks)))
     }
 }
 
@@ -641,7 +705,20 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     let mut rankings = request.rankings.iter();
     for (index, pass) in request.recipe.passes.iter().enumerate() {
         let settled = match pass {
-            Pass::Remove(_) | Pass::Sparsified(_) | Pass::Quantised(_) => pass.clone(),
+            Pass::Remove(_) | Pass::Sparsified(_) | Pass::Trained(_) | Pass::Quantised(_) => pass.clone(),
+            Pass::Train(settings) => {
+                let found = train::forecast(&checkpoint, &sparse, settings)?;
+                for (name, sums) in &mut sparse {
+                    *sums |= settings.slorb;
+                    let tensor = checkpoint.tensor(name)?;
+                    finished.insert(name.clone(), train::expected_bytes(tensor, *sums, recipe.to));
+                }
+                let settled = Pass::Trained(Trained { to: *settings, text: None });
+                checkpoint = apply(checkpoint, &settled)?;
+                recipe.passes.push(pass.clone());
+                passes.push((settled, Some(PassForecast::Finish(found))));
+                continue;
+            }
             Pass::Sparsify(sparsifier) => {
                 let tensors = sparsify::targets(&checkpoint, &compiled)?;
                 let cut = request.calibration.cut(Quantiser::WINDOWS);

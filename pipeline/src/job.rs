@@ -28,6 +28,7 @@ impl Job<'_> {
         let own = [self.last_file(), INDEX_FILE, CONFIG_FILE].map(str::to_owned);
         let shards = self.plan.shards.iter().map(|shard| shard.file.clone());
         let copied = self.carried.files.keys().chain(self.extra_files.keys()).cloned();
-        own.into_iter().chain(shards).chain(copied).collect()
+        let made = self.carried.made.keys().map(|name| (*name).to_owned());
+        own.into_iter().chain(shards).chain(copied).chain(made).collect()
     }
 }

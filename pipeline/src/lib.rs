@@ -42,6 +42,7 @@ mod space;
 mod sparsify;
 mod stage;
 mod survey;
+mod train;
 mod work;
 
 pub use budget::Budget;
@@ -59,3 +60,4 @@ pub use quantise::{CalibrationRecord, QuantiseForecast, Quantised};
 pub use rank::{Saved, rank};
 pub use recipe::{Recipe, Rule, Target};
 pub use sparsify::{Share, Sparsified, Sparsifier};
+pub use train::{Ast, Evaluated, Trained};

@@ -45,6 +45,11 @@ pub(crate) fn merge(
             publish(name, &carried.read(checkpoint, name, path)?)?;
         }
     }
+    for (name, bytes) in carried.made.iter().filter(|(name, _)| **name != CONFIG_FILE) {
+        if !options.extra_files.contains_key(*name) {
+            publish(name, bytes)?;
+        }
+    }
     for (name, bytes) in &options.extra_files {
         publish(name, bytes)?;
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! asked for ("drop:attn=8") --calibration, ranking--> settled (which layers) --> an edit of the view before it
+//! asked for ("sparse24:wanda + ast:steps=2000") --text--> finished units, trained against the view before both
 //! asked for ("gptq:w4", "sparse24:wanda") --calibration, block by block--> finished units in place of tensors of the view
 //! ```
 
@@ -12,7 +13,7 @@ use llmpress_formats::{Checkpoint, Edit, Removal};
 use llmpress_prune as prune;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Method, Quantised, Quantiser, Result, Sparsified, Sparsifier};
+use crate::{Ast, Error, Method, Quantised, Quantiser, Result, Sparsified, Sparsifier, Trained};
 
 /// A pass.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +26,10 @@ pub enum Pass {
     Sparsify(Sparsifier),
     /// Matrices that were made 2:4: their units are in the view.
     Sparsified(Sparsified),
+    /// Matrices that are 2:4 by then and are still to be trained.
+    Train(Ast),
+    /// Matrices that were trained: their units are in the view.
+    Trained(Trained),
     /// A quantiser that is still to run.
     Quantise(Quantiser),
     /// A quantiser that has run: its units are in the view.
@@ -34,12 +39,12 @@ pub enum Pass {
 impl Pass {
     /// Whether a text asks for a pass, rightly or not.
     pub fn names(text: &str) -> bool {
-        prune::Pass::names(text) || Quantiser::names(text) || names_sparsifier(text)
+        prune::Pass::names(text) || Quantiser::names(text) || names_sparsifier(text) || Ast::names(text)
     }
 
     /// Whether it says what exactly it does.
     pub fn is_settled(&self) -> bool {
-        matches!(self, Self::Remove(_) | Self::Sparsified(_) | Self::Quantised(_))
+        matches!(self, Self::Remove(_) | Self::Sparsified(_) | Self::Trained(_) | Self::Quantised(_))
     }
 
     /// Makes a pruning keep every tensor; no other pass takes any.
@@ -47,7 +52,12 @@ impl Pass {
         match self {
             Self::Prune(pass) => pass.portable = true,
             Self::Remove(removal) => removal.portable = true,
-            Self::Sparsify(_) | Self::Sparsified(_) | Self::Quantise(_) | Self::Quantised(_) => {}
+            Self::Sparsify(_)
+            | Self::Sparsified(_)
+            | Self::Train(_)
+            | Self::Trained(_)
+            | Self::Quantise(_)
+            | Self::Quantised(_) => {}
         }
     }
 
@@ -59,6 +69,8 @@ impl Pass {
             | Self::Remove(_)
             | Self::Sparsify(_)
             | Self::Sparsified(_)
+            | Self::Train(_)
+            | Self::Trained(_)
             | Self::Quantised(_) => None,
         }
     }
@@ -70,6 +82,8 @@ impl Pass {
             Self::Prune(_)
             | Self::Remove(_)
             | Self::Sparsified(_)
+            | Self::Train(_)
+            | Self::Trained(_)
             | Self::Quantise(_)
             | Self::Quantised(_) => None,
         }
@@ -83,13 +97,15 @@ impl Pass {
             | Self::Remove(_)
             | Self::Sparsify(_)
             | Self::Sparsified(_)
+            | Self::Train(_)
+            | Self::Trained(_)
             | Self::Quantised(_) => None,
         }
     }
 
     /// Whether it is still to run, and leaves finished units in a stage.
     pub(crate) fn finishes_units(&self) -> bool {
-        matches!(self, Self::Sparsify(_) | Self::Quantise(_))
+        matches!(self, Self::Sparsify(_) | Self::Train(_) | Self::Quantise(_))
     }
 
     /// Whether it removes sub-layers.
@@ -103,7 +119,8 @@ impl Pass {
             Self::Prune(pass) => pass.calibrated(),
             Self::Quantise(quantiser) => quantiser.takes_text(),
             Self::Sparsify(sparsifier) => sparsifier.needs_text(),
-            Self::Remove(_) | Self::Sparsified(_) | Self::Quantised(_) => false,
+            Self::Train(_) => true,
+            Self::Remove(_) | Self::Sparsified(_) | Self::Trained(_) | Self::Quantised(_) => false,
         }
     }
 }
@@ -117,6 +134,8 @@ impl fmt::Display for Pass {
             }
             Self::Sparsify(sparsifier) => sparsifier.fmt(f),
             Self::Sparsified(sparsified) => sparsified.to.fmt(f),
+            Self::Train(ast) => ast.fmt(f),
+            Self::Trained(trained) => trained.to.fmt(f),
             Self::Quantise(quantiser) => quantiser.fmt(f),
             Self::Quantised(quantised) => quantised.to.fmt(f),
         }
@@ -129,6 +148,7 @@ impl FromStr for Pass {
     fn from_str(text: &str) -> Result<Self> {
         match Quantiser::names(text) {
             true => Ok(Self::Quantise(text.parse()?)),
+            false if Ast::names(text) => Ok(Self::Train(text.parse()?)),
             false if names_sparsifier(text) => Ok(Self::Sparsify(text.parse()?)),
             false => Ok(Self::Prune(text.parse()?)),
         }
@@ -153,6 +173,7 @@ enum Written {
 enum Settled {
     Prune(Removal),
     Sparsify(Sparsified),
+    Train(Trained),
     Quantise(Quantised),
 }
 
@@ -163,6 +184,8 @@ impl Serialize for Pass {
             Self::Remove(removal) => Written::Settled(Settled::Prune(removal.clone())),
             Self::Sparsify(sparsifier) => Written::Asked(sparsifier.to_string()),
             Self::Sparsified(sparsified) => Written::Settled(Settled::Sparsify(sparsified.clone())),
+            Self::Train(ast) => Written::Asked(ast.to_string()),
+            Self::Trained(trained) => Written::Settled(Settled::Train(trained.clone())),
             Self::Quantise(quantiser) => Written::Asked(quantiser.to_string()),
             Self::Quantised(quantised) => Written::Settled(Settled::Quantise(quantised.clone())),
         }
@@ -176,6 +199,7 @@ impl<'de> Deserialize<'de> for Pass {
             Written::Asked(text) => text.parse().map_err(serde::de::Error::custom),
             Written::Settled(Settled::Prune(removal)) => Ok(Self::Remove(removal)),
             Written::Settled(Settled::Sparsify(sparsified)) => Ok(Self::Sparsified(sparsified)),
+            Written::Settled(Settled::Train(trained)) => Ok(Self::Trained(trained)),
             Written::Settled(Settled::Quantise(quantised)) => Ok(Self::Quantised(quantised)),
         }
     }
@@ -209,9 +233,14 @@ pub(crate) fn apply(checkpoint: Checkpoint, pass: &Pass) -> Result<Checkpoint> {
             let edit = removal.edit(&checkpoint)?;
             Ok(checkpoint.edited(&edit)?)
         }
-        Pass::Sparsified(_) | Pass::Quantised(_) => Ok(checkpoint.edited(&Edit::default())?),
+        Pass::Sparsified(_) | Pass::Trained(_) | Pass::Quantised(_) => {
+            Ok(checkpoint.edited(&Edit::default())?)
+        }
         Pass::Sparsify(sparsifier) => {
             Err(Error::Invalid(format!("{sparsifier} is still to run: give --to instead of a plan")))
+        }
+        Pass::Train(ast) => {
+            Err(Error::Invalid(format!("{ast} is still to run: give --to instead of a plan")))
         }
         Pass::Quantise(quantiser) => {
             Err(Error::Invalid(format!("{quantiser} is still to run: give --to instead of a plan")))

@@ -110,7 +110,10 @@ impl Plan {
     /// Plans a conversion: reads nothing but the open checkpoint's headers. What is quantised already is kept as it is,
     /// unless a rule names it.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_bytes: u64) -> Result<Self> {
-        if recipe.passes.iter().any(|pass| matches!(pass, Pass::Sparsified(_) | Pass::Quantised(_)))
+        if recipe
+            .passes
+            .iter()
+            .any(|pass| matches!(pass, Pass::Sparsified(_) | Pass::Trained(_) | Pass::Quantised(_)))
             && checkpoint.finished().is_empty()
         {
             return Err(Error::Invalid(
@@ -440,7 +443,8 @@ fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Res
     if let Some(method) = checkpoint.config().and_then(|c| c.quantised_by()) {
         return Err(Error::Invalid(format!(
             "{}: {} holds BF16 matrices, and these were quantised by {method} (quantization_config.quant_method): this \
-             checkpoint has {found}; convert the original checkpoint, or have {method} dequantise this one",
+             checkpoint has {found}; use --to planes, which holds any dtype, or restore it first (FP8, NVFP4 and MXFP4 become numbers so), \
+             or convert the original checkpoint",
             checkpoint.root().display(),
             to.name()
         )));

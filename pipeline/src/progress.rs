@@ -1,6 +1,7 @@
 //! Telling whoever waits how far a job is.
 
 use llmpress_quantize::Lesson;
+use llmpress_sparsify::ast::Evaluated;
 
 /// Is told how far a part of a job is, from any thread.
 pub trait Progress: Sync {
@@ -8,11 +9,19 @@ pub trait Progress: Sync {
     fn start(&self, total: u64);
     /// So much of it is done.
     fn advance(&self, amount: u64);
+    /// So much of it was done by earlier runs.
+    fn resumed(&self, amount: u64) {
+        self.advance(amount);
+    }
     /// A shard is complete.
     fn shard(&self, file: &str);
     /// Matrices of a model of so many layers were learned.
     fn learned(&self, lesson: &Lesson, layers: usize) {
         let _ = (lesson, layers);
+    }
+    /// A model in training was measured on windows that it is not trained on.
+    fn evaluated(&self, found: &Evaluated) {
+        let _ = found;
     }
 }
 
@@ -31,6 +40,8 @@ pub enum Counted {
     Endings,
     /// Weights.
     Weights,
+    /// Tokens of a text.
+    Tokens,
 }
 
 /// A part of a job that is about to begin.
@@ -48,4 +59,9 @@ pub struct Task {
 pub trait Watch: Sync {
     /// A part begins, and ends when what is returned is dropped.
     fn begin(&self, task: Task) -> Box<dyn Progress + '_>;
+
+    /// Whether what can go on later is to stop where it is.
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }

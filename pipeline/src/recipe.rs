@@ -163,6 +163,8 @@ impl Recipe {
             | Pass::Remove(_)
             | Pass::Sparsify(_)
             | Pass::Sparsified(_)
+            | Pass::Train(_)
+            | Pass::Trained(_)
             | Pass::Quantised(_) => None,
         });
         let of_rule = self.rules.iter().filter_map(|rule| match rule.to {
@@ -184,15 +186,19 @@ impl Recipe {
         }
     }
 
-    /// Opens the source as this recipe takes it. Whoever only stores tensors takes them as they lie there; what works on
-    /// weights takes matrices that another tool quantised as the numbers that they stand for.
+    /// Opens the source as this recipe takes it. Whoever only stores tensors takes them as they lie there; passes, which work on weights,
+    /// take matrices that another tool quantised as the numbers that they stand for. Without passes a method that takes numbers gets codes of
+    /// integers as such: small floats would only become larger.
     ///
     /// # Errors
     /// As for [`Checkpoint::open_dequantised`].
     pub fn open(&self, dir: &Path) -> Result<Checkpoint> {
         let methods = || self.rules.iter().filter_map(|rule| rule.to.method()).chain([self.to]);
-        let numbers = !self.passes.is_empty() || methods().any(|m| m.room().takes_numbers());
-        Ok(if numbers { Checkpoint::open_dequantised(dir)? } else { Checkpoint::open(dir)? })
+        Ok(match (self.passes.is_empty(), methods().any(|m| m.room().takes_numbers())) {
+            (false, _) => Checkpoint::open_dequantised(dir)?,
+            (true, true) => Checkpoint::open_codes(dir)?,
+            (true, false) => Checkpoint::open(dir)?,
+        })
     }
 
     /// Reads the short form: passes and at most one method, which is the last, joined by `+`.
@@ -240,6 +246,15 @@ impl Recipe {
             (0..self.passes.len()).filter(|&i| self.passes.get(i).is_some_and(is_sparsifying)).collect();
         if sparsifying.len() > 1 {
             return Err(Error::Invalid("two passes make matrices 2:4: give one of them".into()));
+        }
+        for (at, pass) in self.passes.iter().enumerate() {
+            let before = at.checked_sub(1).and_then(|before| self.passes.get(before));
+            if matches!(pass, Pass::Train(_) | Pass::Trained(_)) && !before.is_some_and(is_sparsifying) {
+                return Err(Error::Invalid(format!(
+                    "{pass} trains what the pass right before it made 2:4: write sparse24:sparsegpt,reconstruct+{pass}, or another \
+                     start: sparse24:magnitude, sparse24:wanda"
+                )));
+            }
         }
         if self.entropy_code && !sparsifying.is_empty() {
             return Err(Error::Invalid(

@@ -52,11 +52,21 @@ pub(crate) fn describe(checkpoint: &Checkpoint, carried: &Carried) -> Result<Sou
     }
     let root = checkpoint.root().canonicalize().ok();
     Ok(Source {
-        name: root.as_deref().and_then(|r| r.file_name()?.to_str()).unwrap_or("checkpoint").to_owned(),
+        name: root.as_deref().and_then(name).unwrap_or("checkpoint").to_owned(),
         kind: checkpoint.kind().name().to_owned(),
         shards,
         files,
     })
+}
+
+/// The name of a checkpoint: its directory's, or in the cache of a hub the repository's.
+fn name(root: &Path) -> Option<&str> {
+    let snapshots = root.parent()?;
+    let repository = snapshots.parent().and_then(|repository| repository.file_name()?.to_str());
+    match repository.and_then(|repository| repository.strip_prefix("models--")) {
+        Some(words) if snapshots.ends_with("snapshots") => words.rsplit("--").next(),
+        _ => root.file_name()?.to_str(),
+    }
 }
 
 /// The tensors of a unit as one run of bytes.

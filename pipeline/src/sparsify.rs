@@ -21,8 +21,8 @@ use crate::{CalibrationRecord, Error, Result};
 
 pub(crate) use forecast::{forecast, stored_bytes};
 pub(crate) use partly::{Becomes, Choices, Line as SettledLine};
-pub(crate) use record::files as record_files;
-pub(crate) use run::{Pass as Run, run};
+pub(crate) use record::{Line, files as record_files};
+pub(crate) use run::{MEMORY, Pass as Run, run};
 
 /// A pass that has made matrices 2:4.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

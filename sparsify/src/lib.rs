@@ -6,9 +6,11 @@
 //! a sub-layer's matrices, streams                  --> reconstructed together, masks kept
 //! what is missing of a matrix                      --> S: weights for sums of inputs, beside it
 //! distances of the logits, matrix by matrix        --> which of them stay dense
+//! all of it trained against the dense model        --> ast: masks that adapt, dropped weights that decay
 //! model, sparsifiers, calibration                  --> run: block by block, to a Sink
 //! ```
 
+pub mod ast;
 mod effort;
 mod masked;
 mod masks;

@@ -3,9 +3,10 @@
 use llmpress_formats::encoding::abq::Floats;
 use llmpress_formats::encoding::sparse24::positions;
 use llmpress_formats::encoding::{PackedUnit, lowrank, sparse24};
-use llmpress_formats::{Error, Result};
+use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result};
 
-use crate::quads::QUAD;
+use crate::ast::Start;
+use crate::quads::{QUAD, Sparse};
 use crate::report::Finished;
 use crate::slorb::GROUP;
 
@@ -15,31 +16,88 @@ impl Finished {
     /// # Errors
     /// A dtype that the encodings do not have.
     pub fn unit(&self) -> Result<PackedUnit> {
-        let (rows, cols) = (self.sparse.rows(), self.sparse.cols());
-        let mut bytes = vec![0u8; rows * positions::row_bytes(cols)];
-        let of_rows = bytes.chunks_exact_mut(positions::row_bytes(cols).max(1));
-        for (row, masks) in of_rows.zip(self.sparse.masks().chunks_exact((cols / QUAD).max(1))) {
-            let nibbles: Option<Vec<u8>> = masks.iter().map(|mask| positions::of_mask(*mask)).collect();
-            let nibbles = nibbles
-                .ok_or_else(|| Error::Invalid(format!("{}: a quad does not keep two", self.tensor)))?;
-            positions::pack_row(nibbles, row);
-        }
-        let base = sparse24::Packed::round(self.dtype, rows, cols, &self.sparse.dense(), bytes)?;
-        let Some(sums) = &self.sums else { return Ok(PackedUnit::Sparse24(base)) };
-        let sums = lowrank::Sums::Plain(Floats::round(self.dtype, sums)?);
-        let base = lowrank::BaseRows::Sparse24(base);
-        Ok(PackedUnit::Lowrank(lowrank::Packed::new(GROUP as u32, rows, cols, base, sums)?))
+        pack(&self.tensor, self.dtype, &self.sparse, self.sums.as_deref())
     }
+}
+
+impl Start {
+    /// What a tensor stores that is 2:4, its values plain; none where it is stored otherwise.
+    ///
+    /// # Errors
+    /// Components that break their format; groups of sums of another size than training has.
+    pub fn read(checkpoint: &Checkpoint, tensor: &str) -> Result<Option<Self>> {
+        let info = checkpoint.tensor(tensor)?;
+        let Some((rows, _)) = sparse24::matrix(&info.shape).filter(|_| info.is_stored()) else {
+            return Ok(None);
+        };
+        match checkpoint.unit_of(info)?.encoding() {
+            Encoding::Sparse24(encoding) if !encoding.is_lossy() => {
+                let packed = checkpoint.sparse_rows(tensor, 0..rows)?;
+                Ok(Some(Self::of(tensor, info.dtype, &packed, None)?))
+            }
+            Encoding::Lowrank(_) => {
+                let packed = checkpoint.lowrank_rows(tensor, 0..rows)?;
+                let lowrank::BaseRows::Sparse24(base) = packed.base() else { return Ok(None) };
+                if base.encoding().is_lossy() || matches!(packed.sums(), lowrank::Sums::Abq(_)) {
+                    return Ok(None);
+                }
+                if packed.block() != GROUP {
+                    return Err(Error::Invalid(format!(
+                        "{tensor}: has sums of {} columns each, and training has {GROUP}",
+                        packed.block()
+                    )));
+                }
+                let mut sums = vec![0.0; packed.rows() * packed.blocks()];
+                for (row, out) in sums.chunks_exact_mut(packed.blocks().max(1)).enumerate() {
+                    packed.sums_row(row, out)?;
+                }
+                Ok(Some(Self::of(tensor, info.dtype, base, Some(sums))?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn of(tensor: &str, dtype: Dtype, packed: &sparse24::Packed<'_>, sums: Option<Vec<f32>>) -> Result<Self> {
+        let (rows, cols) = (packed.rows(), packed.cols());
+        let (mut dense, mut masks) = (vec![0.0; rows * cols], Vec::with_capacity(rows * cols / QUAD));
+        for (row, out) in dense.chunks_exact_mut(cols.max(1)).enumerate() {
+            packed.decode_row(row, out)?;
+            let bytes = packed.positions_of(row);
+            masks.extend((0..cols / QUAD).map(|quad| positions::to_mask(positions::get(bytes, quad))));
+        }
+        Ok(Self { tensor: tensor.to_owned(), dtype, sparse: Sparse::new(&dense, masks, cols)?, sums })
+    }
+
+    /// Packs it, as [`Finished::unit`].
+    ///
+    /// # Errors
+    /// A dtype that the encodings do not have; values that are not finite.
+    pub fn unit(&self) -> Result<PackedUnit> {
+        pack(&self.tensor, self.dtype, &self.sparse, self.sums.as_deref())
+    }
+}
+
+fn pack(tensor: &str, dtype: Dtype, sparse: &Sparse, sums: Option<&[f32]>) -> Result<PackedUnit> {
+    let (rows, cols) = (sparse.rows(), sparse.cols());
+    let mut bytes = vec![0u8; rows * positions::row_bytes(cols)];
+    let of_rows = bytes.chunks_exact_mut(positions::row_bytes(cols).max(1));
+    for (row, masks) in of_rows.zip(sparse.masks().chunks_exact((cols / QUAD).max(1))) {
+        let nibbles: Option<Vec<u8>> = masks.iter().map(|mask| positions::of_mask(*mask)).collect();
+        let nibbles = nibbles.ok_or_else(|| Error::Invalid(format!("{tensor}: a quad does not keep two")))?;
+        positions::pack_row(nibbles, row);
+    }
+    let base = sparse24::Packed::round(dtype, rows, cols, &sparse.dense(), bytes)?;
+    let Some(sums) = sums else { return Ok(PackedUnit::Sparse24(base)) };
+    let sums = lowrank::Sums::Plain(Floats::round(dtype, sums)?);
+    let base = lowrank::BaseRows::Sparse24(base);
+    Ok(PackedUnit::Lowrank(lowrank::Packed::new(GROUP as u32, rows, cols, base, sums)?))
 }
 
 #[cfg(test)]
 mod tests {
-    use llmpress_formats::Dtype;
-
     use super::*;
     use crate::Rule;
     use crate::masks::magnitude;
-    use crate::quads::Sparse;
     use crate::report::{Report, bits_per_weight};
     use crate::rounding::round_all;
     use crate::slorb::sum_preserving;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Bytes are compared, never floats: -0.0 and the payload of a NaN count. Tensors that only `a` stores with loss are
-//! told by how far they are, and so are those that a pass made 2:4.
+//! told by how far they are, and so are those that a pass made 2:4, and norms that one trained.
 
 use std::collections::BTreeSet;
 
@@ -72,7 +72,8 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
         [a, b].into_iter().flat_map(|c| c.tensors().keys().chain(c.tied().keys())).collect();
     let mut result = Comparison { tensors: 0, bytes: 0, differences: Vec::new(), quantised: None };
     let (mut quantised, mut sparse) = (Vec::new(), 0);
-    let sparsified = [was_sparsified(a), was_sparsified(b)];
+    let sparsified = [has_pass(a, "sparsify"), has_pass(b, "sparsify")];
+    let trained = [has_pass(a, "train"), has_pass(b, "train")];
     for name in names {
         let difference = |what: String| Difference { tensor: name.clone(), what };
         let (ta, tb) = match (a.tensor(name), b.tensor(name)) {
@@ -98,6 +99,10 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
         }
         result.tensors += 1;
         result.bytes += ta.bytes;
+        if trained[0] && !trained[1] && name.ends_with("norm.weight") {
+            quantised.push(name);
+            continue;
+        }
         if is_lossy(a, ta, sparsified[0])? && !is_lossy(b, tb, sparsified[1])? {
             sparse += usize::from(is_sparse(a.unit_of(ta)?.encoding()));
             quantised.push(name);
@@ -136,10 +141,11 @@ fn is_sparse(encoding: &Encoding) -> bool {
     matches!(encoding, Encoding::Sparse24(_) | Encoding::Lowrank(_))
 }
 
-/// Whether the manifest tells of a pass that made matrices 2:4.
-fn was_sparsified(checkpoint: &Checkpoint) -> bool {
+/// Whether the manifest tells of a pass of this kind: of one that made matrices 2:4, or of one that trained them, and norms with
+/// them.
+fn has_pass(checkpoint: &Checkpoint, kind: &str) -> bool {
     let passes = checkpoint.manifest().and_then(|manifest| manifest.recipe.get("passes")?.as_array());
-    passes.is_some_and(|passes| passes.iter().any(|pass| pass.get("sparsify").is_some()))
+    passes.is_some_and(|passes| passes.iter().any(|pass| pass.get(kind).is_some()))
 }
 
 /// Offset of the first byte that differs, and how many do.

@@ -28,6 +28,7 @@ use crate::{Component, Config, Dtype, Error, Result};
 
 pub use held::Held;
 pub use reader::Codes;
+pub(super) use settings::Groups;
 use settings::Settings;
 
 /// The codes, whatever they are called in a file.

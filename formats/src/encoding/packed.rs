@@ -1,7 +1,7 @@
 //! Matrices in memory as they are stored, of the encodings that passes make.
 
-use super::{ComponentSpec, Encoding, abq, lowrank, sparse24};
-use crate::Result;
+use super::{ComponentSpec, Encoding, abq, lowrank, raw, sparse24};
+use crate::{Error, Result};
 
 /// A matrix as it is stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,6 +12,8 @@ pub enum PackedUnit {
     Sparse24(sparse24::Packed<'static>),
     /// Those, and the sums that lay beside.
     Lowrank(lowrank::Packed<'static>),
+    /// Values as they are: of a vector, as a row.
+    Raw(abq::Floats<'static>),
 }
 
 impl PackedUnit {
@@ -29,6 +31,7 @@ impl PackedUnit {
             Self::Abq(packed) => Encoding::Abq(*packed.abq()),
             Self::Sparse24(packed) => packed.encoding(),
             Self::Lowrank(packed) => packed.encoding(),
+            Self::Raw(_) => Encoding::Raw,
         }
     }
 
@@ -38,6 +41,10 @@ impl PackedUnit {
             Self::Abq(packed) => packed.components(),
             Self::Sparse24(packed) => packed.components(),
             Self::Lowrank(packed) => packed.components(),
+            Self::Raw(values) => {
+                let specs = raw::components(values.dtype(), &[values.len() as u64]);
+                specs.into_iter().map(|spec| (spec, values.bytes())).collect()
+            }
         }
     }
 
@@ -47,6 +54,7 @@ impl PackedUnit {
             Self::Abq(packed) => packed.rows(),
             Self::Sparse24(packed) => packed.rows(),
             Self::Lowrank(packed) => packed.rows(),
+            Self::Raw(_) => 1,
         }
     }
 
@@ -56,6 +64,7 @@ impl PackedUnit {
             Self::Abq(packed) => packed.cols(),
             Self::Sparse24(packed) => packed.cols(),
             Self::Lowrank(packed) => packed.cols(),
+            Self::Raw(values) => values.len(),
         }
     }
 
@@ -65,6 +74,7 @@ impl PackedUnit {
             Self::Abq(packed) => packed.bits_per_weight(),
             Self::Sparse24(packed) => packed.bits_per_weight(),
             Self::Lowrank(packed) => packed.bits_per_weight(),
+            Self::Raw(values) => f64::from(values.dtype().bits()),
         }
     }
 
@@ -77,6 +87,13 @@ impl PackedUnit {
             Self::Abq(packed) => packed.decode_row(row, out),
             Self::Sparse24(packed) => packed.decode_row(row, out),
             Self::Lowrank(packed) => packed.decode_row(row, out),
+            Self::Raw(values) if row == 0 && out.len() == values.len() => {
+                out.iter_mut().enumerate().for_each(|(at, out)| *out = values.get(at));
+                Ok(())
+            }
+            Self::Raw(values) => {
+                Err(Error::Invalid(format!("row {row} of {} values of a vector", values.len())))
+            }
         }
     }
 }

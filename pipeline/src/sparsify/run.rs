@@ -17,7 +17,7 @@ use crate::measuring::Measuring;
 use crate::progress::{Counted, Progress, Task, Watch};
 
 /// Memory for streams, and for Hessians, where nobody says how much there is.
-pub(super) const MEMORY: u64 = 1 << 30;
+pub(crate) const MEMORY: u64 = 1 << 30;
 
 /// What is to be made 2:4, how, and by what.
 pub(crate) struct Pass<'a> {

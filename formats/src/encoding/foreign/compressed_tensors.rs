@@ -18,7 +18,13 @@ pub(super) fn take(
     let Settings::CompressedTensors(settings) = settings else { return Ok(None) };
     let name = |suffix: &str| format!("{module}.{suffix}");
     let unsupported = |what: String| Error::unsupported(config.path(), Some(&name("weight")), what);
-    let group = settings.group(module).ok_or_else(|| {
+    let group = settings.group(module);
+    let args = group.and_then(|group| group.weights.as_ref());
+    // Floats are read elsewhere; what has a scale besides is theirs too.
+    if args.is_some_and(Args::is_float) || group.is_none() && !holds_integers(stored, module) {
+        return Ok(None);
+    }
+    let group = group.ok_or_else(|| {
         unsupported(
             "belongs to no group of quantization_config.config_groups, which must say its bits".into(),
         )
@@ -86,6 +92,12 @@ pub(super) fn take(
         components.insert(ZEROS.to_owned(), zeros);
     }
     Ok(Some(ForeignUnit { name: part.name.clone(), foreign, part, components }))
+}
+
+/// Whether the tensors of a module are of integers: words, or signed bytes.
+fn holds_integers(stored: &BTreeMap<String, Component>, module: &str) -> bool {
+    let is = |last: &str, dtype| stored.get(&format!("{module}.{last}")).is_some_and(|c| c.dtype() == dtype);
+    is("weight_packed", Dtype::I32) || is("weight", Dtype::I8)
 }
 
 fn int_quantized(

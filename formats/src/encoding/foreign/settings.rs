@@ -79,6 +79,8 @@ pub(super) struct Args {
     #[serde(default)]
     pub(super) strategy: Option<String>,
     #[serde(default)]
+    block_structure: serde_json::Value,
+    #[serde(default)]
     pub(super) dynamic: serde_json::Value,
 }
 
@@ -103,6 +105,53 @@ impl CompressedTensors {
         let of_class = |group: &&Group| group.targets.iter().any(linear);
         let mut groups = self.config_groups.values();
         groups.find(names).or_else(|| self.config_groups.values().find(of_class))
+    }
+}
+
+/// The groups of compressed-tensors, for whoever reads what is no integer.
+#[derive(Debug)]
+pub(crate) struct Groups(CompressedTensors);
+
+/// A group of floats.
+#[derive(Debug)]
+pub(crate) struct FloatGroup {
+    /// Bits of a float.
+    pub(crate) bits: u8,
+    /// Rows and columns that share a scale, where they are said.
+    pub(crate) block: Option<[u64; 2]>,
+}
+
+impl Groups {
+    /// Those of a checkpoint that compressed-tensors quantised; `None` of others.
+    ///
+    /// # Errors
+    /// Settings that are not read.
+    pub(crate) fn of(config: &Config) -> Result<Option<Self>> {
+        Ok(match Settings::of(config)? {
+            Some(Settings::CompressedTensors(settings)) => Some(Self(settings)),
+            _ => None,
+        })
+    }
+
+    /// What is said of a module whose weights are floats.
+    pub(crate) fn float(&self, module: &str) -> Option<FloatGroup> {
+        let args = self.0.group(module)?.weights.as_ref().filter(|args| args.is_float())?;
+        let block = match (&args.block_structure, args.group_size) {
+            (serde_json::Value::Array(sides), _) => match &sides[..] {
+                [rows, cols] => rows.as_u64().zip(cols.as_u64()).map(|(rows, cols)| [rows, cols]),
+                _ => None,
+            },
+            (_, Some(size)) => u64::try_from(size).ok().map(|size| [1, size]),
+            _ => None,
+        };
+        Some(FloatGroup { bits: args.num_bits, block: block.filter(|block| !block.contains(&0)) })
+    }
+}
+
+impl Args {
+    /// Whether weights are floats.
+    pub(super) fn is_float(&self) -> bool {
+        self.kind == "float"
     }
 }
 

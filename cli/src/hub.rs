@@ -1,0 +1,134 @@
+//! Checkpoints that are named instead of pointed to: `org/name[@revision]`, where no such directory is here.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use llmpress_hub::{Error, Headers, Hub, Id, Progress, Settings};
+use llmpress_pipeline::Progress as _;
+
+use crate::args::{BenchCommand, Command, EvalCommand};
+use crate::progress::Bar;
+use crate::report::{Failure, Output};
+
+/// What a verb reads of a checkpoint.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Headers,
+    Whole,
+}
+
+/// What has to stay while a verb runs.
+pub(crate) struct Held(#[expect(dead_code, reason = "directories that go when it is dropped")] Vec<Headers>);
+
+/// Puts directories in place of the names in a command.
+pub(crate) fn resolve(command: &mut Command, output: Output) -> Result<Held, Failure> {
+    let mut held = Vec::new();
+    for (path, needs) in checkpoints(command) {
+        let Some(id) = named(path) else { continue };
+        let id = id.map_err(Failure::Hub)?;
+        let with_name = |error: Error| match error {
+            // The checkpoint's own faults name its files.
+            Error::Format(_) => Failure::Hub(error),
+            error => Failure::Named(
+                format!("{}: no such directory is here, and as a name on the hub", path.display()),
+                error,
+            ),
+        };
+        let hub = Hub::new(Settings::from_environment().map_err(Failure::Hub)?);
+        let snapshot = match needs {
+            Needs::Headers => {
+                let headers = hub.headers(&id).map_err(with_name)?;
+                *path = headers.path().to_owned();
+                held.push(headers);
+                continue;
+            }
+            Needs::Whole => hub.snapshot(&id, &Download::new(output)).map_err(with_name)?,
+        };
+        if let Some(why) = &snapshot.unasked {
+            output.warn(&format!("{id}: what lies in the cache is taken, which may be old: {why}"));
+        }
+        output.progress(&format!("{id}: commit {}, in {}", snapshot.commit, snapshot.path.display()));
+        *path = snapshot.path;
+    }
+    Ok(Held(held))
+}
+
+/// The name that a path is, where nothing of the kind is here.
+fn named(path: &Path) -> Option<Result<Id, Error>> {
+    let text = path.to_str()?;
+    (Id::looks_like_one(text) && path.symlink_metadata().is_err()).then(|| text.parse())
+}
+
+fn headers(path: &mut PathBuf) -> Vec<(&mut PathBuf, Needs)> {
+    vec![(path, Needs::Headers)]
+}
+
+fn whole(path: &mut PathBuf) -> Vec<(&mut PathBuf, Needs)> {
+    vec![(path, Needs::Whole)]
+}
+
+/// The checkpoints that a verb reads.
+fn checkpoints(command: &mut Command) -> Vec<(&mut PathBuf, Needs)> {
+    match command {
+        Command::Inspect(args) => match args.entropy {
+            true => whole(&mut args.dir),
+            false => headers(&mut args.dir),
+        },
+        Command::Plan(args) => headers(&mut args.dir),
+        Command::Doctor(args) => args.model.as_mut().map(headers).unwrap_or_default(),
+        Command::Convert(args) => whole(&mut args.dir),
+        Command::Rank(args) => whole(&mut args.dir),
+        Command::Export(args) => whole(&mut args.dir),
+        Command::Restore(args) => whole(&mut args.dir),
+        Command::Verify(args) => {
+            [Some(&mut args.dir), args.against.as_mut()].into_iter().flatten().flat_map(whole).collect()
+        }
+        Command::Diff(args) => [&mut args.a, &mut args.b].into_iter().flat_map(whole).collect(),
+        Command::Eval(EvalCommand::Ppl(args)) => whole(&mut args.model),
+        Command::Eval(EvalCommand::Kld(args)) => {
+            [&mut args.model, &mut args.base].into_iter().flat_map(whole).collect()
+        }
+        Command::Eval(EvalCommand::Tasks(args)) => {
+            [Some(&mut args.model), args.base.as_mut()].into_iter().flatten().flat_map(whole).collect()
+        }
+        Command::Generate(args) => whole(&mut args.model),
+        Command::Speed(args) => args.models.iter_mut().flat_map(whole).collect(),
+        Command::Bench(args) => match &mut args.command {
+            None => args.dir.as_mut().map(whole).unwrap_or_default(),
+            Some(BenchCommand::Gpu(args)) => args.model.as_mut().map(whole).unwrap_or_default(),
+            Some(BenchCommand::Kernels(args)) => args.model.as_mut().map(whole).unwrap_or_default(),
+            Some(_) => Vec::new(),
+        },
+        Command::Completions(_) | Command::Man(_) | Command::RenderChatTemplate => Vec::new(),
+    }
+}
+
+/// A bar that begins when it is known how much there is.
+struct Download {
+    output: Output,
+    bar: OnceLock<Bar>,
+}
+
+impl Download {
+    fn new(output: Output) -> Self {
+        Self { output, bar: OnceLock::new() }
+    }
+}
+
+impl Progress for Download {
+    fn total(&self, bytes: u64) {
+        self.bar.get_or_init(|| Bar::new("download", bytes, self.output));
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = self.bar.get() {
+            bar.advance(bytes);
+        }
+    }
+
+    fn retreat(&self, bytes: u64) {
+        if let Some(bar) = self.bar.get() {
+            bar.retreat(bytes);
+        }
+    }
+}
