@@ -16,8 +16,10 @@ use std::thread;
 use llmpress_entropy::fixed12::{
     Histogram, Strips, StripsRef, TILE_CODE_BYTES, TILE_COLS, TILE_ROWS, TILE_WEIGHTS, encode_strips,
 };
+use llmpress_kernels::cpu::abq::{Stored, Zero};
 use llmpress_kernels::cpu::{
-    Elements, PANEL, dot_fixed12, dot_rows, exp, gelu_tanh_gate, multiply, rms_norm, silu_gate, softmax,
+    Elements, PANEL, Sparse24, SparseCodes, dot_fixed12, dot_rows, dot_sparse_codes, dot_sparse_fixed12,
+    dot_sparse24, exp, gelu_tanh_gate, multiply, rms_norm, silu_gate, softmax,
 };
 
 use limits::{fma_peak, rate, read};
@@ -33,10 +35,11 @@ const PANELS: usize = 11;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let sections: [(&str, fn()); 5] = [
+    let sections: [(&str, fn()); 6] = [
         ("multiply", panels),
         ("attention", attention),
         ("dot", single_tokens),
+        ("sparse24", two_in_four),
         ("widen", widening),
         ("elementwise", elementwise),
     ];
@@ -253,6 +256,104 @@ fn fixed12(name: &str, words: &[u16], one_in: usize, cols: usize, threads: usize
             })
         },
     );
+}
+
+/// Two of four kept, one thread: values in BF16, in twelve bits, and as codes.
+fn two_in_four() {
+    for cols in [576, 1536, 4096] {
+        let rows = STREAMED / 2 / cols / TILE_ROWS * TILE_ROWS;
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 33
+        };
+        let words: Vec<u16> =
+            (0..rows * cols / 2).map(|_| next() as u16 & 0x807f | (118 + (next() % 7) as u16) << 7).collect();
+        let nibbles = [4u8, 8, 12, 9, 13, 14];
+        let positions: Vec<u8> = (0..rows * cols / 8)
+            .map(|_| nibbles[(next() % 6) as usize] | nibbles[(next() % 6) as usize] << 4)
+            .collect();
+        let (x, mut out) = (vec![0.01f32; cols], vec![0.0f32; rows]);
+        let bytes: &[u8] = bytemuck::cast_slice(&words);
+        let of_row = cols / 8;
+        report(
+            &format!("bf16, {cols} columns"),
+            "Gw/s",
+            || read(bytes, 1) / 1.125,
+            || {
+                rate(rows * cols, || {
+                    split(rows, cols, 1, &mut out, |first, out| {
+                        let values = Elements::Bf16(&words[first * cols / 2..][..out.len() * cols / 2]);
+                        let positions = &positions[first * of_row..][..out.len() * of_row];
+                        let sparse = Sparse24::new(values, positions, out.len(), cols).expect("sizes");
+                        dot_sparse24(&sparse, &x, out).expect("positions");
+                    });
+                })
+            },
+        );
+        let mut strips = Strips::default();
+        encode_strips(117, cols / 2, &words, &mut strips).expect("whole rows");
+        let mut offsets = vec![0u32];
+        offsets.extend(strips.escape_counts.iter().scan(0, |sum, n| {
+            *sum += n;
+            Some(*sum)
+        }));
+        let across = (cols / 2).div_ceil(TILE_COLS);
+        report(
+            &format!("fixed12, {cols} columns"),
+            "Gw/s",
+            || read(bytes, 1) / 0.875,
+            || {
+                rate(rows * cols, || {
+                    split(rows, cols, 1, &mut out, |first, out| {
+                        let tiles =
+                            first / TILE_ROWS * across..(first + out.len()).div_ceil(TILE_ROWS) * across;
+                        let escapes = offsets[tiles.start] as usize..offsets[tiles.end] as usize;
+                        let strips = StripsRef {
+                            sign_mantissa: &strips.sign_mantissa
+                                [tiles.start * TILE_WEIGHTS..tiles.end * TILE_WEIGHTS],
+                            codes: &strips.codes[tiles.start * TILE_CODE_BYTES..tiles.end * TILE_CODE_BYTES],
+                            escape_offsets: &offsets[tiles.start..=tiles.end],
+                            escape_positions: &strips.escape_positions[escapes.clone()],
+                            escape_exponents: &strips.escape_exponents[escapes],
+                        };
+                        let positions = &positions[first * of_row..][..out.len() * of_row];
+                        dot_sparse_fixed12(117, &strips, positions, &x, out).expect("valid strips");
+                    });
+                })
+            },
+        );
+        for bits in [2u8, 3, 4, 8] {
+            let kept = cols / 2;
+            let planes = vec![0x5a5a_1234u32; usize::from(bits) * rows * kept.div_ceil(32)];
+            let scale = vec![0x2800u16; rows * kept.div_ceil(64)];
+            let stored = Stored {
+                rows,
+                cols: kept,
+                bits,
+                planes: bits,
+                group_size: Some(64),
+                activation_bits: None,
+                words: &planes,
+                scale: Elements::F16(&scale),
+                zero: Zero::Symmetric,
+            };
+            let codes = SparseCodes::new(&stored, &positions, cols).expect("sizes");
+            let each = codes.bytes() as f64 / (rows * cols) as f64;
+            report(
+                &format!("w{bits} g64, {cols} columns"),
+                "Gw/s",
+                || read(bytes, 1) / each,
+                || {
+                    rate(rows * cols, || {
+                        split(rows, cols, 1, &mut out, |first, out| {
+                            dot_sparse_codes(&codes, first..first + out.len(), &x, out);
+                        });
+                    })
+                },
+            );
+        }
+    }
 }
 
 fn widening() {

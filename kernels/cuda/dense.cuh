@@ -66,6 +66,8 @@ struct Dense {
     static constexpr u32 EIGHT = sizeof(Word) / 2;
     static constexpr u32 VECTORS = 4 * EIGHT;
     static constexpr bool ESCAPES = false;
+    static constexpr bool SPARSE = false;
+    using Piece = Fragment;
     const Word* words;
     u64 rows;
     u32 stride, across;

@@ -106,6 +106,18 @@ DEVICE void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// Four matrices of 8 rows of 16 bytes from shared memory: lane 8 i + g says where row g of matrix i is, lane 4 g + q gets word q of
+// row g of each.
+DEVICE uint4 load_matrices(const uint4* row) {
+    uint4 v;
+    u32 from = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(from)
+                 : "memory");
+    return v;
+}
+
 // ---- arithmetic --------------------------------------------------------------------------------------------------
 
 // Any function of three bits, bit by bit: bit 4a + 2b + c of `table`.
@@ -126,6 +138,29 @@ DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d += a b over 16 rows x 32 k, of which each four consecutive ones of a row keep two, and 32 k x 8 columns. a: the 16 kept ones, as
+// mma_bf16 takes 16 k. Lane 4 g + q holds b[i] (8i + 2q.., g), and d as mma_bf16 does. Which are kept: a nibble for each four k, in the
+// lower half-word of row g and the upper one of row g + 8, the first place in the lower bits; of k 0..15 from lane 4 g + 2 `upper`, of
+// k 16..31 from the next one. First places lie before second ones: what later architectures call ordered metadata, by a name that PTX
+// of CUDA 12.4 does not have.
+// The emulator adds in order of k with fused multiply-adds, as of mma_bf16.
+DEVICE void mma_sparse_bf16(float (&d)[4], const u32 (&a)[4], uint4 b, u32 kept, bool upper) {
+    // The selector is a part of the instruction.
+    if (upper) {
+        asm volatile(
+            "mma.sp.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, "
+            "%12, 0x1;"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(kept));
+    } else {
+        asm volatile(
+            "mma.sp.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, "
+            "%12, 0x0;"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(kept));
+    }
 }
 
 // a + b of two BF16 each, where the sums are BF16 themselves: the emulator ends the launch where one is not.

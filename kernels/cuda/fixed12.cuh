@@ -32,6 +32,8 @@ struct Fixed12 {
     static constexpr u32 VECTORS = 3;
     static constexpr u32 PIECES = 1;
     static constexpr bool ESCAPES = true;
+    static constexpr bool SPARSE = false;
+    using Piece = Fragment;
     const u8* sign_mantissa;
     const u8* codes;
     const u32* escape_offsets;

@@ -10,14 +10,19 @@
 // Weights of more than eight bits of mantissa come as the sum of several pieces in BF16, the largest first (dense.cuh): each of
 // the four `mma` is made for one piece after the other.
 //
+// Weights of which two of four are kept (sparse24.cuh) have an order of their own: their tiles are 128 k, a tile is four `mma` of 32 k in
+// turn, number i of k = 32 i + 0..31, in which what is kept is added in order of k. All else is the same.
+//
 // An encoding is a type with
+//   SPARSE                               whether two of four are kept
 //   VECTORS, ESCAPES                     16-byte vectors that a lane holds of a tile; whether tiles may need a patch
 //   PIECES                               of a weight
 //   across                               tiles of a strip
 //   strip(number, tile, lane)            where a lane is in a strip
 //   copy(to, strip, i)                   starts to copy vector i of that tile to shared memory
 //   advance(strip)                       to the next tile
-//   decode(to, vectors, strip)           the lane's weights of a tile, a fragment a piece, escapes apart
+//   Piece                                what `mma` takes of a tile: a Fragment
+//   decode(to, vectors, strip)           the lane's weights of a tile, a piece each, escapes apart
 //   offsets(number), escapes             escapes before each tile of a strip, and all of them
 //
 // Whatever a loop needs moves on with it: what can be computed anew from the launch's arguments the compiler computes anew in
@@ -36,6 +41,16 @@ constexpr u32 THREADS = WARPS * WARP;
 struct Fragment {
     u32 words[2][2][4];
 };
+
+// Of weights of which two of four are kept: `mma` number 2 h + p takes words[h][p], rows and kept ones as mma_sparse_bf16 says, and
+// kept[h] of the lower lanes for p = 0, of the upper ones for p = 1.
+struct SparseFragment : Fragment {
+    u32 kept[2];
+};
+
+// k of a tile.
+template <typename Weights>
+constexpr u32 STEP_K = Weights::SPARSE ? 2 * TILE_K : TILE_K;
 
 DEVICE void set_vector(u32 (&words)[4], uint4 v) { words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w; }
 DEVICE uint4 vector_of(const u32 (&words)[4]) { return make_uint4(words[0], words[1], words[2], words[3]); }
@@ -231,12 +246,21 @@ struct Lane {
         }
     }
     // The tile that lies in a stage. The stage is used up.
-    DEVICE_METHOD void decode(Fragment (&w)[strips][Weights::PIECES], uint4* shared, u32 stage) const {
+    DEVICE_METHOD void decode(typename Weights::Piece (&w)[strips][Weights::PIECES], uint4* shared, u32 stage) const {
 #pragma unroll
         for (u32 s = 0; s < strips; s++) {
             uint4 raw[Weights::VECTORS];
 #pragma unroll
-            for (u32 i = 0; i < Weights::VECTORS; i++) raw[i] = shared[stage + (s * Weights::VECTORS + i) * WARP];
+            for (u32 i = 0; i < Weights::VECTORS; i++) {
+                const uint4* from = shared + stage + (s * Weights::VECTORS + i) * WARP;
+                if (Weights::SPARSE && i + 1 == Weights::VECTORS) {
+                    // Half a vector, of which kept ones there are.
+                    uint2 kept = *(const uint2*)from;
+                    raw[i] = make_uint4(kept.x, kept.y, 0, 0);
+                } else {
+                    raw[i] = *from;
+                }
+            }
             weights.decode(w[s], raw, strip[s]);
             if (list[s].has(0)) {
                 // The first tiles' escapes came after the weights.
@@ -278,6 +302,33 @@ DEVICE void multiply_half(float (&sums)[strips][columns][4], const Fragment (&w)
     }
 }
 
+// The same of a quarter of a tile whose weights are two of four: one `mma`.
+template <u32 taken, u32 columns, u32 strips, u32 pieces>
+DEVICE void multiply_half(float (&sums)[strips][columns][4], const SparseFragment (&w)[strips][pieces], u32 quarter, u32 first,
+                          const uint4 (&x)[taken]) {
+#pragma unroll
+    for (u32 c = 0; c < taken; c++) {
+#pragma unroll
+        for (u32 s = 0; s < strips; s++) {
+            const SparseFragment& f = w[s][0];
+            mma_sparse_bf16(sums[s][first + c], f.words[quarter / 2][quarter % 2], x[c], f.kept[quarter / 2], quarter % 2 != 0);
+        }
+    }
+}
+
+// What a lane's `mma` of a part of a tile take of a token: `from` + 32 k a part, which for two of four in whole tiles may lie past the
+// row, `left` elements on.
+template <typename Weights>
+DEVICE uint4 part_of_x(const u16* from, u32 part, u32 left) {
+    if constexpr (Weights::SPARSE) {
+        if (part >= 2 && left <= TILE_K) return make_uint4(0, 0, 0, 0);
+        const u32* words = (const u32*)(from + 32 * part);
+        return make_uint4(words[0], words[4], words[8], words[12]);
+    } else {
+        return *(const uint4*)(from + 32 * part);
+    }
+}
+
 // Writes a sum to y.
 template <typename O>
 DEVICE void finish(const O& o, u64 rows, u64 n, u32 token, float sum) {
@@ -295,7 +346,7 @@ template <u32 columns, u32 strips, u32 stages, typename Weights, typename O>
 DEVICE void stream_product(const Weights& weights, u64 rows, const O& o) {
     let_later_begin();
     using Own = Lane<strips, stages, Weights>;
-    constexpr u32 elements = strips * columns * 4 * WARP, vectors = Own::VECTORS;
+    constexpr u32 elements = strips * columns * 4 * WARP, vectors = Own::VECTORS, STEP = STEP_K<Weights>;
     Shared shared;
     uint4* rings = shared.take<uint4>(WARPS * stages * vectors);
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, q = lane % 4;
@@ -323,33 +374,41 @@ DEVICE void stream_product(const Weights& weights, u64 rows, const O& o) {
     for (u32 c = 0; c < columns; c++) {
         // Tokens beyond the last one repeat it: the same addresses cost nothing.
         u32 token = min(first_token + 8 * c + g, o.tokens - 1);
-        x[c] = o.x_of(token) + 8 * q + tile * TILE_K;
+        x[c] = o.x_of(token) + (Weights::SPARSE ? 2 : 8) * q + tile * STEP;
     }
+    // Elements of x from this tile on.
+    u32 x_left = o.stride - tile * STEP;
     while (own.left) {
-        // Of few columns both halves are asked for at once; more would take too many registers.
-        constexpr u32 halves = columns > 2 ? 1 : 2;
-        uint4 now[halves][columns];
+        // Of few columns several parts are asked for at once; more would take too many registers.
+        constexpr u32 parts = STEP / 32, at_once = columns > 2 ? 1 : columns > 1 ? 2 : parts;
+        uint4 now[at_once][columns];
 #pragma unroll
-        for (u32 half = 0; half < halves; half++) {
+        for (u32 part = 0; part < at_once; part++) {
 #pragma unroll
-            for (u32 c = 0; c < columns; c++) now[half][c] = *(const uint4*)(x[c] + 32 * half);
+            for (u32 c = 0; c < columns; c++) now[part][c] = part_of_x<Weights>(x[c], part, x_left);
         }
         cp_async_wait<(int)stages - 2>();
         // The stage of the tile before.
         own.ask_ahead(rings, free);
         // Empty groups keep the count.
         cp_async_commit();
-        Fragment w[strips][Weights::PIECES];
+        typename Weights::Piece w[strips][Weights::PIECES];
         own.decode(w, rings, stage);
-        multiply_half(sums, w, 0, 0, now[0]);
-        if (halves == 1) {
 #pragma unroll
-            for (u32 c = 0; c < columns; c++) now[0][c] = *(const uint4*)(x[c] + 32);
+        for (u32 part = 0; part < parts; part++) {
+            if (part >= at_once && part % at_once == 0) {
+#pragma unroll
+                for (u32 i = 0; i < at_once; i++) {
+#pragma unroll
+                    for (u32 c = 0; c < columns; c++) now[i][c] = part_of_x<Weights>(x[c], part + i, x_left);
+                }
+            }
+            multiply_half(sums, w, part, 0, now[part % at_once]);
         }
-        multiply_half(sums, w, 1, 0, now[halves - 1]);
         own.advance();
+        x_left -= STEP;
 #pragma unroll
-        for (u32 c = 0; c < columns; c++) x[c] += TILE_K;
+        for (u32 c = 0; c < columns; c++) x[c] += STEP;
         free = stage;
         stage = stage == wrap ? stage - (stages - 1) * vectors : stage + vectors;
     }
@@ -428,12 +487,16 @@ constexpr u32 GROUPED = 16;
 // A block makes 128 `strips` rows x 8 `columns` tokens of y, of which a warp has `strips` strips. gridDim.y = 1: it takes all
 // slices in turn. gridDim.y = slices: it takes one; the last block of a tile to end adds them, in the slices' order.
 //
-// x (rows of 128 bytes, halves swapped in odd ones, so that a warp's reads meet no bank twice) and weights (each lane's own
+// x (rows of 128 bytes, halves swapped in odd ones, so that a warp's reads meet no bank twice; for two of four rows of 256 bytes, vectors
+// turned by the row's number for the same reason) and weights (each lane's own
 // vectors) come in `stages` stages, asked for stages - 1 tiles early.
 template <u32 columns, u32 strips, u32 stages, typename Weights, typename O>
 DEVICE void panel_product(const Weights& weights, u64 rows, const O& o, Partials partials) {
     using Own = Lane<strips, stages, Weights>;
-    constexpr u32 width = 8 * columns, x_vectors = width * 8;
+    constexpr u32 STEP = STEP_K<Weights>;
+    // Vectors of a token, and tokens that the block's threads copy at a time.
+    constexpr u32 row = STEP / 8, at_once = THREADS / row;
+    constexpr u32 width = 8 * columns, x_vectors = width * row;
     constexpr u32 stage_vectors = x_vectors + Own::VECTORS * WARPS;
     // Columns that are multiplied together: as many vectors of x are held at once.
     constexpr u32 together = columns < 4 ? columns : columns < 16 ? 4 : 2;
@@ -467,27 +530,30 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const O& o, Partials
 
     Own own(weights, first_strip, rows, tile, end);
 
-    // A thread copies one vector of every 32 tokens.
+    // A thread copies one vector of every `at_once` tokens.
     constexpr u32 x_copies = (x_vectors + THREADS - 1) / THREADS;
-    u32 x_token = thread / 8, x_place = opaque(x_token * 8 + (thread % 8 ^ x_token % 2 * 4));
+    u32 x_token = thread / row;
+    u32 x_place = opaque(x_token * row + (thread % row ^ (Weights::SPARSE ? x_token % 8 : x_token % 2 * 4)));
     // Tokens that there are from the thread's first one on.
     u32 x_room = first_token + x_token < o.tokens ? o.tokens - first_token - x_token : 0;
-    const u16* x_from = o.x + (first_token + x_token) * (u64)o.stride + thread % 8 * 8 + tile * TILE_K;
-    u64 x_apart = 32 * (u64)o.stride;
+    const u16* x_from = o.x + (first_token + x_token) * (u64)o.stride + thread % row * 8 + tile * STEP;
+    u64 x_apart = at_once * (u64)o.stride;
+    // Elements of a row from the thread's next vector on: for two of four the last tile may have some past its end.
+    i32 x_left = (i32)(o.stride - tile * STEP - thread % row * 8);
     // Tokens from all over: each from where it lies.
     const u16* x_each[x_copies];
     if constexpr (!O::IN_A_ROW) {
 #pragma unroll
         for (u32 i = 0; i < x_copies; i++) {
-            u32 token = min(first_token + x_token + 32 * i, o.tokens - 1);
-            x_each[i] = o.x_of(token) + thread % 8 * 8 + tile * TILE_K;
+            u32 token = min(first_token + x_token + at_once * i, o.tokens - 1);
+            x_each[i] = o.x_of(token) + thread % row * 8 + tile * STEP;
         }
     }
 #pragma unroll
     for (u32 i = 0; i < x_copies; i++) {
-        if (x_token + 32 * i < width && 32 * i >= x_room) {
+        if (x_token + at_once * i < width && at_once * i >= x_room) {
             for (u32 slot = 0; slot < stages; slot++) {
-                ring[slot * stage_vectors + 256 * i + x_place] = make_uint4(0, 0, 0, 0);
+                ring[slot * stage_vectors + THREADS * i + x_place] = make_uint4(0, 0, 0, 0);
             }
         }
     }
@@ -497,12 +563,20 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const O& o, Partials
         for (u32 i = 0; i < x_copies; i++) {
             if constexpr (!O::IN_A_ROW) {
                 from = x_each[i];
-                x_each[i] += TILE_K;
+                x_each[i] += STEP;
             }
-            if (x_token + 32 * i < width && 32 * i < x_room) cp_async16(stage + 256 * i + x_place, from);
+            if (x_token + at_once * i < width && at_once * i < x_room) {
+                uint4* to = stage + THREADS * i + x_place;
+                if constexpr (Weights::SPARSE) {
+                    cp_async16_or_zeros(to, from, x_left > 0);
+                } else {
+                    cp_async16(to, from);
+                }
+            }
             if constexpr (O::IN_A_ROW) from += x_apart;
         }
-        if constexpr (O::IN_A_ROW) x_from += TILE_K;
+        if constexpr (O::IN_A_ROW) x_from += STEP;
+        x_left -= STEP;
     };
     // The stage that is read and the one that all have left; from a stage's start to the lane's weights.
     u32 stage = 0, free = (stages - 1) * stage_vectors;
@@ -519,8 +593,8 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const O& o, Partials
     cp_async_commit();
     float sums[strips][columns][4] = {};
 
-    // A lane's vectors of the halves of its first token.
-    u32 x_lower = opaque(g * 8 + (q ^ g % 2 * 4));
+    // A lane's vectors of the halves of its first token; for two of four the row that it names of the first quarter.
+    u32 x_lower = opaque(Weights::SPARSE ? lane % 8 * row + (lane / 8 ^ lane % 8) : g * row + (q ^ g % 2 * 4));
     for (; slice < end_slice; slice++) {
         u32 slice_end = o.tile_of(weights.across, slice + 1);
         for (; tile < slice_end; tile++) {
@@ -531,18 +605,23 @@ DEVICE void panel_product(const Weights& weights, u64 rows, const O& o, Partials
             // Empty groups keep the count.
             cp_async_commit();
             const uint4 *lower = ring + stage + x_lower, *upper = ring + stage + (x_lower ^ 4);
-            Fragment w[strips][Weights::PIECES];
+            typename Weights::Piece w[strips][Weights::PIECES];
             own.decode(w, ring, stage + to_weights);
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) {
+            for (u32 part = 0; part < STEP / 32; part++) {
 #pragma unroll
                 for (u32 c = 0; c < columns; c += together) {
                     uint4 x[together];
 #pragma unroll
                     for (u32 i = 0; i < together; i++) {
-                        x[i] = (half ? upper : lower)[(c + i) * 64];
+                        const uint4* from = (part % 2 ? upper : lower) + part / 2 * 8 + (c + i) * 8 * row;
+                        if constexpr (Weights::SPARSE) {
+                            x[i] = load_matrices(from);
+                        } else {
+                            x[i] = *from;
+                        }
                     }
-                    multiply_half(sums, w, half, c, x);
+                    multiply_half(sums, w, part, c, x);
                 }
             }
             own.advance();

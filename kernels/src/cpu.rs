@@ -28,7 +28,9 @@ mod test_values;
 mod widen;
 
 pub use distil::{DistilShares, DistilSums, TEMPERATURE, distil_back, distil_sums};
-pub use dot::{LANES, dot_fixed12, dot_rows, dot_sparse24};
+pub use dot::{
+    LANES, SparseFault, dot_fixed12, dot_rows, dot_sparse_codes, dot_sparse_fixed12, dot_sparse24,
+};
 pub use draw::{Limits, draw};
 pub use elementwise::{gelu_tanh_gate, silu_gate, softmax};
 pub use exp::exp;
@@ -42,6 +44,7 @@ pub use multiply::multiply;
 pub use multiply_double::{DOUBLE_PANEL, multiply_double};
 pub use norm::rms_norm;
 pub use quantize_columns::quantize_columns;
+pub use sparse24::codes::{CodesFault, SparseCodes};
 pub use sparse24::{BadPositions, QUAD, Sparse24};
 
 /// The instructions that the kernels use on this processor.

@@ -8,6 +8,7 @@
 pub mod abq;
 pub mod attention;
 mod backend;
+pub mod block_sums;
 mod buffer;
 pub mod cache_codes;
 pub mod ceiling;
@@ -28,6 +29,7 @@ pub mod reference;
 pub mod rms_norm;
 pub mod rope;
 pub mod sampling;
+pub mod sparse24;
 mod symbols;
 
 pub use backend::{Argument, Backend, Graph, Launch};

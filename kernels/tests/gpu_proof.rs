@@ -17,6 +17,7 @@ fn every_kernel_is_proven_and_every_result_is_told() {
         "decode_dfloat11",
         "decode_fixed12",
         "read_all",
+        "block_sums",
         "rms_norm",
         "add_rms_norm",
         "silu_gate",
@@ -42,6 +43,8 @@ fn every_kernel_is_proven_and_every_result_is_told() {
         "keep_codes",
         "attend codes Rows",
         "attend codes Tiles",
+        "sparse24 stream of 8 tokens x 16 rows, 4 deep",
+        "sparse24 fixed12 panel of 16 tokens x 128 rows, 4 deep",
         "abq bits, 1 x 16 planes x 16 rows",
         "abq bytes, 8 tokens x 16 rows",
     ] {

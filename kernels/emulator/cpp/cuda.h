@@ -28,6 +28,8 @@ void emulator_sync_warp();
 u64 emulator_shuffle(u32 mask, u64 value, u32 source);
 u32 emulator_ballot(u32 mask, bool vote);
 void emulator_mma_bf16(float* d, const u32* a, u32 b0, u32 b1);
+void emulator_mma_sparse_bf16(float* d, const u32* a, const u32* b, u32 kept, bool upper);
+void emulator_load_matrices(u32* words);
 void emulator_mma_u8(i32* d, const u32* a, u32 b0, u32 b1);
 void emulator_mma_b1(i32* d, u32 a0, u32 a1, u32 b);
 u32 emulator_add_exactly_bf16x2(u32 a, u32 b);
@@ -200,6 +202,17 @@ static inline u32 lop3(u32 a, u32 b, u32 c) {
     return y;
 }
 DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emulator_mma_bf16(d, a, b0, b1); }
+DEVICE void mma_sparse_bf16(float (&d)[4], const u32 (&a)[4], uint4 b, u32 kept, bool upper) {
+    u32 words[4] = {b.x, b.y, b.z, b.w};
+    emulator_mma_sparse_bf16(d, a, words, kept, upper);
+}
+// The lane reads its row, and then gets its words of all.
+DEVICE uint4 load_matrices(const uint4* row) {
+    uint4 v = *row;
+    u32 words[4] = {v.x, v.y, v.z, v.w};
+    emulator_load_matrices(words);
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
 DEVICE void mma_u8(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emulator_mma_u8(d, a, b0, b1); }
 DEVICE void mma_b1(i32 (&d)[4], u32 a0, u32 a1, u32 b) { emulator_mma_b1(d, a0, a1, b); }
 DEVICE u32 add_exactly_bf16x2(u32 a, u32 b) { return emulator_add_exactly_bf16x2(a, b); }

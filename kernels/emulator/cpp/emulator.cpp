@@ -118,11 +118,12 @@ struct Fiber {
     std::vector<Copy> copies;
 };
 
-enum Operation : unsigned char { NONE, SYNC, SHUFFLE, BALLOT, MMA, MMA_U8, MMA_B1 };
-const char* const OPERATION_NAMES[] = {"", "__syncwarp", "a shuffle", "a vote", "mma", "mma of bytes", "mma of bits"};
+enum Operation : unsigned char { NONE, SYNC, SHUFFLE, BALLOT, MMA, MMA_U8, MMA_B1, MMA_SPARSE, MMA_SPARSE_UPPER, MATRICES };
+const char* const OPERATION_NAMES[] = {"", "__syncwarp", "a shuffle", "a vote", "mma", "mma of bytes", "mma of bits", "mma of two in four",
+                                       "mma of two in four by upper lanes", "a load of matrices"};
 
 struct Payload {
-    u64 words[6];
+    u64 words[7];
 };
 
 struct Warp {
@@ -491,6 +492,37 @@ void multiply_bits(Payload* lanes) {
     });
 }
 
+// Payload: a and d as multiply_accumulate has them, b[0..4] in words 2 and 5, which are kept in word 6.
+FAST_FMA void multiply_sparse(Payload* lanes, u32 first_lane) {
+    float a[16][16], b[32][8];
+    for (u32 lane = 0; lane < LANES; lane++) {
+        u32 g = lane / 4, q = lane % 4;
+        for (u32 i = 0; i < 4; i++) {
+            u32 left = word_of(lanes[lane], i), right = word_of(lanes[lane], i < 2 ? 4 + i : 8 + i);
+            float* to = &a[g + 8 * (i % 2)][2 * q + 8 * (i / 2)];
+            to[0] = as_float(left << 16), to[1] = as_float(left & 0xffff0000u);
+            b[8 * i + 2 * q][g] = as_float(right << 16), b[8 * i + 2 * q + 1][g] = as_float(right & 0xffff0000u);
+        }
+    }
+    for (u32 lane = 0; lane < LANES; lane++) {
+        u32 g = lane / 4, q = lane % 4;
+        for (u32 i = 0; i < 2; i++) {
+            u64 out = 0;
+            for (u32 j = 0; j < 2; j++) {
+                float d = as_float((u32)(lanes[lane].words[3 + i] >> (32 * j)));
+                for (u32 k = 0; k < 16; k++) {
+                    // Of quad k / 2, the first kept one or the second.
+                    u32 kept = (u32)lanes[4 * g + first_lane + k / 8].words[6] >> (16 * i + 4 * (k / 2 % 4)) & 15;
+                    u32 place = kept >> (2 * (k % 2)) & 3;
+                    d = __builtin_fmaf(a[g + 8 * i][k], b[4 * (k / 2) + place][2 * q + j], d);
+                }
+                out |= (u64)as_bits(d) << (32 * j);
+            }
+            lanes[lane].words[3 + i] = out;
+        }
+    }
+}
+
 FAST_FMA float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 // Meets the other lanes of the warp; the payloads of all, in order of lanes.
@@ -514,6 +546,8 @@ Payload* exchange(Operation operation, u32 mask, const Payload& mine) {
     if (operation == MMA) multiply_accumulate(all);
     if (operation == MMA_U8) multiply_bytes(all);
     if (operation == MMA_B1) multiply_bits(all);
+    if (operation == MMA_SPARSE) multiply_sparse(all, 0);
+    if (operation == MMA_SPARSE_UPPER) multiply_sparse(all, 2);
     if (operation == SYNC) warp.epoch++;
     warp.arrived = 0;
     warp.turn ^= 1;
@@ -678,6 +712,33 @@ void emulator_mma_u8(i32* d, const u32* a, u32 b0, u32 b1) { multiply_integers(M
 void emulator_mma_b1(i32* d, u32 a0, u32 a1, u32 b) {
     u32 a[2] = {a0, a1};
     multiply_integers(MMA_B1, d, a, 2, b, 0);
+}
+
+void emulator_mma_sparse_bf16(float* d, const u32* a, const u32* b, u32 kept, bool upper) {
+    Payload mine = {};
+    for (u32 i = 0; i < 2; i++) {
+        mine.words[i] = a[2 * i] | (u64)a[2 * i + 1] << 32;
+        mine.words[3 + i] = as_bits(d[2 * i]) | (u64)as_bits(d[2 * i + 1]) << 32;
+    }
+    mine.words[2] = b[0] | (u64)b[1] << 32;
+    mine.words[5] = b[2] | (u64)b[3] << 32;
+    mine.words[6] = kept;
+    u32 lane = runtime().current->thread % LANES;
+    // What other lanes hold is not looked at.
+    for (u32 quad = 0; quad < 8 && lane % 4 / 2 == upper; quad++) {
+        u32 places = kept >> (4 * quad) & 15;
+        if ((places & 3) >= places >> 2) fault("multiplies with the places %u and %u of four", places & 3, places >> 2);
+    }
+    Payload& out = exchange(upper ? MMA_SPARSE_UPPER : MMA_SPARSE, ALL_LANES, mine)[lane];
+    for (u32 i = 0; i < 4; i++) d[i] = as_float((u32)(out.words[3 + i / 2] >> (32 * (i % 2))));
+}
+
+void emulator_load_matrices(u32* words) {
+    Payload mine = {};
+    for (u32 i = 0; i < 2; i++) mine.words[i] = words[2 * i] | (u64)words[2 * i + 1] << 32;
+    u32 lane = runtime().current->thread % LANES;
+    Payload* all = exchange(MATRICES, ALL_LANES, mine);
+    for (u32 i = 0; i < 4; i++) words[i] = word_of(all[8 * i + lane / 4], lane % 4);
 }
 
 u32 emulator_add_exactly_bf16x2(u32 a, u32 b) {

@@ -41,6 +41,33 @@ extern "C" __global__ void product(const u32* a, const u32* b, const float* c, f
     for (u32 i = 0; i < 4; i++) d[(g + i / 2 * 8) * 8 + 2 * q + i % 2] = sums[i];
 }
 
+// The same of a 16 x 32 of which two of four are kept, both by the lower lanes' positions and by the upper ones'. a: the 16 kept ones of
+// each row; kept: of each row the nibbles of eight quads; b: 8 columns of 32.
+extern "C" __global__ void sparse_product(const u32* a, const u32* kept, const u32* b, const float* c, float* lower, float* upper) {
+    u32 g = threadIdx.x / 4, q = threadIdx.x % 4;
+    u32 left[4] = {a[g * 8 + q], a[(g + 8) * 8 + q], a[g * 8 + q + 4], a[(g + 8) * 8 + q + 4]};
+    uint4 right = make_uint4(b[g * 16 + q], b[g * 16 + q + 4], b[g * 16 + q + 8], b[g * 16 + q + 12]);
+    // Half of the columns of both rows.
+    u32 half = q % 2 * 16, places = (kept[g] >> half & 0xffff) | kept[g + 8] >> half << 16;
+    for (u32 i = 0; i < 2; i++) {
+        float sums[4] = {c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1]};
+        // Lanes that are not asked hold what no places are.
+        mma_sparse_bf16(sums, left, right, q / 2 == i ? places : 0, i != 0);
+        for (u32 j = 0; j < 4; j++) (i ? upper : lower)[(g + j / 2 * 8) * 8 + 2 * q + j % 2] = sums[j];
+    }
+}
+
+// Four matrices of eight rows of 16 bytes, those of matrix i from row `rows[i]` on, and what lanes get of them.
+extern "C" __global__ void matrices(const uint4* in, const u32* rows, u32* out) {
+    Shared shared;
+    uint4* piece = shared.take<uint4>(2 * WARP);
+    for (u32 i = 0; i < 2; i++) piece[2 * threadIdx.x + i] = in[2 * threadIdx.x + i];
+    __syncwarp();
+    uint4 words = load_matrices(piece + rows[threadIdx.x / 8] + threadIdx.x % 8);
+    u32 all[4] = {words.x, words.y, words.z, words.w};
+    for (u32 i = 0; i < 4; i++) out[4 * threadIdx.x + i] = all[i];
+}
+
 extern "C" __global__ void functions(const float* in, float* exponentials, u32* rounded) {
     u64 t = blockIdx.x * (u64)blockDim.x + threadIdx.x;
     exponentials[t] = exponential(in[t]);

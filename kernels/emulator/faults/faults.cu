@@ -171,6 +171,14 @@ extern "C" __global__ void changes_after_others_read(u32* out, u32 meets) {
     out[threadIdx.x] = sum + values[next];
 }
 
+// Multiplies with given places of which two in four are kept.
+extern "C" __global__ void keeps(u32* out, u32 places) {
+    float sums[4] = {0, 0, 0, 0};
+    u32 left[4] = {0, 0, 0, 0};
+    mma_sparse_bf16(sums, left, make_uint4(0, 0, 0, 0), places, true);
+    out[threadIdx.x] = (u32)sums[0];
+}
+
 // Copies a word; `early` says what it does before it waits for earlier launches: 1 reads, 2 writes.
 extern "C" __global__ void copies_early(const u32* in, u32* out, u32 early) {
     let_later_begin();

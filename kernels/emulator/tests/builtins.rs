@@ -6,7 +6,7 @@ use llmpress_kernels::gpu::{Argument, Gpu, Launch};
 use proptest::prelude::*;
 
 fn launch(gpu: &Gpu, kernel: &'static str, grid: [u32; 3], block: u32, arguments: &[Argument]) {
-    gpu.launch(&Launch { file: "builtins", kernel, grid, block, shared: 256, arguments, overlaps: true })
+    gpu.launch(&Launch { file: "builtins", kernel, grid, block, shared: 1024, arguments, overlaps: true })
         .unwrap();
 }
 
@@ -93,6 +93,57 @@ proptest! {
                 });
                 prop_assert_eq!(found[row * 8 + column].to_bits(), sum.to_bits());
             }
+        }
+    }
+
+    #[test]
+    fn products_of_two_in_four_add_what_is_kept_in_order_of_k(seed in any::<u64>()) {
+        let mut state = seed | 1;
+        let mut bits = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state >> 40
+        };
+        let value = |bits: u64| half::bf16::from_f32((bits as f32 / (1 << 23) as f32 - 1.0) * 3.0);
+        let a: Vec<half::bf16> = (0..256).map(|_| value(bits())).collect();
+        let b: Vec<half::bf16> = (0..256).map(|_| value(bits())).collect();
+        let c: Vec<f32> = (0..128).map(|_| value(bits()).to_f32()).collect();
+        let nibbles = [0b0100u32, 0b1000, 0b1100, 0b1001, 0b1101, 0b1110];
+        let mut row = || (0..8).fold(0, |row, quad| row | nibbles[(bits() % 6) as usize] << (4 * quad));
+        let kept: Vec<u32> = (0..16).map(|_| row()).collect();
+        let words = |x: &[half::bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<u16>>();
+        let gpu = Gpu::new(Emulator::new());
+        let (left, right) = (gpu.upload(&words(&a)).unwrap(), gpu.upload(&words(&b)).unwrap());
+        let (places, add) = (gpu.upload(&kept).unwrap(), gpu.upload(&c).unwrap());
+        let (lower, upper) = (gpu.allocate(512).unwrap(), gpu.allocate(512).unwrap());
+        let pointers = [&left, &places, &right, &add, &lower, &upper].map(|buffer| buffer.view().pointer());
+        launch(&gpu, "sparse_product", [1, 1, 1], 32, &pointers);
+        for out in [lower, upper] {
+            let found: Vec<f32> = out.view().read(128).unwrap();
+            for row in 0..16 {
+                for column in 0..8 {
+                    let sum = (0..16).fold(c[row * 8 + column], |sum, i| {
+                        let place = kept[row] >> (2 * i) & 3;
+                        let k = 4 * (i / 2) + place as usize;
+                        a[row * 16 + i].to_f32().mul_add(b[column * 32 + k].to_f32(), sum)
+                    });
+                    prop_assert_eq!(found[row * 8 + column].to_bits(), sum.to_bits());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_get_their_words_of_matrices(
+        words in proptest::collection::vec(any::<u32>(), 256), rows in proptest::collection::vec(0u32..57, 4),
+    ) {
+        let gpu = Gpu::new(Emulator::new());
+        let (input, at, out) = (gpu.upload(&words).unwrap(), gpu.upload(&rows).unwrap(), gpu.allocate(512).unwrap());
+        let pointers = [&input, &at, &out].map(|buffer| buffer.view().pointer());
+        launch(&gpu, "matrices", [1, 1, 1], 32, &pointers);
+        let found: Vec<u32> = out.view().read(128).unwrap();
+        for (i, found) in found.into_iter().enumerate() {
+            let (lane, matrix) = (i / 4, i % 4);
+            prop_assert_eq!(found, words[4 * (rows[matrix] as usize + lane / 4) + lane % 4]);
         }
     }
 

@@ -147,6 +147,14 @@ fn threads_that_never_come_are_named() {
 }
 
 #[test]
+fn places_that_have_no_order_are_caught() {
+    let run = Run::new();
+    assert_eq!(run.with_output("keeps", &[Argument::U32(0x4e9d_cd84)]).unwrap(), [0; THREADS as usize]);
+    caught(run.with_output("keeps", &[Argument::U32(0x4e9d_cd81)]), "the places 1 and 0");
+    caught(run.with_output("keeps", &[Argument::U32(0xae9d_cd84)]), "the places 2 and 2");
+}
+
+#[test]
 fn alignment_is_checked() {
     let run = Run::new();
     let (words, out) = (run.gpu.upload(&[1u32; 10]).unwrap(), run.gpu.upload(&[0u32; 1]).unwrap());

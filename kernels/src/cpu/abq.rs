@@ -26,7 +26,8 @@ pub use activation::{Grid, NotFinite, quantise};
 pub use inputs::Inputs;
 
 use self::inputs::MOST_TOKENS;
-use self::layout::{Lanes, Line, Sums, Zeros};
+pub(super) use self::layout::{Lanes, check as check_stored, fields};
+use self::layout::{Line, Sums, Zeros};
 use super::Elements;
 use super::isa::Isa;
 use super::pages::Room;

@@ -15,7 +15,7 @@ mod fixed12;
 mod sparse24;
 
 pub use fixed12::dot_fixed12;
-pub use sparse24::dot_sparse24;
+pub use sparse24::{SparseFault, dot_sparse_codes, dot_sparse_fixed12, dot_sparse24};
 
 use super::Elements;
 use super::isa::Isa;

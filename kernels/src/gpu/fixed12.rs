@@ -105,13 +105,22 @@ impl Encoded {
     /// # Errors
     /// [`Error::Invalid`] where there are not `rows` x `cols` words.
     pub fn new(rows: usize, cols: usize, words: &[u16]) -> Result<Self> {
+        Self::with_base(rows, cols, words, Self::best_base(words))
+    }
+
+    /// The base that leaves the fewest escapes.
+    pub(super) fn best_base(words: &[u16]) -> i16 {
+        let mut histogram = Histogram::new();
+        histogram.add(words);
+        histogram.best_window().base
+    }
+
+    /// The same with a given base.
+    pub(super) fn with_base(rows: usize, cols: usize, words: &[u16], base: i16) -> Result<Self> {
         let invalid = |what: String| Error::Invalid(format!("a fixed12 matrix of {rows} x {cols}: {what}"));
         if rows.checked_mul(cols) != Some(words.len()) {
             return Err(invalid(format!("{} words", words.len())));
         }
-        let mut histogram = Histogram::new();
-        histogram.add(words);
-        let base = histogram.best_window().base;
         let mut strips = Strips::default();
         encode_strips(base, cols, words, &mut strips).map_err(|e| invalid(e.to_string()))?;
         let mut escape_offsets = vec![0u32];

@@ -8,13 +8,15 @@
 //! ```
 //!
 //! One order of additions for every encoding and every variant (kernels/cuda/product.cuh): it depends on the matrix's rows and
-//! columns alone. So a lossless encoding gives the same bits as plain weights, and which variant a picker takes never shows.
+//! columns alone. So a lossless encoding gives the same bits as plain weights, and which variant a picker takes never shows. Weights of
+//! two in four, which sparse tensor cores multiply, have an order of their own: the same for plain values and those in fixed12.
 
 use std::fmt;
 
 use super::dense::{Element, row_stride};
 use super::fixed12::Matrix;
 use super::picker::{Picker, Shape as Key};
+use super::sparse24;
 use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
 
 const TILE_ROWS: usize = 16;
@@ -59,8 +61,8 @@ struct Tile {
     strips: usize,
     /// Stages: tiles are asked for one fewer early.
     depth: usize,
-    /// For plain weights of BF16, F16 and F32, and for fixed12.
-    names: [&'static str; 4],
+    /// For plain weights of BF16, F16 and F32, for fixed12, and for two in four of BF16 and of fixed12.
+    names: [&'static str; 6],
 }
 
 macro_rules! tiles {
@@ -75,6 +77,8 @@ macro_rules! tiles {
                 concat!("dense_f16_", $name, "_", $columns, "_", $strips, "_", $depth),
                 concat!("dense_f32_", $name, "_", $columns, "_", $strips, "_", $depth),
                 concat!("fixed12_", $name, "_", $columns, "_", $strips, "_", $depth),
+                concat!("sparse24_", $name, "_", $columns, "_", $strips, "_", $depth),
+                concat!("sparse24_fixed12_", $name, "_", $columns, "_", $strips, "_", $depth),
             ],
         }),*]
     };
@@ -207,14 +211,19 @@ impl Variant {
     /// Bytes of shared memory.
     fn shared(self, weights: Weights<'_>) -> usize {
         let Tile { kind, columns, strips, depth, .. } = self.tile;
-        let fixed12 = matches!(weights, Weights::Fixed12 { .. }) && !self.decoded;
-        let lane_vectors = match weights {
-            Weights::Fixed12 { .. } if fixed12 => 3,
-            Weights::Dense { element, .. } => 2 * element.bytes(),
-            Weights::Fixed12 { .. } => 4,
+        let (lane_vectors, escapes) = match weights {
+            Weights::Fixed12 { .. } if !self.decoded => (3, true),
+            Weights::Dense { element, .. } => (2 * element.bytes(), false),
+            Weights::Fixed12 { .. } => (4, false),
+            // Positions take half a vector.
+            Weights::Sparse24 { matrix, .. } if matrix.in_fixed12() => (3 + 1, true),
+            Weights::Sparse24 { .. } => (4 + 1, false),
         };
         let totals = if self.outside || self.split { 0 } else { self.totals(weights) };
-        shared_bytes(kind, columns, strips * depth, depth, lane_vectors, fixed12, totals)
+        let bytes = shared_bytes(kind, columns, strips * depth, depth, lane_vectors, escapes, totals);
+        // Tiles are as wide again.
+        let wide = kind == Loop::Panel && matches!(weights, Weights::Sparse24 { .. });
+        bytes + if wide { VECTOR * 64 * columns * depth } else { 0 }
     }
 }
 
@@ -364,6 +373,17 @@ pub enum Weights<'a> {
         /// Rows of the matrix that all of it is part of.
         whole: usize,
     },
+    /// Two in four: some rows of a matrix.
+    Sparse24 {
+        /// The matrix.
+        matrix: &'a sparse24::Matrix,
+        /// Its rows: from a multiple of 16 on.
+        first: usize,
+        /// How many.
+        rows: usize,
+        /// Rows of the matrix that all of it is part of.
+        whole: usize,
+    },
 }
 
 impl<'a> Weights<'a> {
@@ -392,6 +412,8 @@ impl<'a> Weights<'a> {
         match self {
             Self::Dense { element, .. } => (element.file(), *element as usize),
             Self::Fixed12 { .. } => ("fixed12", 3),
+            Self::Sparse24 { matrix, .. } if matrix.in_fixed12() => ("sparse24_fixed12", 5),
+            Self::Sparse24 { .. } => ("sparse24", 4),
         }
     }
 
@@ -401,19 +423,28 @@ impl<'a> Weights<'a> {
         Self::Fixed12 { matrix, first: 0, rows: matrix.rows(), whole: matrix.rows() }
     }
 
+    /// All rows of a matrix.
+    #[must_use]
+    pub fn sparse24(matrix: &'a sparse24::Matrix) -> Self {
+        Self::Sparse24 { matrix, first: 0, rows: matrix.rows(), whole: matrix.rows() }
+    }
+
     /// Output and input features.
     #[must_use]
     pub fn shape(&self) -> (usize, usize) {
         match self {
             Self::Dense { rows, cols, .. } => (*rows, *cols),
             Self::Fixed12 { matrix, rows, .. } => (*rows, matrix.cols()),
+            Self::Sparse24 { matrix, rows, .. } => (*rows, matrix.cols()),
         }
     }
 
     /// [`slices`] of the whole matrix: some of its rows are added up as all are.
     fn slices(&self) -> usize {
         match self {
-            Self::Dense { whole, .. } | Self::Fixed12 { whole, .. } => slices(*whole),
+            Self::Dense { whole, .. } | Self::Fixed12 { whole, .. } | Self::Sparse24 { whole, .. } => {
+                slices(*whole)
+            }
         }
     }
 
@@ -427,6 +458,7 @@ impl<'a> Weights<'a> {
         match self {
             Self::Dense { element, rows, cols, .. } => element.bytes() * rows * row_stride(*cols),
             Self::Fixed12 { matrix, rows, .. } => matrix.bytes() / matrix.rows().max(1) * rows,
+            Self::Sparse24 { matrix, rows, .. } => matrix.bytes() / matrix.rows().max(1) * rows,
         }
     }
 
@@ -488,13 +520,15 @@ pub struct Product<'a> {
 /// Refuses operands that no variant can take: from here on all sizes are those of buffers.
 fn check(weights: Weights<'_>, p: &Product<'_>) -> Result<()> {
     let (rows, cols) = weights.shape();
-    if let Weights::Fixed12 { matrix, first, rows, .. } = weights
-        && (!first.is_multiple_of(TILE_ROWS) || first.checked_add(rows).is_none_or(|end| end > matrix.rows()))
+    let part = match weights {
+        Weights::Dense { .. } => None,
+        Weights::Fixed12 { matrix, first, .. } => Some((first, matrix.rows())),
+        Weights::Sparse24 { matrix, first, .. } => Some((first, matrix.rows())),
+    };
+    if let Some((first, all)) = part
+        && (!first.is_multiple_of(TILE_ROWS) || first.checked_add(rows).is_none_or(|end| end > all))
     {
-        return Err(Error::Invalid(format!(
-            "{rows} rows from {first} on of a fixed12 matrix of {}",
-            matrix.rows()
-        )));
+        return Err(Error::Invalid(format!("{rows} rows from {first} on of a matrix of tiles of {all}")));
     }
     check_operands(rows, cols, p)?;
     let bytes = |elements, each| bytes(rows, p, elements, each);
@@ -574,11 +608,12 @@ fn start(
 ) -> Result<()> {
     let (rows, cols) = weights.shape();
     let tile = variant.tile;
-    size32("input features", cols.next_multiple_of(TILE_COLS))?;
+    size32("input features", cols.next_multiple_of(2 * TILE_COLS))?;
     let (file, name) = weights.family();
     let mut arguments = match weights {
         Weights::Dense { words, .. } => vec![words.pointer()],
         Weights::Fixed12 { matrix, first, .. } => matrix.components_from(first / TILE_ROWS).to_vec(),
+        Weights::Sparse24 { matrix, first, .. } => matrix.components_from(first / TILE_ROWS),
     };
     let slices = weights.slices();
     arguments.extend([

@@ -14,6 +14,7 @@ mod elementwise;
 mod experts;
 mod numbers;
 mod products;
+mod sparse24;
 
 use serde::Serialize;
 
@@ -52,6 +53,7 @@ pub fn prove(gpu: &Gpu, say: &mut dyn FnMut(&Proof)) -> Result<Vec<Proof>> {
     coders::prove(&mut court)?;
     elementwise::prove(&mut court)?;
     products::prove(&mut court)?;
+    sparse24::prove(&mut court)?;
     abq::prove(&mut court)?;
     experts::prove(&mut court)?;
     attention::prove(&mut court)?;

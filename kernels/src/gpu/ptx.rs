@@ -32,6 +32,7 @@ const SOURCES: &[Source] = &sources! {
     "abq_quantise" step!("abq_quantise");
     "attention" step!("attention");
     "attention_codes" step!("attention_codes");
+    "block_sums" step!("block_sums");
     "cache_codes" step!("cache_codes");
     "ceiling" None;
     "dense" step!("dense");
@@ -49,6 +50,8 @@ const SOURCES: &[Source] = &sources! {
     "rms_norm" step!("rms_norm");
     "rope" step!("rope");
     "sampling" step!("sampling");
+    "sparse24" step!("sparse24");
+    "sparse24_fixed12" step!("sparse24_fixed12");
 };
 
 /// The first compute capability whose launches may overlap.

@@ -29,6 +29,56 @@ pub fn product(w: &[u16], rows: usize, cols: usize, x: &[u16], stride: usize, to
     product_of_pieces(w, |word| [widen(word)], rows, cols, x, stride, tokens)
 }
 
+/// `y [tokens, rows] = x W^T` of weights of which two of four are kept, in the order of kernels/cuda/sparse24.cuh. `values`: `BF16
+/// [rows, cols / 2]`; `positions`: `[rows, ceil(cols / 8)]`, a nibble a quad; x `BF16 [tokens, stride]`, its rows whole tiles of 64.
+#[must_use]
+pub fn sparse_product(
+    values: &[u16],
+    positions: &[u8],
+    rows: usize,
+    cols: usize,
+    x: &[u16],
+    stride: usize,
+    tokens: usize,
+) -> Vec<f32> {
+    let (tiles, count) = (cols.div_ceil(128), slices(rows));
+    let wide: Vec<f32> = x.iter().map(|word| widen(*word)).collect();
+    let mut y = vec![0.0; tokens * rows];
+    for n in 0..rows {
+        let values = &values[n * (cols / 2)..][..cols / 2];
+        let positions = &positions[n * cols.div_ceil(8)..][..cols.div_ceil(8)];
+        for token in 0..tokens {
+            let x = &wide[token * stride..];
+            let mut total = None;
+            for slice in 0..count {
+                let mut sum = 0.0f32;
+                for tile in tiles * slice / count..tiles * (slice + 1) / count {
+                    for quad in 32 * tile..(cols / 4).min(32 * tile + 32) {
+                        let nibble = positions[quad / 2] >> (4 * (quad % 2));
+                        for (i, place) in [nibble & 3, nibble >> 2 & 3].into_iter().enumerate() {
+                            let value = widen(values[2 * quad + i]);
+                            sum = value.mul_add(x[4 * quad + usize::from(place)], sum);
+                        }
+                    }
+                    // Of what is past the end: no sum stays below zero there without being a number.
+                    if cols < 128 * tile + 128 {
+                        sum += 0.0;
+                    }
+                }
+                total = Some(total.map_or(sum, |before: f32| before + sum));
+            }
+            y[token * rows + n] = total.unwrap_or(0.0);
+        }
+    }
+    y
+}
+
+/// Sums of `block` consecutive inputs of a token, BF16, as kernels/cuda/block_sums.cu adds them.
+#[must_use]
+pub fn block_sums(x: &[u16], block: usize) -> Vec<u16> {
+    x.chunks(block.max(1)).map(|x| round(x.iter().fold(0.0, |sum, word| sum + widen(*word)))).collect()
+}
+
 /// The same with weights of F16 or F32, `N` pieces of each as [`pieces`] cuts them.
 #[must_use]
 pub fn product_of_pieces<T: Copy, const N: usize>(

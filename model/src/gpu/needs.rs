@@ -4,14 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use llmpress_entropy::fixed12::Grid;
 use llmpress_formats::encoding::abq::Abq;
+use llmpress_formats::encoding::lowrank::{Base, Lowrank, SUMS, SumsEncoding};
 use llmpress_formats::{Dtype, Encoding, Error, Result};
 use llmpress_kernels::gpu::attention::{Cache, workspace_bytes};
+use llmpress_kernels::gpu::dense::row_stride;
 use llmpress_kernels::gpu::product::split_bytes;
 use llmpress_kernels::gpu::sampling::{DRAW_WORKSPACE_BYTES, argmax_workspace_bytes};
+use llmpress_kernels::gpu::sparse24;
 use serde::Serialize;
 
 use super::session::{WORKSPACE_BYTES, chunk, heads, mlp_elements, padded, plan_bytes};
-use super::weights::{LayerLinears, decodes_in_place, element, plain_bytes, stays_abq, stored};
+use super::weights::{
+    LayerLinears, decodes_in_place, element, plain_bytes, stays_abq, stays_lowrank, stays_sparse, stored,
+};
 use super::{RUN_LOGITS, layer_linears, routing};
 use crate::linear::Linear;
 use crate::{Model, Weights};
@@ -56,7 +61,8 @@ impl GpuNeeds {
         capacity: usize,
     ) -> Result<Self> {
         let (units, chunk) = (BTreeSet::new(), chunk(capacity));
-        let mut sizes = Sizes { model, weights, planned, units, bytes: 0, scratch: 0, chunk, decoded: 0 };
+        let mut sizes =
+            Sizes { model, weights, planned, units, bytes: 0, scratch: 0, chunk, decoded: 0, sums: 0 };
         sizes.matrix(&model.embedding, true)?;
         if model.head.tensor() != model.embedding.tensor() {
             sizes.matrix(&model.head, false)?;
@@ -102,7 +108,7 @@ impl GpuNeeds {
         Ok(Self {
             weights: sizes.bytes,
             cache: 2 * attentions * Cache::bytes(heads, capacity, model.cache_bits()) as u64,
-            workspace: rest as u64 + sizes.scratch + sizes.decoded,
+            workspace: rest as u64 + sizes.scratch + sizes.decoded + sizes.sums,
         })
     }
 
@@ -128,6 +134,8 @@ struct Sizes<'a> {
     chunk: usize,
     /// Of the largest group of matrices that products decode, with what they make of their inputs.
     decoded: u64,
+    /// What blocks of inputs add up to, of the matrix that has the most.
+    sums: u64,
 }
 
 impl Sizes<'_> {
@@ -153,7 +161,11 @@ impl Sizes<'_> {
         } else {
             for linear in layer.gate_up.iter().chain(&layer.down).flatten() {
                 self.expert(linear)?;
-                self.matrix(linear, false)?;
+                match self.encoding(linear)? {
+                    // Experts lie with their zeros and sums.
+                    Encoding::Sparse24(_) | Encoding::Lowrank(_) => self.bytes += plain_bytes(linear),
+                    _ => _ = self.matrix(linear, false)?,
+                }
             }
         }
         for group in &groups {
@@ -205,6 +217,14 @@ impl Sizes<'_> {
             self.bytes += codes + rows * abq.groups(cols) as u64 * each;
             return Ok(abq.activation_bits.is_none());
         }
+        if let Some(in_fixed12) = stays_sparse(&encoding, self.weights, linear).filter(|_| !table) {
+            self.bytes += sparse24::Matrix::bytes_of(linear.rows(), linear.cols(), in_fixed12);
+            return Ok(false);
+        }
+        if let Some(lowrank) = stays_lowrank(&encoding, self.weights, linear).filter(|_| !table) {
+            self.with_sums(linear, lowrank)?;
+            return Ok(false);
+        }
         match (self.weights, encoding) {
             (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) | (Weights::Fixed12, _)
                 if linear.dtype() == Dtype::BF16 =>
@@ -236,6 +256,31 @@ impl Sizes<'_> {
             _ => self.bytes += plain_bytes(linear),
         }
         Ok(false)
+    }
+
+    /// A base and its sums.
+    fn with_sums(&mut self, linear: &Linear, lowrank: Lowrank) -> Result<()> {
+        let (rows, blocks) = (linear.rows(), lowrank.blocks(linear.cols() as u64) as usize);
+        self.bytes += match lowrank.base {
+            Base::Raw => plain_bytes(linear),
+            Base::Sparse24(sparse) => {
+                sparse24::Matrix::bytes_of(rows, linear.cols(), sparse.values.is_some())
+            }
+        };
+        self.bytes += match lowrank.sums {
+            Some(SumsEncoding::Abq(abq)) => {
+                let rows = rows.next_multiple_of(16) as u64;
+                let codes = rows * blocks.next_multiple_of(64) as u64 * u64::from(abq.planes()) / 8;
+                codes + rows * abq.groups(blocks) as u64 * 8
+            }
+            None => {
+                let unit = self.model.checkpoint.unit_of(self.model.checkpoint.tensor(linear.tensor())?)?;
+                let bits = unit.components().get(SUMS).map_or(16, |sums| sums.dtype().bits());
+                (rows * row_stride(blocks)) as u64 * u64::from(bits) / 8
+            }
+        };
+        self.sums = self.sums.max((2 * self.chunk * padded(blocks)) as u64);
+        Ok(())
     }
 
     fn encoding(&self, linear: &Linear) -> Result<Encoding> {

@@ -24,7 +24,7 @@ use llmpress_kernels::gpu::product::{Weights, Workspace, split_bytes};
 use llmpress_kernels::gpu::sampling::{DRAW_WORKSPACE_BYTES, argmax_workspace_bytes};
 use llmpress_kernels::gpu::{Buffer, Graph};
 
-use super::weights::Source;
+use super::weights::{GpuLinear, Source};
 use super::{GpuLayer, GpuMlpBody, GpuModel, RUN_LOGITS, device};
 use crate::ModelConfig;
 use crate::config::Activation;
@@ -111,6 +111,8 @@ pub(super) struct GpuSession<'a> {
     y: Buffer,
     workspace: Buffer,
     products: Workspace,
+    /// What blocks of inputs add up to, BF16: of matrices with sums.
+    sums: Buffer,
     plan: PlanBuffers,
     /// A decoded unit, and which.
     scratch: Buffer,
@@ -166,7 +168,8 @@ impl<'a> GpuSession<'a> {
             (inputs, outputs) = (inputs.max(input), outputs.max(output));
         }
         // The head's products are of few tokens, or of few rows at a time: not worth room for a decoded vocabulary.
-        let products = model.layers.iter().flat_map(GpuLayer::linears).map(|linear| match &linear.source {
+        let terms = || model.layers.iter().flat_map(GpuLayer::linears).flat_map(GpuLinear::terms);
+        let products = terms().map(|linear| match &linear.source {
             Source::Fixed12(matrix) => {
                 let weights = Weights::Fixed12 { matrix, first: 0, rows: linear.rows, whole: linear.whole };
                 weights.workspace_bytes(&model.gpu, chunk)
@@ -188,6 +191,10 @@ impl<'a> GpuSession<'a> {
             _ => split_bytes(model.head().rows, model.head().rows, chunk),
         };
         let products = products.max().unwrap_or(0).max(of_head);
+        let of_layers =
+            model.layers.iter().flat_map(GpuLayer::linears).map(|linear| linear.sums_bytes(chunk));
+        let of_head = model.head().sums_bytes(capacity.max(sequences));
+        let sums = of_layers.max().unwrap_or(0).max(of_head);
         // A layer without attention has no keys and values.
         let cache = model.layers.iter().map(|layer| {
             let bytes = if layer.attention.is_some() { cache_bytes } else { 0 };
@@ -216,6 +223,7 @@ impl<'a> GpuSession<'a> {
             y: allocate(4 * outputs)?,
             workspace: allocate(workspace)?,
             products: Workspace::new(&model.gpu, products).map_err(device)?,
+            sums: allocate(sums)?,
             plan: PlanBuffers::new(model, chunk)?,
             scratch: allocate(2 * model.scratch_elements())?,
             held: Cell::new(None),

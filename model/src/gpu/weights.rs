@@ -5,6 +5,8 @@
 //! fixed12      tiles                  multiplied as it is
 //! DFloat11     units of some tensors  decoded into one scratch buffer when a layer begins
 //! abq          tiles of codes         multiplied as it is; in integers where activations are quantised, too
+//! two in four  kept values, positions multiplied as it is, values plain or in fixed12
+//! lowrank      a base and sums        the base as above, sums plain or abq, of inputs added up
 //! ```
 
 use std::collections::HashMap;
@@ -13,15 +15,19 @@ use std::mem::discriminant;
 use bytemuck::Pod;
 use llmpress_entropy::{dfloat11, fixed12};
 use llmpress_formats::encoding::abq::Abq;
+use llmpress_formats::encoding::lowrank::{Base, BaseRows, Lowrank, Packed as WithSums, Sums};
+use llmpress_formats::encoding::sparse24::{Inner, Kept, Packed};
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, encoding};
 use llmpress_kernels::gpu::abq::{self, integer};
-use llmpress_kernels::gpu::dense::{Element, padded, row_stride};
+use llmpress_kernels::gpu::dense::{self, Element, padded, row_stride};
 use llmpress_kernels::gpu::dfloat11::{Components, Unit};
 use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
+use llmpress_kernels::gpu::sparse24;
 use llmpress_kernels::gpu::{Buffer, Gpu, View};
 
 use super::device;
 use super::experts::ExpertLinear;
+use super::session::padded as padded_input;
 use crate::Weights;
 use crate::linear::Linear;
 use crate::linear::abq::Components as Codes;
@@ -58,6 +64,31 @@ pub(super) enum Source {
         unit: usize,
         first: usize,
     },
+    Sparse24(sparse24::Matrix),
+    /// A base, and sums that are multiplied with what blocks of so many inputs add up to.
+    WithSums {
+        base: Box<GpuLinear>,
+        sums: Box<GpuLinear>,
+        block: usize,
+    },
+}
+
+impl GpuLinear {
+    /// Bytes of what blocks of inputs of so many tokens add up to.
+    pub(super) fn sums_bytes(&self, tokens: usize) -> usize {
+        match &self.source {
+            Source::WithSums { sums, .. } => 2 * tokens * padded_input(sums.cols),
+            _ => 0,
+        }
+    }
+
+    /// Itself, or the matrices that it is the sum of.
+    pub(super) fn terms(&self) -> Vec<&Self> {
+        match &self.source {
+            Source::WithSums { base, sums, .. } => vec![base, sums],
+            _ => vec![self],
+        }
+    }
 }
 
 /// Loads matrices, and keeps the units that they share.
@@ -177,6 +208,12 @@ impl<'a> Loader<'a> {
         if let Some(abq) = stays_abq(&encoding, self.weights) {
             return Ok(Target::Abq(abq));
         }
+        if let Some(in_fixed12) = stays_sparse(&encoding, self.weights, linear) {
+            return Ok(Target::Sparse24 { in_fixed12 });
+        }
+        if let Some(lowrank) = stays_lowrank(&encoding, self.weights, linear) {
+            return Ok(Target::WithSums(lowrank));
+        }
         Ok(match (self.weights, encoding) {
             (Weights::Stored | Weights::Fixed12, Encoding::Fixed12 { .. }) => Target::Fixed12,
             (Weights::Stored | Weights::Dfloat11, Encoding::Dfloat11) if decodes_in_place(linear) => {
@@ -207,11 +244,28 @@ impl<'a> Loader<'a> {
         {
             return Ok(vec![one]);
         }
+        if let Some(Target::Sparse24 { in_fixed12 }) = targets.first()
+            && targets.windows(2).all(|pair| pair[0] == pair[1])
+            && stacks(group)
+        {
+            return Ok(vec![self.sparse_stack(group, *in_fixed12)?]);
+        }
+        if let Some(Target::WithSums(lowrank)) = targets.first()
+            && targets.windows(2).all(|pair| pair[0] == pair[1])
+            && stacks(group)
+            && let Some(one) = self.lowrank_stack(group, *lowrank)?
+        {
+            return Ok(vec![one]);
+        }
         group
             .iter()
             .zip(&targets)
             .map(|(linear, target)| {
                 let mut one = match target {
+                    Target::Sparse24 { in_fixed12 } => self.sparse_stack(&[linear], *in_fixed12)?,
+                    Target::WithSums(lowrank) => self
+                        .lowrank_stack(&[linear], *lowrank)?
+                        .ok_or_else(|| Error::Invalid(format!("{} was not loaded", linear.tensor())))?,
                     Target::Abq(_) => self
                         .abq_stack(&[linear])?
                         .ok_or_else(|| Error::Invalid(format!("{} was not loaded", linear.tensor())))?,
@@ -223,6 +277,9 @@ impl<'a> Loader<'a> {
                     Target::Fixed12 => self.fixed12_stack(&[linear])?,
                 };
                 one.whole = group.iter().map(|linear| linear.rows()).sum();
+                if let Source::WithSums { base, sums, .. } = &mut one.source {
+                    (base.whole, sums.whole) = (one.whole, one.whole);
+                }
                 Ok(one)
             })
             .collect()
@@ -280,9 +337,15 @@ impl<'a> Loader<'a> {
     /// A matrix that rows are gathered from: never a part of a unit, which would have to be decoded for a row.
     pub(super) fn table(&mut self, linear: &Linear) -> Result<GpuLinear> {
         match (self.weights, self.stored(linear)?) {
-            (Weights::Dfloat11, _) | (_, Encoding::Dfloat11 | Encoding::Abq(_) | Encoding::Foreign(_)) => {
-                self.plain_stack(&[linear])
-            }
+            (Weights::Dfloat11, _)
+            | (
+                _,
+                Encoding::Dfloat11
+                | Encoding::Abq(_)
+                | Encoding::Foreign(_)
+                | Encoding::Sparse24(_)
+                | Encoding::Lowrank(_),
+            ) => self.plain_stack(&[linear]),
             _ => self.matrix(linear),
         }
     }
@@ -387,6 +450,116 @@ impl<'a> Loader<'a> {
         Ok((index, first))
     }
 
+    /// Matrices of two in four, one below the other.
+    fn sparse_stack(&self, group: &[&Linear], in_fixed12: bool) -> Result<GpuLinear> {
+        let cols = group.first().map_or(0, |linear| linear.cols());
+        let all = |linear: &&Linear| self.checkpoint.sparse_rows(linear.tensor(), 0..linear.rows() as u64);
+        let packed = group.iter().map(all).collect::<Result<Vec<_>>>()?;
+        let packed: Vec<&Packed<'_>> = packed.iter().collect();
+        self.with(group, self.sparse_source(cols, &packed, in_fixed12)?)
+    }
+
+    fn sparse_source(&self, cols: usize, packed: &[&Packed<'_>], in_fixed12: bool) -> Result<Source> {
+        let mut parts = Vec::with_capacity(packed.len());
+        for packed in packed {
+            let Kept::Plain(values) = packed.values() else {
+                return Err(Error::Invalid(
+                    "kept values that are codes are not multiplied on a GPU".to_owned(),
+                ));
+            };
+            let values = bytemuck::pod_collect_to_vec::<u8, u16>(values.bytes()).into();
+            parts.push(sparse24::Part { rows: packed.rows(), values, positions: packed.positions() });
+        }
+        Ok(Source::Sparse24(sparse24::Matrix::stack(self.gpu, cols, &parts, in_fixed12).map_err(device)?))
+    }
+
+    /// Matrices with sums, one below the other; none where their sums are not alike.
+    fn lowrank_stack(&self, group: &[&Linear], lowrank: Lowrank) -> Result<Option<GpuLinear>> {
+        let cols = group.first().map_or(0, |linear| linear.cols());
+        let all = |linear: &&Linear| self.checkpoint.lowrank_rows(linear.tensor(), 0..linear.rows() as u64);
+        let packed = group.iter().map(all).collect::<Result<Vec<_>>>()?;
+        let Some(sums) = self.sums(&packed, lowrank.blocks(cols as u64) as usize)? else { return Ok(None) };
+        let base = match lowrank.base {
+            Base::Sparse24(_) => {
+                let bases: Vec<&Packed<'_>> = packed
+                    .iter()
+                    .filter_map(|packed| match packed.base() {
+                        BaseRows::Sparse24(base) => Some(base),
+                        BaseRows::Raw(_) => None,
+                    })
+                    .collect();
+                self.sparse_source(
+                    cols,
+                    &bases,
+                    matches!(lowrank.base, Base::Sparse24(s) if s.values.is_some()),
+                )?
+            }
+            Base::Raw => {
+                let words: Vec<u16> = packed
+                    .iter()
+                    .filter_map(|packed| match packed.base() {
+                        BaseRows::Raw(base) => Some(bytemuck::pod_collect_to_vec::<u8, u16>(base.bytes())),
+                        BaseRows::Sparse24(_) => None,
+                    })
+                    .flatten()
+                    .collect();
+                let rows = group.iter().map(|linear| linear.rows()).sum();
+                let words = dense::upload(self.gpu, rows, cols, &words).map_err(device)?;
+                Source::Dense { words, element: Element::Bf16 }
+            }
+        };
+        // The bias is a part of the whole.
+        let whole = self.with(group, base)?;
+        let (rows, bias, block) = (whole.rows, whole.bias, lowrank.block as usize);
+        let base = Box::new(GpuLinear { bias: None, ..whole });
+        let source = Source::WithSums { base, sums: Box::new(sums), block };
+        Ok(Some(GpuLinear { rows, whole: rows, cols, source, bias }))
+    }
+
+    /// The sums of matrices, one below the other: plain ones of one dtype, or codes of the same widths and groups.
+    fn sums(&self, packed: &[WithSums<'_>], blocks: usize) -> Result<Option<GpuLinear>> {
+        let rows = packed.iter().map(WithSums::rows).sum();
+        let (mut codes, mut plain) = (Vec::new(), Vec::new());
+        for packed in packed {
+            match packed.sums() {
+                Sums::Plain(sums) => plain.push(sums),
+                Sums::Abq(sums) => codes.push(Codes::of(sums.clone())),
+            }
+        }
+        let source = match (&plain[..], &codes[..]) {
+            ([first, rest @ ..], []) if rest.iter().all(|sums| sums.dtype() == first.dtype()) => {
+                let bytes: Vec<u8> = plain.iter().flat_map(|sums| sums.bytes()).copied().collect();
+                let upload = |element| {
+                    let words = match element {
+                        Element::F32 => {
+                            let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+                            dense::upload(self.gpu, rows, blocks, &words)
+                        }
+                        _ => {
+                            let words: Vec<u16> = bytemuck::pod_collect_to_vec(&bytes);
+                            dense::upload(self.gpu, rows, blocks, &words)
+                        }
+                    };
+                    Ok::<_, Error>(Source::Dense { words: words.map_err(device)?, element })
+                };
+                upload(match first.dtype() {
+                    Dtype::F32 => Element::F32,
+                    Dtype::F16 => Element::F16,
+                    _ => Element::Bf16,
+                })?
+            }
+            ([], [_, ..]) => {
+                let stored: Vec<_> = codes.iter().map(Codes::stored).collect();
+                if stored.windows(2).any(|pair| discriminant(&pair[0].zero) != discriminant(&pair[1].zero)) {
+                    return Ok(None);
+                }
+                Source::Abq(abq::Matrix::stack(self.gpu, &stored).map_err(device)?)
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(GpuLinear { rows, whole: rows, cols: blocks, source, bias: None }))
+    }
+
     fn fixed12_stack(&self, group: &[&Linear]) -> Result<GpuLinear> {
         let cols = group.first().map_or(0, |linear| linear.cols());
         let parts = group.iter().map(|linear| self.fixed12(linear)).collect::<Result<Vec<_>>>()?;
@@ -428,6 +601,8 @@ pub(super) enum Target {
     Abq(Abq),
     Unit,
     Fixed12,
+    Sparse24 { in_fixed12: bool },
+    WithSums(Lowrank),
 }
 
 /// How a matrix is stored. What an edit made zero is not what its unit stores: its elements are read.
@@ -444,6 +619,27 @@ pub(super) fn stays_abq(encoding: &Encoding, weights: Weights) -> Option<Abq> {
         Encoding::Foreign(foreign) if foreign.activation_bits.is_some() => foreign.abq().ok(),
         _ => None,
     }
+}
+
+/// Whether products run from two in four, and then whether kept values lie in fixed12: of BF16 matrices whose kept values are no codes.
+pub(super) fn stays_sparse(encoding: &Encoding, weights: Weights, linear: &Linear) -> Option<bool> {
+    let Encoding::Sparse24(sparse) = encoding else { return None };
+    match sparse.values {
+        _ if weights != Weights::Stored || linear.dtype() != Dtype::BF16 => None,
+        None => Some(false),
+        Some(Inner::Fixed12 { .. }) => Some(true),
+        Some(Inner::Abq(_)) => None,
+    }
+}
+
+/// Whether products run from a base and sums: of BF16 matrices whose base is no codes.
+pub(super) fn stays_lowrank(encoding: &Encoding, weights: Weights, linear: &Linear) -> Option<Lowrank> {
+    let Encoding::Lowrank(lowrank) = encoding else { return None };
+    let base = match lowrank.base {
+        Base::Raw => true,
+        Base::Sparse24(sparse) => sparse.abq().is_none(),
+    };
+    (base && weights == Weights::Stored && linear.dtype() == Dtype::BF16).then_some(*lowrank)
 }
 
 /// What a matrix is made of, plain.

@@ -83,7 +83,7 @@ impl<'a> Components<'a> {
     }
 
     /// Of a matrix that was checked.
-    fn of(packed: Packed<'a>) -> Self {
+    pub(crate) fn of(packed: Packed<'a>) -> Self {
         let (scale, zero) = (Words::of(packed.scale()), Words::of_zero(packed.zero()));
         Self { abq: *packed.abq(), rows: packed.rows(), cols: packed.cols(), packed, scale, zero }
     }

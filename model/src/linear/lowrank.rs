@@ -1,6 +1,11 @@
 //! lowrank: `y = B x + S (X x)`, where X x has the sum of each block of inputs.
 //!
 //! One token is multiplied so; more by the rows of B in single precision, to which the sums are added unrounded.
+//!
+//! ```text
+//! sums of floats:  mapped; S (X x) is added in the order of `dot_rows`
+//! sums of codes:   in memory in the order of the kernels; in the order of `abq::Matrix::multiply`
+//! ```
 
 use std::ops::Range;
 
@@ -8,18 +13,28 @@ use llmpress_formats::encoding::lowrank::{Base, BaseRows, SUMS, Sums, SumsEncodi
 use llmpress_formats::encoding::raw;
 use llmpress_formats::encoding::sparse24::Packed;
 use llmpress_formats::{Checkpoint, Encoding, Error, Result};
+use llmpress_kernels::cpu::abq::{Inputs, Matrix};
 use llmpress_kernels::cpu::{Elements, dot_rows};
 
+use super::abq::Components;
+use super::fixed12;
 use super::source::{Source, Stored};
-use super::sparse24::{Rows, Sparse};
+use super::sparse24::{Components24, Rows, Sparse};
 use super::within::Floats;
 
 #[derive(Debug)]
 struct Lowrank {
+    tensor: String,
     base: BaseSource,
-    sums: Floats,
+    sums: SumsSource,
     cols: usize,
     block: usize,
+}
+
+#[derive(Debug)]
+enum SumsSource {
+    Plain(Floats),
+    Codes(Matrix),
 }
 
 #[derive(Debug)]
@@ -38,12 +53,17 @@ pub(super) fn open(stored: &Stored<'_>) -> Result<Option<Box<dyn Source>>> {
         None => {
             let components = checkpoint.unit_of(stored.info)?.components();
             let dtype = components.get(SUMS).map_or(stored.dtype, |sums| sums.dtype());
-            Floats::mapped(checkpoint, unit, SUMS, dtype, blocks)?
+            Floats::mapped(checkpoint, unit, SUMS, dtype, blocks)?.map(SumsSource::Plain)
         }
         Some(SumsEncoding::Abq(_)) => {
             let all = checkpoint.lowrank_rows(stored.tensor, 0..stored.rows as u64)?;
             match all.sums() {
-                Sums::Abq(codes) => Some(Floats::decode(codes)?),
+                Sums::Abq(codes) => {
+                    let matrix = Matrix::new(&Components::of(codes.clone()).stored());
+                    Some(SumsSource::Codes(matrix.map_err(|e| {
+                        Error::corrupt(checkpoint.root(), Some(stored.tensor), e.to_string())
+                    })?))
+                }
                 Sums::Plain(_) => None,
             }
         }
@@ -55,14 +75,18 @@ pub(super) fn open(stored: &Stored<'_>) -> Result<Option<Box<dyn Source>>> {
         }
         Base::Sparse24(sparse) => {
             let read: Rows = |checkpoint, tensor, rows| base_rows(checkpoint, tensor, rows);
-            let names = ("base.positions", "base.values");
-            Sparse::open(stored, sparse.values, names, read)?.map(BaseSource::Sparse)
+            let names = Components24 {
+                positions: "base.positions",
+                values: "base.values",
+                fixed12: &fixed12::BASE_VALUES,
+            };
+            Sparse::open(stored, sparse.values, &names, read)?.map(BaseSource::Sparse)
         }
     };
-    let block = lowrank.block as usize;
-    Ok(sums
-        .zip(base)
-        .map(|(sums, base)| Box::new(Lowrank { base, sums, cols: stored.cols, block }) as Box<dyn Source>))
+    let (tensor, block) = (stored.tensor.to_owned(), lowrank.block as usize);
+    Ok(sums.zip(base).map(|(sums, base)| {
+        Box::new(Lowrank { tensor, base, sums, cols: stored.cols, block }) as Box<dyn Source>
+    }))
 }
 
 /// The only component of a raw base.
@@ -91,10 +115,12 @@ impl Source for Lowrank {
             BaseSource::Raw(base) => base.rows(checkpoint, rows.clone())?.widen(0, out),
             BaseSource::Sparse(base) => base.widen(checkpoint, rows.clone(), out)?,
         }
-        let sums = self.sums.rows(checkpoint, rows.clone())?;
         let mut of_row = vec![0.0; self.cols.div_ceil(self.block)];
-        for (row, out) in out.chunks_exact_mut(self.cols.max(1)).enumerate() {
-            sums.widen(row * of_row.len(), &mut of_row);
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.cols.max(1))) {
+            match &self.sums {
+                SumsSource::Plain(sums) => sums.rows(checkpoint, row..row + 1)?.widen(0, &mut of_row),
+                SumsSource::Codes(sums) => sums.row(row, &mut of_row),
+            }
             for (weights, sum) in out.chunks_mut(self.block).zip(&of_row) {
                 // What is no number stays what it is.
                 weights.iter_mut().filter(|weight| !weight.is_nan()).for_each(|weight| *weight += sum);
@@ -119,7 +145,18 @@ impl Source for Lowrank {
         }
         let blocks: Vec<f32> = x.chunks(self.block).map(|block| block.iter().sum()).collect();
         let mut added = vec![0.0; out.len()];
-        dot_rows(self.sums.rows(checkpoint, rows)?, blocks.len(), &blocks, &mut added);
+        match &self.sums {
+            SumsSource::Plain(sums) => {
+                dot_rows(sums.rows(checkpoint, rows)?, blocks.len(), &blocks, &mut added);
+            }
+            SumsSource::Codes(sums) => {
+                let mut inputs = Inputs::default();
+                sums.prepare(&blocks, 1, &mut inputs).map_err(|_| {
+                    Error::Invalid(format!("tensor {}: its sums quantise what they multiply", self.tensor))
+                })?;
+                sums.multiply(rows, &inputs, &mut added);
+            }
+        }
         out.iter_mut().zip(added).for_each(|(out, sum)| *out += sum);
         Ok(())
     }

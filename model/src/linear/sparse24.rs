@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! plain values:   mapped, read where they lie
-//! abq values:     decoded into memory when the model is opened
-//! fixed12 values: some rows are decoded into memory
+//! fixed12 values: likewise, decoded tile by tile inside of the product with one token
+//! abq values:     codes and positions are joined in memory when the model is opened, in the bits that they have in the file
 //! ```
 
 use std::ops::Range;
@@ -11,8 +11,12 @@ use std::ops::Range;
 use llmpress_formats::encoding::abq;
 use llmpress_formats::encoding::sparse24::{Inner, Kept, POSITIONS, Packed, QUAD, VALUES};
 use llmpress_formats::{Checkpoint, Encoding, Error, Result};
-use llmpress_kernels::cpu::{Elements, Sparse24, dot_sparse24};
+use llmpress_kernels::cpu::{
+    Elements, Sparse24, SparseCodes, SparseFault, dot_sparse_codes, dot_sparse_fixed12, dot_sparse24,
+};
 
+use super::abq::Components;
+use super::fixed12::{self, Names, Tiles};
 use super::source::{Source, Stored, typed};
 use super::within::Floats;
 
@@ -30,9 +34,19 @@ pub(super) struct Sparse {
 
 #[derive(Debug)]
 enum Values {
-    There(Floats),
-    /// Decoded whenever they are multiplied.
+    Plain(Floats),
+    Fixed12(Tiles),
+    /// With the positions beside them.
+    Codes(SparseCodes),
+    /// Not aligned: decoded by the reader of the format whenever they are multiplied.
     Decoded,
+}
+
+/// What the components are called in the unit.
+pub(super) struct Components24 {
+    pub(super) positions: &'static str,
+    pub(super) values: &'static str,
+    pub(super) fixed12: &'static Names,
 }
 
 /// Reads some rows of a tensor as they are stored.
@@ -42,7 +56,8 @@ pub(super) type Rows = fn(&Checkpoint, &str, Range<u64>) -> Result<Packed<'stati
 pub(super) fn open(stored: &Stored<'_>) -> Result<Option<Box<dyn Source>>> {
     let Encoding::Sparse24(sparse) = *stored.encoding()? else { return Ok(None) };
     let read: Rows = |checkpoint, tensor, rows| checkpoint.sparse_rows(tensor, rows);
-    let sparse = Sparse::open(stored, sparse.values, (POSITIONS, VALUES), read)?;
+    let names = Components24 { positions: POSITIONS, values: VALUES, fixed12: &fixed12::VALUES };
+    let sparse = Sparse::open(stored, sparse.values, &names, read)?;
     Ok(sparse.map(|sparse| Box::new(sparse) as Box<dyn Source>))
 }
 
@@ -51,21 +66,29 @@ impl Sparse {
     pub(super) fn open(
         stored: &Stored<'_>,
         values: Option<Inner>,
-        (positions, plain): (&'static str, &'static str),
+        names: &Components24,
         packed: Rows,
     ) -> Result<Option<Self>> {
         let (checkpoint, unit) = (stored.checkpoint, &stored.info.unit);
         // Also checks the sizes of all components, so that a faulty unit is found now.
         checkpoint.read(stored.tensor, 0, &mut [])?;
         let values = match values {
-            None => {
-                Floats::mapped(checkpoint, unit, plain, stored.dtype, stored.cols / 2)?.map(Values::There)
-            }
-            Some(Inner::Fixed12 { .. }) => Some(Values::Decoded),
+            None => Floats::mapped(checkpoint, unit, names.values, stored.dtype, stored.cols / 2)?
+                .map(Values::Plain),
+            Some(Inner::Fixed12 { base }) => Some(
+                Tiles::open(stored, names.fixed12, base, stored.cols / 2)
+                    .map_or(Values::Decoded, Values::Fixed12),
+            ),
             Some(Inner::Abq(_)) => {
                 let all = packed(checkpoint, stored.tensor, 0..stored.rows as u64)?;
                 match all.values() {
-                    Kept::Abq(codes) => Some(Values::There(Floats::decode(codes)?)),
+                    Kept::Abq(codes) => {
+                        let codes = Components::of(codes.clone());
+                        let joined = SparseCodes::new(&codes.stored(), all.positions(), stored.cols);
+                        Some(Values::Codes(joined.map_err(|e| {
+                            Error::corrupt(checkpoint.root(), Some(stored.tensor), e.to_string())
+                        })?))
+                    }
                     Kept::Plain(_) => None,
                 }
             }
@@ -74,34 +97,44 @@ impl Sparse {
             tensor: stored.tensor.to_owned(),
             unit: unit.clone(),
             cols: stored.cols,
-            positions,
+            positions: names.positions,
             packed,
             values,
         }))
     }
 
-    /// Does something with some rows as they are stored.
+    /// Positions of some rows.
+    fn positions<'a>(&self, checkpoint: &'a Checkpoint, rows: Range<usize>) -> Result<&'a [u8]> {
+        let of_row = self.cols.div_ceil(2 * QUAD);
+        let positions = checkpoint.view(&self.unit, self.positions)?;
+        Ok(positions.get(rows.start * of_row..rows.end * of_row).unwrap_or_default())
+    }
+
+    /// Does something with some rows as plain values.
     fn with<T>(
         &self,
         checkpoint: &Checkpoint,
         rows: Range<usize>,
         then: impl FnOnce(&Sparse24<'_>) -> Result<T>,
     ) -> Result<T> {
-        let Range { start, end } = rows;
+        let count = rows.len();
         match &self.values {
-            Values::There(values) => {
-                let of_row = self.cols.div_ceil(2 * QUAD);
-                let positions = checkpoint.view(&self.unit, self.positions)?;
-                let positions = positions.get(start * of_row..end * of_row).unwrap_or_default();
-                then(&self.fit(values.rows(checkpoint, rows)?, positions, end - start)?)
+            Values::Plain(values) => {
+                let positions = self.positions(checkpoint, rows.clone())?;
+                then(&self.fit(values.rows(checkpoint, rows)?, positions, count)?)
             }
-            Values::Decoded => {
-                let packed = (self.packed)(checkpoint, &self.tensor, start as u64..end as u64)?;
+            Values::Fixed12(tiles) => {
+                let (positions, mut words) = (self.positions(checkpoint, rows.clone())?, Vec::new());
+                let words = tiles.decode(checkpoint, rows, &mut words)?;
+                then(&self.fit(Elements::Bf16(words), positions, count)?)
+            }
+            Values::Codes(_) | Values::Decoded => {
+                let packed = (self.packed)(checkpoint, &self.tensor, rows.start as u64..rows.end as u64)?;
                 let Kept::Plain(values) = packed.values() else {
                     return Err(Error::Invalid(format!("unit {}: values are codes", self.unit)));
                 };
                 let mut aligned = Vec::new();
-                then(&self.fit(elements(values, &mut aligned), packed.positions(), end - start)?)
+                then(&self.fit(elements(values, &mut aligned), packed.positions(), count)?)
             }
         }
     }
@@ -114,6 +147,10 @@ impl Sparse {
 
     /// All weights of some rows, in single precision.
     pub(super) fn widen(&self, checkpoint: &Checkpoint, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        if let Values::Codes(codes) = &self.values {
+            codes.widen(rows, out);
+            return Ok(());
+        }
         self.with(checkpoint, rows, |sparse| sparse.widen(out).map_err(|_| self.no_order(checkpoint)))
     }
 
@@ -125,9 +162,23 @@ impl Sparse {
         x: &[f32],
         out: &mut [f32],
     ) -> Result<()> {
-        self.with(checkpoint, rows, |sparse| {
-            dot_sparse24(sparse, x, out).map_err(|_| self.no_order(checkpoint))
-        })
+        match &self.values {
+            Values::Codes(codes) => {
+                dot_sparse_codes(codes, rows, x, out);
+                Ok(())
+            }
+            Values::Fixed12(tiles) => {
+                let positions = self.positions(checkpoint, rows.clone())?;
+                let strips = tiles.strips(checkpoint, rows)?;
+                dot_sparse_fixed12(tiles.base(), &strips, positions, x, out).map_err(|e| match e {
+                    SparseFault::Positions => self.no_order(checkpoint),
+                    other => tiles.fault(checkpoint, other),
+                })
+            }
+            Values::Plain(_) | Values::Decoded => self.with(checkpoint, rows, |sparse| {
+                dot_sparse24(sparse, x, out).map_err(|_| self.no_order(checkpoint))
+            }),
+        }
     }
 
     fn no_order(&self, checkpoint: &Checkpoint) -> Error {

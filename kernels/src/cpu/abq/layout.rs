@@ -25,15 +25,15 @@ unsafe impl bytemuck::Pod for Line {}
 
 /// Some bits of the codes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Field {
+pub(in crate::cpu) struct Field {
     /// How many: 1, 2 or 4, as many as it has lines.
-    pub(super) bits: usize,
+    pub(in crate::cpu) bits: usize,
     /// The lowest of them; also its first line.
-    pub(super) offset: usize,
+    pub(in crate::cpu) offset: usize,
 }
 
 /// The fields of codes of `planes` bits, and how many there are.
-pub(super) const fn fields(planes: usize, apart: bool) -> ([Field; 8], usize) {
+pub(in crate::cpu) const fn fields(planes: usize, apart: bool) -> ([Field; 8], usize) {
     let mut fields = [Field { bits: 0, offset: 0 }; 8];
     let (mut count, mut offset) = (0, 0);
     while offset < planes {
@@ -50,27 +50,36 @@ pub(super) const fn fields(planes: usize, apart: bool) -> ([Field; 8], usize) {
     (fields, count)
 }
 
-/// Values of 16 rows side by side, as they are stored.
+/// Values as they are stored, here of 16 rows side by side.
 #[derive(Debug)]
-pub(super) enum Lanes {
+pub(in crate::cpu) enum Lanes {
     F32(Room<f32>),
     Bf16(Room<u16>),
     F16(Room<u16>),
 }
 
 impl Lanes {
+    /// In the order in which they are given.
+    pub(in crate::cpu) fn of(elements: Elements<'_>) -> Self {
+        match elements {
+            Elements::F32(x) => Self::F32(Room::of(x)),
+            Elements::Bf16(x) => Self::Bf16(Room::of(x)),
+            Elements::F16(x) => Self::F16(Room::of(x)),
+        }
+    }
+
     pub(super) fn get(&self, i: usize) -> f32 {
         self.elements().get(i)
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::cpu) fn bytes(&self) -> usize {
         match self {
             Self::F32(x) => 4 * x.len(),
             Self::Bf16(x) | Self::F16(x) => 2 * x.len(),
         }
     }
 
-    fn elements(&self) -> Elements<'_> {
+    pub(in crate::cpu) fn elements(&self) -> Elements<'_> {
         match self {
             Self::F32(x) => Elements::F32(x),
             Self::Bf16(x) => Elements::Bf16(x),
@@ -127,7 +136,8 @@ fn apart(planes: u8, activation_bits: Option<u8>) -> bool {
 /// Most pairs of a plane of weights and one of activations that are counted: measured, for one token and for 16.
 const MOST_PLANE_PAIRS: u8 = 4;
 
-pub(super) fn regroup(stored: &Stored<'_>) -> Result<Matrix, Fault> {
+/// Looks at widths and sizes; how many groups a row has.
+pub(in crate::cpu) fn check(stored: &Stored<'_>) -> Result<usize, Fault> {
     let &Stored { rows, cols, bits, planes, activation_bits, .. } = stored;
     if !(1..=8).contains(&bits) || !(1..=8).contains(&planes) || !(bits..=bits + 1).contains(&planes) {
         return Err(Fault::Shape(format!("there are no weights of {bits} bits in {planes} planes")));
@@ -135,29 +145,40 @@ pub(super) fn regroup(stored: &Stored<'_>) -> Result<Matrix, Fault> {
     if let Some(bits) = activation_bits.filter(|bits| !(1..=8).contains(bits)) {
         return Err(Fault::Shape(format!("there are no activations of {bits} bits")));
     }
-    let whole = cols.max(1).next_multiple_of(BLOCK_COLS);
-    let asked = stored.group_size.unwrap_or(whole);
+    let asked = stored.group_size.unwrap_or_else(|| whole(cols));
     if asked == 0 || !asked.is_multiple_of(BLOCK_COLS) {
         return Err(Fault::Shape(format!("a group of {asked} columns is no multiple of {BLOCK_COLS}")));
     }
-    let asked_groups = cols.div_ceil(asked);
+    let groups = cols.div_ceil(asked);
+    let size = |component, found, a: usize, b: usize, c: usize| {
+        let expected = a.checked_mul(b).and_then(|n| n.checked_mul(c)).unwrap_or(usize::MAX);
+        if found == expected { Ok(()) } else { Err(Fault::Size { component, found, expected }) }
+    };
+    size("planes", stored.words.len(), usize::from(planes), rows, cols.div_ceil(BLOCK_COLS))?;
+    size("scale", stored.scale.len(), rows, groups, 1)?;
+    match stored.zero {
+        Zero::Symmetric => {}
+        Zero::Integer(zero) => size("zero", zero.len(), rows, groups, 1)?,
+        Zero::Real(offset) => size("offset", offset.len(), rows, groups, 1)?,
+    }
+    Ok(groups)
+}
+
+/// Columns of whole blocks; at least one.
+fn whole(cols: usize) -> usize {
+    cols.max(1).next_multiple_of(BLOCK_COLS)
+}
+
+pub(super) fn regroup(stored: &Stored<'_>) -> Result<Matrix, Fault> {
+    let &Stored { rows, cols, bits, planes, activation_bits, .. } = stored;
+    let asked_groups = check(stored)?;
+    let whole = whole(cols);
+    let asked = stored.group_size.unwrap_or(whole);
     let group = match asked.min(whole) {
         fits @ ..=MOST_COLS => fits,
         _ if asked_groups == 1 => MOST_COLS,
         _ => 1 << asked.trailing_zeros().min(MOST_COLS.trailing_zeros()),
     };
-    let row_words = cols.div_ceil(BLOCK_COLS);
-    let size = |component, found, a: usize, b: usize, c: usize| {
-        let expected = a.checked_mul(b).and_then(|n| n.checked_mul(c)).unwrap_or(usize::MAX);
-        if found == expected { Ok(()) } else { Err(Fault::Size { component, found, expected }) }
-    };
-    size("planes", stored.words.len(), usize::from(planes), rows, row_words)?;
-    size("scale", stored.scale.len(), rows, asked_groups, 1)?;
-    match stored.zero {
-        Zero::Symmetric => {}
-        Zero::Integer(zero) => size("zero", zero.len(), rows, asked_groups, 1)?,
-        Zero::Real(offset) => size("offset", offset.len(), rows, asked_groups, 1)?,
-    }
     let groups = cols.div_ceil(group);
     let order = Order { rows, groups, asked_groups, ratio: asked.min(whole) / group };
     let apart = apart(planes, activation_bits);

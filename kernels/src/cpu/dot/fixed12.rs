@@ -5,10 +5,10 @@
 //! ```
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
-mod plain;
+pub(super) mod avx512;
+pub(super) mod plain;
 
 use llmpress_entropy::Error;
 use llmpress_entropy::fixed12::{
@@ -59,25 +59,25 @@ fn dot_fixed12_with(
 }
 
 /// A tile's escapes are not ascending positions of its weights.
-struct BadEscapes {
-    tile: usize,
+pub(super) struct BadEscapes {
+    pub(super) tile: usize,
 }
 
 /// Strips whose components have the right sizes.
-struct Tiles<'a> {
-    base: u32,
+pub(super) struct Tiles<'a> {
+    pub(super) base: u32,
     rows: usize,
     cols: usize,
     across: usize,
-    sign_mantissa: &'a [[u8; TILE_WEIGHTS]],
-    codes: &'a [[u8; TILE_CODE_BYTES]],
+    pub(super) sign_mantissa: &'a [[u8; TILE_WEIGHTS]],
+    pub(super) codes: &'a [[u8; TILE_CODE_BYTES]],
     offsets: &'a [u32],
     positions: &'a [u16],
     exponents: &'a [u8],
 }
 
 impl<'a> Tiles<'a> {
-    fn new(base: i16, strips: &StripsRef<'a>, cols: usize, rows: usize) -> Result<Self, Error> {
+    pub(super) fn new(base: i16, strips: &StripsRef<'a>, cols: usize, rows: usize) -> Result<Self, Error> {
         let wrong = |component, what: String| Err(Error::Corrupt { component, what });
         if !(MIN_BASE..=MAX_BASE).contains(&base) {
             return wrong("base", format!("{base} is not in {MIN_BASE}..={MAX_BASE}"));
@@ -123,7 +123,7 @@ impl<'a> Tiles<'a> {
 
     /// Positions and exponents of a tile's escapes; none past the last tile.
     #[inline]
-    fn escapes(&self, tile: usize) -> (&'a [u16], &'a [u8]) {
+    pub(super) fn escapes(&self, tile: usize) -> (&'a [u16], &'a [u8]) {
         let at = |tile: usize| self.offsets.get(tile).map(|offset| (offset - self.offsets[0]) as usize);
         match (at(tile), at(tile + 1)) {
             (Some(first), Some(end)) => (&self.positions[first..end], &self.exponents[first..end]),
@@ -140,7 +140,7 @@ impl<'a> Tiles<'a> {
 
     /// What is wrong with the escapes of `tile`.
     #[cold]
-    fn describe(&self, tile: usize) -> Error {
+    pub(super) fn describe(&self, tile: usize) -> Error {
         let (rows, cols) = self.extent(tile);
         let mut next = 0;
         for &position in self.escapes(tile).0 {

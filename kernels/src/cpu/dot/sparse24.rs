@@ -8,6 +8,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod codes;
+mod fixed12;
+
+pub use codes::dot_sparse_codes;
+pub use fixed12::{SparseFault, dot_sparse_fixed12};
 
 use super::{LANES, fold};
 use crate::cpu::isa::Isa;

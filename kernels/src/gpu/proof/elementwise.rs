@@ -6,11 +6,12 @@ use super::numbers::Numbers;
 use super::{Bf16, Court, Result};
 use crate::cpu::{self, Limits};
 use crate::gpu::Buffer;
+use crate::gpu::block_sums::block_sums;
 use crate::gpu::dense::Element;
 use crate::gpu::embedding::{Gather, embed, embed_fixed12};
 use crate::gpu::fixed12::Matrix;
 use crate::gpu::gate::{Activation, gate};
-use crate::gpu::reference::{inverse_root, round, widen};
+use crate::gpu::reference::{block_sums as reference_sums, inverse_root, round, widen};
 use crate::gpu::rms_norm::{add_rms_norm, rms_norm};
 use crate::gpu::sampling::{
     DRAW_WORKSPACE_BYTES, Draw, advance, argmax, argmax_workspace_bytes, draw, soft_cap,
@@ -24,8 +25,33 @@ pub(super) fn prove(court: &mut Court<'_>) -> Result<()> {
     let mut numbers = Numbers::new(7);
     norms(court, &mut numbers)?;
     gates(court, &mut numbers)?;
+    sums(court, &mut numbers)?;
     embeddings(court, &mut numbers)?;
     last_steps(court, &mut numbers)
+}
+
+fn sums(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {
+    for (tokens, cols, block, odd) in
+        [(1, 1usize, 1usize, 0), (3, 100, 16, 40), (5, 257, 32, 0), (2, 64, 100, 3), (40, 4096, 16, 0)]
+    {
+        let shape = format!("{tokens} x {cols} by {block}");
+        let (stride, out_stride) = (cols + 3, cols.div_ceil(block).next_multiple_of(64));
+        let x: Vec<u16> = numbers.floats(tokens * stride, odd).into_iter().map(round).collect();
+        court.case("block_sums", &shape, |court| {
+            let gpu = court.gpu;
+            let (from, to) = (gpu.upload(&x)?, gpu.upload(&vec![u16::MAX; tokens * out_stride])?);
+            block_sums(gpu, from.view(), stride, tokens, cols, block, to.view(), out_stride)?;
+            let mut expected = Vec::with_capacity(tokens * out_stride);
+            for row in x.chunks(stride) {
+                expected.extend(reference_sums(&row[..cols], block));
+                expected.resize(expected.len().next_multiple_of(out_stride), 0);
+            }
+            let found = bf16(to.view().read(tokens * out_stride)?);
+            court.same("block_sums", &shape, &found, &bf16(expected));
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 fn norms(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {

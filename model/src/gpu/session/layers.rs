@@ -5,6 +5,7 @@ use std::ops::Range;
 use llmpress_formats::{Error, Result};
 use llmpress_kernels::gpu::abq::{self, integer};
 use llmpress_kernels::gpu::attention::{Attend, Cache, Sequences, attend};
+use llmpress_kernels::gpu::block_sums::block_sums;
 use llmpress_kernels::gpu::cache_codes::Codes;
 use llmpress_kernels::gpu::dense::{Element, row_stride};
 use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
@@ -40,8 +41,10 @@ impl GpuSession<'_> {
                 let words = self.unit(*unit, *first, m.embedding.rows * hidden)?;
                 embed(&m.gpu, words, Element::Bf16, m.embedding.rows, hidden, &gather)?;
             }
-            Source::Abq(_) | Source::Integers { .. } => {
-                return Err(gpu::Error::Unsupported("rows of an abq matrix are not gathered".to_owned()));
+            Source::Abq(_) | Source::Integers { .. } | Source::Sparse24(_) | Source::WithSums { .. } => {
+                return Err(gpu::Error::Unsupported(
+                    "rows of a matrix of abq, sparse24 or lowrank are not gathered".to_owned(),
+                ));
             }
         }
         let norm = |weight| {
@@ -168,13 +171,17 @@ impl GpuSession<'_> {
         y_stride: usize,
         adds: bool,
     ) -> gpu::Result<()> {
-        let (cols, count) = (linear.cols, rows.len());
         let bias = match &linear.bias {
             Some(bias) => Some(bias.slice(4 * rows.start..4 * rows.end)?),
             None => None,
         };
-        let workspace = Some(&self.products);
-        let operands = Product { x, stride: padded(cols), tokens, y, y_stride, bias, adds, workspace };
+        let (stride, workspace) = (padded(linear.cols), Some(&self.products));
+        self.product_with(linear, rows, Product { x, stride, tokens, y, y_stride, bias, adds, workspace })
+    }
+
+    /// The product of some rows with given operands.
+    fn product_with(&self, linear: &GpuLinear, rows: Range<usize>, operands: Product<'_>) -> gpu::Result<()> {
+        let (cols, count) = (linear.cols, rows.len());
         let (gpu, picker) = (&self.model.gpu, &self.model.picker);
         let dense = |words, element, fresh| Weights::Dense {
             words,
@@ -194,6 +201,17 @@ impl GpuSession<'_> {
             }
             Source::Dfloat11 { unit, first } => {
                 dense(self.unit(*unit, first + rows.start * cols, count * cols)?, Element::Bf16, true)
+            }
+            Source::WithSums { base, sums, block } => {
+                self.product_with(base, rows.clone(), operands)?;
+                let (blocks, of_blocks) = (padded(sums.cols), self.sums.view());
+                let Product { x, stride, tokens, .. } = operands;
+                block_sums(gpu, x, stride, tokens, cols, *block, of_blocks, blocks)?;
+                let product = Product { x: of_blocks, stride: blocks, bias: None, adds: true, ..operands };
+                return self.product_with(sums, rows, product);
+            }
+            Source::Sparse24(matrix) => {
+                Weights::Sparse24 { matrix, first: rows.start, rows: count, whole: linear.whole }
             }
             Source::Abq(matrix) => {
                 let weights = abq::Weights { matrix, first: rows.start, rows: count, whole: linear.whole };

@@ -26,7 +26,7 @@ const INTERLEAVED: [u8; 32] = [
 /// As [`plain::decode`].
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn decode(
+pub(in crate::cpu::dot) fn decode(
     base: u32,
     sign_mantissa: &[u8; TILE_WEIGHTS],
     codes: &[u8; TILE_CODE_BYTES],

@@ -17,21 +17,29 @@ use super::super::by_parity::{by_parity, first_lanes, fold};
 use super::{BadEscapes, Tiles};
 
 /// Tiles from the one that is multiplied to those asked of memory.
-const AHEAD: usize = 8;
+pub(in crate::cpu::dot) const AHEAD: usize = 8;
 
 /// The sums of a strip's rows: even and odd columns of the left half, then of the right.
-type Sums = [[__m512; 4]; TILE_ROWS];
+pub(in crate::cpu::dot) type Sums = [[__m512; 4]; TILE_ROWS];
 /// What is added to each word of a tile.
-type Patches = [u16; TILE_WEIGHTS];
+pub(in crate::cpu::dot) type Patches = [u16; TILE_WEIGHTS];
 
 /// What is written and read again. Loads wait for younger stores at the same distance from a page's start as if
 /// they were to the same place, so the parts lie where those are long done.
 #[repr(C, align(4096))]
-struct Workspace {
-    sums: Sums,
+pub(in crate::cpu::dot) struct Workspace {
+    pub(in crate::cpu::dot) sums: Sums,
     gap: [u8; 256],
     /// Two, so that a tile's patches are written long before they are read.
-    patches: [Patches; 2],
+    pub(in crate::cpu::dot) patches: [Patches; 2],
+}
+
+impl Workspace {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(in crate::cpu::dot) fn new() -> Self {
+        Self { sums: [[_mm512_setzero_ps(); 4]; TILE_ROWS], gap: [0; 256], patches: [[0; TILE_WEIGHTS]; 2] }
+    }
 }
 
 /// The product over all strips.
@@ -48,7 +56,7 @@ pub(super) unsafe fn dot(tiles: &Tiles<'_>, x: &[f32], out: &mut [f32]) -> Resul
 fn strips<const ODD: bool>(tiles: &Tiles<'_>, x: &[f32], out: &mut [f32]) -> Result<(), BadEscapes> {
     let decoder = Decoder::<ODD>::new(tiles.base);
     let zero = [[_mm512_setzero_ps(); 4]; TILE_ROWS];
-    let mut workspace = Workspace { sums: zero, gap: [0; 256], patches: [[0; TILE_WEIGHTS]; 2] };
+    let mut workspace = Workspace::new();
     let Workspace { sums, patches: [even, odd], .. } = &mut workspace;
     list(tiles, 0, even)?;
     let mut tile = 0;
@@ -128,7 +136,11 @@ fn add<const ODD: bool, const ESCAPES: bool>(
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[inline]
-fn list(tiles: &Tiles<'_>, tile: usize, patches: &mut Patches) -> Result<(), BadEscapes> {
+pub(in crate::cpu::dot) fn list(
+    tiles: &Tiles<'_>,
+    tile: usize,
+    patches: &mut Patches,
+) -> Result<(), BadEscapes> {
     let (all_positions, all_exponents) = tiles.escapes(tile);
     if all_positions.is_empty() {
         return Ok(());
@@ -198,7 +210,7 @@ fn to_array(x: __m512i) -> [u32; 16] {
 }
 
 /// Operands of decoding. A base that is `ODD` is made even by the distance of codes from 15.
-struct Decoder<const ODD: bool> {
+pub(in crate::cpu::dot) struct Decoder<const ODD: bool> {
     /// Half of the base, or of the base and 15, in every byte.
     half_base: __m512i,
     /// For rows g and g + 8: where in its 64 bits a byte of `code << 7` begins.
@@ -208,7 +220,7 @@ struct Decoder<const ODD: bool> {
 impl<const ODD: bool> Decoder<ODD> {
     #[allow(unsafe_code)]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn new(base: u32) -> Self {
+    pub(in crate::cpu::dot) fn new(base: u32) -> Self {
         let even_base = if ODD { base + 15 } else { base };
         let shifts = [0, 1].map(|row: u8| {
             let starts = std::array::from_fn::<u8, 64, _>(|i| {
@@ -227,7 +239,7 @@ impl<const ODD: bool> Decoder<ODD> {
     /// twice.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     #[inline]
-    fn words(&self, bytes: __m512i, codes: __m512i) -> [__m512i; 2] {
+    pub(in crate::cpu::dot) fn words(&self, bytes: __m512i, codes: __m512i) -> [__m512i; 2] {
         // Of each byte the sign, with the base below it.
         const AND_OR: i32 = 0b1110_1010;
         let upper = _mm512_ternarylogic_epi32::<{ AND_OR }>(bytes, _mm512_set1_epi8(i8::MIN), self.half_base);

@@ -39,7 +39,7 @@ pub(super) fn dot_with(
 }
 
 /// A tile in single precision, as if nothing were an escape.
-fn decode(
+pub(in crate::cpu::dot) fn decode(
     base: u32,
     sign_mantissa: &[u8; TILE_WEIGHTS],
     codes: &[u8; TILE_CODE_BYTES],
@@ -67,7 +67,7 @@ fn decode(
 
 /// Puts the exponents of a tile's escapes in place.
 #[inline(always)]
-fn patch(
+pub(in crate::cpu::dot) fn patch(
     tiles: &Tiles<'_>,
     tile: usize,
     weights: &mut [[f32; TILE_COLS]; TILE_ROWS],
