@@ -250,10 +250,12 @@ impl Head {
 
     /// `d[.., panels from first] = head^T by_logits`.
     fn back(&self, by_logits: &Panels, first: usize, d: &mut Panels) {
-        let tasks: Vec<(usize, Vec<(usize, &mut [f32])>)> = d
+        let tasks: Vec<_> = d
             .row_blocks_mut(ROWS)
             .into_iter()
-            .map(|parts| parts.into_iter().skip(first).take(by_logits.count()).enumerate().collect())
+            .map(|parts| {
+                parts.into_iter().skip(first).take(by_logits.count()).enumerate().collect::<Vec<_>>()
+            })
             .enumerate()
             .collect();
         tasks.into_par_iter().with_max_len(1).for_each(|(block, parts)| {
