@@ -7,6 +7,7 @@
 
 mod abq;
 mod cpu;
+mod sparse24;
 
 pub use cpu::{CpuKernelReport, CpuKernelRow, bench_cpu_kernels};
 use llmpress_entropy::dfloat11;
@@ -66,7 +67,7 @@ pub struct KernelRow {
     /// Tokens.
     pub m: usize,
     /// The kernel: `cublas` (writes BF16, as models run it), `cublas to f32` (writes F32, as ours do), `dense`, `fixed12`,
-    /// `decode fixed12`, `decode dfloat11`; `abq w4a16 g128` and the like, of which those with fewer than 16 bits of activations
+    /// `decode fixed12`, `decode dfloat11`; `sparse24` and `sparse24 fixed12`, which keep the larger two of four; `abq w4a16 g128` and the like, of which those with fewer than 16 bits of activations
     /// quantise them, too.
     pub kernel: String,
     /// The shape of block that was the fastest, where there are several.
@@ -158,6 +159,7 @@ struct Copies {
     fixed12: Vec<Matrix>,
     units: Vec<Unit>,
     abq: Vec<abq::Measured>,
+    sparse24: Option<sparse24::Copies>,
 }
 
 impl Copies {
@@ -185,6 +187,7 @@ impl Copies {
                 .collect::<Result<_>>()?,
             units: (0..copies).map(|_| Unit::upload(gpu, &components)).collect::<Result<_>>()?,
             abq: abq::copies(gpu, shape, options.working_set)?,
+            sparse24: sparse24::Copies::new(gpu, &words, shape, options.working_set)?,
             words,
         })
     }
@@ -293,7 +296,6 @@ impl Bench<'_> {
         let x_buffer = gpu.upload(&x)?;
         let y = gpu.allocate(4 * tokens * n)?;
         let reference = Sample::new(&copies.words, n, k, &x, stride, tokens);
-        let moved = 2 * tokens * k + 4 * tokens * n;
         let dense: Vec<Weights<'_>> = copies.dense.iter().map(|b| Weights::dense(b.view(), n, k)).collect();
         let encoded: Vec<Weights<'_>> = copies.fixed12.iter().map(Weights::fixed12).collect();
         let needed = dense.iter().chain(&encoded).map(|w| w.workspace_bytes(gpu, tokens)).max().unwrap_or(0);
@@ -344,37 +346,57 @@ impl Bench<'_> {
         }
         let mut first = None;
         for (kernel, weights) in [("dense", dense), ("fixed12", encoded)] {
-            let mut best: Option<(Rate, Variant)> = None;
-            let mut tried = Vec::new();
-            let mut correct = true;
-            for variant in weights.first().map_or_else(Vec::new, |w| variants(gpu, *w, tokens)) {
-                let launches = || weights.iter().try_for_each(|w| product_in(gpu, *w, &operands, variant));
-                let mut graph = recorded(gpu, launches)?;
-                let seconds = time(gpu, &mut *graph, weights.len(), self.options.runs)?;
-                let found: Vec<f32> = y.view().read(tokens * n)?;
-                correct &= reference.near(&found, F32_PRECISION);
-                // The same bits from every variant and every encoding.
-                let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
-                correct &= *first.get_or_insert_with(|| bits.clone()) == bits;
-                tried.push((variant.to_string(), seconds.median * 1e6));
-                if best.is_none_or(|(rate, _)| seconds.median < rate.median) {
-                    best = Some((seconds, variant));
-                }
-            }
-            if let Some((seconds, variant)) = best {
-                let read = weights.first().map_or(0, Weights::bytes);
-                self.row(shape, tokens, kernel, seconds, read + moved, correct);
-                if let Some(row) = self.rows.last_mut() {
-                    row.block = Some(variant.to_string());
-                    row.tried = tried;
-                }
-            }
+            self.variants(shape, kernel, &weights, &operands, &reference, &mut first)?;
         }
         let operands = Product { workspace: None, ..operands };
+        if let Some(copies) = &copies.sparse24 {
+            self.sparse_products(shape, copies, (&x, stride), operands)?;
+        }
         self.abq_products(shape, &copies.abq, &abq::Inputs { x: &x, operands })?;
         if let Some(cublas) = cublas_seconds {
             for row in self.rows.iter_mut().filter(|row| (row.n, row.k, row.m) == (n, k, tokens)) {
                 row.speed_against_cublas = Some(cublas * 1e6 / row.microseconds.median);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Bench<'_> {
+    /// A row of the fastest way to make a product; each is tried. `first`: the bits of those before, which are the same from every variant
+    /// and every encoding.
+    fn variants(
+        &mut self,
+        shape: &KernelShape,
+        kernel: &str,
+        weights: &[Weights<'_>],
+        operands: &Product<'_>,
+        reference: &Sample,
+        first: &mut Option<Vec<u32>>,
+    ) -> Result<()> {
+        let (gpu, tokens) = (self.gpu, operands.tokens);
+        let mut best: Option<(Rate, Variant)> = None;
+        let (mut tried, mut correct) = (Vec::new(), true);
+        for variant in weights.first().map_or_else(Vec::new, |w| variants(gpu, *w, tokens)) {
+            let launches = || weights.iter().try_for_each(|w| product_in(gpu, *w, operands, variant));
+            let mut graph = recorded(gpu, launches)?;
+            let seconds = time(gpu, &mut *graph, weights.len(), self.options.runs)?;
+            let found: Vec<f32> = operands.y.read(tokens * shape.n)?;
+            correct &= reference.near(&found, F32_PRECISION);
+            let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
+            correct &= *first.get_or_insert_with(|| bits.clone()) == bits;
+            tried.push((variant.to_string(), seconds.median * 1e6));
+            if best.is_none_or(|(rate, _)| seconds.median < rate.median) {
+                best = Some((seconds, variant));
+            }
+        }
+        if let Some((seconds, variant)) = best {
+            let read = weights.first().map_or(0, Weights::bytes);
+            let moved = 2 * tokens * shape.k + 4 * tokens * shape.n;
+            self.row(shape, tokens, kernel, seconds, read + moved, correct);
+            if let Some(row) = self.rows.last_mut() {
+                row.block = Some(variant.to_string());
+                row.tried = tried;
             }
         }
         Ok(())

@@ -26,11 +26,13 @@ fn every_kernel_is_measured_and_checked() {
     assert_eq!(report.no_cublas.as_deref(), Some("not here"));
     let kernels: Vec<(&str, &str, usize)> =
         report.rows.iter().map(|r| (r.shape.as_str(), r.kernel.as_str(), r.m)).collect();
-    let products =
-        ["dense", "fixed12", "abq w4a16 g128", "abq w2a16 g128", "abq w2a8", "abq w4a8", "abq w4a4"];
+    // Fours are kept of whole ones only.
+    let sparse = |shape| if shape == "a" { &["sparse24", "sparse24 fixed12"][..] } else { &[] };
+    let codes = ["abq w4a16 g128", "abq w2a16 g128", "abq w2a8", "abq w4a8", "abq w4a4"];
     let of = |shape| {
         let decoders = [(shape, "decode dfloat11", 0), (shape, "decode fixed12", 0)];
-        let of_tokens = |tokens| products.map(|kernel| (shape, kernel, tokens));
+        let products = [&["dense", "fixed12"], sparse(shape), &codes].concat();
+        let of_tokens = |tokens| products.clone().into_iter().map(move |kernel| (shape, kernel, tokens));
         decoders.into_iter().chain(of_tokens(1)).chain(of_tokens(9)).collect::<Vec<_>>()
     };
     assert_eq!(kernels, [of("a"), of("b")].concat());
@@ -69,6 +71,9 @@ fn every_product_of_the_processor_is_measured_beside_bf16_and_checked() {
         "abq w4a4 g128",
         "abq w8a8 g64",
         "abq w8a16 g64",
+        "sparse24",
+        "sparse24 fixed12",
+        "sparse24 w4 g64",
     ];
     let of = |shape, tokens| products.map(|kernel| (shape, kernel, tokens));
     assert_eq!(kernels, [of("a", 1), of("a", 16), of("b", 1), of("b", 16)].concat());

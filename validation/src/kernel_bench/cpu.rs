@@ -6,6 +6,9 @@
 //!
 //! Seconds are those that the thread had on its core, so that other programs disturb less.
 
+mod sparse24;
+
+use std::cell::RefCell;
 use std::hint::black_box;
 
 use llmpress_kernels::cpu::abq::{Inputs, Matrix, quantise};
@@ -14,6 +17,7 @@ use llmpress_kernels::cpu::{Elements, dot_rows, multiply};
 use serde::{Deserialize, Serialize};
 
 use super::abq::Codes;
+use super::sparse24::Kept;
 use super::{KernelOptions, KernelShape, rate_of, weights};
 use crate::Rate;
 
@@ -45,7 +49,8 @@ pub struct CpuKernelRow {
     pub k: usize,
     /// Tokens.
     pub m: usize,
-    /// The kernel: `bf16`, or `abq w4a8 g128` and the like. Preparing the activations is part of it.
+    /// The kernel: `bf16`, or `abq w4a8 g128` and the like. Preparing the activations is part of it. `sparse24` and the like keep two
+    /// of four, whose values are BF16 or as named.
     pub kernel: String,
     /// Microseconds of a product.
     pub microseconds: Rate,
@@ -81,7 +86,16 @@ pub fn bench_cpu_kernels(options: &KernelOptions, say: &mut dyn FnMut(&str)) -> 
         let dense = Dense::new(shape, options.working_set);
         for &tokens in &options.tokens {
             let x = activations(shape.k * tokens);
-            rows.extend(SETTINGS.map(|setting| bench.measure(setting, &dense, &x, tokens)));
+            rows.extend(SETTINGS.map(|setting| bench.codes(setting, &dense, &x, tokens)));
+            for (name, make) in sparse24::Matrix::KERNELS {
+                let of_shape =
+                    || Kept::of(&dense.words[..shape.n * shape.k], shape.n, shape.k).and_then(make);
+                let matrices = fill(of_shape, options.working_set);
+                if !matrices.is_empty() {
+                    let seen = |token| token_of(&x, tokens, token);
+                    rows.push(bench.measure(name, &matrices, &dense, &x, tokens, seen));
+                }
+            }
         }
     }
     let instructions = llmpress_kernels::cpu::instruction_set().to_owned();
@@ -117,8 +131,54 @@ struct Bench<'a> {
     read: f64,
 }
 
+/// A product that is measured.
+trait Kernel {
+    /// Bytes of the weights.
+    fn bytes(&self) -> usize;
+
+    /// A row's weights.
+    fn row(&self, row: usize) -> Vec<f32>;
+
+    /// Makes it; whether the matrix is a right one.
+    fn multiply(&self, x: &[f32], tokens: usize, widened: &mut Vec<f32>, out: &mut [f32]) -> bool;
+}
+
+/// Codes, with what they make of activations.
+struct OfCodes {
+    matrix: Matrix,
+    inputs: RefCell<Inputs>,
+}
+
+impl Kernel for OfCodes {
+    fn bytes(&self) -> usize {
+        self.matrix.bytes()
+    }
+
+    fn row(&self, row: usize) -> Vec<f32> {
+        let mut out = vec![0.0; self.matrix.cols()];
+        self.matrix.row(row, &mut out);
+        out
+    }
+
+    fn multiply(&self, x: &[f32], tokens: usize, _widened: &mut Vec<f32>, out: &mut [f32]) -> bool {
+        let inputs = &mut *self.inputs.borrow_mut();
+        let prepared = self.matrix.prepare(black_box(x), tokens, inputs).is_ok();
+        if prepared {
+            self.matrix.multiply(0..self.matrix.rows(), inputs, black_box(out));
+        }
+        prepared
+    }
+}
+
+/// As many copies as fill the working set; none where there is no such kernel of the shape.
+fn fill<K: Kernel>(make: impl Fn() -> Option<K>, working_set: usize) -> Vec<K> {
+    let Some(first) = make() else { return Vec::new() };
+    let more = copies(first.bytes(), working_set) - 1;
+    std::iter::once(first).chain((0..more).filter_map(|_| make())).collect()
+}
+
 impl Bench<'_> {
-    fn measure(
+    fn codes(
         &self,
         (name, bits, group, activation): (&str, u8, Option<usize>, Option<u8>),
         dense: &Dense,
@@ -127,33 +187,39 @@ impl Bench<'_> {
     ) -> Pair {
         let codes = Codes::new(self.shape.n, self.shape.k, bits, group, activation);
         // The sizes are made for the shape: there is nothing to refuse.
-        let copy = || Matrix::new(&codes.stored()).ok();
-        let copies: Vec<Matrix> = copy()
-            .into_iter()
-            .flat_map(|first| {
-                let more = copies(first.bytes(), self.options.working_set) - 1;
-                std::iter::once(first).chain((0..more).filter_map(|_| copy()))
-            })
-            .collect();
+        let make =
+            || Some(OfCodes { matrix: Matrix::new(&codes.stored()).ok()?, inputs: RefCell::default() });
+        let copies = fill(make, self.options.working_set);
+        self.measure(name, &copies, dense, x, tokens, |token| seen(activation, x, tokens, token))
+    }
+
+    /// Measures copies of a matrix. `seen`: a token's activations as they are multiplied.
+    fn measure<K: Kernel>(
+        &self,
+        name: &str,
+        copies: &[K],
+        dense: &Dense,
+        x: &[f32],
+        tokens: usize,
+        seen: impl Fn(usize) -> Vec<f32>,
+    ) -> Pair {
         let mut out = vec![0.0; self.shape.n * tokens];
-        let mut inputs = Inputs::default();
         let (mut seconds, mut of_dense) = (Vec::new(), Vec::new());
-        let mut widened = Vec::new();
+        let (mut widened, mut correct) = (Vec::new(), true);
         for _ in 0..self.options.runs.max(1) {
             of_dense.extend(
                 rounds(1, || dense.multiply_all(x, tokens, &mut widened, &mut out)).map_of(dense.copies),
             );
             let one = rounds(1, || {
-                for matrix in &copies {
-                    let prepared = matrix.prepare(black_box(x), tokens, &mut inputs);
-                    debug_assert!(prepared.is_ok());
-                    matrix.multiply(0..matrix.rows(), &inputs, black_box(&mut out));
+                for matrix in copies {
+                    correct &= matrix.multiply(x, tokens, &mut widened, &mut out);
                 }
             });
             seconds.extend(one.map_of(copies.len()));
         }
-        let correct = copies.first().is_some_and(|matrix| right(matrix, activation, x, tokens, &out));
-        let bytes = copies.first().map_or(0, Matrix::bytes);
+        let first = copies.first();
+        correct &= first.is_some_and(|first| near(self.shape.n, tokens, |n| first.row(n), seen, &out));
+        let bytes = first.map_or(0, K::bytes);
         dense.multiply_all(x, tokens, &mut widened, &mut out);
         let dense_correct = dense.right(x, tokens, &out);
         let (time, dense_time) = (Rate::of(seconds), Rate::of(of_dense));
@@ -271,21 +337,13 @@ impl Dense {
     }
 }
 
-/// Whether some elements of a product are those of the decoded weights and activations.
-fn right(matrix: &Matrix, activation: Option<u8>, x: &[f32], tokens: usize, out: &[f32]) -> bool {
-    let row = |n: usize| {
-        let mut row = vec![0.0; matrix.cols()];
-        matrix.row(n, &mut row);
-        row
-    };
-    let seen = |token: usize| {
-        let values = token_of(x, tokens, token);
-        let Some(bits) = activation else { return values };
-        let mut codes = vec![0; values.len()];
-        let Ok(grid) = quantise(&values, bits, &mut codes) else { return values };
-        codes.iter().map(|code| grid.step * f32::from(i16::from(*code) - i16::from(grid.zero))).collect()
-    };
-    near(matrix.rows(), tokens, row, seen, out)
+/// A token's activations, quantised where that is asked for.
+fn seen(activation: Option<u8>, x: &[f32], tokens: usize, token: usize) -> Vec<f32> {
+    let values = token_of(x, tokens, token);
+    let Some(bits) = activation else { return values };
+    let mut codes = vec![0; values.len()];
+    let Ok(grid) = quantise(&values, bits, &mut codes) else { return values };
+    codes.iter().map(|code| grid.step * f32::from(i16::from(*code) - i16::from(grid.zero))).collect()
 }
 
 fn token_of(x: &[f32], tokens: usize, token: usize) -> Vec<f32> {
@@ -324,13 +382,21 @@ mod tests {
         for (_, bits, group, activation) in SETTINGS {
             let codes = Codes::new(n, k, bits, group, activation);
             let matrix = Matrix::new(&codes.stored()).unwrap();
-            let mut inputs = Inputs::default();
-            matrix.prepare(&x, tokens, &mut inputs).unwrap();
-            let mut out = vec![0.0; n * tokens];
-            matrix.multiply(0..n, &inputs, &mut out);
-            assert!(right(&matrix, activation, &x, tokens, &out));
-            out.iter_mut().for_each(|y| *y *= 1.001);
-            assert!(!right(&matrix, activation, &x, tokens, &out));
+            found_wrong(&OfCodes { matrix, inputs: RefCell::default() }, activation, &x, tokens, n);
         }
+        for (_, make) in sparse24::Matrix::KERNELS {
+            let kept = Kept::of(&weights(n * k, 1), n, k).unwrap();
+            found_wrong(&make(kept).unwrap(), None, &x, tokens, n);
+        }
+    }
+
+    fn found_wrong(kernel: &impl Kernel, activation: Option<u8>, x: &[f32], tokens: usize, n: usize) {
+        let mut out = vec![0.0; n * tokens];
+        assert!(kernel.multiply(x, tokens, &mut Vec::new(), &mut out));
+        let right =
+            |out: &[f32]| near(n, tokens, |n| kernel.row(n), |token| seen(activation, x, tokens, token), out);
+        assert!(right(&out));
+        out.iter_mut().for_each(|y| *y *= 1.001);
+        assert!(!right(&out));
     }
 }
