@@ -154,7 +154,7 @@ fn a_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not() {
     assert_eq!(fresh.steps.len(), 24);
     // What was cut off or changed is refused.
     let mut spoilt = stopped.state.clone();
-    *spoilt.iter_mut().nth(5000).unwrap() ^= 1;
+    *spoilt.get_mut(5000).unwrap() ^= 1;
     for bytes in [&spoilt[..], &stopped.state[..stopped.state.len() - 1], &stopped.state[..30], b"AST0....."]
     {
         let error = go(&model, &starts, quick(), Some(bytes), &mut Log::default()).unwrap_err().to_string();

@@ -116,7 +116,8 @@ pub fn train_blockwise(
                             let decay = task.settings.lambda(squares);
                             let mean = (squares / matrix.dense.len().max(1) as f64).sqrt() as f32;
                             let settings = Ast { rate: task.settings.rate * mean / USUAL, ..task.settings };
-                            Ok(Either::Trained(Adaptive { matrix, settings, decay, step: 0 }))
+                            let trained = Adaptive { matrix, settings, decay, step: 0 };
+                            Ok(Either::Trained(Box::new(trained)))
                         }
                         None => Ok(Either::Still(Still(student.weights(tensor)?))),
                     })
@@ -191,14 +192,14 @@ impl Variable for Adaptive {
 
 /// A matrix of a sub-layer.
 enum Either {
-    Trained(Adaptive),
+    Trained(Box<Adaptive>),
     Still(Still),
 }
 
 impl Either {
     fn variable(&mut self) -> &mut dyn Variable {
         match self {
-            Self::Trained(matrix) => matrix,
+            Self::Trained(matrix) => matrix.as_mut(),
             Self::Still(still) => still,
         }
     }
