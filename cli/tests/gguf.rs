@@ -190,7 +190,7 @@ fn a_gguf_file_converts_to_the_checkpoint_that_it_was_made_of() {
     let text = std::fs::read_to_string(tinylm().join("eval.txt")).unwrap();
     let ids = |dir: &Path| Tokenizer::open(dir).unwrap().encode(&text[..20000.min(text.len())]).unwrap();
     assert!(ids(&file) == ids(&tinylm()) && ids(&out) == ids(&tinylm()));
-    let generated = |dir: &Path| ok(&["generate", path(dir), "--prompt", "Once", "--max-tokens", "8"]);
+    let generated = |dir: &Path| ok(&["generate", path(dir), "--prompt", "Once", "--max-new-tokens", "8"]);
     assert_eq!(generated(&file), generated(&tinylm()));
 }
 

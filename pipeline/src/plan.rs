@@ -443,7 +443,7 @@ fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Res
     if let Some(method) = checkpoint.config().and_then(|c| c.quantised_by()) {
         return Err(Error::Invalid(format!(
             "{}: {} holds BF16 matrices, and these were quantised by {method} (quantization_config.quant_method): this \
-             checkpoint has {found}; use --to planes, which holds any dtype, or restore it first (FP8, NVFP4 and MXFP4 become numbers so), \
+             checkpoint has {found}; use --to planes, which holds any dtype, or restore it first (which makes numbers of FP8, NVFP4 and MXFP4), or dequantise it with the tool that made it, \
              or convert the original checkpoint",
             checkpoint.root().display(),
             to.name()
