@@ -9,7 +9,7 @@ use crate::cache::{Cache, time_of_blobs};
 use crate::client::{Client, Failed, begins_at, soon};
 use crate::digest::Hasher;
 use crate::listing::Remote;
-use crate::snapshot::Progress;
+use crate::progress::Progress;
 use crate::{Error, Result};
 
 /// Bytes that are read at a time.

@@ -16,12 +16,14 @@ mod download;
 mod error;
 mod id;
 mod listing;
+mod progress;
 mod settings;
 mod shell;
 mod snapshot;
 
 pub use error::{Error, Result};
 pub use id::Id;
+pub use progress::Progress;
 pub use settings::Settings;
 pub use shell::Shell;
-pub use snapshot::{Headers, Hub, Progress, Snapshot};
+pub use snapshot::{Headers, Hub, Snapshot};

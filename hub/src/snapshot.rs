@@ -9,22 +9,13 @@ use crate::cache::Cache;
 use crate::client::Client;
 use crate::download::download;
 use crate::listing::{Listing, Remote, listing};
+use crate::progress::{Nobody, Progress};
 use crate::{Error, Id, Result, Settings, Shell};
 
 /// Files that are downloaded at a time.
 const AT_A_TIME: usize = 4;
 /// Other files than weights that are taken: tokenizers, templates, licences.
 const MOST_SMALL: u64 = 64 << 20;
-
-/// Hears of bytes that are there.
-pub trait Progress: Sync {
-    /// There are so many to be had in all.
-    fn total(&self, bytes: u64);
-    /// So many more are there.
-    fn advance(&self, bytes: u64);
-    /// So many were wrong: they come again.
-    fn retreat(&self, bytes: u64);
-}
 
 /// A hub.
 pub struct Hub {
@@ -214,13 +205,4 @@ fn is_torch(listing: &Listing) -> bool {
 
 fn is_small(file: &Remote) -> bool {
     !is_weights_file(&file.name) && file.bytes <= MOST_SMALL
-}
-
-/// Hears nothing.
-struct Nobody;
-
-impl Progress for Nobody {
-    fn total(&self, _: u64) {}
-    fn advance(&self, _: u64) {}
-    fn retreat(&self, _: u64) {}
 }
