@@ -54,7 +54,7 @@ impl Client {
         &self.settings
     }
 
-    /// Asks once, for the bytes from `from` on, to `to` where that is said (not with it).
+    /// Asks once: for the bytes from `from` on, up to the one before `to` where that is said.
     pub(crate) fn ask(&self, url: &str, from: u64, to: Option<u64>) -> Result<Answer, Failed> {
         let mut request = self.agent.get(url).header("Accept-Encoding", "identity");
         if from > 0 || to.is_some() {
