@@ -10,7 +10,8 @@ use llmpress_formats::encoding::abq::Abq;
 use llmpress_formats::{Checkpoint, Error, Removal, Result};
 use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
 use llmpress_quantize::{
-    Finished, FinishedBlock, Job, Residuals, Rotate, Rung, Sink, Spec, State, Transformations, ZeroPoint, run,
+    Finished, FinishedBlock, Job, Quantiser, Residuals, Rotate, Rung, Sink, Spec, State, Transformations,
+    ZeroPoint, run,
 };
 
 fn root() -> PathBuf {
@@ -109,6 +110,64 @@ fn put(model: &mut Model, finished: &[Finished]) {
             done.unit.decode_row(row, values).unwrap();
         }
         model.replace(&done.tensor, values).unwrap();
+    }
+}
+
+/// A job over all linears of a model.
+fn quantised(model: &mut Model, spec: Spec, calibration: Option<&Calibration>) -> Result<Kept> {
+    let specs = specs(model, spec);
+    let room = in_memory();
+    let job = Job { specs: &specs, transforms: &[], calibration, room: &room, hessians: 1 << 16 };
+    let mut kept = Kept::default();
+    run(model, job, State::default(), &mut kept).map(|()| kept)
+}
+
+#[test]
+fn families_with_parts_of_their_own_are_quantised_or_refused_by_name() {
+    // Whether by weights alone, by error feedback.
+    for (family, expected) in [
+        ("smollm3", [true, true]),
+        ("granite", [true, true]),
+        ("olmo2", [true, true]),
+        ("olmo3", [true, true]),
+        ("gemma2", [true, true]),
+        ("cohere2", [true, false]),
+        ("glm4", [true, true]),
+        ("starcoder2", [true, true]),
+        ("gpt2", [false, false]),
+    ] {
+        let mut model = open(&golden(family));
+        let calibration = calibration(&model, 16, 20);
+        let before = hidden(&model);
+        let learned = Some("gptq:w4,g32,learn,steps=2".parse::<Quantiser>().unwrap().spec);
+        let asked = [
+            (Rung::Rtn, None, expected[0]),
+            (Rung::Gptq, None, expected[1]),
+            (Rung::Gptq, learned, expected[1]),
+        ];
+        for (rung, learned, works) in asked {
+            let text = (rung == Rung::Gptq).then_some(&calibration);
+            let spec = learned.unwrap_or(spec(8, rung));
+            match quantised(&mut model, spec, text) {
+                Ok(kept) => {
+                    assert!(works, "{family} {rung}");
+                    assert!(hidden(&model) == before, "{family}: the model is as it was");
+                    assert_eq!(kept.finished.len(), specs(&model, spec).len(), "{family}");
+                    put(&mut model, &kept.finished);
+                    let far = relative(&hidden(&model), &before);
+                    assert!(
+                        far > 0.0 && far < if learned.is_some() { 0.5 } else { 0.1 },
+                        "{family} {rung}: {far}"
+                    );
+                    kept.finished.iter().for_each(|done| model.restore(&done.tensor).unwrap());
+                }
+                Err(error) => {
+                    assert!(!works && matches!(error, Error::Unsupported { .. }), "{family} {rung}: {error}");
+                    let name = model.config().blueprint.name;
+                    assert!(error.to_string().contains(&format!("{name} models")), "{family}: {error}");
+                }
+            }
+        }
     }
 }
 
