@@ -42,6 +42,7 @@ pub fn smoothing(model: &Model, calibration: &Calibration, smooth: Smooth) -> Re
         Reads::Normed | Reads::ExpertTokens(_) => smooth.norms,
         Reads::Heads => smooth.value,
         Reads::Inner | Reads::ExpertInner(_) => smooth.up,
+        Reads::Latent | Reads::QueryLatent => false,
     });
     let first = |input: &SharedInput| input.tensors.first().cloned();
     let of = wanted.filter_map(|input| Some((first(input)?, vec![0f32; input.features])));
