@@ -152,6 +152,10 @@ mod tests {
             ("starcoder2", "model.layers.1.mlp.c_proj.bias", Part::Mlp, true),
             ("gpt2", "transformer.h.11.attn.c_proj.bias", Part::Attention, true),
             ("gpt2", "h.0.mlp.c_fc.weight", Part::Mlp, false),
+            ("gpt_oss", "model.layers.1.mlp.experts.down_proj", Part::Mlp, true),
+            ("gpt_oss", "model.layers.1.mlp.experts.down_proj_bias", Part::Mlp, true),
+            ("gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", Part::Mlp, false),
+            ("gpt_oss", "model.layers.1.self_attn.sinks", Part::Attention, false),
             ("unheard", "model.layers.3.mlp.down_proj.weight", Part::Mlp, true),
             ("unheard", "layers.3.input_layernorm.weight", Part::Attention, false),
         ] {

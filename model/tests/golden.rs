@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llmpress_formats::{Blueprint, Checkpoint, Error};
-use llmpress_model::{LayerConfig, MlpConfig, Model, Observer, Panels, Skips, SubLayer, Unobserved, greedy};
+use llmpress_model::{
+    LayerConfig, MlpConfig, Model, Observer, Panels, Skips, SubLayer, Unobserved, Weights, greedy,
+};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -188,6 +190,23 @@ fn configurations_of_transformers_4_mean_the_same() {
         assert!(a == b, "{}", case.display());
     }
     assert!(twins >= 5);
+}
+
+#[test]
+fn experts_in_mxfp4_run_as_they_are_stored() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mxfp4/gpt_oss");
+    let golden = golden(&case);
+    let open = || Model::open(Arc::new(Checkpoint::open_dequantised(&case).unwrap())).unwrap();
+    let mut model = open();
+    let whole = logits(&model, &[&golden.ids], &mut Unobserved);
+    assert!(worst(&whole, &golden.logits) < TOLERANCE);
+    assert_eq!(greedy(&model, &golden.ids[..8], golden.greedy.len()).unwrap(), golden.greedy);
+    assert!(model.decoded_bytes() > 0, "they are decoded for every token");
+    for weights in [Weights::Bf16, Weights::Fixed12, Weights::Dfloat11] {
+        model.load(weights).unwrap();
+        assert!(logits(&model, &[&golden.ids], &mut Unobserved) == whole, "{weights:?}");
+        model = open();
+    }
 }
 
 /// Where transformers refuses a form, so may we; nothing else may become of it.

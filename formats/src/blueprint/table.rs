@@ -1,15 +1,18 @@
 //! The architectures that run. What an entry does not say is as Llama has it.
 
+mod gpt_oss;
+
 use super::{
     Bias, Biases, Blueprint, Caps, Defaults, ExpertLayers, Experts, Keys, MlpNames, Names, NormKind,
     Projected, QueryKeyNorm, Rope, RopeSets, Scale, Scales, Scores, Turned, Windows,
 };
 use crate::blueprint::mixers::PLAIN;
+use gpt_oss::GPT_OSS;
 
 /// All of them, in the order in which they are listed.
 pub(super) const ALL: &[Blueprint] = &[
     LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA3, PHI3, MIXTRAL, SMOLLM3, GRANITE, OLMO2, OLMO3, GEMMA2,
-    COHERE2, GLM4, STARCODER2, GPT2,
+    COHERE2, GLM4, STARCODER2, GPT2, GPT_OSS,
 ];
 
 const KEYS: Keys = Keys {
