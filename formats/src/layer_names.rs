@@ -156,6 +156,8 @@ mod tests {
             ("gpt_oss", "model.layers.1.mlp.experts.down_proj_bias", Part::Mlp, true),
             ("gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", Part::Mlp, false),
             ("gpt_oss", "model.layers.1.self_attn.sinks", Part::Attention, false),
+            ("deepseek_v3", "model.layers.3.mlp.shared_experts.down_proj.weight", Part::Mlp, true),
+            ("deepseek_v3", "model.layers.3.mlp.gate.e_score_correction_bias", Part::Mlp, false),
             ("unheard", "model.layers.3.mlp.down_proj.weight", Part::Mlp, true),
             ("unheard", "layers.3.input_layernorm.weight", Part::Attention, false),
         ] {

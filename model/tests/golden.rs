@@ -11,6 +11,7 @@ use llmpress_model::{
     LayerConfig, MlpConfig, Model, Observer, Panels, Skips, SubLayer, Unobserved, Weights, greedy,
 };
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 /// What every logit may differ by, beside this share of its value.
@@ -206,6 +207,26 @@ fn experts_in_mxfp4_run_as_they_are_stored() {
         model.load(weights).unwrap();
         assert!(logits(&model, &[&golden.ids], &mut Unobserved) == whole, "{weights:?}");
         model = open();
+    }
+}
+
+#[test]
+fn layers_that_predict_further_tokens_are_passed_over() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/deepseek_v3");
+    let bytes = std::fs::read(case.join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let mut views: Vec<(String, TensorView<'_>)> = stored.iter().map(|(n, v)| (n.to_owned(), v)).collect();
+    for (name, view) in stored.iter().filter(|(name, _)| name.starts_with("model.layers.2.")) {
+        views.push((name.replace("layers.2.", "layers.3."), view));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(case.join("config.json")).unwrap()).unwrap();
+    for (predicting, unused) in [(1, false), (0, true)] {
+        config["num_nextn_predict_layers"] = predicting.into();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        assert_eq!(!open(dir.path()).unused().is_empty(), unused);
     }
 }
 

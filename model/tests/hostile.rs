@@ -70,6 +70,8 @@ fn no_configuration_panics() {
         "qwen3_moe",
         "qwen2_sliding",
         "gpt_oss",
+        "deepseek_v3",
+        "deepseek_v2",
     ] {
         std::fs::copy(root.join(case).join("model.safetensors"), dir.path().join("model.safetensors"))
             .unwrap();

@@ -1,5 +1,6 @@
 //! The architectures that run. What an entry does not say is as Llama has it.
 
+mod deepseek;
 mod gpt_oss;
 
 use super::{
@@ -7,12 +8,31 @@ use super::{
     Projected, QueryKeyNorm, Rope, RopeSets, Scale, Scales, Scores, Turned, Windows,
 };
 use crate::blueprint::mixers::PLAIN;
+use deepseek::{DEEPSEEK_V2, DEEPSEEK_V3};
 use gpt_oss::GPT_OSS;
 
 /// All of them, in the order in which they are listed.
 pub(super) const ALL: &[Blueprint] = &[
-    LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA3, PHI3, MIXTRAL, SMOLLM3, GRANITE, OLMO2, OLMO3, GEMMA2,
-    COHERE2, GLM4, STARCODER2, GPT2, GPT_OSS,
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    GEMMA3,
+    PHI3,
+    MIXTRAL,
+    SMOLLM3,
+    GRANITE,
+    OLMO2,
+    OLMO3,
+    GEMMA2,
+    COHERE2,
+    GLM4,
+    STARCODER2,
+    GPT2,
+    GPT_OSS,
+    DEEPSEEK_V3,
+    DEEPSEEK_V2,
 ];
 
 const KEYS: Keys = Keys {

@@ -352,6 +352,36 @@ CASES = {
          "window": {"sliding_window": 7}, "sinks": without("sinks", -100.0), "router": without("router.bias"),
          "gate_up": without("gate_up_proj_bias"), "down": without("down_proj_bias"), "o": without("o_proj.bias"),
          "q": without("q_proj.bias"), "v": without("v_proj.bias")}, {}),
+    "deepseek_v3": (
+        dict(model_type="deepseek_v3", num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=8,
+             qk_rope_head_dim=4, v_head_dim=12, n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3,
+             n_shared_experts=1, moe_intermediate_size=16, first_k_dense_replace=1, routed_scaling_factor=2.5,
+             norm_topk_prob=True, num_mtp_layers=0,
+             rope_parameters=rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32, beta_fast=4.0,
+                                  beta_slow=0.25, mscale=1.5, mscale_all_dim=0.8)),
+        40, None,
+        {"scaling": {"routed_scaling_factor": 1.0}, "norm": {"norm_topk_prob": False}, "groups": {"topk_group": 3},
+         "interleave": {"rope_interleave": False}, "top": {"num_experts_per_tok": 2},
+         "mscale": {"rope_parameters": rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32,
+                                            beta_fast=4.0, beta_slow=0.25, mscale=1.5, mscale_all_dim=0.4)},
+         "correction": {"__buffers__": "e_score_correction_bias"}, "shared": without("shared_experts.down_proj.weight"),
+         "q_a": without("q_a_layernorm.weight", 1.0), "kv_a": without("kv_a_layernorm.weight", 1.0)}, {}),
+    "deepseek_v3_plain": (
+        dict(model_type="deepseek_v3", num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8,
+             qk_rope_head_dim=8, v_head_dim=8, n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2,
+             n_shared_experts=2, moe_intermediate_size=8, first_k_dense_replace=0, routed_scaling_factor=1.5,
+             norm_topk_prob=False, rope_interleave=False, attention_bias=True, num_hidden_layers=2, num_mtp_layers=0,
+             rope_parameters=DEFAULT_ROPE),
+        40, None, {"interleave": {"rope_interleave": True}, "norm": {"norm_topk_prob": True},
+                   "kv_a": without("kv_a_proj_with_mqa.bias"), "o": without("o_proj.bias")}, {}),
+    "deepseek_v2": (
+        dict(model_type="deepseek_v2", num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8,
+             qk_rope_head_dim=4, v_head_dim=8, n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3,
+             topk_method="group_limited_greedy", n_shared_experts=1, moe_intermediate_size=16,
+             first_k_dense_replace=1, routed_scaling_factor=3.0,
+             rope_parameters=rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32, mscale=0.7,
+                                  mscale_all_dim=0.7)),
+        40, None, {"scaling": {"routed_scaling_factor": 1.0}, "groups": {"topk_method": "greedy"}}, {}),
 }
 
 
