@@ -158,6 +158,8 @@ mod tests {
             ("gpt_oss", "model.layers.1.self_attn.sinks", Part::Attention, false),
             ("deepseek_v3", "model.layers.3.mlp.shared_experts.down_proj.weight", Part::Mlp, true),
             ("deepseek_v3", "model.layers.3.mlp.gate.e_score_correction_bias", Part::Mlp, false),
+            ("qwen3_next", "model.layers.0.linear_attn.out_proj.weight", Part::Attention, true),
+            ("qwen3_next", "model.layers.0.linear_attn.A_log", Part::Attention, false),
             ("unheard", "model.layers.3.mlp.down_proj.weight", Part::Mlp, true),
             ("unheard", "layers.3.input_layernorm.weight", Part::Attention, false),
         ] {

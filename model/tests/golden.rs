@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use llmpress_formats::{Blueprint, Checkpoint, Error};
 use llmpress_model::{
-    LayerConfig, MlpConfig, Model, Observer, Panels, Skips, SubLayer, Unobserved, Weights, greedy,
+    Cache, LayerConfig, MlpConfig, Model, Observer, Panels, Skips, SubLayer, Unobserved, Weights, greedy,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -227,6 +227,75 @@ fn layers_that_predict_further_tokens_are_passed_over() {
         config["num_nextn_predict_layers"] = predicting.into();
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         assert_eq!(!open(dir.path()).unused().is_empty(), unused);
+    }
+}
+
+#[test]
+fn experts_in_one_tensor_are_those_that_are_stored_apart() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3_5_moe");
+    let bytes = std::fs::read(case.join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for (name, view) in stored.iter() {
+        let Some((module, rest)) = name.split_once(".experts.") else {
+            all.insert(name.to_owned(), (view.shape().to_vec(), view.data().to_vec()));
+            continue;
+        };
+        if rest != "0.down_proj.weight" {
+            continue;
+        }
+        let (hidden, inner) = (view.shape()[0], view.shape()[1]);
+        let of = |expert: usize, part: &str| {
+            stored.tensor(&format!("{module}.experts.{expert}.{part}.weight")).unwrap().data().to_vec()
+        };
+        let gate_up = (0..4).flat_map(|e| [of(e, "gate_proj"), of(e, "up_proj")].concat()).collect();
+        let down = (0..4).flat_map(|e| of(e, "down_proj")).collect();
+        all.insert(format!("{module}.experts.gate_up_proj"), (vec![4, 2 * inner, hidden], gate_up));
+        all.insert(format!("{module}.experts.down_proj"), (vec![4, hidden, inner], down));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let views = all.iter().map(|(name, (shape, data))| {
+        (name, TensorView::new(safetensors::Dtype::BF16, shape.clone(), data).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
+    std::fs::copy(case.join("config.json"), dir.path().join("config.json")).unwrap();
+    let ids = golden(&case).ids;
+    let [apart, stacked] = [&case, dir.path()].map(|dir| {
+        let singly: Vec<&[u32]> = ids.chunks(1).collect();
+        let model = open(dir);
+        (logits(&model, &[&ids], &mut Unobserved), logits(&model, &singly, &mut Unobserved))
+    });
+    assert!(apart == stacked);
+    let model = open(dir.path());
+    assert!(model.decoded_bytes() == 0 && model.unused().is_empty(), "they are read where they lie");
+}
+
+/// A state is of all tokens before: what was read cannot be taken back, and a cleared cache begins anew.
+#[test]
+fn layers_that_remember_go_on_and_begin_anew_and_never_go_back() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3_next");
+    let (model, ids) = (open(&case), golden(&case).ids);
+    let whole = logits(&model, &[&ids], &mut Unobserved);
+    let mut cache = model.cache(ids.len());
+    let read = |cache: &mut Cache, ids: &[u32]| {
+        let hidden = model.hidden(ids, cache, &Skips::new(), &mut Unobserved)?;
+        let logits = model.logits(&hidden)?;
+        Ok::<_, Error>((0..ids.len()).map(|t| logits.token(t).collect()).collect::<Vec<Vec<f32>>>())
+    };
+    read(&mut cache, &ids[5..]).unwrap();
+    cache.clear();
+    assert!(worst(&read(&mut cache, &ids[..20]).unwrap(), &whole[..20]) < TOLERANCE);
+    // The same layers once more over the same tokens, as passes run them.
+    let mut h = model.embed(&ids[20..24]).unwrap();
+    model.run_layers(0..4, &mut h, &mut cache, &Skips::new(), &mut Unobserved).unwrap();
+    assert!(worst(&read(&mut cache, &ids[20..]).unwrap(), &whole[20..]) < TOLERANCE);
+    // Layers that were left out remember nothing of what came before.
+    let mut cache = model.cache(ids.len());
+    let skips = Skips::from([SubLayer::Attention(0)]);
+    model.hidden(&ids[..4], &mut cache, &skips, &mut Unobserved).unwrap();
+    let error = read(&mut cache, &ids[4..8]).unwrap_err();
+    for part in ["qwen3_next", "layer 0", "0 tokens", "after 4", "from its start"] {
+        assert!(error.to_string().contains(part), "{error}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod deepseek;
 mod gpt_oss;
+mod qwen3_next;
 
 use super::{
     Bias, Biases, Blueprint, Caps, Defaults, ExpertLayers, Experts, Keys, MlpNames, Names, NormKind,
@@ -10,6 +11,7 @@ use super::{
 use crate::blueprint::mixers::PLAIN;
 use deepseek::{DEEPSEEK_V2, DEEPSEEK_V3};
 use gpt_oss::GPT_OSS;
+use qwen3_next::{QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT};
 
 /// All of them, in the order in which they are listed.
 pub(super) const ALL: &[Blueprint] = &[
@@ -33,6 +35,9 @@ pub(super) const ALL: &[Blueprint] = &[
     GPT_OSS,
     DEEPSEEK_V3,
     DEEPSEEK_V2,
+    QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
 ];
 
 const KEYS: Keys = Keys {

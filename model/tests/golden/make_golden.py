@@ -382,6 +382,31 @@ CASES = {
              rope_parameters=rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32, mscale=0.7,
                                   mscale_all_dim=0.7)),
         40, None, {"scaling": {"routed_scaling_factor": 1.0}, "groups": {"topk_method": "greedy"}}, {}),
+    "qwen3_next": (
+        dict(model_type="qwen3_next", head_dim=16, num_hidden_layers=4, linear_key_head_dim=8, linear_value_head_dim=6,
+             linear_num_key_heads=2, linear_num_value_heads=4, num_experts=4, num_experts_per_tok=2,
+             moe_intermediate_size=16, shared_expert_intermediate_size=24, mlp_only_layers=[1], intermediate_size=32,
+             rope_parameters=rope("default", partial_rotary_factor=0.25)),
+        40, None,
+        {"conv": without("conv1d.weight", 0.2), "A": without("A_log"), "dt": without("dt_bias"),
+         "norm": without("linear_attn.norm.weight", 1.0), "shared": without("shared_expert_gate.weight"),
+         "rope": {"rope_parameters": rope("default", partial_rotary_factor=1.0)}, "top": {"num_experts_per_tok": 1},
+         "normalise": {"norm_topk_prob": False}}, {}),
+    "qwen3_5": (
+        dict(model_type="qwen3_5_text", head_dim=16, num_hidden_layers=4, linear_key_head_dim=8,
+             linear_value_head_dim=6, linear_num_key_heads=2, linear_num_value_heads=4, intermediate_size=48,
+             layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention"],
+             linear_conv_kernel_dim=3, tie_word_embeddings=True,
+             rope_parameters=rope("default", partial_rotary_factor=0.5, mrope_section=[2, 1, 1])),
+        40, None, {"conv": without("conv1d.weight", 0.2), "A": without("A_log"), "dt": without("dt_bias"),
+                   "z": without("in_proj_z.weight", 0.1)}, {}),
+    "qwen3_5_moe": (
+        dict(model_type="qwen3_5_moe_text", head_dim=16, num_hidden_layers=2, linear_key_head_dim=8,
+             linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2, num_experts=4,
+             num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24,
+             layer_types=["linear_attention", "full_attention"],
+             rope_parameters=rope("default", partial_rotary_factor=0.25)),
+        40, None, {"shared": without("shared_expert_gate.weight"), "top": {"num_experts_per_tok": 1}}, {}),
 }
 
 
