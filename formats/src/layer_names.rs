@@ -160,6 +160,7 @@ mod tests {
             ("deepseek_v3", "model.layers.3.mlp.gate.e_score_correction_bias", Part::Mlp, false),
             ("qwen3_next", "model.layers.0.linear_attn.out_proj.weight", Part::Attention, true),
             ("qwen3_next", "model.layers.0.linear_attn.A_log", Part::Attention, false),
+            ("llama4", "language_model.model.layers.1.feed_forward.experts.down_proj", Part::Mlp, true),
             ("unheard", "model.layers.3.mlp.down_proj.weight", Part::Mlp, true),
             ("unheard", "layers.3.input_layernorm.weight", Part::Attention, false),
         ] {

@@ -87,6 +87,7 @@ fn prompts_at_once_get_the_tokens_that_each_gets_by_itself_on_the_processor() {
         "deepseek_v3",
         "qwen3_next",
         "qwen3_5",
+        "llama4",
     ] {
         check(&open(name), name);
         let mut encoded = open(name);

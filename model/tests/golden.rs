@@ -210,6 +210,54 @@ fn experts_in_mxfp4_run_as_they_are_stored() {
     }
 }
 
+/// Configurations as their publishers write them, before transformers writes them anew.
+#[test]
+fn published_forms_of_configurations_mean_the_same() {
+    let null = Value::Null;
+    let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0,
+        "beta_slow": 0.25, "mscale": 1.5, "mscale_all_dim": 0.8});
+    let oss = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0,
+        "beta_slow": 0.25, "truncate": false});
+    let changes = [
+        (
+            "gpt_oss",
+            json!({"layer_types": null, "rope_parameters": null, "rope_theta": 1000.0, "rope_scaling": oss}),
+        ),
+        (
+            "deepseek_v3",
+            json!({"rope_parameters": null, "rope_theta": 1000.0, "rope_scaling": yarn, "head_dim": null,
+            "topk_method": "noaux_tc", "scoring_func": "sigmoid", "rope_interleave": null}),
+        ),
+        (
+            "qwen3_next",
+            json!({"layer_types": null, "rope_parameters": null, "rope_theta": 1e4,
+            "partial_rotary_factor": 0.25, "rope_scaling": null, "full_attention_interval": 4}),
+        ),
+        (
+            "llama4",
+            json!({"layer_types": null, "moe_layers": null, "no_rope_layers": [], "no_rope_layer_interval": 3,
+            "attn_temperature_tuning": 4}),
+        ),
+    ];
+    for (name, changes) in changes {
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let mut config: Value =
+            serde_json::from_slice(&std::fs::read(case.join("config.json")).unwrap()).unwrap();
+        for (key, value) in changes.as_object().unwrap() {
+            match value == &null && key != "rope_scaling" {
+                true => drop(config.as_object_mut().unwrap().remove(key)),
+                false => config[key] = value.clone(),
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        std::fs::copy(case.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let ids = golden(&case).ids;
+        let [a, b] = [&case, dir.path()].map(|dir| logits(&open(dir), &[&ids], &mut Unobserved));
+        assert!(a == b, "{name}");
+    }
+}
+
 #[test]
 fn layers_that_predict_further_tokens_are_passed_over() {
     let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/deepseek_v3");

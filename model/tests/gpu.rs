@@ -146,6 +146,8 @@ fn every_architecture_runs_near_the_processors_logits() {
         "glm4",
         "gpt2",
         "gpt_oss",
+        "llama4",
+        "llama4_plain",
         "olmo2",
         "olmo3",
         "qwen3_5",

@@ -11,8 +11,14 @@ use llmpress_model::{Model, Skips, Unobserved, Weights};
 use llmpress_pipeline::{Options, Progress, Recipe, Request, Task, Watch, convert_request};
 
 /// One of each family, and the experts that are stored in MXFP4.
-const CASES: &[&str] =
-    &["golden/gpt_oss", "mxfp4/gpt_oss", "golden/deepseek_v3", "golden/qwen3_next", "golden/qwen3_5_moe"];
+const CASES: &[&str] = &[
+    "golden/gpt_oss",
+    "mxfp4/gpt_oss",
+    "golden/deepseek_v3",
+    "golden/qwen3_next",
+    "golden/qwen3_5_moe",
+    "golden/llama4",
+];
 
 fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests").join(name)

@@ -139,6 +139,7 @@ fn families_with_parts_of_their_own_are_quantised_or_refused_by_name() {
         ("deepseek_v3", [true, true]),
         ("qwen3_next", [true, true]),
         ("qwen3_5", [true, true]),
+        ("llama4", [true, true]),
     ] {
         let mut model = open(&golden(family));
         let calibration = calibration(&model, 16, 20);

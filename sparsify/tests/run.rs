@@ -130,6 +130,7 @@ fn families_with_parts_of_their_own_become_two_in_four_or_are_refused_by_name() 
         ("deepseek_v3", [true, true, false]),
         ("qwen3_next", [true, true, false]),
         ("qwen3_5", [true, true, false]),
+        ("llama4", [true, true, false]),
     ] {
         let mut model = open(&golden(family));
         let calibration = calibration(&model, 16, 20);

@@ -2,6 +2,7 @@
 
 mod deepseek;
 mod gpt_oss;
+mod llama4;
 mod qwen3_next;
 
 use super::{
@@ -11,6 +12,7 @@ use super::{
 use crate::blueprint::mixers::PLAIN;
 use deepseek::{DEEPSEEK_V2, DEEPSEEK_V3};
 use gpt_oss::GPT_OSS;
+use llama4::LLAMA4;
 use qwen3_next::{QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT};
 
 /// All of them, in the order in which they are listed.
@@ -38,6 +40,7 @@ pub(super) const ALL: &[Blueprint] = &[
     QWEN3_NEXT,
     QWEN3_5,
     QWEN3_5_MOE,
+    LLAMA4,
 ];
 
 const KEYS: Keys = Keys {

@@ -407,6 +407,21 @@ CASES = {
              layer_types=["linear_attention", "full_attention"],
              rope_parameters=rope("default", partial_rotary_factor=0.25)),
         40, None, {"shared": without("shared_expert_gate.weight"), "top": {"num_experts_per_tok": 1}}, {}),
+    "llama4": (
+        dict(model_type="llama4_text", head_dim=16, num_hidden_layers=4, no_rope_layers=[1, 1, 0, 1],
+             attention_chunk_size=12, interleave_moe_layer_step=2, floor_scale=4, attn_scale=0.5, num_local_experts=4,
+             num_experts_per_tok=1, intermediate_size=16, intermediate_size_mlp=32, rope_parameters=DEFAULT_ROPE),
+        40, None,
+        {"tuning": {"attn_temperature_tuning": False}, "floor": {"floor_scale": 5}, "chunk": {"attention_chunk_size": 13},
+         "qk": {"use_qk_norm": False}, "rope": {"no_rope_layers": [1, 0, 1, 1]}, "top": {"num_experts_per_tok": 2},
+         "shared": without("shared_expert.down_proj.weight")}, {}),
+    "llama4_plain": (
+        dict(model_type="llama4_text", head_dim=16, num_hidden_layers=2, no_rope_layers=[1, 0], use_qk_norm=False,
+             attention_chunk_size=64, attn_temperature_tuning=False, num_local_experts=4, num_experts_per_tok=2,
+             intermediate_size=16, intermediate_size_mlp=32,
+             rope_parameters=rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                  original_max_position_embeddings=32)),
+        40, None, {"rope": {"rope_parameters": DEFAULT_ROPE}, "qk": {"use_qk_norm": True}}, {}),
 }
 
 
