@@ -256,12 +256,6 @@ impl Recipe {
                 )));
             }
         }
-        if self.entropy_code && !sparsifying.is_empty() {
-            return Err(Error::Invalid(
-                "kept values of 2:4 matrices do not go through an entropy coder: leave --entropy-code out"
-                    .into(),
-            ));
-        }
         let quantises = |pass: &Pass| matches!(pass, Pass::Quantise(_) | Pass::Quantised(_));
         if let (Some(at), Some(&sparse)) = (self.passes.iter().position(quantises), sparsifying.first())
             && at < sparse
