@@ -22,6 +22,7 @@
 //! ```
 
 mod architecture;
+pub mod blueprint;
 mod checkpoint;
 mod component;
 mod config;
@@ -54,6 +55,7 @@ pub use architecture::{
     KNOWN_MODEL_TYPES, PatternDict, Traits, UnitPattern, block_counts, block_linears, derive_units,
     pattern_dict,
 };
+pub use blueprint::Blueprint;
 pub use checkpoint::{Checkpoint, Kind, StoredSize, Tensor, Unit};
 pub use component::Component;
 pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY, QUANTISATION_FILE, QUANTISATION_KEYS, WEIGHTS_KEY};

@@ -13,7 +13,7 @@ use llmpress_formats::{
 };
 use llmpress_kernels::cpu::Hadamard;
 use llmpress_kernels::gpu::Gpu;
-use llmpress_model::{Family, GpuModel, MlpConfig, Model, Skips, Unobserved, Weights, folded, undone};
+use llmpress_model::{GpuModel, MlpConfig, Model, Skips, Unobserved, Weights, folded, undone};
 use support::{goldens, logits, open, single, tensors, worst, write};
 
 /// What a logit may differ by, as a share of the largest one.
@@ -33,7 +33,9 @@ fn value(model: &Model) -> Transform {
 /// The inner sizes of its MLPs.
 fn inner(model: &Model) -> Vec<usize> {
     let size = |mlp| match mlp {
-        MlpConfig::Dense { intermediate } | MlpConfig::Experts { intermediate, .. } => intermediate,
+        MlpConfig::Dense { intermediate }
+        | MlpConfig::Plain { intermediate }
+        | MlpConfig::Experts { intermediate, .. } => intermediate,
     };
     let mut sizes: Vec<usize> = model.config().layers.iter().map(|layer| size(layer.mlp)).collect();
     sizes.sort_unstable();
@@ -64,7 +66,9 @@ fn scales(model: &Model, site: ScaleSite) -> Vec<Transform> {
     let len = |layer: usize| match (site, c.layers[layer].mlp) {
         (ScaleSite::AttentionNorm | ScaleSite::MlpNorm, _) => c.hidden_size,
         (ScaleSite::Value, _) => c.kv_heads * c.head_dim,
-        (ScaleSite::Up, MlpConfig::Dense { intermediate }) => intermediate,
+        (ScaleSite::Up, MlpConfig::Dense { intermediate } | MlpConfig::Plain { intermediate }) => {
+            intermediate
+        }
         (ScaleSite::Up, MlpConfig::Experts { intermediate, count, .. }) => intermediate * count,
     };
     let scale = |layer: usize, i: usize| 2f32.powf(((i * 37 + layer * 11) % 17) as f32 / 4.0 - 2.0);
@@ -111,7 +115,7 @@ fn lists(model: &Model) -> Vec<(&'static str, Vec<Transform>)> {
         ("R4", down(model)),
     ];
     let mut all: Vec<Transform> = lists.iter().skip(2).flat_map(|(_, list)| list.clone()).collect();
-    if model.config().family != Family::Gemma3 {
+    if !model.config().post_norms() {
         lists.push(("R1", residual(model)));
         all.extend(residual(model));
     }
@@ -200,7 +204,7 @@ fn models_that_norm_their_outputs_refuse_a_turned_residual_stream_by_name() {
     for golden in goldens() {
         let mut model = open(&golden);
         let list = vec![rotation(RotationSite::Residual, model.config().hidden_size, None)];
-        if model.config().family != Family::Gemma3 {
+        if !model.config().post_norms() {
             continue;
         }
         let error = model.transform(list).unwrap_err();

@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 
+use llmpress_formats::blueprint::{MlpNames, NormKind};
 use llmpress_formats::{Error, Order, PermutationSite, Result, RotationSite, ScaleSite, Transform};
 use llmpress_kernels::cpu::Hadamard;
 
@@ -26,13 +27,43 @@ use crate::{Model, ModelConfig, online};
 
 /// Refuses what a family cannot have.
 pub(crate) fn check_support(config: &ModelConfig, transform: &Transform) -> Result<(), String> {
+    let blueprint = config.blueprint;
+    let name = blueprint.name;
     let residual = matches!(transform, Transform::Rotation { site: RotationSite::Residual, .. });
+    let of_norm =
+        matches!(transform, Transform::Scale { site: ScaleSite::AttentionNorm | ScaleSite::MlpNorm, .. });
+    let up = matches!(transform, Transform::Scale { site: ScaleSite::Up, .. });
+    let folded = !matches!(transform, Transform::Quantize { .. });
+    if folded && blueprint.transposed {
+        return Err(format!(
+            "{name} models store their matrices transposed, which nothing is folded into yet"
+        ));
+    }
     if residual && config.post_norms() {
         return Err(format!(
-            "{} models norm the outputs of attention and MLP, which a rotation of the residual stream does not commute with; \
-             rotations of value and down are possible",
-            config.family.name()
+            "{name} models norm the outputs of attention and MLP, which a rotation of the residual stream does not commute with; \
+             rotations of value and down are possible"
         ));
+    }
+    if (residual || of_norm) && matches!(blueprint.norm, NormKind::Layer { .. }) {
+        return Err(format!(
+            "{name} models have layer norms, which take a mean away: neither scales nor rotations of the residual stream are folded \
+             into their readers; rotations of value and down are possible"
+        ));
+    }
+    if of_norm && (blueprint.names.attention_norm.is_none() || blueprint.names.mlp_norm.is_none()) {
+        return Err(format!(
+            "{name} models do not norm what attention and MLP read: there is no norm to scale"
+        ));
+    }
+    if (residual || of_norm) && blueprint.parallel {
+        return Err(format!(
+            "attention and MLP of {name} models read the same norm, which is not folded into both yet; rotations of value and down \
+             are possible"
+        ));
+    }
+    if up && matches!(blueprint.names.mlp, MlpNames::Plain(_)) {
+        return Err(format!("the MLP of {name} models has no gate: no scale goes through its function"));
     }
     Ok(())
 }
@@ -135,13 +166,17 @@ impl Builder<'_> {
         match (site, &layer.attention, &layer.mlp) {
             (ScaleSite::AttentionNorm, Some(attention), _) => {
                 check_size("the norm", c.hidden_size, scales.len())?;
-                self.norm(&attention.norm_name, &scales);
+                if let Some(norm) = &attention.norm {
+                    self.norm(&norm.name, &scales);
+                }
                 let readers = attention.body.projections.linears();
                 readers.iter().for_each(|reader| self.times_columns(reader, &scales));
             }
             (ScaleSite::MlpNorm, _, Some(mlp)) => {
                 check_size("the norm", c.hidden_size, scales.len())?;
-                self.norm(&mlp.norm_name, &scales);
+                if let Some(norm) = &mlp.norm {
+                    self.norm(&norm.name, &scales);
+                }
                 if let Mlp::Experts { router, .. } = &mlp.body {
                     self.times_columns(router, &scales);
                 }
@@ -206,7 +241,7 @@ impl Builder<'_> {
                     let (own, others) = rest.split_at(gated.down.cols());
                     rest = others;
                     let own: Arc<[u32]> = permutation(own, 0)?.into();
-                    for (linear, first) in [gate_rows(gated), up_rows(gated)] {
+                    for (linear, first) in gate_rows(gated).into_iter().chain([up_rows(gated)]) {
                         self.rows(linear, Step::PermuteRows { first, order: own.clone() });
                     }
                     self.permute_columns(&gated.down, own);
@@ -293,17 +328,18 @@ fn permutation(places: &[u32], first: usize) -> Result<Vec<u32>, String> {
 }
 
 /// The matrix of the gate, and its first row.
-fn gate_rows(gated: &Gated) -> (&Linear, usize) {
+fn gate_rows(gated: &Gated) -> Option<(&Linear, usize)> {
     match &gated.gate_up {
-        GateUp::Separate([gate, _]) => (gate, 0),
-        GateUp::Fused(one) => (one, 0),
+        GateUp::Separate([gate, _]) => Some((gate, 0)),
+        GateUp::Fused(one) => Some((one, 0)),
+        GateUp::Alone(_) => None,
     }
 }
 
 /// The matrix of the up projection, and its first row.
 fn up_rows(gated: &Gated) -> (&Linear, usize) {
     match &gated.gate_up {
-        GateUp::Separate([_, up]) => (up, 0),
+        GateUp::Separate([_, up]) | GateUp::Alone(up) => (up, 0),
         GateUp::Fused(one) => (one, one.rows() / 2),
     }
 }
