@@ -92,7 +92,10 @@ fn orders(model: &Model, site: PermutationSite) -> Vec<Transform> {
             (PermutationSite::Value, _) => {
                 (0..c.kv_heads).flat_map(|head| stirred(c.head_dim, head * c.head_dim)).collect()
             }
-            (PermutationSite::Down, MlpConfig::Dense { intermediate }) => stirred(intermediate, 0).collect(),
+            (
+                PermutationSite::Down,
+                MlpConfig::Dense { intermediate } | MlpConfig::Plain { intermediate },
+            ) => stirred(intermediate, 0).collect(),
             (PermutationSite::Down, MlpConfig::Experts { intermediate, count, .. }) => {
                 (0..count).flat_map(|_| stirred(intermediate, 0)).collect()
             }
