@@ -84,7 +84,9 @@ pub use remade::Remake;
 pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal, Size};
 pub use shard::ShardFile;
 pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};
-pub use transform::{QuantizeSite, Rotation, RotationSite, ScaleSite, Scales, Transform};
+pub use transform::{
+    Order, PermutationSite, QuantizeSite, Rotation, RotationSite, ScaleSite, Scales, Transform,
+};
 
 /// Most bytes of all tensors, or of all shards, together. Far beyond any disk: sums and small multiples of sizes stay
 /// below 2^64.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use llmpress_emulator::Emulator;
 use llmpress_formats::{
-    Checkpoint, Error, MANIFEST_FILE, QuantizeSite, Rotation, RotationSite, ScaleSite, Scales, Transform,
+    Checkpoint, Error, MANIFEST_FILE, Order, PermutationSite, QuantizeSite, Rotation, RotationSite,
+    ScaleSite, Scales, Transform,
 };
 use llmpress_kernels::cpu::Hadamard;
 use llmpress_kernels::gpu::Gpu;
@@ -78,6 +79,32 @@ fn scales(model: &Model, site: ScaleSite) -> Vec<Transform> {
     (0..c.layers.len()).map(of).collect()
 }
 
+/// Another order in every layer; of experts each its own.
+fn orders(model: &Model, site: PermutationSite) -> Vec<Transform> {
+    let c = model.config();
+    // Any stride that shares no factor with the size.
+    let stirred = |n: usize, first: usize| {
+        let stride = (n / 2..).find(|s| (2..=*s).all(|f| s % f != 0 || n % f != 0)).unwrap();
+        (0..n).map(move |i| (first + (i * stride + 3) % n) as u32)
+    };
+    let of = |layer: usize| {
+        let places: Vec<u32> = match (site, c.layers[layer].mlp) {
+            (PermutationSite::Value, _) => {
+                (0..c.kv_heads).flat_map(|head| stirred(c.head_dim, head * c.head_dim)).collect()
+            }
+            (
+                PermutationSite::Down,
+                MlpConfig::Dense { intermediate } | MlpConfig::Plain { intermediate },
+            ) => stirred(intermediate, 0).collect(),
+            (PermutationSite::Down, MlpConfig::Experts { intermediate, count, .. }) => {
+                (0..count).flat_map(|_| stirred(intermediate, 0)).collect()
+            }
+        };
+        Transform::Permutation { site, layer, order: Order::new(places) }
+    };
+    (0..c.layers.len()).map(of).collect()
+}
+
 /// Every kind alone.
 fn kinds(model: &Model) -> Vec<(&'static str, Vec<Transform>)> {
     vec![
@@ -85,6 +112,8 @@ fn kinds(model: &Model) -> Vec<(&'static str, Vec<Transform>)> {
         ("mlp_norm", scales(model, ScaleSite::MlpNorm)),
         ("value scales", scales(model, ScaleSite::Value)),
         ("up scales", scales(model, ScaleSite::Up)),
+        ("order of values", orders(model, PermutationSite::Value)),
+        ("order of inner features", orders(model, PermutationSite::Down)),
         ("R2", vec![value(model)]),
         ("R4", down(model)),
         ("R1", residual(model)),
@@ -111,7 +140,20 @@ const REFUSED: [(&str, &[&str]); 8] = [
     ("gemma2", &["R1"]),
     ("gemma3", &["R1"]),
     ("glm4", &["R1"]),
-    ("gpt2", &["attention_norm", "mlp_norm", "value scales", "up scales", "R2", "R4", "R1"]),
+    (
+        "gpt2",
+        &[
+            "attention_norm",
+            "mlp_norm",
+            "value scales",
+            "up scales",
+            "order of values",
+            "order of inner features",
+            "R2",
+            "R4",
+            "R1",
+        ],
+    ),
     ("olmo2", &["attention_norm", "mlp_norm", "R1"]),
     ("olmo3", &["attention_norm", "mlp_norm", "R1"]),
     ("starcoder2", &["attention_norm", "mlp_norm", "up scales", "R1"]),
@@ -273,7 +315,23 @@ fn transformations_of_another_model_are_refused() {
     let golden = goldens().into_iter().find(|dir| dir.ends_with("llama")).unwrap();
     let mut model = open(&golden);
     let scale = |site, layer, values: &[f32]| Transform::Scale { site, layer, scales: Scales::new(values) };
+    let order =
+        |site, layer, places: Vec<u32>| Transform::Permutation { site, layer, order: Order::new(places) };
+    let value_order = |at: usize, place: u32| {
+        let mut places: Vec<u32> = (0..16).collect();
+        places[at] = place;
+        order(PermutationSite::Value, 0, places)
+    };
     for (transform, part) in [
+        (order(PermutationSite::Value, 0, (0..15).collect()), "where value has 16"),
+        (order(PermutationSite::Down, 0, (0..81).collect()), "where down has 80"),
+        (order(PermutationSite::Down, 99, (0..80).collect()), "layer 99 is none of"),
+        (order(PermutationSite::Down, 0, (1..81).collect()), "names each of 0 to 79 once"),
+        (value_order(3, 2), "place 3 is filled from 2"),
+        (value_order(3, u32::MAX), "names each of 0 to 7 once"),
+        // Of another head.
+        (value_order(3, 11), "place 3 is filled from 11"),
+        (value_order(11, 3), "names each of 8 to 15 once"),
         (rotation(RotationSite::Residual, 64, None), "has 64 features where the residual stream has 48"),
         (rotation(RotationSite::Value, 16, None), "where a head has 8"),
         (rotation(RotationSite::Down, 96, None), "96 features, which no down projection has"),
@@ -314,6 +372,8 @@ fn moments_of_the_plain_basis_serve_the_turned_one() {
     let model = open(dir.path());
     let mut list = scales(&model, ScaleSite::Value);
     list.extend(scales(&model, ScaleSite::Up));
+    list.extend(orders(&model, PermutationSite::Value));
+    list.extend(orders(&model, PermutationSite::Down));
     list.push(value(&model));
     list.extend(down(&model));
     list.extend(residual(&model));

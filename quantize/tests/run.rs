@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::encoding::abq::Abq;
-use llmpress_formats::{Checkpoint, Error, Removal, Result};
+use llmpress_formats::{Checkpoint, Error, Removal, Result, ScaleSite, Transform};
 use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
 use llmpress_quantize::{
     Finished, FinishedBlock, Job, Quantiser, Residuals, Rotate, Rung, Sink, Spec, State, Transformations,
@@ -57,6 +57,7 @@ struct Kept {
     end: Option<usize>,
     steps: u64,
     total: (u64, u64),
+    transforms: Vec<Transform>,
 }
 
 impl Sink for Kept {
@@ -75,6 +76,7 @@ impl Sink for Kept {
         residuals: Option<&mut Residuals>,
     ) -> Result<()> {
         self.finished.extend(finished.tensors);
+        self.transforms.extend(finished.transforms);
         let save = |residuals: &mut Residuals| {
             let mut bytes = Vec::new();
             residuals.save(&mut bytes, Path::new("saved")).map(|()| bytes)
@@ -173,6 +175,34 @@ fn families_with_parts_of_their_own_are_quantised_or_refused_by_name() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn blocks_are_learned_with_the_scales_that_a_family_can_have() {
+    use ScaleSite::{AttentionNorm, MlpNorm, Up, Value};
+    let spec = "gptq:w3,g32,learn=block,scale,steps=4".parse::<Quantiser>().unwrap().spec;
+    for (family, expected) in [
+        ("granite", &[AttentionNorm, Value, MlpNorm, Up][..]),
+        ("glm4", &[AttentionNorm, Value, MlpNorm, Up]),
+        ("gemma2", &[AttentionNorm, Value, MlpNorm, Up]),
+        ("olmo2", &[Value, Up]),
+        ("starcoder2", &[]),
+    ] {
+        let mut model = open(&golden(family));
+        let calibration = calibration(&model, 16, 20);
+        let kept = quantised(&mut model, spec, Some(&calibration)).unwrap();
+        let sites: Vec<ScaleSite> = kept
+            .transforms
+            .iter()
+            .map(|t| match t {
+                Transform::Scale { site, .. } => *site,
+                other => panic!("{family}: {other:?}"),
+            })
+            .collect();
+        assert!(sites.iter().all(|site| expected.contains(site)), "{family}: {sites:?}");
+        assert_eq!(sites.is_empty(), expected.is_empty(), "{family}");
+        model.folds(&kept.transforms).unwrap();
     }
 }
 
