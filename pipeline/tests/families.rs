@@ -99,7 +99,8 @@ fn a_quantising_pass_takes_the_matrices_that_are_tensors_and_leaves_the_others()
         let largest = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
         let off =
             logits(&model).iter().zip(&expected).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f32::max);
-        assert!(off > 0.0 && off < 0.1, "{name}: {off}");
+        // A token may go through another expert.
+        assert!(off > 0.0 && off < 0.5, "{name}: {off}");
         let coded = |tensor: &str| {
             let checkpoint = model.checkpoint();
             let unit = checkpoint.unit_of(checkpoint.tensor(tensor).unwrap()).unwrap();
