@@ -207,6 +207,17 @@ fn blocks_are_learned_with_the_scales_that_a_family_can_have() {
 }
 
 #[test]
+fn models_with_parts_of_their_own_are_not_smoothed_and_say_so_by_name() {
+    for family in ["gpt_oss", "deepseek_v3", "qwen3_next", "qwen3_5", "llama4"] {
+        let model = open(&golden(family));
+        let smooth = Transformations { smooth: true, ..Transformations::default() };
+        let error = smooth.of(&model, Some(&calibration(&model, 2, 20))).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{family}: {error}");
+        assert!(error.to_string().contains(model.config().blueprint.name), "{family}: {error}");
+    }
+}
+
+#[test]
 fn every_family_is_quantised_and_computes_nearly_the_same() {
     for family in
         ["llama", "llama_bias", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "mixtral", "qwen3_moe"]
