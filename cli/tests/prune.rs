@@ -73,6 +73,35 @@ fn pruned_checkpoints_are_proven_against_their_source() {
 }
 
 #[test]
+fn prunings_of_families_with_names_of_their_own_are_proven_against_their_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = tinylm().join("../../model/tests/golden");
+    for (family, layers) in [
+        ("cohere2", "num_hidden_layers"),
+        ("gemma2", "num_hidden_layers"),
+        ("glm4", "num_hidden_layers"),
+        ("gpt2", "n_layer"),
+        ("olmo2", "num_hidden_layers"),
+        ("smollm3", "num_hidden_layers"),
+        ("starcoder2", "num_hidden_layers"),
+    ] {
+        let source = golden.join(family);
+        for (to, more) in [
+            ("drop:random=2,seed=2+planes", &[][..]),
+            ("drop:random=2,seed=2+planes", &["--portable"]),
+            ("drop:last=2+planes", &[]),
+        ] {
+            let out = dir.path().join(format!("{family}-{}-{}", &to[5..9], more.len()));
+            ok(&[&["convert", path(&source), path(&out), "--to", to, "--quiet"], more].concat());
+            let found = ok(&["verify", path(&out), "--against", path(&source)]);
+            assert!(found.contains("pruned") && found.contains("bit-identical"), "{family} {to}: {found}");
+        }
+        let count = |dir: &Path| json_file(&dir.join("config.json"))[layers].as_u64().unwrap();
+        assert_eq!(count(&dir.path().join(format!("{family}-last-0"))) + 1, count(&source), "{family}");
+    }
+}
+
+#[test]
 fn a_ranking_is_saved_drawn_and_used_again() {
     let dir = tempfile::tempdir().unwrap();
     let (model, calib) = (tinylm(), calib());

@@ -261,12 +261,11 @@ pub enum Turned {
 pub enum RopeSets {
     /// One for all.
     One,
-    /// One for layers that see everything, which `rope_scaling` is for, and one for those with a window, whose base stands under this
-    /// key or is this.
+    /// One for layers that see everything, which `rope_scaling` and `rope_theta` are for, and one for those with a window.
     ByWindow {
-        /// The key.
-        key: &'static str,
-        /// The base where the key is absent.
+        /// What says the base of those with a window, beside their own parameters.
+        key: Option<&'static str>,
+        /// That base where nothing says it.
         theta: f64,
     },
 }

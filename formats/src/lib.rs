@@ -39,6 +39,7 @@ mod hashed;
 mod header;
 mod index;
 mod known_files;
+mod layer_names;
 mod manifest;
 mod named;
 mod official;
@@ -70,6 +71,7 @@ pub use hashed::{Written, write_json};
 pub use header::{Header, MAX_HEADER_BYTES, METADATA_KEY, RenderEntry, TensorInfo, render};
 pub use index::INDEX_FILE;
 pub use known_files::{is_known_file, is_model_file, is_weights_file};
+pub use layer_names::{LayerNames, Part};
 pub use manifest::{
     ComponentEntry, Digest, EncodingEntry, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE,
     Manifest, Producer, ShardEntry, Source, TensorEntry, UnitEntry,

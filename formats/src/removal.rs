@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::blueprint::{Experts, Turned, Windows};
+use crate::blueprint::{Turned, Windows};
+use crate::layer_names::{LayerNames, Part};
 use crate::{Blueprint, Checkpoint, Config, Edit, Error, Result};
 
 /// The key under which LLM-Drop lists layers without attention.
@@ -157,7 +158,7 @@ impl Removal {
                     None => false,
                 };
                 if removed && self.portable && !renumbers {
-                    if layers.is_last_product(rest) {
+                    if layers.names.is_last_product(rest) {
                         edit.zero.insert(name.clone());
                     }
                 } else if removed {
@@ -181,7 +182,7 @@ impl Removal {
 
     /// The configuration afterwards, where it changes.
     fn config(&self, config: &Config, before: &Self, layers: &Layers<'_>) -> Result<Option<String>> {
-        let (count, key_of_count) = (layers.count, layers_key(layers.blueprint));
+        let (count, key_of_count) = (layers.count, layers.names.count_key());
         let mut members: Vec<(&str, Value)> = Vec::new();
         if self.renumbers() {
             let kept = |list: &BTreeSet<usize>| -> Vec<usize> {
@@ -194,7 +195,7 @@ impl Removal {
                 }
             }
             members.push((key_of_count, json!(count - self.attention.len())));
-            members.extend(self.layer_lists(config, layers.blueprint, count));
+            members.extend(self.layer_lists(config, layers.names.blueprint(), count));
         } else if !self.portable {
             let joined = |a: &BTreeSet<usize>, b: &BTreeSet<usize>| json!(a.union(b).collect::<Vec<_>>());
             members.push((DROP_ATTENTION_KEY, joined(&self.attention, &before.attention)));
@@ -291,19 +292,6 @@ fn no_config(checkpoint: &Checkpoint) -> Error {
 /// More than any model has, and few enough to go through.
 const MAX_LAYERS: usize = 1 << 16;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Attention,
-    Mlp,
-    /// What both read goes through it.
-    Both,
-}
-
-/// What the number of layers stands under.
-fn layers_key(blueprint: Option<&Blueprint>) -> &'static str {
-    blueprint.map_or("num_hidden_layers", |blueprint| blueprint.keys.layers)
-}
-
 /// The tensors of a decoder's layers.
 struct Layers<'a> {
     prefix: String,
@@ -312,15 +300,14 @@ struct Layers<'a> {
     tensors: BTreeMap<usize, Vec<(&'a String, &'a str)>>,
     /// Layers that norm their outputs too, whose norms have other names.
     post_norms: BTreeSet<usize>,
-    /// Of an architecture that runs; others go by the names that most have.
-    blueprint: Option<&'static Blueprint>,
+    names: LayerNames,
 }
 
 impl<'a> Layers<'a> {
     fn find(checkpoint: &'a Checkpoint, config: &Config) -> Result<Self> {
         let root = checkpoint.root();
-        let blueprint = config.model_type().and_then(Blueprint::of);
-        let key = layers_key(blueprint);
+        let names = LayerNames::of(Some(config));
+        let key = names.count_key();
         let count = config
             .get(key)
             .and_then(Value::as_u64)
@@ -328,14 +315,7 @@ impl<'a> Layers<'a> {
         let count = usize::try_from(count).ok().filter(|count| *count <= MAX_LAYERS).ok_or_else(|| {
             Error::corrupt(config.path(), None, format!("{key} is {count}, above {MAX_LAYERS}"))
         })?;
-        let prefixes = match blueprint {
-            Some(blueprint) => {
-                let names = &blueprint.names;
-                names.prefixes.iter().map(|prefix| format!("{prefix}{}.", names.layers)).collect()
-            }
-            None => PREFIXES.map(str::to_owned).to_vec(),
-        };
-        for prefix in prefixes {
+        for prefix in names.prefixes() {
             let mut tensors: BTreeMap<usize, Vec<(&String, &str)>> = BTreeMap::new();
             for name in checkpoint.tensors().keys() {
                 let Some((number, rest)) = name.strip_prefix(prefix.as_str()).and_then(|n| n.split_once('.'))
@@ -352,7 +332,7 @@ impl<'a> Layers<'a> {
                 };
                 let post_norms =
                     tensors.iter().filter(|(_, names)| post(names)).map(|(layer, _)| *layer).collect();
-                return Ok(Self { prefix, count, tensors, post_norms, blueprint });
+                return Ok(Self { prefix, count, tensors, post_norms, names });
             }
         }
         Err(Error::unsupported(
@@ -363,55 +343,6 @@ impl<'a> Layers<'a> {
     }
 
     fn part(&self, layer: usize, rest: &str) -> Option<Part> {
-        let (module, _) = rest.split_once('.')?;
-        if let Some(blueprint) = self.blueprint {
-            return part_of(blueprint, module);
-        }
-        match module {
-            "self_attn" | "input_layernorm" => Some(Part::Attention),
-            "mlp" | "block_sparse_moe" | "pre_feedforward_layernorm" | "post_feedforward_layernorm" => {
-                Some(Part::Mlp)
-            }
-            "post_attention_layernorm" if self.post_norms.contains(&layer) => Some(Part::Attention),
-            "post_attention_layernorm" => Some(Part::Mlp),
-            _ => None,
-        }
-    }
-
-    /// Whether a sub-layer adds nothing if this tensor is zero: weight and bias of its last product.
-    fn is_last_product(&self, rest: &str) -> bool {
-        let module = rest.rsplit_once('.').map_or(rest, |(module, _)| module);
-        let Some(blueprint) = self.blueprint else {
-            return ["o_proj", "down_proj", "w2"].iter().any(|last| module.ends_with(&format!(".{last}")));
-        };
-        let of_expert = |experts: &Experts| {
-            let within = module.strip_prefix(experts.module).is_some_and(|rest| rest.starts_with('.'));
-            within && module.ends_with(&format!(".{}", experts.names[2]))
-        };
-        module == blueprint.names.output
-            || module == blueprint.names.mlp.down()
-            || blueprint.experts.as_ref().is_some_and(of_expert)
-    }
-}
-
-/// What most decoders' layers are called.
-const PREFIXES: [&str; 4] =
-    ["model.layers.", "language_model.model.layers.", "model.language_model.layers.", "layers."];
-
-/// Which sub-layer a module of a layer belongs to.
-fn part_of(blueprint: &Blueprint, module: &str) -> Option<Part> {
-    let names = &blueprint.names;
-    let is = |name: Option<&str>| name == Some(module);
-    if is(names.attention_norm) && is(names.mlp_norm) {
-        return Some(Part::Both);
-    }
-    let first = |path: &'static str| path.split('.').next();
-    let experts = blueprint.experts.as_ref().map(|experts| experts.module);
-    if is(names.attention_norm) || is(names.attention_post_norm) || is(first(names.output)) {
-        Some(Part::Attention)
-    } else if is(names.mlp_norm) || is(names.mlp_post_norm) || is(first(names.mlp.down())) || is(experts) {
-        Some(Part::Mlp)
-    } else {
-        None
+        self.names.part(rest, self.post_norms.contains(&layer))
     }
 }

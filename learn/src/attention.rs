@@ -1,7 +1,7 @@
 //! Self-attention with its derivatives.
 //!
 //! ```text
-//! forward:   q, k, v = W x      [norm] [rope] [q scaled] [quantised]      P = softmax(K q)      heads = V P      y = W_o heads
+//! forward:   q, k, v = W x      [norm] [rope] [q scaled] [quantised]      P = softmax([cap] K q)      heads = V P      y = W_o heads
 //! backward:  dW_o = dy heads^T      d heads = W_o^T dy      dP = V^T d heads      dS = P (dP - sum P dP)
 //!            dq = K^T dS      dK = dS q^T      dV = P d heads^T      back through rope and norm      dW = d x^T
 //! ```
@@ -12,12 +12,12 @@
 use std::ops::Range;
 
 use llmpress_kernels::cpu::{multiply, quantize_columns, rms_norm, softmax};
-use llmpress_model::{HeadRounding, Panels, RopeConfig, Rotation};
+use llmpress_model::{HeadRounding, Panels, RopeConfig, Rotation, soft_cap};
 use rayon::prelude::*;
 
 use crate::linear::{Back, ByFeature, ByToken, Room, add_gradient, back};
 use crate::maps::{self, Maps};
-use crate::net::{Given, Gradients, Part, round};
+use crate::net::{Given, Gradients, Part, all_norms_back, norm, round};
 use crate::norm::norm_back;
 
 /// Attention without its weights.
@@ -30,10 +30,14 @@ pub(crate) struct Attention {
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) qk_norm: Option<[Vec<f32>; 2]>,
+    /// Whether these norm all heads of a token together.
+    pub(crate) whole_norms: bool,
     pub(crate) eps: f32,
     pub(crate) window: usize,
     pub(crate) rope: RopeConfig,
     pub(crate) scale: f32,
+    /// What scores are capped to.
+    pub(crate) cap: Option<f32>,
     /// Of query, key and value.
     pub(crate) rounding: [Option<HeadRounding>; 3],
 }
@@ -223,7 +227,11 @@ impl Attention {
     /// From what was projected to what heads take: of query (0), key (1) or value (2).
     fn prepare(&self, at: usize, rotation: &Rotation, from: &Panels, x: &mut Panels) -> bool {
         let d = self.head_dim;
-        let norm = self.qk_norm.as_ref().and_then(|norms| norms.get(at));
+        let weights = self.qk_norm.as_ref().and_then(|norms| norms.get(at));
+        if let Some(weights) = weights.filter(|_| self.whole_norms) {
+            norm(from, weights, self.eps, x);
+        }
+        let weights = weights.filter(|_| !self.whole_norms);
         let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
         let panels: Vec<_> = x.panels_mut().enumerate().collect();
         let one = |(panel, data): (usize, &mut [f32])| {
@@ -231,8 +239,8 @@ impl Attention {
             let heads = data.chunks_exact_mut(d * width).zip(from.panel(panel).chunks_exact(d * width));
             let mut sound = true;
             for (head, from) in heads {
-                if let Some(weight) = norm {
-                    rms_norm(from, weight, self.eps, width, head);
+                if let Some(weights) = weights {
+                    rms_norm(from, weights, self.eps, width, head);
                 }
                 if at < 2 {
                     rotation.turn(panel, width, head);
@@ -256,7 +264,8 @@ impl Attention {
             return;
         }
         let d = self.head_dim;
-        let norm = self.qk_norm.as_ref().and_then(|norms| norms.get(at));
+        let weights = self.qk_norm.as_ref().and_then(|norms| norms.get(at));
+        let of_heads = weights.filter(|_| !self.whole_norms);
         let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
         let panels: Vec<_> = x.panels_mut().enumerate().collect();
         panels.into_par_iter().for_each(|(panel, data)| {
@@ -267,11 +276,14 @@ impl Attention {
                     head.iter_mut().for_each(|q| *q *= self.scale);
                 }
                 rotation.transposed(panel, width, head);
-                if let Some(weight) = norm {
-                    norm_back(from, weight, self.eps, width, head);
+                if let Some(weights) = of_heads {
+                    norm_back(from, weights, self.eps, width, head);
                 }
             }
         });
+        if let Some(weights) = weights.filter(|_| self.whole_norms) {
+            all_norms_back(from, weights, self.eps, x);
+        }
     }
 
     /// The first token that those of a panel, which begins at `start`, may see.
@@ -282,11 +294,30 @@ impl Attention {
     /// What a head's queries of a panel take of each token from the oldest on: `[tokens seen, width]`. `keys` are
     /// `[tokens, head_dim]`.
     fn scores(&self, keys: &[f32], query: &Panels, head: usize, panel: usize, scores: &mut Vec<f32>) {
+        self.scores_and_slopes(keys, query, head, panel, (scores, None));
+    }
+
+    /// The same, and the slopes of the cap, where there is one: of what is capped by what it is of.
+    fn scores_and_slopes(
+        &self,
+        keys: &[f32],
+        query: &Panels,
+        head: usize,
+        panel: usize,
+        (scores, slopes): (&mut Vec<f32>, Option<&mut Vec<f32>>),
+    ) {
         let (d, width, range) = (self.head_dim, query.width(panel), query.range(panel));
         let oldest = self.oldest(range.start);
         scores.resize((range.end - oldest) * width, 0.0);
         let query = &query.panel(panel)[head * d * width..][..d * width];
         multiply(&keys[oldest * d..range.end * d], d, query, width, scores);
+        if let Some(cap) = self.cap {
+            scores.iter_mut().for_each(|score| *score = soft_cap(*score, cap));
+            if let Some(slopes) = slopes {
+                slopes.clear();
+                slopes.extend(scores.iter().map(|score| 1.0 - (score / cap) * (score / cap)));
+            }
+        }
         for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
             let seen = oldest + row;
             if seen > range.start || range.end - 1 - seen >= self.window {
@@ -309,13 +340,13 @@ impl Attention {
         let key_rows = kept.by_feature[0].rows(kv * d..(kv + 1) * d);
         let mut found =
             Head { query: vec![0.0; tokens * d], key: vec![0.0; tokens * d], value: vec![0.0; tokens * d] };
-        let (mut scores, mut wanted) = (Vec::new(), Vec::new());
+        let (mut scores, mut wanted, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
         let (mut by_scores, mut products) = (Vec::new(), Vec::new());
         for panel in 0..query.count() {
             let (range, width) = (query.range(panel), query.width(panel));
             let oldest = self.oldest(range.start);
             let seen = range.end - oldest;
-            self.scores(keys, query, head, panel, &mut scores);
+            self.scores_and_slopes(keys, query, head, panel, (&mut scores, Some(&mut slopes)));
             let of_panel = head * d * width..(head + 1) * d * width;
             let d_out = &kept.d_heads.panel(panel)[of_panel.clone()];
             by_scores.resize(seen * width, 0.0);
@@ -328,6 +359,8 @@ impl Attention {
                 let share = share / (self.heads * tokens) as f32;
                 maps::divergence_back(&wanted, &scores, share, &mut by_scores);
             }
+            // None where nothing is capped.
+            by_scores.iter_mut().zip(&slopes).for_each(|(d, slope)| *d *= slope);
             multiply(
                 &key_rows[oldest..],
                 tokens,

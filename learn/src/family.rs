@@ -1,6 +1,6 @@
 //! What of architectures has derivatives here.
 
-use llmpress_formats::blueprint::{MlpNames, NormKind, QueryKeyNorm};
+use llmpress_formats::blueprint::{MlpNames, NormKind};
 use llmpress_formats::{Error, Result};
 use llmpress_model::{Model, ModelConfig};
 
@@ -10,13 +10,8 @@ pub(crate) fn missing(config: &ModelConfig) -> Option<&'static str> {
     let parts = [
         (blueprint.parallel, "attention and MLP side by side"),
         (matches!(blueprint.norm, NormKind::Layer { .. }), "layer norms"),
-        (
-            blueprint.query_key_norm == QueryKeyNorm::Whole,
-            "a norm of queries and keys over all heads together",
-        ),
         (matches!(blueprint.names.mlp, MlpNames::Plain(_)), "MLPs without a gate"),
         (blueprint.transposed, "matrices that are stored transposed"),
-        (config.attention_softcap.is_some(), "capped attention scores"),
     ];
     parts.into_iter().find_map(|(has, what)| has.then_some(what))
 }

@@ -191,7 +191,7 @@ impl Net {
             same.then_some([bits, last.activation_bits()])
         };
         let (linears, bits, inner) = match parts.body {
-            Body::Attention { projections, output, qk_norm, whole_norms: _, window, rope, rounding } => {
+            Body::Attention { projections, output, qk_norm, whole_norms, window, rope, rounding } => {
                 let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
                 let mut rows = Parts { linears: projections, first: 0, row: 0 };
                 let inner = Attention {
@@ -201,6 +201,8 @@ impl Net {
                     kv_heads: config.kv_heads,
                     head_dim: config.head_dim,
                     qk_norm: qk_norm.map(|(q, k)| [q.to_vec(), k.to_vec()]),
+                    whole_norms,
+                    cap: config.attention_softcap,
                     eps: config.norm_eps,
                     window: window.unwrap_or(usize::MAX),
                     rope: rope.clone(),

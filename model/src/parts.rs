@@ -33,9 +33,9 @@ pub enum Body<'a> {
         projections: &'a [Linear],
         /// From all heads.
         output: &'a Linear,
-        /// Norms of each head's query and key.
+        /// Norms of query and key.
         qk_norm: Option<(&'a [f32], &'a [f32])>,
-        /// Whether query and key are normed over all heads together.
+        /// Whether these are over all heads together, and not of each.
         whole_norms: bool,
         /// How many tokens a token sees, itself included.
         window: Option<usize>,
@@ -104,7 +104,7 @@ impl Model {
                 let (qk_norm, whole_norms) = match &body.qk_norm {
                     HeadNorms::None => (None, false),
                     HeadNorms::Heads(q, k) => (Some((&q[..], &k[..])), false),
-                    HeadNorms::Whole(..) => (None, true),
+                    HeadNorms::Whole(q, k) => (Some((&q.weight[..], &k.weight[..])), true),
                 };
                 let body = Body::Attention {
                     projections,

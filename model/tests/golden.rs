@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llmpress_formats::Checkpoint;
+use llmpress_formats::{Blueprint, Checkpoint, Error};
 use llmpress_model::{Model, Observer, Panels, Skips, SubLayer, Unobserved, greedy};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -82,6 +82,62 @@ fn logits_are_those_of_transformers() {
         }
     }
     assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
+fn every_family_has_a_golden() {
+    let run: Vec<&str> = cases().iter().map(|case| open(case).config().blueprint.name).collect();
+    for blueprint in Blueprint::all() {
+        assert!(run.contains(&blueprint.name), "{}", blueprint.name);
+    }
+    let types: Vec<&str> = Blueprint::model_types().collect();
+    let twice = types.iter().enumerate().find(|(i, name)| types[..*i].contains(name));
+    assert!(twice.is_none(), "{twice:?}");
+}
+
+#[test]
+fn a_family_that_does_not_run_says_so_by_name_and_what_works() {
+    for model_type in ["mamba", "bert", "t5", "unheard_of"] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = format!(r#"{{"model_type": "{model_type}", "hidden_size": 8, "num_hidden_layers": 1}}"#);
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        let golden = cases().into_iter().find(|case| case.ends_with("llama")).unwrap();
+        std::fs::copy(golden.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let error = Model::open(Arc::new(checkpoint)).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        let error = error.to_string();
+        for part in
+            ["config.json", &format!("{model_type:?} does not run here"), "gpt2", "works: inspect", "convert"]
+        {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_switch_that_changes_what_a_model_computes_is_refused_by_its_key() {
+    let golden = cases().into_iter().find(|case| case.ends_with("gpt2")).unwrap();
+    let text = std::fs::read_to_string(golden.join("config.json")).unwrap();
+    for (key, value) in [("scale_attn_by_inverse_layer_idx", true), ("scale_attn_weights", false)] {
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config[key] = value.into();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        std::fs::copy(golden.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let error = Model::open(Arc::new(Checkpoint::open(dir.path()).unwrap())).unwrap_err().to_string();
+        assert!(error.contains(&format!("{key} {value}")), "{error}");
+    }
+}
+
+#[test]
+fn a_token_beyond_the_learned_positions_is_refused() {
+    let model = open(&cases().into_iter().find(|case| case.ends_with("gpt2")).unwrap());
+    let ids = vec![3; 65];
+    let mut cache = model.cache(65);
+    model.hidden(&ids[..60], &mut cache, &Skips::new(), &mut Unobserved).unwrap();
+    let error = model.hidden(&ids[60..], &mut cache, &Skips::new(), &mut Unobserved).unwrap_err();
+    assert!(matches!(error, Error::Limit(_)) && error.to_string().contains("64 positions"), "{error}");
 }
 
 #[test]

@@ -61,6 +61,21 @@ fn cached_prefixes_find_exactly_what_whole_passes_find() {
 }
 
 #[test]
+fn cached_prefixes_find_the_same_where_sub_layers_run_side_by_side() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden/cohere2");
+    let model = Model::open(Arc::new(Checkpoint::open(&dir).unwrap())).unwrap();
+    let ids: Vec<u32> = (0..60).map(|i| (i * 37 + 5) % model.vocab_size() as u32).collect();
+    let calibration = Calibration::new(&ids, Cut { windows: 2, length: 30, seed: None }, None).unwrap();
+    let of = |search| {
+        let options = FinerCut { distance: DistanceKind::Angular, protect: 0.0, count: 3, search };
+        finercut(&model, &options, &calibration, None, &mut || (), &mut |_| Ok(())).unwrap()
+    };
+    let plain = of(Search::Plain);
+    assert_eq!(of(Search::CachedPrefixes), plain);
+    assert!(plain.removed.len() == 3 && plain.removed.iter().all(|s| s.score > 0.0));
+}
+
+#[test]
 fn threads_change_nothing_and_protected_layers_go_last() {
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let run = || search(Search::CachedPrefixes, DistanceKind::Angular, 3, 0.9);

@@ -26,7 +26,26 @@ fn calibration(ids: &[u32]) -> Calibration {
 }
 
 fn of_family(model: &Model) -> Rotate {
-    Rotate { residual: !model.config().post_norms(), ..Rotate::ALL }
+    let residual = rotations(model, "r1".parse().unwrap(), 1).is_ok();
+    Rotate { residual, ..Rotate::ALL }
+}
+
+/// Whether a family takes no transformation at all, by its name.
+fn refuses_all(model: &Model) -> bool {
+    let ids: Vec<u32> = (0..40).map(|i| i * 7 % model.vocab_size() as u32).collect();
+    match smoothing(model, &calibration(&ids), Smooth::ALL) {
+        Ok(_) => false,
+        Err(error) => {
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+            assert!(
+                error.to_string().contains(&format!("{} models", model.config().blueprint.name)),
+                "{error}"
+            );
+            assert!(rotations(model, "r2".parse().unwrap(), 1).is_err());
+            assert_eq!(model.config().blueprint.name, "GPT-2");
+            true
+        }
+    }
 }
 
 #[test]
@@ -37,6 +56,9 @@ fn rotations_and_scales_leave_the_logits_of_every_architecture() {
         let ids = single(&golden, dir.path());
         let plain = open(dir.path());
         let expected = logits(&plain, &ids);
+        if refuses_all(&plain) {
+            continue;
+        }
         let rotate = of_family(&plain);
         let smooth = Smooth { norms: !rotate.residual, value: true, up: true };
         let scales = smoothing(&plain, &calibration(&ids), smooth).unwrap();
@@ -67,6 +89,9 @@ fn what_is_smooth_needs_no_scales() {
         let dir = tempfile::tempdir().unwrap();
         let ids = single(&golden, dir.path());
         let mut model = open(dir.path());
+        if refuses_all(&model) {
+            continue;
+        }
         let scales = |model: &Model| -> Vec<f32> {
             let list = smoothing(model, &calibration(&ids), Smooth::ALL).unwrap();
             let values = list.iter().map(|t| match t {

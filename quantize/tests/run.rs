@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Room};
 use llmpress_formats::encoding::abq::Abq;
-use llmpress_formats::{Checkpoint, Error, Removal, Result};
+use llmpress_formats::{Checkpoint, Error, Removal, Result, ScaleSite, Transform};
 use llmpress_model::{Model, Panels, Skips, Tokenizer, Unobserved};
 use llmpress_quantize::{
-    Finished, FinishedBlock, Job, Residuals, Rotate, Rung, Sink, Spec, State, Transformations, ZeroPoint, run,
+    Finished, FinishedBlock, Job, Quantiser, Residuals, Rotate, Rung, Sink, Spec, State, Transformations,
+    ZeroPoint, run,
 };
 
 fn root() -> PathBuf {
@@ -56,6 +57,7 @@ struct Kept {
     end: Option<usize>,
     steps: u64,
     total: (u64, u64),
+    transforms: Vec<Transform>,
 }
 
 impl Sink for Kept {
@@ -74,6 +76,7 @@ impl Sink for Kept {
         residuals: Option<&mut Residuals>,
     ) -> Result<()> {
         self.finished.extend(finished.tensors);
+        self.transforms.extend(finished.transforms);
         let save = |residuals: &mut Residuals| {
             let mut bytes = Vec::new();
             residuals.save(&mut bytes, Path::new("saved")).map(|()| bytes)
@@ -110,6 +113,96 @@ fn put(model: &mut Model, finished: &[Finished]) {
         }
         model.replace(&done.tensor, values).unwrap();
     }
+}
+
+/// A job over all linears of a model.
+fn quantised(model: &mut Model, spec: Spec, calibration: Option<&Calibration>) -> Result<Kept> {
+    let specs = specs(model, spec);
+    let room = in_memory();
+    let job = Job { specs: &specs, transforms: &[], calibration, room: &room, hessians: 1 << 16 };
+    let mut kept = Kept::default();
+    run(model, job, State::default(), &mut kept).map(|()| kept)
+}
+
+#[test]
+fn families_with_parts_of_their_own_are_quantised_or_refused_by_name() {
+    // Whether by weights alone, by error feedback.
+    for (family, expected) in [
+        ("smollm3", [true, true]),
+        ("granite", [true, true]),
+        ("olmo2", [true, true]),
+        ("olmo3", [true, true]),
+        ("gemma2", [true, true]),
+        ("cohere2", [true, false]),
+        ("glm4", [true, true]),
+        ("starcoder2", [true, true]),
+        ("gpt2", [false, false]),
+    ] {
+        let mut model = open(&golden(family));
+        let calibration = calibration(&model, 16, 20);
+        let before = hidden(&model);
+        let learned = Some("gptq:w4,g32,learn,steps=2".parse::<Quantiser>().unwrap().spec);
+        let asked = [
+            (Rung::Rtn, None, expected[0]),
+            (Rung::Gptq, None, expected[1]),
+            (Rung::Gptq, learned, expected[1]),
+        ];
+        for (rung, learned, works) in asked {
+            let text = (rung == Rung::Gptq).then_some(&calibration);
+            let spec = learned.unwrap_or(spec(8, rung));
+            match quantised(&mut model, spec, text) {
+                Ok(kept) => {
+                    assert!(works, "{family} {rung}");
+                    assert!(hidden(&model) == before, "{family}: the model is as it was");
+                    assert_eq!(kept.finished.len(), specs(&model, spec).len(), "{family}");
+                    put(&mut model, &kept.finished);
+                    let far = relative(&hidden(&model), &before);
+                    assert!(
+                        far > 0.0 && far < if learned.is_some() { 0.5 } else { 0.1 },
+                        "{family} {rung}: {far}"
+                    );
+                    kept.finished.iter().for_each(|done| model.restore(&done.tensor).unwrap());
+                }
+                Err(error) => {
+                    assert!(!works && matches!(error, Error::Unsupported { .. }), "{family} {rung}: {error}");
+                    let name = model.config().blueprint.name;
+                    assert!(error.to_string().contains(&format!("{name} models")), "{family}: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_are_learned_with_the_scales_that_a_family_can_have() {
+    use ScaleSite::{AttentionNorm, MlpNorm, Up, Value};
+    let mut taken = 0;
+    let spec = "gptq:w2,g32,learn=block,scale,steps=60".parse::<Quantiser>().unwrap().spec;
+    for (family, expected) in [
+        ("granite", &[AttentionNorm, Value, MlpNorm, Up][..]),
+        ("glm4", &[AttentionNorm, Value, MlpNorm, Up]),
+        ("gemma2", &[AttentionNorm, Value, MlpNorm, Up]),
+        ("olmo2", &[Value, Up]),
+        ("starcoder2", &[]),
+    ] {
+        let mut model = open(&golden(family));
+        let calibration = calibration(&model, 16, 20);
+        let kept = quantised(&mut model, spec, Some(&calibration)).unwrap();
+        let sites: Vec<ScaleSite> = kept
+            .transforms
+            .iter()
+            .map(|t| match t {
+                Transform::Scale { site, .. } => *site,
+                other => panic!("{family}: {other:?}"),
+            })
+            .collect();
+        assert!(sites.iter().all(|site| expected.contains(site)), "{family}: {sites:?}");
+        model.folds(&kept.transforms).unwrap();
+        println!("{family}: {sites:?}");
+        taken += sites.len();
+    }
+    // Where a block is better with them.
+    assert!(taken > 0);
 }
 
 #[test]

@@ -114,6 +114,52 @@ fn relative(a: &Panels, b: &Panels) -> f64 {
 }
 
 #[test]
+fn families_with_parts_of_their_own_become_two_in_four_or_are_refused_by_name() {
+    // Whether by weights alone, by a text; and whether what is left is reconstructed.
+    for (family, [alone, by_text, reconstructed]) in [
+        ("smollm3", [true, true, true]),
+        ("granite", [true, true, true]),
+        ("olmo2", [true, true, true]),
+        ("olmo3", [true, true, true]),
+        ("gemma2", [true, true, true]),
+        ("cohere2", [true, false, false]),
+        ("glm4", [true, true, true]),
+        ("starcoder2", [true, true, false]),
+        ("gpt2", [false, false, false]),
+    ] {
+        let mut model = open(&golden(family));
+        let calibration = calibration(&model, 16, 20);
+        let before = hidden(&model);
+        let room = in_memory();
+        for (how, works) in [("magnitude", alone), ("sparsegpt,reconstruct,steps=2", by_text)] {
+            let hows = hows(&model, how);
+            let text = (how != "magnitude").then_some(&calibration);
+            let job = Job { hows: &hows, calibration: text, room: &room, hessians: 1 << 16 };
+            let mut kept = Kept::default();
+            let result = run(&mut model, job, State::default(), &mut kept);
+            let name = model.config().blueprint.name;
+            if let Err(error) = result {
+                assert!(!works && matches!(error, Error::Unsupported { .. }), "{family} {how}: {error}");
+                assert!(error.to_string().contains(&format!("{name} models")), "{family}: {error}");
+                continue;
+            }
+            assert!(works && kept.finished.len() == hows.len(), "{family} {how}");
+            assert!(hidden(&model) == before, "{family}: the model is as it was");
+            if text.is_some() {
+                assert_eq!(!kept.lessons.is_empty(), reconstructed, "{family}");
+                let why = |done: &Finished| done.report.unlearned.clone().unwrap_or_default();
+                let told = |done: &Finished| why(done).contains(&format!("{name} models"));
+                assert!(
+                    reconstructed || kept.finished.iter().all(told),
+                    "{family}: {:?}",
+                    why(&kept.finished[0])
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn every_family_becomes_two_in_four_and_computes_something_near() {
     for family in
         ["llama", "llama_bias", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "mixtral", "qwen3_moe"]

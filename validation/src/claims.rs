@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use llmpress_formats::{Checkpoint, Digest, INDEX_FILE, MANIFEST_FILE, Manifest, Removal, is_model_file};
+use llmpress_formats::{
+    Checkpoint, Digest, INDEX_FILE, LayerNames, MANIFEST_FILE, Manifest, Part, Removal, is_model_file,
+};
 
 use crate::PIECE;
 use crate::pruned::{Gone, Pruned};
@@ -70,22 +72,27 @@ fn was_converted_before(manifest: &Manifest) -> bool {
     manifest.source.kind == "llmpress"
 }
 
-const ATTENTION: [&str; 1] = ["self_attn"];
-const MLP: [&str; 2] = ["mlp", "block_sparse_moe"];
-
-/// The layer of a tensor and what follows it in the name.
-fn layer(name: &str) -> Option<(usize, &str)> {
-    let (number, rest) = match name.strip_prefix("layers.") {
-        Some(rest) => rest.split_once('.')?,
-        None => name.split_once(".layers.")?.1.split_once('.')?,
-    };
-    Some((number.parse().ok()?, rest))
+/// A tensor of a sub-layer.
+struct Placed<'a> {
+    name: &'a String,
+    layer: usize,
+    part: Part,
+    /// Whether the sub-layer adds nothing if it is zero.
+    last: bool,
 }
 
-fn is_of(name: &str, number: usize, modules: &[&str]) -> bool {
-    layer(name).is_some_and(|(layer, rest)| {
-        layer == number && rest.split_once('.').is_some_and(|(module, _)| modules.contains(&module))
-    })
+/// The tensors of sub-layers but for their norms, which some share.
+fn placed<'a>(layers: LayerNames, names: impl Iterator<Item = &'a String>) -> Vec<Placed<'a>> {
+    let prefixes = layers.prefixes();
+    let place = |name: &'a String| {
+        let (number, rest) = prefixes
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix.as_str()).and_then(|rest| rest.split_once('.')))?;
+        rest.split_once('.').filter(|(_, rest)| rest.contains('.'))?;
+        let (part, last) = (layers.part(rest, false)?, layers.is_last_product(rest));
+        Some(Placed { name, layer: number.parse().ok()?, part, last })
+    };
+    names.filter_map(place).collect()
 }
 
 fn check_pruned(
@@ -95,9 +102,10 @@ fn check_pruned(
     decode: bool,
     fault: Tell<'_>,
 ) {
+    let layers = LayerNames::of(checkpoint.config());
     if !was_converted_before(manifest) {
         for (name, _) in manifest.dropped.iter().filter(|(_, reason)| *reason == "pruned") {
-            let gone = layer(name).is_some_and(|(layer, _)| {
+            let gone = layers.split(name).is_some_and(|(layer, _)| {
                 pruned.attention.dropped.contains(&layer) || pruned.mlp.dropped.contains(&layer)
             });
             if !gone {
@@ -109,8 +117,9 @@ fn check_pruned(
             }
         }
     }
-    for (what, gone, modules) in
-        [("attention", &pruned.attention, &ATTENTION[..]), ("MLP", &pruned.mlp, &MLP[..])]
+    let (here, dropped) = (placed(layers, manifest.tensors.keys()), placed(layers, manifest.dropped.keys()));
+    for (what, gone, part) in
+        [("attention", &pruned.attention, Part::Attention), ("MLP", &pruned.mlp, Part::Mlp)]
     {
         let claim = |number: usize, what_is: &str| {
             fault(
@@ -119,9 +128,9 @@ fn check_pruned(
                 format!("says that the {what} of layer {number} was pruned, but {what_is}"),
             );
         };
-        let here = |number| manifest.tensors.keys().filter(move |name| is_of(name, number, modules));
+        let here = |number| here.iter().filter(move |of| of.layer == number && of.part == part);
         for &number in &gone.dropped {
-            if !manifest.dropped.keys().any(|name| is_of(name, number, modules)) {
+            if !dropped.iter().any(|of| of.layer == number && of.part == part) {
                 claim(number, "none of its tensors is among those that were left out");
             } else if pruned.left(number).is_some_and(|left| here(left).next().is_some()) {
                 claim(number, "its tensors are there");
@@ -129,10 +138,8 @@ fn check_pruned(
         }
         for &number in gone.zero.difference(&gone.dropped) {
             let Some(left) = pruned.left(number) else { continue };
-            let last = |name: &&String| {
-                ["o_proj.weight", "down_proj.weight", "w2.weight"].iter().any(|l| name.ends_with(l))
-            };
-            let mut products = here(left).filter(last).peekable();
+            let mut products =
+                here(left).filter(|of| of.last && of.name.ends_with(".weight")).map(|of| of.name).peekable();
             if products.peek().is_none() {
                 claim(number, "it has no last product that could be zero");
             }
@@ -156,7 +163,8 @@ fn check_lists(checkpoint: &Checkpoint, pruned: &Pruned, fault: Tell<'_>) {
     let Some(config) = checkpoint.config().filter(|_| !attention.is_empty() || !mlp.is_empty()) else {
         return;
     };
-    let layers = config.get("num_hidden_layers").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let layers =
+        config.get(LayerNames::of(Some(config)).count_key()).and_then(serde_json::Value::as_u64).unwrap_or(0);
     match Removal::of_config(config, layers as usize) {
         Ok(listed) => {
             if !attention.is_subset(&listed.attention) || !mlp.is_subset(&listed.mlp) {

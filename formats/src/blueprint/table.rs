@@ -6,7 +6,10 @@ use super::{
 };
 
 /// All of them, in the order in which they are listed.
-pub(super) const ALL: &[Blueprint] = &[LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA3, PHI3, MIXTRAL];
+pub(super) const ALL: &[Blueprint] = &[
+    LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA3, PHI3, MIXTRAL, SMOLLM3, GRANITE, OLMO2, OLMO3, GEMMA2,
+    COHERE2, GLM4, STARCODER2, GPT2,
+];
 
 const KEYS: Keys = Keys {
     hidden: "hidden_size",
@@ -157,7 +160,7 @@ const GEMMA3: Blueprint = Blueprint {
     },
     rope: Some(Rope {
         theta: 1e6,
-        sets: RopeSets::ByWindow { key: "rope_local_base_freq", theta: 1e4 },
+        sets: RopeSets::ByWindow { key: Some("rope_local_base_freq"), theta: 1e4 },
         ..ROPE
     }),
     scales: Scales {
@@ -203,5 +206,177 @@ const MIXTRAL: Blueprint = Blueprint {
     }),
     windows: Windows::All,
     rope: Some(Rope { theta: 1e6, ..ROPE }),
+    ..LLAMA
+};
+
+/// Llama with layers that do not turn queries and keys.
+const SMOLLM3: Blueprint = Blueprint {
+    name: "SmolLM3",
+    model_types: &["smollm3"],
+    defaults: Defaults { heads: Some(16), kv_heads: Some(4), tied: Some(true), ..DEFAULTS },
+    windows: Windows::Unturned,
+    rope: Some(Rope { theta: 2e6, layers: Turned::Listed(4), ..ROPE }),
+    ..LLAMA
+};
+
+/// Llama with factors on embedding, scores, what sub-layers add, and logits.
+const GRANITE: Blueprint = Blueprint {
+    name: "Granite",
+    model_types: &["granite"],
+    scales: Scales {
+        embedding: Scale::Times("embedding_multiplier", 1.0),
+        residual: Scale::Times("residual_multiplier", 1.0),
+        attention: Scale::Times("attention_multiplier", 1.0),
+        logits: Scale::DividedBy("logits_scaling", 1.0),
+    },
+    ..LLAMA
+};
+
+/// OLMo 2: norms of what sub-layers give out alone, and of whole queries and keys.
+const OLMO2: Blueprint = Blueprint {
+    name: "OLMo 2",
+    model_types: &["olmo2"],
+    defaults: Defaults { norm_eps: 1e-5, ..DEFAULTS },
+    names: Names {
+        attention_norm: None,
+        attention_post_norm: Some("post_attention_layernorm"),
+        mlp_norm: None,
+        mlp_post_norm: Some("post_feedforward_layernorm"),
+        ..NAMES
+    },
+    query_key_norm: QueryKeyNorm::Whole,
+    biases: BIASES,
+    ..LLAMA
+};
+
+/// OLMo 2 with windows in all but every fourth layer.
+const OLMO3: Blueprint = Blueprint {
+    name: "OLMo 3",
+    model_types: &["olmo3"],
+    windows: Windows::Pattern { keys: &[], every: 4, window: 4096 },
+    rope: Some(Rope { theta: 5e5, sets: RopeSets::ByWindow { key: None, theta: 5e5 }, ..ROPE }),
+    ..OLMO2
+};
+
+/// Gemma 3 without norms of heads, with capped scores and logits; every other layer sees everything.
+const GEMMA2: Blueprint = Blueprint {
+    name: "Gemma 2",
+    model_types: &["gemma2"],
+    query_key_norm: QueryKeyNorm::None,
+    windows: Windows::Pattern { keys: &[], every: 2, window: 4096 },
+    rope: Some(ROPE),
+    caps: Caps {
+        attention: Some(("attn_logit_softcapping", Some(50.0))),
+        logits: Some(("final_logit_softcapping", Some(30.0))),
+    },
+    ..GEMMA3
+};
+
+/// Command R7B and Command A: attention and MLP side by side, windows with rotary embeddings and layers without either.
+const COHERE2: Blueprint = Blueprint {
+    name: "Cohere 2",
+    model_types: &["cohere2"],
+    keys: Keys { norm_eps: "layer_norm_eps", ..KEYS },
+    defaults: Defaults { norm_eps: 1e-5, tied: Some(true), ..DEFAULTS },
+    names: Names { mlp_norm: Some("input_layernorm"), ..NAMES },
+    norm: NormKind::Layer { bias: false },
+    parallel: true,
+    biases: BIASES,
+    windows: Windows::Pattern {
+        keys: &["sliding_window_pattern", "_sliding_window_pattern"],
+        every: 4,
+        window: 4096,
+    },
+    rope: Some(Rope { neighbours: true, layers: Turned::Windowed, ..ROPE }),
+    scales: Scales { logits: Scale::Times("logit_scale", 0.0625), ..SCALES },
+    ..LLAMA
+};
+
+/// GLM-4-0414: norms before and after, neighbouring features turned.
+const GLM4: Blueprint = Blueprint {
+    name: "GLM-4",
+    model_types: &["glm4"],
+    defaults: Defaults {
+        heads: Some(32),
+        kv_heads: Some(2),
+        head_dim: Some(128),
+        norm_eps: 1.5625e-7,
+        ..DEFAULTS
+    },
+    names: Names {
+        attention_post_norm: Some("post_self_attn_layernorm"),
+        mlp_post_norm: Some("post_mlp_layernorm"),
+        mlp: MlpNames::Fused(["mlp.gate_up_proj", "mlp.down_proj"]),
+        ..NAMES
+    },
+    biases: Biases { qkv: Bias::Key("attention_bias", true), output: Bias::Never, mlp: Bias::Never },
+    rope: Some(Rope { partial: Some(0.5), neighbours: true, ..ROPE }),
+    ..LLAMA
+};
+
+/// StarCoder2: layer norms and biases everywhere, an MLP without a gate.
+const STARCODER2: Blueprint = Blueprint {
+    name: "StarCoder2",
+    model_types: &["starcoder2"],
+    keys: Keys { norm_eps: "norm_epsilon", ..KEYS },
+    defaults: Defaults {
+        heads: Some(24),
+        kv_heads: Some(2),
+        norm_eps: 1e-5,
+        activation: "gelu_pytorch_tanh",
+        tied: Some(true),
+        ..DEFAULTS
+    },
+    names: Names { mlp: MlpNames::Plain(["mlp.c_fc", "mlp.c_proj"]), ..NAMES },
+    norm: NormKind::Layer { bias: true },
+    biases: Biases { qkv: USE_BIAS, output: USE_BIAS, mlp: USE_BIAS },
+    windows: Windows::All,
+    ..LLAMA
+};
+
+const USE_BIAS: Bias = Bias::Key("use_bias", true);
+
+/// GPT-2: learned positions, matrices stored as `[inputs, outputs]`, query, key and value in one.
+const GPT2: Blueprint = Blueprint {
+    name: "GPT-2",
+    model_types: &["gpt2"],
+    keys: Keys {
+        hidden: "n_embd",
+        layers: "n_layer",
+        heads: "n_head",
+        inner: "n_inner",
+        positions: "n_positions",
+        norm_eps: "layer_norm_epsilon",
+        activation: &["activation_function"],
+    },
+    defaults: Defaults {
+        inner_times: Some(4),
+        norm_eps: 1e-5,
+        activation: "gelu_new",
+        tied: Some(true),
+        ..DEFAULTS
+    },
+    names: Names {
+        prefixes: &["transformer.", ""],
+        embedding: "wte",
+        positions: Some("wpe"),
+        layers: "h",
+        last_norm: "ln_f",
+        attention_norm: Some("ln_1"),
+        mlp_norm: Some("ln_2"),
+        projections: Projected::Fused("attn.c_attn"),
+        output: "attn.c_proj",
+        mlp: MlpNames::Plain(["mlp.c_fc", "mlp.c_proj"]),
+        ..NAMES
+    },
+    norm: NormKind::Layer { bias: true },
+    biases: Biases { qkv: Bias::Always, output: Bias::Always, mlp: Bias::Always },
+    transposed: true,
+    rope: None,
+    fixed: &[
+        ("scale_attn_weights", true),
+        ("scale_attn_by_inverse_layer_idx", false),
+        ("add_cross_attention", false),
+    ],
     ..LLAMA
 };

@@ -27,7 +27,8 @@ impl RopeConfig {
         if let RopeSets::ByWindow { key, theta: local } = rope.sets {
             let (mut full, sliding) = (parameters.of_layers(FULL), parameters.of_layers(SLIDING));
             full.values.extend(scaling.values);
-            let local = parameters.top_level(key)?.unwrap_or(local);
+            let said = key.map(|key| parameters.top_level(key)).transpose()?.flatten();
+            let local = said.unwrap_or(local);
             let full = Self::parse(&full, theta.unwrap_or(rope.theta), head_dim)?;
             return Ok(vec![full, Self::parse(&sliding, local, head_dim)?]);
         }

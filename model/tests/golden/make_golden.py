@@ -97,6 +97,8 @@ BASE = dict(
     pad_token_id=0,
     initializer_range=0.02,
 )
+# Those of them that GPT-2 has, under the same names.
+GPT2 = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")
 THETA = 10000.0
 # Keys of Gemma 3 that transformers 4 did not write.
 GEMMA_5 = ("layer_types", "_sliding_window_pattern", "use_bidirectional_attention")
@@ -281,13 +283,68 @@ CASES = {
              decoder_sparse_step=2, mlp_only_layers=[], norm_topk_prob=False, num_hidden_layers=4,
              intermediate_size=32, vocab_size=112, rope_parameters=rope("default", 1e6)),
         40, None, {"norm": {"norm_topk_prob": True}}, {}),
+    "smollm3": (dict(model_type="smollm3", num_hidden_layers=4, intermediate_size=48, no_rope_layers=[1, 0, 1, 1],
+                     rope_parameters=rope("default", 2e4)), 40, None,
+                {"all turn": {"no_rope_layers": [1, 1, 1, 1]}, "others turn": {"no_rope_layers": [1, 1, 0, 1]}}, {}),
+    "smollm3_sliding": (dict(model_type="smollm3", num_hidden_layers=4, intermediate_size=48, no_rope_layer_interval=2,
+                             use_sliding_window=True, sliding_window=6, rope_parameters=rope("default", 2e4)), 40, None,
+                        {"window": {"use_sliding_window": False, "layer_types": None},
+                         "one more": {"sliding_window": 7}}, {}),
+    "granite": (dict(model_type="granite", num_hidden_layers=2, embedding_multiplier=3.0, residual_multiplier=0.4,
+                     attention_multiplier=0.2, logits_scaling=0.5, attention_bias=True, mlp_bias=True,
+                     rope_parameters=DEFAULT_ROPE), 40, None,
+                {"embedding": {"embedding_multiplier": 1.0}, "residual": {"residual_multiplier": 1.0},
+                 "attention": {"attention_multiplier": 0.3}, "logits": {"logits_scaling": 1.0},
+                 "bias": without("down_proj.bias")}, {}),
+    "olmo2": (dict(model_type="olmo2", num_hidden_layers=2, rms_norm_eps=1e-6, rope_parameters=DEFAULT_ROPE), 40, None,
+              {"q_norm": without("q_norm.weight", 1.0), "k_norm": without("k_norm.weight", 1.0),
+               "post": without("post_feedforward_layernorm.weight", 1.0)}, {}),
+    "olmo3": (dict(model_type="olmo3", num_hidden_layers=4, intermediate_size=48, sliding_window=6,
+                   layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+                   rope_parameters={"full_attention": rope("yarn", 1000.0, factor=4.0,
+                                                           original_max_position_embeddings=32),
+                                    "sliding_attention": rope("default", 1000.0)}), 48, None,
+              {"window": {"sliding_window": 7},
+               "full": {"rope_parameters": {"full_attention": rope("default", 1000.0),
+                                            "sliding_attention": rope("default", 1000.0)}},
+               "pattern": {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}}, {}),
+    "gemma2": (
+        dict(model_type="gemma2", head_dim=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+             intermediate_size=48, query_pre_attn_scalar=24, sliding_window=6, attn_logit_softcapping=2.0,
+             final_logit_softcapping=3.0, hidden_activation="gelu_pytorch_tanh", rms_norm_eps=1e-6,
+             tie_word_embeddings=True, rope_parameters=DEFAULT_ROPE), 40, None,
+        {"scores": {"attn_logit_softcapping": None}, "logits": {"final_logit_softcapping": None},
+         "scale": {"query_pre_attn_scalar": 16}, "window": {"sliding_window": 7},
+         "pattern": {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}}, {}),
+    "cohere2": (dict(model_type="cohere2", num_hidden_layers=3, intermediate_size=48, sliding_window=6,
+                     layer_norm_eps=1e-5, logit_scale=0.4, tie_word_embeddings=True,
+                     layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                     rope_parameters=DEFAULT_ROPE), 40, None,
+                {"scale": {"logit_scale": 1.0}, "window": {"sliding_window": 7}, "eps": {"layer_norm_eps": 1e-2},
+                 "pattern": {"layer_types": ["sliding_attention"] * 3}}, {}),
+    "glm4": (dict(model_type="glm4", num_hidden_layers=2, head_dim=16, intermediate_size=48, attention_bias=True,
+                  rope_parameters=rope("default", partial_rotary_factor=0.5)), 40, None,
+             {"partial": {"rope_parameters": rope("default", partial_rotary_factor=1.0)},
+              "post": without("post_self_attn_layernorm.weight", 1.0), "bias": without("q_proj.bias")}, {}),
+    "starcoder2": (dict(model_type="starcoder2", num_hidden_layers=2, intermediate_size=96, sliding_window=6,
+                        norm_epsilon=1e-5, hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True,
+                        rope_parameters=DEFAULT_ROPE), 40, None,
+                   {"window": {"sliding_window": 7}, "norm bias": without("input_layernorm.bias"),
+                    "last norm": without("model.norm.bias"), "bias": without("c_fc.bias"),
+                    "erf": {"hidden_act": "gelu"}}, {}),
+    "gpt2": (dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=64, n_inner=None,
+                  activation_function="gelu_new"), 40, None,
+             {"positions": without("wpe.weight"), "bias": without("c_attn.bias"), "norm bias": without("ln_1.bias"),
+              "eps": {"layer_norm_epsilon": 1e-2}}, {}),
 }
 
 
 def make_config(settings):
     settings = copy.deepcopy(settings)
     kind = settings.pop("model_type")
-    if "text_config" in settings:
+    if kind == "gpt2":
+        settings = {key: BASE[key] for key in BASE if key in GPT2} | settings
+    elif "text_config" in settings:
         settings["text_config"] = {**BASE, **settings["text_config"]}
     else:
         settings = {**BASE, **settings}
@@ -300,16 +357,19 @@ def fill(model, generator):
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         if weight.dim() == 1:
-            centre = 1.0 if "norm" in name and not gemma else 0.0
+            norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
+            centre = 1.0 if norm and not gemma else 0.0
             value = centre + 0.3 * noise
-        elif "embed_tokens" in name:
+        elif "wpe" in name:
+            value = 0.2 * noise
+        elif "embed_tokens" in name or "wte" in name:
             # Tied embeddings repeat the last token where they outweigh the layers.
             value = (0.1 if gemma and tied else 0.15 if gemma or tied else 0.5) * noise
         elif "lm_head" in name:
             value = 0.3 * noise
         elif name.endswith(".gate.weight"):
             value = 0.4 * noise
-        elif any(part in name for part in ("q_proj", "k_proj", "qkv_proj")):
+        elif any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "c_attn")):
             value = 0.25 * noise
         else:
             value = 0.15 * noise
@@ -577,6 +637,20 @@ FORMS = [
     ("gemma3_multimodal", {"rope_parameters": {}, "rope_theta": 2e5, "rope_local_base_freq": 2e4}),
     ("gemma3_multimodal", {"rope_parameters": None, "rope_scaling": LINEAR, "rope_theta": 2e5}),
     ("gemma3_multimodal", {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 2e4}}}),
+    ("smollm3", {"rope_parameters": {}}),
+    ("smollm3", {"rope_parameters": {}, "rope_theta": 2e5}),
+    ("granite", {"rope_parameters": {}, "rope_scaling": LINEAR, "rope_theta": 2e4}),
+    ("olmo2", {"rope_parameters": {}, "rope_theta": 2e4}),
+    ("olmo3", {"rope_parameters": None}),
+    ("olmo3", {"rope_parameters": {}, "rope_theta": 2e4}),
+    ("olmo3", {"rope_parameters": None, "rope_scaling": LINEAR}),
+    ("olmo3", {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 2e4}}}),
+    ("gemma2", {"rope_parameters": {}, "rope_theta": 2e4}),
+    ("cohere2", {"rope_parameters": {}, "rope_theta": 2e4}),
+    ("glm4", {"rope_parameters": {}, "rope_theta": 2e4}),
+    ("glm4", {"rope_parameters": {}, "rope_theta": 2e4, "partial_rotary_factor": 0.25}),
+    ("glm4", {"rope_parameters": DEFAULT_ROPE}),
+    ("starcoder2", {"rope_parameters": {}, "rope_theta": 2e4}),
 ]
 
 

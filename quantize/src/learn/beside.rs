@@ -108,7 +108,7 @@ impl Besides {
         };
         if let (Some(net), true) = (parts[0], wanted.scale) {
             let rows = net.rows();
-            if !rotated(RotationSite::Residual) {
+            if !rotated(RotationSite::Residual) && !net.norm().is_empty() {
                 add(ScaleSite::AttentionNorm, net.norm().len(), readers(0, &rows, net.norm().len()));
             }
             if let (Some([heads, kv_heads, d]), false) = (net.heads(), rotated(RotationSite::Value)) {
@@ -125,7 +125,7 @@ impl Besides {
         }
         if let (Some(net), true) = (parts[1], wanted.scale) {
             let rows = net.rows();
-            if !rotated(RotationSite::Residual) {
+            if !rotated(RotationSite::Residual) && !net.norm().is_empty() {
                 add(ScaleSite::MlpNorm, net.norm().len(), readers(1, &rows, net.norm().len()));
             }
             if !net.turns() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use llmpress_formats::{Error, Result};
+use llmpress_formats::{Dtype, Error, Result};
 use llmpress_learn::{Decoder, DecoderGradients, Given, Turned};
 use llmpress_model::Model;
 
@@ -87,8 +87,12 @@ impl Student {
                     })
                 })
                 .collect::<Result<Vec<_>>>()?;
+            // Empty where nothing norms what it reads.
             let norm_tensor = dense.norm_tensor(net.site()).unwrap_or_default().to_owned();
-            let norm = vector(&norm_tensor, net.norm())?;
+            let norm = match norm_tensor.is_empty() {
+                true => Vector::new(&[], Dtype::F32, 0.0),
+                false => vector(&norm_tensor, net.norm())?,
+            };
             parts.push(Part { matrices, norm, norm_tensor, turned: Turned::default() });
         }
         if used == 0 || used != starts.len() {
@@ -186,7 +190,8 @@ impl Student {
 
     /// Puts stored norms in the place of its own.
     pub(super) fn take_norms(&mut self, norms: &[TrainedNorm]) -> Result<()> {
-        let own = self.parts.iter_mut().map(|part| (&part.norm_tensor, &mut part.norm));
+        let own = self.parts.iter_mut().filter(|part| !part.norm_tensor.is_empty());
+        let own = own.map(|part| (&part.norm_tensor, &mut part.norm));
         for (tensor, norm) in own.chain([(&self.last_tensor, &mut self.last)]) {
             let found = norms.iter().find(|n| n.tensor == *tensor && n.values.len() == norm.values.len());
             let Some(found) = found else {
@@ -201,7 +206,8 @@ impl Student {
     pub(super) fn finish(&self) -> Result<Outcome> {
         let norm =
             |tensor: &String, norm: &Vector| TrainedNorm { tensor: tensor.clone(), values: norm.stored() };
-        let norms = self.parts.iter().map(|part| norm(&part.norm_tensor, &part.norm));
+        let own = self.parts.iter().filter(|part| !part.norm_tensor.is_empty());
+        let norms = own.map(|part| norm(&part.norm_tensor, &part.norm));
         Ok(Outcome {
             matrices: self.matrices().map(Matrix::finish).collect::<Result<_>>()?,
             norms: norms.chain([norm(&self.last_tensor, &self.last)]).collect(),
