@@ -84,7 +84,8 @@ fn orders(model: &Model, site: PermutationSite) -> Vec<Transform> {
     let c = model.config();
     // Any stride that shares no factor with the size.
     let stirred = |n: usize, first: usize| {
-        let stride = (n / 2..).find(|s| (2..=*s).all(|f| s % f != 0 || n % f != 0)).unwrap();
+        let stride =
+            (n / 2..).find(|s| (2..=*s).all(|f| !s.is_multiple_of(f) || !n.is_multiple_of(f))).unwrap();
         (0..n).map(move |i| (first + (i * stride + 3) % n) as u32)
     };
     let of = |layer: usize| {
