@@ -18,11 +18,16 @@ use crate::{Error, Result};
 
 /// Model types whose blocks are known; anything else goes by the generic rule, which takes every
 /// linear of a repeated block.
-pub const KNOWN_MODEL_TYPES: [&str; 14] = [
+pub const KNOWN_MODEL_TYPES: [&str; 24] = [
+    "deepseek_v2",
+    "deepseek_v3",
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gpt_oss",
     "llama",
+    "llama4",
+    "llama4_text",
     "mistral",
     "mixtral",
     "olmo",
@@ -31,7 +36,12 @@ pub const KNOWN_MODEL_TYPES: [&str; 14] = [
     "qwen2",
     "qwen2_moe",
     "qwen3",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
     "qwen3_moe",
+    "qwen3_next",
     "smollm3",
 ];
 
@@ -53,6 +63,21 @@ const ORDER: [&str; 14] = [
     "shared_expert",
     "shared_experts",
 ];
+
+/// Those of latent attention and of gated delta layers, after the others: of these model types.
+const OF_MIXERS: [&str; 8] = [
+    "q_a_proj",
+    "q_b_proj",
+    "kv_a_proj_with_mqa",
+    "kv_b_proj",
+    "in_proj_qkvz",
+    "in_proj_qkv",
+    "in_proj_z",
+    "out_proj",
+];
+
+/// What the names of model types with such parts begin with.
+const WITH_MIXERS: [&str; 4] = ["deepseek_v2", "deepseek_v3", "qwen3_next", "qwen3_5"];
 
 /// One DFloat11 unit: a module, and the sub-modules whose weights it joins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +120,10 @@ pub fn derive_units<'a>(traits: Traits<'_>, linears: impl IntoIterator<Item = &'
         let parts: Vec<&str> = module.split('.').collect();
         if let Some(number) = parts.iter().position(|p| is_number(p)).filter(|&n| n + 1 < parts.len()) {
             let path = &parts[number + 1..];
-            if !known || rank(path) < ORDER.len() {
+            let mixers =
+                traits.model_type.is_some_and(|t| WITH_MIXERS.iter().any(|with| t.starts_with(with)));
+            let most = ORDER.len() + if mixers { OF_MIXERS.len() } else { 0 };
+            if !known || rank(path) < most {
                 blocks.entry(natural_key(&parts[..=number])).or_default().push(path.join("."));
             }
         } else if is_head_or_embedding(&parts, traits) {
@@ -135,7 +163,7 @@ fn is_number(part: &str) -> bool {
 
 fn rank(path: &[&str]) -> usize {
     let leaf = path.last().copied().unwrap_or_default();
-    ORDER.iter().position(|o| *o == leaf).unwrap_or(ORDER.len())
+    ORDER.iter().chain(&OF_MIXERS).position(|o| *o == leaf).unwrap_or(ORDER.len() + OF_MIXERS.len())
 }
 
 /// Attention first, then the MLP or the experts by number; within each, the order of the published

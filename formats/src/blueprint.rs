@@ -7,9 +7,15 @@
 //!
 //! The decoder, pruning and readers of other tools' files go by these tables: the next architecture is an entry of [`mod@table`].
 
+mod experts;
+mod mixers;
+mod special;
 mod table;
 
 use crate::{Config, Error, Result};
+
+pub use experts::{Clamp, ExpertLayers, Experts, GroupRule, Scores, SharedExpert, SharedSize, Stacked};
+pub use mixers::{DeltaNames, LayerKinds, Mixers};
 
 /// An architecture.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub struct Blueprint {
     pub transposed: bool,
     /// Its experts, where it has them.
     pub experts: Option<Experts>,
+    /// What its attention has besides, or layers have in its place.
+    pub mixers: Mixers,
     /// Which layers see a window of the tokens before.
     pub windows: Windows,
     /// Its rotary embedding, where it has one.
@@ -160,6 +168,8 @@ pub enum QueryKeyNorm {
     Heads,
     /// All heads of a token together.
     Whole,
+    /// Each head by itself without weights after it is turned, in layers that turn, unless the configuration says no under this key.
+    AfterTurn(&'static str),
 }
 
 /// Whether matrices have biases.
@@ -182,25 +192,6 @@ pub struct Biases {
     pub output: Bias,
     /// A dense MLP.
     pub mlp: Bias,
-}
-
-/// Experts and the router that picks among them.
-#[derive(Debug)]
-pub struct Experts {
-    /// The module that holds them.
-    pub module: &'static str,
-    /// Gate, up and down of each.
-    pub names: [&'static str; 3],
-    /// The router, in the module.
-    pub router: &'static str,
-    /// What says how many there are: the first one that is there counts.
-    pub count: &'static [&'static str],
-    /// What says their inner size.
-    pub intermediate: &'static str,
-    /// Whether the weights of picked ones are scaled to a sum of one.
-    pub normalise: Bias,
-    /// Whether some layers have a dense MLP: `decoder_sparse_step` and `mlp_only_layers` say which.
-    pub sparse_layers: bool,
 }
 
 /// Which layers see a window, where `layer_types` does not say.

@@ -738,6 +738,27 @@ impl Checkpoint {
         self.read(name, rows.start * row, out)
     }
 
+    /// Decodes columns of matrix `matrix` of a stack `[.., rows, columns]` of small floats that is stored the other way round, as rows of `out`:
+    /// what is stored is read as it lies.
+    ///
+    /// # Errors
+    /// No such tensor or columns; a tensor that is not stored so.
+    pub fn read_columns(&self, name: &str, matrix: u64, columns: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let tensor = self.tensor(name)?;
+        let other = || Error::Invalid(format!("tensor {name}: is not stored by its columns"));
+        let (unit, of_matrix) = match (self.unit_of(tensor)?, tensor.shape.last()) {
+            (unit, Some(across)) if tensor.is_stored() && columns.end <= *across => (unit, *across),
+            _ => return Err(other()),
+        };
+        match unit.encoding() {
+            Encoding::Scaled(scaled) if scaled.transposed => {}
+            _ => return Err(other()),
+        }
+        let first = matrix.saturating_mul(of_matrix);
+        let rows = first.saturating_add(columns.start)..first.saturating_add(columns.end);
+        unit.reader(&tensor.unit)?.stored_rows(rows, out).unwrap_or_else(|| Err(other()))
+    }
+
     /// A whole tensor in memory.
     pub fn read_tensor(&self, name: &str) -> Result<Vec<u8>> {
         let mut out = vec![0; self.tensor(name)?.bytes as usize];

@@ -256,6 +256,14 @@ impl UnitReader {
         }
     }
 
+    /// Rows of stored matrices that the tensor is the transpose of; `None` for other encodings.
+    pub(crate) fn stored_rows(&self, rows: std::ops::Range<u64>, out: &mut [u8]) -> Option<Result<()>> {
+        match &self.0 {
+            Kind::Scaled(reader) => Some(reader.read_stored(rows, out)),
+            _ => None,
+        }
+    }
+
     /// Decodes bytes `offset .. offset + out.len()` of the unit: its tensors' little-endian bytes,
     /// joined in order. Both ends must lie on whole elements.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {

@@ -4,7 +4,7 @@
 //! model.layers.7.self_attn.q_proj.weight      transformer.h.7.mlp.c_proj.bias      layer 7: attention, MLP
 //! ```
 
-use crate::blueprint::Experts;
+use crate::blueprint::{DeltaNames, Experts};
 use crate::{Blueprint, Config};
 
 /// What a tensor of a layer belongs to.
@@ -85,10 +85,19 @@ impl LayerNames {
             return ["o_proj", "down_proj", "w2"].iter().any(|last| module.ends_with(&format!(".{last}")));
         };
         let of_expert = |experts: &Experts| {
+            let stacked = experts.stacked.as_ref().is_some_and(|stacked| {
+                let down = format!("{}.experts.{}", experts.module, stacked.names[1]);
+                rest.strip_prefix(&down).is_some_and(|end| end.is_empty() || end == "_bias")
+            });
+            if stacked {
+                return true;
+            }
             let within = module.strip_prefix(experts.module).is_some_and(|rest| rest.starts_with('.'));
             within && module.ends_with(&format!(".{}", experts.names[2]))
         };
+        let of_delta = |delta: &DeltaNames| module.strip_prefix(delta.module) == Some(".out_proj");
         module == blueprint.names.output
+            || blueprint.mixers.delta.as_ref().is_some_and(of_delta)
             || module == blueprint.names.mlp.down()
             || blueprint.experts.as_ref().is_some_and(of_expert)
     }
@@ -102,7 +111,8 @@ fn part_of(blueprint: &'static Blueprint, module: &str) -> Option<Part> {
     }
     let first = |path: &'static str| path.split('.').next();
     let experts = blueprint.experts.as_ref().map(|experts| experts.module);
-    if is(names.attention_norm) || is(names.attention_post_norm) || is(first(names.output)) {
+    let delta = blueprint.mixers.delta.as_ref().map(|delta| delta.module);
+    if is(names.attention_norm) || is(names.attention_post_norm) || is(first(names.output)) || is(delta) {
         Some(Part::Attention)
     } else if is(names.mlp_norm) || is(names.mlp_post_norm) || is(first(names.mlp.down())) || is(experts) {
         Some(Part::Mlp)
@@ -142,6 +152,15 @@ mod tests {
             ("starcoder2", "model.layers.1.mlp.c_proj.bias", Part::Mlp, true),
             ("gpt2", "transformer.h.11.attn.c_proj.bias", Part::Attention, true),
             ("gpt2", "h.0.mlp.c_fc.weight", Part::Mlp, false),
+            ("gpt_oss", "model.layers.1.mlp.experts.down_proj", Part::Mlp, true),
+            ("gpt_oss", "model.layers.1.mlp.experts.down_proj_bias", Part::Mlp, true),
+            ("gpt_oss", "model.layers.1.mlp.experts.gate_up_proj", Part::Mlp, false),
+            ("gpt_oss", "model.layers.1.self_attn.sinks", Part::Attention, false),
+            ("deepseek_v3", "model.layers.3.mlp.shared_experts.down_proj.weight", Part::Mlp, true),
+            ("deepseek_v3", "model.layers.3.mlp.gate.e_score_correction_bias", Part::Mlp, false),
+            ("qwen3_next", "model.layers.0.linear_attn.out_proj.weight", Part::Attention, true),
+            ("qwen3_next", "model.layers.0.linear_attn.A_log", Part::Attention, false),
+            ("llama4", "language_model.model.layers.1.feed_forward.experts.down_proj", Part::Mlp, true),
             ("unheard", "model.layers.3.mlp.down_proj.weight", Part::Mlp, true),
             ("unheard", "layers.3.input_layernorm.weight", Part::Attention, false),
         ] {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::blueprint::{Turned, Windows};
+use crate::blueprint::{ExpertLayers, LayerKinds, Turned, Windows};
 use crate::layer_names::{LayerNames, Part};
 use crate::{Blueprint, Checkpoint, Config, Edit, Error, Result};
 
@@ -255,6 +255,7 @@ impl Removal {
             };
             members.push(("no_rope_layers", json!((0..count).filter(kept).map(turned).collect::<Vec<_>>())));
         }
+        members.extend(self.kinds(config, blueprint, count));
         if let Some(first) = number("max_window_layers") {
             members.push(("max_window_layers", json!(below(first.min(count)))));
         }
@@ -270,6 +271,51 @@ impl Removal {
             if step > 1 {
                 members.push(("decoder_sparse_step", json!(1)));
             }
+        }
+        members
+    }
+
+    /// The kinds of the other layers, and which of them have experts, where numbers of layers say it.
+    fn kinds(
+        &self,
+        config: &Config,
+        blueprint: Option<&Blueprint>,
+        count: usize,
+    ) -> Vec<(&'static str, Value)> {
+        let mut members = Vec::new();
+        let Some(blueprint) = blueprint else { return members };
+        let kept = |layer: &usize| !self.attention.contains(layer);
+        let below = |layer: usize| layer - self.attention.range(..layer).count();
+        let number = |key: &str| config.get(key).and_then(Value::as_u64).map(|n| n as usize);
+        let kind: Option<(usize, [&str; 2])> = match blueprint.mixers.kinds {
+            _ if config.get("layer_types").is_some_and(Value::is_array) => None,
+            LayerKinds::Alternating(_) => Some((2, ["full_attention", "sliding_attention"])),
+            LayerKinds::DeltaBut(every) => {
+                let every = number("full_attention_interval").unwrap_or(every).max(1);
+                Some((every, ["full_attention", "linear_attention"]))
+            }
+            LayerKinds::Windows | LayerKinds::ChunkedTurned(_) => None,
+        };
+        if let Some((every, [last, others])) = kind {
+            let kind = |layer: usize| if (layer + 1).is_multiple_of(every) { last } else { others };
+            members.push(("layer_types", json!((0..count).filter(kept).map(kind).collect::<Vec<_>>())));
+        }
+        match blueprint.experts.as_ref().map(|experts| experts.layers) {
+            Some(ExpertLayers::From(first)) => {
+                let first = number("first_k_dense_replace").unwrap_or(first).min(count);
+                members.push(("first_k_dense_replace", json!(below(first))));
+            }
+            Some(ExpertLayers::Listed) => {
+                let listed = config.get("moe_layers").and_then(Value::as_array);
+                let step = number("interleave_moe_layer_step").unwrap_or(1).max(1);
+                let has = |layer: &usize| match listed {
+                    Some(list) => list.iter().any(|v| v.as_u64() == Some(*layer as u64)),
+                    None => (layer + 1).is_multiple_of(step),
+                };
+                let layers = (0..count).filter(has).filter(kept).map(below);
+                members.push(("moe_layers", json!(layers.collect::<Vec<_>>())));
+            }
+            _ => {}
         }
         members
     }

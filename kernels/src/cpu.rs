@@ -32,7 +32,7 @@ pub use dot::{
     LANES, SparseFault, dot_fixed12, dot_rows, dot_sparse_codes, dot_sparse_fixed12, dot_sparse24,
 };
 pub use draw::{Limits, draw};
-pub use elementwise::{gelu_tanh_gate, silu_gate, softmax};
+pub use elementwise::{clamped_gate, gelu_tanh_gate, silu_gate, softmax};
 pub use exp::exp;
 pub use gate_back::{gelu_tanh_gate_back, silu_gate_back};
 pub use hadamard::Hadamard;

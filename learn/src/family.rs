@@ -13,7 +13,7 @@ pub(crate) fn missing(config: &ModelConfig) -> Option<&'static str> {
         (matches!(blueprint.names.mlp, MlpNames::Plain(_)), "MLPs without a gate"),
         (blueprint.transposed, "matrices that are stored transposed"),
     ];
-    parts.into_iter().find_map(|(has, what)| has.then_some(what))
+    parts.into_iter().find_map(|(has, what)| has.then_some(what)).or(blueprint.special_attention())
 }
 
 /// Why nothing is learned of a model's sub-layers as a whole, where a part of its family has no derivative.

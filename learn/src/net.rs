@@ -224,7 +224,7 @@ impl Net {
                 let bits = bits_of(gate_up, down)?;
                 ([gate_up, std::slice::from_ref(down)], bits, Inner::Mlp(inner))
             }
-            Body::Plain | Body::Experts => return None,
+            Body::Plain | Body::Experts | Body::Mixer => return None,
         };
         Some(Self {
             site,

@@ -7,10 +7,12 @@
 use std::cell::RefCell;
 
 use llmpress_formats::{Checkpoint, Error, Result};
-use llmpress_kernels::cpu::{HeadCodes, rms_norm, softmax};
+use llmpress_kernels::cpu::{HeadCodes, exp, rms_norm, softmax};
 use rayon::prelude::*;
 
 use crate::cache::LayerCache;
+use crate::config::Temperature;
+use crate::latent::{self, Latent};
 use crate::linear::{Linear, Product, multiply_all, multiply_side_by_side};
 use crate::norm::Norm;
 use crate::online::quantize_heads;
@@ -26,6 +28,24 @@ pub(crate) struct Attention {
     pub(crate) qk_norm: HeadNorms,
     pub(crate) window: Option<usize>,
     pub(crate) rope: usize,
+    pub(crate) extras: Extras,
+}
+
+/// What most families do without.
+#[derive(Debug, Default)]
+pub(crate) struct Extras {
+    /// Tokens see no further back than the start of their chunk of so many.
+    pub(crate) chunk: Option<usize>,
+    /// The score of a token that is not there, for each head (Xiao et al., Efficient Streaming Language Models with Attention Sinks).
+    pub(crate) sinks: Option<Vec<f32>>,
+    /// Whether a gate comes beside each head's query, whose sigmoid multiplies what the head gives out.
+    pub(crate) gated: bool,
+    /// How queries are scaled by their position.
+    pub(crate) temperature: Option<Temperature>,
+    /// Weights of a norm of each head after it is turned: all one.
+    pub(crate) turned_norm: Option<Vec<f32>>,
+    /// The first feature of a head that is turned.
+    pub(crate) turned_from: usize,
 }
 
 /// Norms of query and key.
@@ -44,24 +64,37 @@ pub(crate) enum Projections {
     Separate(Box<[Linear; 3]>),
     /// All in one matrix, in this order.
     Fused(Linear),
+    /// Of latent vectors.
+    Latent(Box<Latent>),
 }
 
 /// Activations of attention, kept from layer to layer for their memory.
 #[derive(Default)]
 pub(crate) struct Workspace {
-    q: Panels,
-    k: Panels,
-    v: Panels,
+    pub(crate) q: Panels,
+    pub(crate) k: Panels,
+    pub(crate) v: Panels,
     fused: Panels,
+    gate: Panels,
     heads: Panels,
+    pub(crate) latent: latent::Workspace,
 }
 
 impl Projections {
-    /// The matrices.
+    /// The matrices that read the normed residual stream.
     pub(crate) fn linears(&self) -> &[Linear] {
         match self {
             Self::Separate(all) => &all[..],
             Self::Fused(one) => std::slice::from_ref(one),
+            Self::Latent(latent) => &latent.readers,
+        }
+    }
+
+    /// Those that read latent vectors.
+    pub(crate) fn of_latents(&self) -> &[Linear] {
+        match self {
+            Self::Latent(latent) => &latent.expand,
+            Self::Separate(_) | Self::Fused(_) => &[],
         }
     }
 }
@@ -79,19 +112,62 @@ impl Workspace {
     }
 }
 
+impl Workspace {
+    /// Queries and gates of what one matrix gave, which has them head by head.
+    fn split_gates(&mut self, head_dim: usize) {
+        std::mem::swap(&mut self.q, &mut self.fused);
+        let (features, tokens) = (self.fused.features() / 2, self.fused.tokens());
+        self.q.resize(features, tokens);
+        self.gate.resize(features, tokens);
+        for panel in 0..self.fused.count() {
+            let size = head_dim * self.fused.width(panel);
+            let both = self.fused.panel(panel).chunks_exact(2 * size);
+            let queries = self.q.panel_mut(panel).chunks_exact_mut(size);
+            for ((both, q), gate) in both.zip(queries).zip(self.gate.panel_mut(panel).chunks_exact_mut(size))
+            {
+                q.copy_from_slice(&both[..size]);
+                gate.copy_from_slice(&both[size..]);
+            }
+        }
+    }
+
+    /// What heads give out, through their gates.
+    fn gate_heads(&mut self) {
+        for panel in 0..self.heads.count() {
+            let heads = self.heads.panel_mut(panel).par_chunks_mut(1 << 14);
+            heads.zip(self.gate.panel(panel).par_chunks(1 << 14)).for_each(|(heads, gates)| {
+                heads.iter_mut().zip(gates).for_each(|(y, gate)| *y *= 1.0 / (1.0 + exp(-*gate)));
+            });
+        }
+    }
+}
+
 impl Attention {
+    /// Whether it is other than queries, keys and values of plain heads.
+    pub(crate) fn is_special(&self) -> bool {
+        let extras = &self.extras;
+        let is_latent = matches!(self.projections, Projections::Latent(_));
+        is_latent
+            || extras.gated
+            || extras.sinks.is_some()
+            || extras.chunk.is_some()
+            || extras.temperature.is_some()
+            || extras.turned_norm.is_some()
+    }
+
     /// Its matrices.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.projections.linears().iter().chain([&self.output])
+        self.projections.linears().iter().chain(self.projections.of_latents()).chain([&self.output])
     }
 
     /// Its matrices, to be changed.
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        let projections = match &mut self.projections {
-            Projections::Separate(all) => &mut all[..],
-            Projections::Fused(one) => std::slice::from_mut(one),
+        let (projections, of_latents) = match &mut self.projections {
+            Projections::Separate(all) => (&mut all[..], &mut [][..]),
+            Projections::Fused(one) => (std::slice::from_mut(one), &mut [][..]),
+            Projections::Latent(latent) => (&mut latent.readers[..], &mut latent.expand[..]),
         };
-        projections.iter_mut().chain([&mut self.output])
+        projections.iter_mut().chain(of_latents).chain([&mut self.output])
     }
 
     /// `out = attention(x)` for tokens that follow those in the cache.
@@ -125,6 +201,9 @@ impl Attention {
                 multiply_all(checkpoint, &mut [Product::new(linear, x, &mut w.fused)])?;
                 w.split(config);
             }
+            Projections::Latent(latent) => {
+                latent.project(checkpoint, x, observer, &mut w.latent, [&mut w.q, &mut w.k, &mut w.v])?;
+            }
         }
         self.mix(checkpoint, config, qkv_bits, layer, rotations, cache, w)?;
         observer.linear_input(self.output.tensor(), &w.heads);
@@ -155,6 +234,7 @@ impl Attention {
                 multiply_side_by_side(checkpoint, linear, pairs)?;
                 streams.iter_mut().for_each(|s| s.attention.split(config));
             }
+            Projections::Latent(latent) => latent.project_side_by_side(checkpoint, streams)?,
         }
         for s in &mut *streams {
             self.mix(checkpoint, config, qkv_bits, layer, &s.rotations, s.cache, &mut s.attention)?;
@@ -177,6 +257,9 @@ impl Attention {
     ) -> Result<()> {
         let d = config.head_dim;
         let eps = config.norm_eps;
+        if self.extras.gated {
+            w.split_gates(d);
+        }
         let (q_norm, k_norm) = match &self.qk_norm {
             HeadNorms::None => (None, None),
             HeadNorms::Heads(q, k) => (Some(q.as_slice()), Some(k.as_slice())),
@@ -189,8 +272,18 @@ impl Attention {
             }
         };
         let rotation = &rotations[self.rope];
-        prepare_heads(&mut w.q, d, q_norm, eps, rotation, config.attention_scale);
-        prepare_heads(&mut w.k, d, k_norm, eps, rotation, 1.0);
+        let first = cache.len();
+        self.prepare_heads(&mut w.q, d, q_norm, eps, rotation, config.attention_scale);
+        self.prepare_heads(&mut w.k, d, k_norm, eps, rotation, 1.0);
+        if let Some(temperature) = self.extras.temperature {
+            for panel in 0..w.q.count() {
+                let (range, width) = (w.q.range(panel), w.q.width(panel));
+                let scales: Vec<f32> = range.map(|token| temperature.at(first + token)).collect();
+                for row in w.q.panel_mut(panel).chunks_exact_mut(width) {
+                    row.iter_mut().zip(&scales).for_each(|(q, scale)| *q *= scale);
+                }
+            }
+        }
         let odd = |name: &str, bits: u8| {
             Error::Invalid(format!(
                 "{}: {name} of layer {layer} is NaN or infinite, which {bits} bits cannot hold",
@@ -207,24 +300,26 @@ impl Attention {
                 }
             }
         }
-        let first = cache.len();
         let past =
             cache.append(layer, &w.k, &w.v, d).map_err(|name| odd(name, held.map_or(0, HeadCodes::bits)))?;
-        w.heads.resize(config.heads * d, w.q.tokens());
+        w.heads.resize(config.heads * config.value_dim(), w.q.tokens());
         self.attend(config, past, first, &w.q, &mut w.heads);
+        if self.extras.gated {
+            w.gate_heads();
+        }
         Ok(())
     }
 
     /// Every head of every panel: tokens `first ..` against the cache and themselves.
     fn attend(&self, config: &ModelConfig, past: &LayerCache, first: usize, q: &Panels, out: &mut Panels) {
-        let d = config.head_dim;
+        let (d, of_value) = (config.head_dim, config.value_dim());
         let group = config.heads / config.kv_heads;
         let widths: Vec<usize> = (0..q.count()).map(|panel| q.width(panel)).collect();
         let tasks: Vec<_> = out
             .panels_mut()
             .enumerate()
             .flat_map(|(panel, data)| {
-                data.chunks_exact_mut(d * widths[panel]).enumerate().map(move |h| (panel, h))
+                data.chunks_exact_mut(of_value * widths[panel]).enumerate().map(move |h| (panel, h))
             })
             .collect();
         let one = |(panel, (head, out)): (usize, (usize, &mut [f32]))| {
@@ -234,6 +329,7 @@ impl Attention {
             SCORES.with_borrow_mut(|scores| {
                 self.attend_head(
                     past,
+                    head,
                     head / group,
                     start,
                     width,
@@ -257,6 +353,7 @@ impl Attention {
     fn attend_head(
         &self,
         past: &LayerCache,
+        head: usize,
         kv_head: usize,
         start: usize,
         width: usize,
@@ -267,7 +364,10 @@ impl Attention {
     ) {
         let end = start + width;
         let window = self.window.unwrap_or(usize::MAX);
-        let oldest = (start + 1).saturating_sub(window);
+        let chunk = self.extras.chunk;
+        let chunk_of = |position: usize| chunk.map_or(0, |chunk| position / chunk * chunk);
+        let oldest = (start + 1).saturating_sub(window).max(chunk_of(start));
+        let last_chunk = chunk_of(end - 1);
         scores.resize((end - oldest) * width, 0.0);
         past.scores(kv_head, oldest, query, width, scores);
         if let Some(cap) = cap {
@@ -276,53 +376,67 @@ impl Attention {
         for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
             let seen = oldest + row;
             // Tokens see themselves and what is before them, within the window.
-            if seen > start || end - 1 - seen >= window {
+            if seen > start || end - 1 - seen >= window || seen < last_chunk {
                 for (token, score) in scores.iter_mut().enumerate() {
                     let position = start + token;
-                    if seen > position || position - seen >= window {
+                    if seen > position || position - seen >= window || seen < chunk_of(position) {
                         *score = f32::NEG_INFINITY;
                     }
                 }
             }
         }
-        softmax(scores, width);
+        if let Some(sinks) = &self.extras.sinks {
+            // A token without a value.
+            scores.resize((end - oldest + 1) * width, sinks[head]);
+            softmax(scores, width);
+            scores.truncate((end - oldest) * width);
+        } else {
+            softmax(scores, width);
+        }
         past.outputs(kv_head, oldest, scores, width, out);
+    }
+}
+
+impl Attention {
+    /// Norms, turns and scales each head.
+    fn prepare_heads(
+        &self,
+        x: &mut Panels,
+        head_dim: usize,
+        norm: Option<&[f32]>,
+        eps: f32,
+        rotation: &Rotation,
+        scale: f32,
+    ) {
+        let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
+        let prepare = |(panel, data): (usize, &mut [f32])| {
+            let width = widths[panel];
+            for head in data.chunks_exact_mut(head_dim * width) {
+                if let Some(weight) = norm {
+                    let unnormed = head.to_vec();
+                    rms_norm(&unnormed, weight, eps, width, head);
+                }
+                rotation.turn(panel, width, &mut head[self.extras.turned_from * width..]);
+                if let Some(weight) = &self.extras.turned_norm {
+                    let unnormed = head.to_vec();
+                    rms_norm(&unnormed, weight, eps, width, head);
+                }
+                if scale != 1.0 {
+                    head.iter_mut().for_each(|q| *q *= scale);
+                }
+            }
+        };
+        let panels: Vec<_> = x.panels_mut().enumerate().collect();
+        if panels.len() == 1 {
+            panels.into_iter().for_each(prepare);
+        } else {
+            panels.into_par_iter().for_each(prepare);
+        }
     }
 }
 
 thread_local! {
     static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Norms, turns and scales each head.
-fn prepare_heads(
-    x: &mut Panels,
-    head_dim: usize,
-    norm: Option<&[f32]>,
-    eps: f32,
-    rotation: &Rotation,
-    scale: f32,
-) {
-    let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
-    let prepare = |(panel, data): (usize, &mut [f32])| {
-        let width = widths[panel];
-        for head in data.chunks_exact_mut(head_dim * width) {
-            if let Some(weight) = norm {
-                let unnormed = head.to_vec();
-                rms_norm(&unnormed, weight, eps, width, head);
-            }
-            rotation.turn(panel, width, head);
-            if scale != 1.0 {
-                head.iter_mut().for_each(|q| *q *= scale);
-            }
-        }
-    };
-    let panels: Vec<_> = x.panels_mut().enumerate().collect();
-    if panels.len() == 1 {
-        panels.into_iter().for_each(prepare);
-    } else {
-        panels.into_par_iter().for_each(prepare);
-    }
 }
 
 /// `to = features from .. from + count of x`.

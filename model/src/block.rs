@@ -8,7 +8,6 @@
 
 use llmpress_formats::{Error, Result};
 
-use crate::attention::Projections;
 use crate::decoder::Layer;
 use crate::linear::Linear;
 use crate::mlp::{Gated, Mlp};
@@ -22,6 +21,10 @@ pub enum Reads {
     Normed,
     /// The outputs of all heads.
     Heads,
+    /// The vector that queries are made of.
+    QueryLatent,
+    /// The vector that keys and values are made of.
+    Latent,
     /// The gated inner features of an MLP.
     Inner,
     /// Those of [`Reads::Normed`] that the router sends to this expert.
@@ -64,21 +67,36 @@ impl Model {
         };
         if let Some(attention) = &parts.attention {
             let site = SubLayer::Attention(layer);
-            match &attention.body.projections {
-                Projections::Separate(all) => add(site, Reads::Normed, &all[..]),
-                Projections::Fused(one) => add(site, Reads::Normed, std::slice::from_ref(one)),
+            let projections = &attention.body.projections;
+            add(site, Reads::Normed, projections.linears());
+            for (reads, linear) in
+                [Reads::Latent, Reads::QueryLatent].into_iter().zip(projections.of_latents())
+            {
+                add(site, reads, std::slice::from_ref(linear));
             }
             add(site, Reads::Heads, std::slice::from_ref(&attention.body.output));
+        }
+        if let Some(delta) = &parts.delta {
+            let site = SubLayer::Attention(layer);
+            add(site, Reads::Normed, delta.body.readers());
+            add(site, Reads::Heads, std::slice::from_ref(&delta.body.output));
         }
         if let Some(mlp) = &parts.mlp {
             let site = SubLayer::Mlp(layer);
             let mut gated = |gated: &Gated, first, second| {
+                // Of a stack no tensor is a matrix by itself.
+                if gated.down.is_stacked() {
+                    return;
+                }
                 add(site, first, gated.gate_up.linears());
                 add(site, second, std::slice::from_ref(&gated.down));
             };
             match &mlp.body {
                 Mlp::Dense(one) => gated(one, Reads::Normed, Reads::Inner),
-                Mlp::Experts { experts, .. } => {
+                Mlp::Experts { experts, picking, .. } => {
+                    if let Some(shared) = &picking.shared {
+                        gated(&shared.gated, Reads::Normed, Reads::Inner);
+                    }
                     for (index, expert) in experts.iter().enumerate() {
                         gated(expert, Reads::ExpertTokens(index), Reads::ExpertInner(index));
                     }
@@ -92,7 +110,7 @@ impl Model {
     /// was pruned away.
     pub fn normed(&self, sub_layer: SubLayer, residual: &Panels, out: &mut Panels) -> bool {
         let norm = match sub_layer {
-            SubLayer::Attention(l) => self.layers.get(l).and_then(|l| l.attention.as_ref()).map(|a| &a.norm),
+            SubLayer::Attention(l) => self.layers.get(l).and_then(Layer::mixer_norm),
             SubLayer::Mlp(l) => self.layers.get(l).and_then(|l| l.mlp.as_ref()).map(|m| &m.norm),
         };
         if let Some(norm) = norm {

@@ -4,18 +4,21 @@
 //! keys    of a head: token x feature      a row a token:    scores  = K q
 //! values  of a head: feature x token      a row a feature:  outputs = V p
 //!
-//! plain.rs   in single precision
-//! coded.rs   as codes of 8 or 4 bits
+//! plain.rs       in single precision
+//! coded.rs       as codes of 8 or 4 bits
+//! recurrent.rs   of layers that remember: a state in their place
 //! ```
 
 mod coded;
 mod plain;
+mod recurrent;
 
 use llmpress_kernels::cpu::HeadCodes;
 
 use crate::Panels;
 use coded::Coded;
 use plain::Plain;
+pub(crate) use recurrent::Recurrent;
 
 /// Tokens that a layer has room for at first.
 const FIRST_CAPACITY: usize = 64;
@@ -29,6 +32,8 @@ pub struct Cache {
     announced: usize,
     codes: Option<HeadCodes>,
     layers: Vec<LayerCache>,
+    /// Of layers that remember; the others have none.
+    states: Vec<Recurrent>,
 }
 
 /// The keys and values of a layer.
@@ -45,7 +50,8 @@ impl Cache {
             None => LayerCache::Plain(Plain::default()),
             Some(codes) => LayerCache::Coded(Coded::new(codes)),
         };
-        Self { capacity, length: 0, announced: 0, codes, layers: (0..layers).map(layer).collect() }
+        let states = (0..layers).map(|_| Recurrent::default()).collect();
+        Self { capacity, length: 0, announced: 0, codes, layers: (0..layers).map(layer).collect(), states }
     }
 
     /// Tokens that it holds.
@@ -87,21 +93,27 @@ impl Cache {
         self.codes
     }
 
-    /// Bytes that keys and values take, scales and zero points included.
+    /// Bytes that keys and values take, scales and zero points included, and the states of layers that remember.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let of_layer = |layer: &LayerCache| match layer {
             LayerCache::Plain(plain) => plain.bytes(),
             LayerCache::Coded(coded) => coded.bytes(),
         };
-        self.layers.iter().map(of_layer).sum()
+        let states: usize = self.states.iter().map(Recurrent::bytes).sum();
+        self.layers.iter().map(of_layer).sum::<usize>() + states
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.length += tokens;
     }
 
-    /// Adds a layer's keys and values, `kv_heads * head_dim` features of the tokens from [`Self::len`] on.
+    /// What a layer remembers.
+    pub(crate) fn recurrent(&mut self, layer: usize) -> &mut Recurrent {
+        &mut self.states[layer]
+    }
+
+    /// Adds a layer's keys, `kv_heads * head_dim` features of the tokens from [`Self::len`] on, and as many heads of values.
     ///
     /// # Errors
     /// What cannot become codes, as it is NaN or infinite: keys or values.

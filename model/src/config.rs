@@ -5,11 +5,22 @@
 //!                        '--> window, rotary embedding, MLP  layer by layer
 //! ```
 
-use llmpress_formats::blueprint::{Bias, Experts, MlpNames, NormKind, QueryKeyNorm, Scale, Turned, Windows};
+mod experts;
+mod kinds;
+mod mixers;
+
+use llmpress_formats::blueprint::{Bias, MlpNames, NormKind, QueryKeyNorm, Scale, Turned, Windows};
 use llmpress_formats::{Blueprint, Config, Error, Removal, Result};
 use serde_json::Value;
 
+use crate::delta::DeltaConfig;
+use crate::latent::LatentConfig;
+use crate::picks::Picks;
 use crate::rope::RopeConfig;
+pub use experts::Clamped;
+use experts::expert_mlp;
+use kinds::{Kind, kinds};
+pub use mixers::Temperature;
 
 /// Most layers, heads, experts and the like that a configuration may ask for.
 const MAX_COUNT: usize = 1 << 16;
@@ -26,7 +37,7 @@ pub enum Activation {
 }
 
 /// The MLP of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MlpConfig {
     /// One gated MLP.
     Dense {
@@ -44,18 +55,26 @@ pub enum MlpConfig {
         intermediate: usize,
         /// How many there are.
         count: usize,
-        /// How many a token goes through.
-        top_k: usize,
-        /// Whether the weights of the picked ones are scaled to a sum of one.
-        normalise: bool,
+        /// How a token's experts are picked.
+        picks: Picks,
+        /// The function of their gates, where it is the clamped one.
+        clamp: Option<Clamped>,
+        /// The inner size of one that every token goes through.
+        shared: Option<usize>,
     },
 }
 
 /// What may differ from layer to layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerConfig {
     /// How many tokens a token sees, itself included; all before it where there is no limit.
     pub window: Option<usize>,
+    /// The size of the chunks beyond whose start it does not see, where there are some.
+    pub chunk: Option<usize>,
+    /// Whether it remembers the tokens before instead of attending to them.
+    pub delta: bool,
+    /// Whether it turns queries and keys.
+    pub turned: bool,
     /// Which of [`ModelConfig::ropes`] it uses.
     pub rope: usize,
     /// Its MLP.
@@ -107,6 +126,16 @@ pub struct ModelConfig {
     pub final_softcap: Option<f32>,
     /// Whether the head is the embedding, where the configuration or the family says.
     pub tied: Option<bool>,
+    /// Layers after those of the decoder that predict further tokens (DeepSeek-V3, section 2.2), which are left alone.
+    pub predicting: usize,
+    /// Sizes of latent attention, where queries, keys and values are made of latent vectors.
+    pub latent: Option<LatentConfig>,
+    /// Sizes of layers that remember.
+    pub delta: Option<DeltaConfig>,
+    /// How queries are scaled in layers that turn nothing.
+    pub temperature: Option<Temperature>,
+    /// Whether heads are normed after they are turned.
+    pub norms_turned: bool,
     /// The layers.
     pub layers: Vec<LayerConfig>,
     /// The rotary embeddings that they use.
@@ -138,7 +167,11 @@ impl ModelConfig {
                 keys.heads
             )));
         }
+        let (latent, delta) = (mixers::latent(&f, blueprint)?, mixers::delta(&f, blueprint)?);
+        let kv_heads = if latent.is_some() { heads } else { kv_heads };
         let head_dim = match f.size("head_dim")?.or(defaults.head_dim) {
+            // The key says what is turned of it.
+            _ if latent.is_some() => latent.map_or(0, |latent| latent.plain + latent.turned),
             Some(dim) => dim,
             None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
@@ -155,8 +188,18 @@ impl ModelConfig {
             None => Ok(None),
             Some((key, default)) => Ok::<_, Error>(f.number_or(key, default)?.map(|c| c as f32)),
         };
-        let mut ropes = RopeConfig::of_model(config, blueprint, head_dim)?;
-        let windows = windows(&f, blueprint, count)?;
+        let turns = latent.map_or(head_dim, |latent| latent.turned);
+        let mut ropes = RopeConfig::of_model(config, blueprint, turns)?;
+        let mut attention_scale = f.scale(blueprint.scales.attention, hidden_size, head_dim)?;
+        if latent.is_some() {
+            attention_scale *= RopeConfig::latent_scale(config, blueprint)?;
+            if f.flag("rope_interleave")? == Some(false) {
+                ropes.iter_mut().for_each(RopeConfig::turn_halves);
+            }
+        }
+        let kinds = kinds(&f, blueprint, count)?;
+        let window = |kind: &Kind| if let Kind::Window(window) = kind { Some(*window) } else { None };
+        let windows: Vec<Option<usize>> = kinds.iter().map(window).collect();
         let turned = turned(&f, blueprint, &windows)?;
         // What layers that turn nothing use.
         let still = ropes.len();
@@ -185,7 +228,9 @@ impl ModelConfig {
                 };
                 let (no_attention, no_mlp) =
                     (removed.attention.contains(&layer), removed.mlp.contains(&layer));
-                Ok(LayerConfig { window, rope, mlp, no_attention, no_mlp })
+                let chunk = if let Kind::Chunk(chunk) = kinds[layer] { Some(chunk) } else { None };
+                let (delta, turned) = (kinds[layer] == Kind::Delta, turned[layer]);
+                Ok(LayerConfig { window, chunk, delta, turned, rope, mlp, no_attention, no_mlp })
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
@@ -206,14 +251,27 @@ impl ModelConfig {
             mlp_bias: f.bias(blueprint.biases.mlp)?,
             embedding_scale: scale(blueprint.scales.embedding)?,
             residual_scale: scale(blueprint.scales.residual)?,
-            attention_scale: scale(blueprint.scales.attention)?,
+            attention_scale,
             attention_softcap: cap(blueprint.caps.attention)?,
             logit_scale: scale(blueprint.scales.logits)?,
             final_softcap: cap(blueprint.caps.logits)?,
             tied: config.tie_word_embeddings().or(defaults.tied),
+            norms_turned: match blueprint.query_key_norm {
+                QueryKeyNorm::AfterTurn(key) => f.flag(key)?.unwrap_or(true),
+                _ => false,
+            },
+            predicting: f.integer("num_nextn_predict_layers", 0..=64)?.unwrap_or(0),
+            latent,
+            delta,
+            temperature: mixers::temperature(&f, blueprint)?,
             layers,
             ropes,
         })
+    }
+
+    /// Features of a head's value.
+    pub fn value_dim(&self) -> usize {
+        self.latent.map_or(self.head_dim, |latent| latent.value)
     }
 
     /// Whether norms multiply by `1 + weight`.
@@ -300,35 +358,15 @@ fn turned(f: &Fields<'_>, blueprint: &Blueprint, windows: &[Option<usize>]) -> R
         Turned::Windowed => return Ok(windows.iter().map(Option::is_some).collect()),
         Turned::Listed(interval) => f.count("no_rope_layer_interval")?.unwrap_or(interval),
     };
-    let Some(list) = f.config.get("no_rope_layers").filter(|v| !v.is_null()) else {
+    // Llama 4 writes an empty list where nothing is said.
+    let said = |v: &&Value| !v.is_null() && v.as_array().is_none_or(|list| !list.is_empty());
+    let Some(list) = f.config.get("no_rope_layers").filter(said) else {
         return Ok((0..count).map(|layer| (layer + 1) % interval != 0).collect());
     };
     let wrong = || f.corrupt(format!("no_rope_layers must be a list of 0 or 1 for each of {count} layers"));
     let list = list.as_array().filter(|list| list.len() >= count).ok_or_else(wrong)?;
     let one = |v: &Value| v.as_u64().filter(|n| *n <= 1).map(|n| n == 1).or(v.as_bool()).ok_or_else(wrong);
     list.iter().take(count).map(one).collect()
-}
-
-/// The experts of a layer, if it has them.
-fn expert_mlp(f: &Fields<'_>, experts: &Experts, layer: usize) -> Result<Option<MlpConfig>> {
-    if experts.sparse_layers {
-        let step = f.count("decoder_sparse_step")?.unwrap_or(1);
-        let dense = f.config.get("mlp_only_layers").and_then(Value::as_array);
-        let dense = dense.is_some_and(|l| l.iter().any(|v| v.as_u64() == Some(layer as u64)));
-        if dense || !(layer + 1).is_multiple_of(step) {
-            return Ok(None);
-        }
-    }
-    let normalise = f.bias(experts.normalise)?;
-    let key = experts.count.iter().copied().find(|key| f.config.get(key).is_some());
-    let key = key.or(experts.count.last().copied()).unwrap_or_default();
-    let count = f.count(key)?.ok_or_else(|| f.missing(key))?;
-    let top_k = f.count("num_experts_per_tok")?.ok_or_else(|| f.missing("num_experts_per_tok"))?;
-    if top_k > count {
-        return Err(f.corrupt(format!("num_experts_per_tok {top_k} exceeds {key} {count}")));
-    }
-    let intermediate = f.size(experts.intermediate)?.ok_or_else(|| f.missing(experts.intermediate))?;
-    Ok(Some(MlpConfig::Experts { intermediate, count, top_k, normalise }))
 }
 
 /// Typed access to the values, with errors that name the key.

@@ -13,6 +13,7 @@ use llmpress_kernels::cpu::{HeadCodes, exp};
 
 use crate::attention::{self, Attention, HeadNorms, Projections};
 use crate::config::MlpConfig;
+use crate::delta::{self, Delta};
 use crate::head;
 use crate::linear::{Linear, Product, multiply_all};
 use crate::mlp::{self, GateUp, Gated, Mlp};
@@ -43,6 +44,8 @@ pub struct Model {
 pub(crate) struct Layer {
     /// None where it was pruned away.
     pub(crate) attention: Option<SubLayerParts<Attention>>,
+    /// What remembers in the place of attention; none where it attends, or was pruned away.
+    pub(crate) delta: Option<SubLayerParts<Delta>>,
     /// None where it was pruned away.
     pub(crate) mlp: Option<SubLayerParts<Mlp>>,
 }
@@ -50,11 +53,18 @@ pub(crate) struct Layer {
 impl Layer {
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let attention = self.attention.iter().flat_map(|a| a.body.linears());
+        let attention = attention.chain(self.delta.iter().flat_map(|d| d.body.linears()));
         attention.chain(self.mlp.iter().flat_map(|mlp| mlp.body.linears()))
+    }
+
+    /// The norm of what attention reads, or what stands in its place, where nothing was pruned away.
+    pub(crate) fn mixer_norm(&self) -> Option<&Option<Norm>> {
+        self.attention.as_ref().map(|a| &a.norm).or(self.delta.as_ref().map(|d| &d.norm))
     }
 
     pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let attention = self.attention.iter_mut().flat_map(|a| a.body.linears_mut());
+        let attention = attention.chain(self.delta.iter_mut().flat_map(|d| d.body.linears_mut()));
         attention.chain(self.mlp.iter_mut().flat_map(|mlp| mlp.body.linears_mut()))
     }
 }
@@ -133,6 +143,10 @@ impl Model {
             // A head that repeats the embedding is not missed.
             head::NAMES.into_iter().filter(|_| config.tied == Some(true)).for_each(|name| used.note(name));
         }
+        used.pass_over("mtp.".to_owned());
+        for layer in config.layers.len()..config.layers.len() + config.predicting {
+            used.pass_over(format!("{prefix}{}.{layer}.", names.layers));
+        }
         let (unused, warnings) = (used.others(c, &prefix), warning.into_iter().collect());
         let transforms = checkpoint.transforms().to_vec();
         let (none, online) = (Vec::new(), Online::default());
@@ -195,7 +209,8 @@ impl Model {
     /// The sub-layers that it has, first to last.
     pub fn sub_layers(&self) -> Vec<SubLayer> {
         let of_layer = |(index, layer): (usize, &Layer)| {
-            let attention = layer.attention.as_ref().map(|_| SubLayer::Attention(index));
+            let mixes = layer.attention.is_some() || layer.delta.is_some();
+            let attention = mixes.then_some(SubLayer::Attention(index));
             [attention, layer.mlp.as_ref().map(|_| SubLayer::Mlp(index))].into_iter().flatten()
         };
         self.layers.iter().enumerate().flat_map(of_layer).collect()
@@ -224,7 +239,7 @@ impl Model {
     /// Bytes that keys and values of a token take on the processor, in all layers.
     pub fn cache_bytes_per_token(&self) -> usize {
         let (heads, d) = (self.config.kv_heads, self.config.head_dim);
-        let head = self.online.cache.map_or(4 * d, HeadCodes::all_bytes);
+        let head = self.online.cache.map_or(2 * (d + self.config.value_dim()), HeadCodes::all_bytes);
         self.layers.iter().filter(|layer| layer.attention.is_some()).count() * 2 * heads * head
     }
 
@@ -343,6 +358,7 @@ impl Model {
         let mut both = Panels::default();
         let (mut attention_space, mut mlp_space) =
             (attention::Workspace::default(), mlp::Workspace::default());
+        let mut delta_space = delta::Workspace::default();
         for index in layers {
             let layer = &self.layers[index];
             if parallel {
@@ -365,6 +381,12 @@ impl Model {
                     &mut y,
                 )?;
                 self.add(h, &mut y, attention.post_norm.as_ref(), &mut x);
+            }
+            if let Some(delta) = layer.delta.as_ref().filter(|_| !skips.contains(&site)) {
+                normed(delta.norm.as_ref(), h, eps, &mut x);
+                let checkpoint = &self.checkpoint;
+                delta.body.forward(checkpoint, index, &x, cache, observer, &mut delta_space, &mut y)?;
+                self.add(h, &mut y, delta.post_norm.as_ref(), &mut x);
             }
             observer.after(site, h);
             let site = SubLayer::Mlp(index);
@@ -447,19 +469,19 @@ fn embedding_name(checkpoint: &Checkpoint, names: &Names) -> Result<(String, Str
 }
 
 /// Finds the tensors of a layer, whose names start with `name`.
-struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    config: &'a ModelConfig,
-    used: &'a Used,
-    name: String,
+pub(crate) struct Loader<'a> {
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) used: &'a Used,
+    pub(crate) name: String,
 }
 
 impl Loader<'_> {
-    fn blueprint(&self) -> &'static Blueprint {
+    pub(crate) fn blueprint(&self) -> &'static Blueprint {
         self.config.blueprint
     }
 
-    fn linear(&self, module: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
+    pub(crate) fn linear(&self, module: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
         let name = |suffix: &str| format!("{}{module}.{suffix}", self.name);
         let (weight, bias) = (name("weight"), bias.then(|| name("bias")));
         for name in bias.iter().chain([&weight]) {
@@ -472,7 +494,7 @@ impl Loader<'_> {
         }
     }
 
-    fn norm(&self, module: &str, len: usize) -> Result<Norm> {
+    pub(crate) fn norm(&self, module: &str, len: usize) -> Result<Norm> {
         let module = format!("{}{module}", self.name);
         Norm::open(self.checkpoint, self.used, self.blueprint().norm, &module, len)
     }
@@ -481,11 +503,19 @@ impl Loader<'_> {
         let (names, hidden) = (&self.blueprint().names, self.config.hidden_size);
         let norm = |module: Option<&str>| module.map(|module| self.norm(module, hidden)).transpose();
         let layer = &self.config.layers[index];
-        let attention = match layer.no_attention {
+        let attention = match layer.no_attention || layer.delta {
             true => None,
             false => Some(SubLayerParts {
                 norm: norm(names.attention_norm)?,
                 body: self.attention(index)?,
+                post_norm: norm(names.attention_post_norm)?,
+            }),
+        };
+        let delta = match layer.delta && !layer.no_attention {
+            false => None,
+            true => Some(SubLayerParts {
+                norm: norm(names.attention_norm)?,
+                body: self.delta()?,
                 post_norm: norm(names.attention_post_norm)?,
             }),
         };
@@ -497,24 +527,26 @@ impl Loader<'_> {
                 post_norm: norm(names.mlp_post_norm)?,
             }),
         };
-        Ok(Layer { attention, mlp })
+        Ok(Layer { attention, delta, mlp })
     }
 
     fn attention(&self, index: usize) -> Result<Attention> {
         let (c, names) = (self.config, &self.blueprint().names);
         let (q_rows, kv_rows) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let linear = |module: &str, rows| self.linear(module, rows, c.hidden_size, c.qkv_bias);
-        let projections = match names.projections {
-            Projected::Fused(module) => Projections::Fused(linear(module, q_rows + 2 * kv_rows)?),
-            Projected::Separate([q, k, v]) => Projections::Separate(Box::new([
-                linear(q, q_rows)?,
+        let gates = if self.blueprint().mixers.gated { 2 } else { 1 };
+        let projections = match (c.latent, &names.projections) {
+            (Some(latent), _) => Projections::Latent(Box::new(self.latent(latent)?)),
+            (None, Projected::Fused(module)) => Projections::Fused(linear(module, q_rows + 2 * kv_rows)?),
+            (None, Projected::Separate([q, k, v])) => Projections::Separate(Box::new([
+                linear(q, gates * q_rows)?,
                 linear(k, kv_rows)?,
                 linear(v, kv_rows)?,
             ])),
         };
         let [q, k] = names.query_key_norms;
         let qk_norm = match c.qk_norm() {
-            QueryKeyNorm::None => HeadNorms::None,
+            QueryKeyNorm::None | QueryKeyNorm::AfterTurn(_) => HeadNorms::None,
             QueryKeyNorm::Heads => {
                 HeadNorms::Heads(self.norm(q, c.head_dim)?.weight, self.norm(k, c.head_dim)?.weight)
             }
@@ -522,31 +554,21 @@ impl Loader<'_> {
         };
         Ok(Attention {
             projections,
-            output: self.linear(names.output, c.hidden_size, q_rows, c.o_bias)?,
+            output: self.linear(names.output, c.hidden_size, c.heads * c.value_dim(), c.o_bias)?,
             qk_norm,
             window: c.layers[index].window,
             rope: c.layers[index].rope,
+            extras: self.extras(index)?,
         })
     }
 
     fn mlp(&self, index: usize) -> Result<Mlp> {
-        let (config, blueprint) = (self.config, self.blueprint());
-        match config.layers[index].mlp {
+        match self.config.layers[index].mlp {
             MlpConfig::Dense { intermediate } | MlpConfig::Plain { intermediate } => {
-                Ok(Mlp::Dense(Box::new(self.dense(&blueprint.names.mlp, intermediate)?)))
+                Ok(Mlp::Dense(Box::new(self.dense(&self.blueprint().names.mlp, intermediate)?)))
             }
-            MlpConfig::Experts { intermediate, count, top_k, normalise } => {
-                let missing = || Error::Invalid(format!("{} models have no experts", blueprint.name));
-                let names = blueprint.experts.as_ref().ok_or_else(missing)?;
-                let one = |expert: usize| {
-                    let [gate, up, down] =
-                        names.names.map(|part| format!("{}.experts.{expert}.{part}", names.module));
-                    self.gated([&gate, &up, &down], intermediate)
-                };
-                let experts = (0..count).map(one).collect::<Result<Vec<_>>>()?;
-                let router = format!("{}.{}", names.module, names.router);
-                let router = self.linear(&router, count, config.hidden_size, false)?;
-                Ok(Mlp::Experts { router, experts, top_k, normalise })
+            MlpConfig::Experts { intermediate, count, picks, clamp, shared } => {
+                self.experts(intermediate, count, picks, clamp, shared)
             }
         }
     }
@@ -561,16 +583,16 @@ impl Loader<'_> {
             MlpNames::Plain([up, down]) => (GateUp::Alone(self.linear(up, inner, hidden, c.mlp_bias)?), down),
         };
         let down = self.linear(down, hidden, inner, c.mlp_bias)?;
-        Ok(Gated { gate_up, down, activation: c.activation, turn: None })
+        Ok(Gated { gate_up, down, activation: c.activation, clamp: None, turn: None })
     }
 
-    fn gated(&self, [gate, up, down]: [&str; 3], inner: usize) -> Result<Gated> {
+    pub(crate) fn gated(&self, [gate, up, down]: [&str; 3], inner: usize) -> Result<Gated> {
         let (c, hidden) = (self.config, self.config.hidden_size);
         let gate_up = GateUp::Separate([
             self.linear(gate, inner, hidden, c.mlp_bias)?,
             self.linear(up, inner, hidden, c.mlp_bias)?,
         ]);
         let down = self.linear(down, hidden, inner, c.mlp_bias)?;
-        Ok(Gated { gate_up, down, activation: c.activation, turn: None })
+        Ok(Gated { gate_up, down, activation: c.activation, clamp: None, turn: None })
     }
 }

@@ -126,6 +126,7 @@ fn layer_linears(model: &Model, index: usize) -> Result<LayerLinears<'_>> {
         all.groups.push(match &attention.body.projections {
             Projections::Separate(all) => all.iter().collect(),
             Projections::Fused(one) => vec![one],
+            Projections::Latent(latent) => latent.readers.iter().collect(),
         });
         all.groups.push(vec![&attention.body.output]);
     }
@@ -155,15 +156,16 @@ fn layer_linears(model: &Model, index: usize) -> Result<LayerLinears<'_>> {
 fn gate_up(gated: &Gated) -> Vec<&Linear> {
     match &gated.gate_up {
         GateUp::Separate(both) => both.iter().collect(),
-        GateUp::Fused(one) | GateUp::Alone(one) => vec![one],
+        GateUp::Fused(one) | GateUp::Interleaved(one) | GateUp::Alone(one) => vec![one],
     }
 }
 
 /// How tokens find the experts of a layer, if it has them.
 fn routing(model: &Model, index: usize) -> Result<Option<Routing>> {
     let mlp = model.layers[index].mlp.as_ref().map(|mlp| &mlp.body);
-    let Some(Mlp::Experts { experts, top_k, normalise, .. }) = mlp else { return Ok(None) };
-    let routing = Routing { experts: experts.len(), top_k: *top_k, normalise: *normalise };
+    let Some(Mlp::Experts { experts, picking, .. }) = mlp else { return Ok(None) };
+    let picks = picking.picks;
+    let routing = Routing { experts: experts.len(), top_k: picks.top_k, normalise: picks.normalise };
     routing.check().map_err(device)?;
     Ok(Some(routing))
 }

@@ -26,6 +26,7 @@ mod raw;
 mod side_by_side;
 mod source;
 mod sparse24;
+mod stacked;
 mod within;
 
 use std::cell::RefCell;
@@ -45,6 +46,7 @@ pub use inputs::rounded;
 use loaded::Plain;
 pub(crate) use side_by_side::multiply_side_by_side;
 use source::{Source, Stored, typed};
+pub(crate) use stacked::Stack;
 
 /// Weights that a thread decodes at a time: enough that the ends of entropy-coded runs cost little.
 const DECODED_ELEMENTS: usize = 256 << 10;
@@ -70,6 +72,8 @@ pub struct Linear {
     stored_as: Weights,
     /// Whether the tensor is stored as `[cols, rows]`.
     transposed: bool,
+    /// Which matrix of the tensor it is, where this is a stack.
+    stack: Option<Stack>,
     source: Arc<dyn Source>,
     /// What `source` and `activation_bits` were before other weights took its place.
     replaced: Option<(Arc<dyn Source>, Option<u8>)>,
@@ -121,6 +125,7 @@ impl Linear {
             dtype,
             stored_as,
             transposed: false,
+            stack: None,
             source,
             replaced: None,
             bias,
@@ -149,11 +154,47 @@ impl Linear {
             dtype,
             stored_as: Weights::Bf16,
             transposed: true,
+            stack: None,
             source: Arc::new(plain),
             replaced: None,
             bias: bias.map(|name| vector(checkpoint, name, rows)).transpose()?,
             activation_bits: None,
         })
+    }
+
+    /// Finds a stack of matrices and takes one of `rows` x `cols`, to whose output `bias` is added.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub(crate) fn open_stacked(
+        checkpoint: &Checkpoint,
+        tensor: &str,
+        stack: Stack,
+        rows: usize,
+        cols: usize,
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self> {
+        let dtype = check(checkpoint, tensor, &stack.shape(rows, cols))?;
+        let tensor = checkpoint.tied().get(tensor).map_or(tensor, String::as_str);
+        let source = stacked::Stacked::open(checkpoint, tensor, stack, dtype, rows, cols)?;
+        Ok(Self {
+            tensor: tensor.to_owned(),
+            rows,
+            cols,
+            dtype,
+            stored_as: if source.in_place() { Weights::Bf16 } else { Weights::Stored },
+            transposed: false,
+            stack: Some(stack),
+            source: Arc::new(source),
+            replaced: None,
+            bias,
+            activation_bits: None,
+        })
+    }
+
+    /// Whether its tensor holds other matrices too.
+    pub(crate) fn is_stacked(&self) -> bool {
+        self.stack.is_some()
     }
 
     /// Brings the weights into memory in another form. What a form does not hold becomes plain.
@@ -166,6 +207,10 @@ impl Linear {
             return Ok(());
         }
         let plain = match self.transposed {
+            _ if self.stack.is_some() => {
+                let step = self.task_rows(self.rows, 2);
+                Plain::of(checkpoint, &*self.source, self.dtype, self.rows, self.cols, step)?
+            }
             false => Plain::read(checkpoint, &self.tensor, self.dtype, self.rows, self.cols)?,
             true => {
                 Plain::read(checkpoint, &self.tensor, self.dtype, self.cols, self.rows)?.transposed(self.cols)
@@ -300,6 +345,9 @@ impl Linear {
     /// Rows of a task: whole strips, and few enough that all threads get some.
     fn task_rows(&self, rows: usize, tokens: usize) -> usize {
         let threads = rayon::current_num_threads();
+        if self.source.at_once() {
+            return rows.max(1).next_multiple_of(TILE_ROWS);
+        }
         let tasks = match self.source.in_place() {
             false => (rows * self.cols).div_ceil(DECODED_ELEMENTS),
             true if tokens == 1 => (rows * self.cols).div_ceil(PLAIN_ELEMENTS),
@@ -430,10 +478,31 @@ pub(crate) fn check(checkpoint: &Checkpoint, tensor: &str, shape: &[usize]) -> R
 
 /// A small tensor in single precision.
 pub(crate) fn vector(checkpoint: &Checkpoint, tensor: &str, len: usize) -> Result<Vec<f32>> {
-    let dtype = check(checkpoint, tensor, &[len])?;
+    small(checkpoint, tensor, &[len])
+}
+
+/// The elements of a small tensor of this shape in single precision.
+pub(crate) fn small(checkpoint: &Checkpoint, tensor: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let dtype = check(checkpoint, tensor, shape)?;
+    some(checkpoint, tensor, dtype, 0, shape.iter().product())
+}
+
+/// One of `count` rows of `len` elements in single precision.
+pub(crate) fn small_row(
+    checkpoint: &Checkpoint,
+    tensor: &str,
+    [count, len]: [usize; 2],
+    row: usize,
+) -> Result<Vec<f32>> {
+    let dtype = check(checkpoint, tensor, &[count, len])?;
+    some(checkpoint, tensor, dtype, row * len, len)
+}
+
+/// Some elements in single precision.
+fn some(checkpoint: &Checkpoint, tensor: &str, dtype: Dtype, first: usize, len: usize) -> Result<Vec<f32>> {
     let mut words = vec![0u64; (len * 4).div_ceil(8)];
     let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..len * dtype.bits() as usize / 8];
-    checkpoint.read(tensor, 0, bytes)?;
+    checkpoint.read(tensor, (first * dtype.bits() as usize / 8) as u64, bytes)?;
     let mut out = vec![0.0; len];
     if let Some(elements) = typed(bytes, dtype) {
         elements.widen(0, &mut out);

@@ -97,7 +97,7 @@ fn centre(x: &mut Panels) {
 }
 
 /// `out = norm(x)` by the root of the mean square.
-fn rms(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
+pub(crate) fn rms(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
     out.resize(x.features(), x.tokens());
     let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
     let one = |(panel, out): (usize, &mut [f32])| rms_norm(x.panel(panel), weight, eps, widths[panel], out);

@@ -59,6 +59,8 @@ pub enum Body<'a> {
     Plain,
     /// A router and experts.
     Experts,
+    /// Latent, gated or chunked attention, one with sinks, or a layer that remembers.
+    Mixer,
 }
 
 /// What follows the last layer.
@@ -95,11 +97,21 @@ impl Model {
     pub fn parts(&self, site: SubLayer) -> Option<Parts<'_>> {
         match site {
             SubLayer::Attention(layer) => {
-                let parts = self.layers.get(layer)?.attention.as_ref()?;
+                let layer = self.layers.get(layer)?;
+                if let Some(delta) = &layer.delta {
+                    let (norm, post_norm) = (weights(&delta.norm), weights(&delta.post_norm));
+                    return Some(Parts { norm, post_norm, body: Body::Mixer });
+                }
+                let parts = layer.attention.as_ref()?;
                 let body = &parts.body;
+                if body.is_special() {
+                    let (norm, post_norm) = (weights(&parts.norm), weights(&parts.post_norm));
+                    return Some(Parts { norm, post_norm, body: Body::Mixer });
+                }
                 let projections = match &body.projections {
                     Projections::Separate(all) => &all[..],
                     Projections::Fused(one) => std::slice::from_ref(one),
+                    Projections::Latent(latent) => &latent.readers,
                 };
                 let (qk_norm, whole_norms) = match &body.qk_norm {
                     HeadNorms::None => (None, false),

@@ -64,6 +64,11 @@ impl RopeConfig {
         Self { dim: 0, theta: 1e4, scaling: Scaling::None, neighbours: false }
     }
 
+    /// Turns features half the turned part away together, not neighbours.
+    pub(crate) fn turn_halves(&mut self) {
+        self.neighbours = false;
+    }
+
     /// Whether neighbouring features are turned together.
     pub fn turns_neighbours(&self) -> bool {
         self.neighbours

@@ -6,7 +6,7 @@ use llmpress_formats::{Error, Result};
 use crate::linear::multiply_side_by_side;
 use crate::norm::normed;
 use crate::rope::Rotation;
-use crate::{Cache, Model, Panels, Skips, SubLayer, attention, mlp};
+use crate::{Cache, Model, Panels, Skips, SubLayer, attention, delta, mlp};
 
 /// A sequence on its way.
 pub(crate) struct Stream<'a> {
@@ -20,6 +20,7 @@ pub(crate) struct Stream<'a> {
     pub(crate) x: Panels,
     pub(crate) y: Panels,
     pub(crate) attention: attention::Workspace,
+    pub(crate) delta: delta::Workspace,
     pub(crate) mlp: mlp::Workspace,
 }
 
@@ -51,6 +52,7 @@ impl Model {
                 x: Panels::default(),
                 y: Panels::default(),
                 attention: attention::Workspace::default(),
+                delta: delta::Workspace::default(),
                 mlp: mlp::Workspace::default(),
             });
         }
@@ -64,6 +66,11 @@ impl Model {
                 let bits = self.online.qkv_bits;
                 a.body.forward_side_by_side(&self.checkpoint, config, bits, index, &mut streams)?;
                 streams.iter_mut().for_each(|s| self.add(&mut s.h, &mut s.y, a.post_norm.as_ref(), &mut s.x));
+            }
+            if let Some(d) = layer.delta.as_ref().filter(|_| !skips.contains(&SubLayer::Attention(index))) {
+                streams.iter_mut().for_each(|s| normed(d.norm.as_ref(), &s.h, eps, &mut s.x));
+                d.body.forward_side_by_side(&self.checkpoint, index, &mut streams)?;
+                streams.iter_mut().for_each(|s| self.add(&mut s.h, &mut s.y, d.post_norm.as_ref(), &mut s.x));
             }
             if let Some(m) = layer.mlp.as_ref().filter(|_| !skips.contains(&SubLayer::Mlp(index))) {
                 streams.iter_mut().for_each(|s| {

@@ -8,9 +8,18 @@ use llmpress_formats::Checkpoint;
 
 /// Collects the names of the tensors that a model is made of.
 #[derive(Debug, Default)]
-pub(crate) struct Used(RefCell<BTreeSet<String>>);
+pub(crate) struct Used(RefCell<BTreeSet<String>>, RefCell<Vec<String>>);
 
 impl Used {
+    /// Passes over all names that begin so: layers that predict further tokens, which the decoder does without.
+    pub(crate) fn pass_over(&self, prefix: String) {
+        self.1.borrow_mut().push(prefix);
+    }
+
+    fn predicts(&self, name: &str) -> bool {
+        self.1.borrow().iter().any(|prefix| name.starts_with(prefix))
+    }
+
     pub(crate) fn note(&self, name: &str) {
         self.0.borrow_mut().insert(name.to_owned());
     }
@@ -30,6 +39,6 @@ impl Used {
             let is_used = used.contains(*name) || tied.iter().any(|(n, t)| t == *name && used.contains(n));
             !is_used && name.starts_with(own) && !name.ends_with(".rotary_emb.inv_freq")
         };
-        checkpoint.tensors().keys().filter(other).cloned().collect()
+        checkpoint.tensors().keys().filter(other).filter(|name| !self.predicts(name)).cloned().collect()
     }
 }

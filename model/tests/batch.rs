@@ -77,7 +77,18 @@ fn check(engine: &dyn Engine, name: &str) {
 
 #[test]
 fn prompts_at_once_get_the_tokens_that_each_gets_by_itself_on_the_processor() {
-    for name in ["llama_bias", "gemma3_softcap", "phi3", "qwen3_moe", "mistral"] {
+    for name in [
+        "llama_bias",
+        "gemma3_softcap",
+        "phi3",
+        "qwen3_moe",
+        "mistral",
+        "gpt_oss",
+        "deepseek_v3",
+        "qwen3_next",
+        "qwen3_5",
+        "llama4",
+    ] {
         check(&open(name), name);
         let mut encoded = open(name);
         for weights in [Weights::Fixed12, Weights::Dfloat11] {

@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llmpress_formats::{Blueprint, Checkpoint, Error};
-use llmpress_model::{Model, Observer, Panels, Skips, SubLayer, Unobserved, greedy};
+use llmpress_model::{
+    Cache, LayerConfig, MlpConfig, Model, Observer, Panels, Skips, SubLayer, Unobserved, Weights, greedy,
+};
 use safetensors::SafeTensors;
-use serde_json::Value;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
 
 /// What every logit may differ by, beside this share of its value.
 const TOLERANCE: f32 = 1e-4;
@@ -162,7 +165,8 @@ fn the_cache_changes_nothing() {
         let (head, tail) = golden.ids.split_at(golden.ids.len() / 2);
         let split = logits(&model, &[head, tail], &mut Unobserved);
         // A single token adds in another order, and an expert may get one of many.
-        let experts = case.to_str().is_some_and(|c| c.contains("moe") || c.contains("mixtral"));
+        let of_experts = |layer: &LayerConfig| matches!(layer.mlp, MlpConfig::Experts { .. });
+        let experts = model.config().layers.iter().any(of_experts);
         assert!(split == whole || experts && worst(&split, &whole) < TOLERANCE, "{}", case.display());
         let singly: Vec<&[u32]> = golden.ids.chunks(1).collect();
         let worst = worst(&logits(&model, &singly, &mut Unobserved), &whole);
@@ -187,6 +191,160 @@ fn configurations_of_transformers_4_mean_the_same() {
         assert!(a == b, "{}", case.display());
     }
     assert!(twins >= 5);
+}
+
+#[test]
+fn experts_in_mxfp4_run_as_they_are_stored() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mxfp4/gpt_oss");
+    let golden = golden(&case);
+    let open = || Model::open(Arc::new(Checkpoint::open_dequantised(&case).unwrap())).unwrap();
+    let mut model = open();
+    let whole = logits(&model, &[&golden.ids], &mut Unobserved);
+    assert!(worst(&whole, &golden.logits) < TOLERANCE);
+    assert_eq!(greedy(&model, &golden.ids[..8], golden.greedy.len()).unwrap(), golden.greedy);
+    assert!(model.decoded_bytes() > 0, "they are decoded for every token");
+    for weights in [Weights::Bf16, Weights::Fixed12, Weights::Dfloat11] {
+        model.load(weights).unwrap();
+        assert!(logits(&model, &[&golden.ids], &mut Unobserved) == whole, "{weights:?}");
+        model = open();
+    }
+}
+
+/// Configurations as their publishers write them, before transformers writes them anew.
+#[test]
+fn published_forms_of_configurations_mean_the_same() {
+    let null = Value::Null;
+    let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0,
+        "beta_slow": 0.25, "mscale": 1.5, "mscale_all_dim": 0.8});
+    let oss = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4.0,
+        "beta_slow": 0.25, "truncate": false});
+    let changes = [
+        (
+            "gpt_oss",
+            json!({"layer_types": null, "rope_parameters": null, "rope_theta": 1000.0, "rope_scaling": oss}),
+        ),
+        (
+            "deepseek_v3",
+            json!({"rope_parameters": null, "rope_theta": 1000.0, "rope_scaling": yarn, "head_dim": null,
+            "topk_method": "noaux_tc", "scoring_func": "sigmoid", "rope_interleave": null}),
+        ),
+        (
+            "qwen3_next",
+            json!({"layer_types": null, "rope_parameters": null, "rope_theta": 1e4,
+            "partial_rotary_factor": 0.25, "rope_scaling": null, "full_attention_interval": 4}),
+        ),
+        (
+            "llama4",
+            json!({"layer_types": null, "moe_layers": null, "no_rope_layers": [], "no_rope_layer_interval": 3,
+            "attn_temperature_tuning": 4}),
+        ),
+    ];
+    for (name, changes) in changes {
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let mut config: Value =
+            serde_json::from_slice(&std::fs::read(case.join("config.json")).unwrap()).unwrap();
+        for (key, value) in changes.as_object().unwrap() {
+            match value == &null && key != "rope_scaling" {
+                true => drop(config.as_object_mut().unwrap().remove(key)),
+                false => config[key] = value.clone(),
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        std::fs::copy(case.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let ids = golden(&case).ids;
+        let [a, b] = [&case, dir.path()].map(|dir| logits(&open(dir), &[&ids], &mut Unobserved));
+        assert!(a == b, "{name}");
+    }
+}
+
+#[test]
+fn layers_that_predict_further_tokens_are_passed_over() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/deepseek_v3");
+    let bytes = std::fs::read(case.join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let mut views: Vec<(String, TensorView<'_>)> = stored.iter().map(|(n, v)| (n.to_owned(), v)).collect();
+    for (name, view) in stored.iter().filter(|(name, _)| name.starts_with("model.layers.2.")) {
+        views.push((name.replace("layers.2.", "layers.3."), view));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(case.join("config.json")).unwrap()).unwrap();
+    for (predicting, unused) in [(1, false), (0, true)] {
+        config["num_nextn_predict_layers"] = predicting.into();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        assert_eq!(!open(dir.path()).unused().is_empty(), unused);
+    }
+}
+
+#[test]
+fn experts_in_one_tensor_are_those_that_are_stored_apart() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3_5_moe");
+    let bytes = std::fs::read(case.join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for (name, view) in stored.iter() {
+        let Some((module, rest)) = name.split_once(".experts.") else {
+            all.insert(name.to_owned(), (view.shape().to_vec(), view.data().to_vec()));
+            continue;
+        };
+        if rest != "0.down_proj.weight" {
+            continue;
+        }
+        let (hidden, inner) = (view.shape()[0], view.shape()[1]);
+        let of = |expert: usize, part: &str| {
+            stored.tensor(&format!("{module}.experts.{expert}.{part}.weight")).unwrap().data().to_vec()
+        };
+        let gate_up = (0..4).flat_map(|e| [of(e, "gate_proj"), of(e, "up_proj")].concat()).collect();
+        let down = (0..4).flat_map(|e| of(e, "down_proj")).collect();
+        all.insert(format!("{module}.experts.gate_up_proj"), (vec![4, 2 * inner, hidden], gate_up));
+        all.insert(format!("{module}.experts.down_proj"), (vec![4, hidden, inner], down));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let views = all.iter().map(|(name, (shape, data))| {
+        (name, TensorView::new(safetensors::Dtype::BF16, shape.clone(), data).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
+    std::fs::copy(case.join("config.json"), dir.path().join("config.json")).unwrap();
+    let ids = golden(&case).ids;
+    let [apart, stacked] = [&case, dir.path()].map(|dir| {
+        let singly: Vec<&[u32]> = ids.chunks(1).collect();
+        let model = open(dir);
+        (logits(&model, &[&ids], &mut Unobserved), logits(&model, &singly, &mut Unobserved))
+    });
+    assert!(apart == stacked);
+    let model = open(dir.path());
+    assert!(model.decoded_bytes() == 0 && model.unused().is_empty(), "they are read where they lie");
+}
+
+/// A state is of all tokens before: what was read cannot be taken back, and a cleared cache begins anew.
+#[test]
+fn layers_that_remember_go_on_and_begin_anew_and_never_go_back() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3_next");
+    let (model, ids) = (open(&case), golden(&case).ids);
+    let whole = logits(&model, &[&ids], &mut Unobserved);
+    let mut cache = model.cache(ids.len());
+    let read = |cache: &mut Cache, ids: &[u32]| {
+        let hidden = model.hidden(ids, cache, &Skips::new(), &mut Unobserved)?;
+        let logits = model.logits(&hidden)?;
+        Ok::<_, Error>((0..ids.len()).map(|t| logits.token(t).collect()).collect::<Vec<Vec<f32>>>())
+    };
+    read(&mut cache, &ids[5..]).unwrap();
+    cache.clear();
+    assert!(worst(&read(&mut cache, &ids[..20]).unwrap(), &whole[..20]) < TOLERANCE);
+    // The same layers once more over the same tokens, as passes run them.
+    let mut h = model.embed(&ids[20..24]).unwrap();
+    model.run_layers(0..4, &mut h, &mut cache, &Skips::new(), &mut Unobserved).unwrap();
+    assert!(worst(&read(&mut cache, &ids[20..]).unwrap(), &whole[20..]) < TOLERANCE);
+    // Layers that were left out remember nothing of what came before.
+    let mut cache = model.cache(ids.len());
+    let skips = Skips::from([SubLayer::Attention(0)]);
+    model.hidden(&ids[..4], &mut cache, &skips, &mut Unobserved).unwrap();
+    let error = read(&mut cache, &ids[4..8]).unwrap_err();
+    for part in ["qwen3_next", "layer 0", "0 tokens", "after 4", "from its start"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
 }
 
 /// Where transformers refuses a form, so may we; nothing else may become of it.
@@ -306,7 +464,11 @@ fn what_is_skipped_passes_the_residual_and_has_no_cache() {
         let mut full = model.cache(golden.ids.len());
         model.hidden(&golden.ids, &mut full, &Skips::new(), &mut Unobserved).unwrap();
         let layers = model.config().layers.len();
-        assert_eq!(cache.bytes() * layers, full.bytes() * (layers - 1));
+        // What the skipped layer would hold.
+        let others = (0..layers).filter(|l| *l != 1).map(SubLayer::Attention);
+        let mut alone = model.cache(golden.ids.len());
+        model.hidden(&golden.ids, &mut alone, &others.collect(), &mut Unobserved).unwrap();
+        assert!(alone.bytes() > 0 && cache.bytes() + alone.bytes() == full.bytes(), "{}", case.display());
         let all: Skips = (0..layers).flat_map(|l| [SubLayer::Attention(l), SubLayer::Mlp(l)]).collect();
         let hidden = model.hidden(&golden.ids, &mut model.cache(64), &all, &mut Unobserved).unwrap();
         assert!(hidden == model.last_norm(&model.embed(&golden.ids).unwrap()).unwrap());

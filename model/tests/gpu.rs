@@ -137,7 +137,25 @@ fn every_architecture_runs_near_the_processors_logits() {
     }
     assert!(ran >= 28, "{ran}");
     refused.sort();
-    assert_eq!(refused, ["cohere2", "gemma2", "glm4", "gpt2", "olmo2", "olmo3", "starcoder2"]);
+    let all = [
+        "cohere2",
+        "deepseek_v2",
+        "deepseek_v3",
+        "deepseek_v3_plain",
+        "gemma2",
+        "glm4",
+        "gpt2",
+        "gpt_oss",
+        "llama4",
+        "llama4_plain",
+        "olmo2",
+        "olmo3",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_next",
+        "starcoder2",
+    ];
+    assert_eq!(refused, all);
 }
 
 /// Ids, logits of all tokens, and the greedy tokens after the first eight, as transformers computed them.

@@ -14,7 +14,7 @@ use llmpress_formats::{
 use llmpress_kernels::cpu::Hadamard;
 use llmpress_kernels::gpu::Gpu;
 use llmpress_model::{GpuModel, MlpConfig, Model, Skips, Unobserved, Weights, folded, undone};
-use support::{goldens, logits, open, single, tensors, worst, write};
+use support::{all_goldens, goldens, logits, open, single, tensors, worst, write};
 
 /// What a logit may differ by, as a share of the largest one.
 const TOLERANCE: f32 = 1e-4;
@@ -270,6 +270,25 @@ fn models_that_norm_their_outputs_refuse_a_turned_residual_stream_by_name() {
         refused += 1;
     }
     assert_eq!(refused, 7);
+}
+
+#[test]
+fn models_with_parts_of_their_own_refuse_transformations_by_name() {
+    let mut refused = 0;
+    for golden in all_goldens() {
+        let mut model = open(&golden);
+        let blueprint = model.config().blueprint;
+        let Some(part) = blueprint.special() else { continue };
+        for list in [vec![value(&model)], vec![cache(8)], vec![rotation(RotationSite::Residual, 32, None)]] {
+            let error = model.transform(list).unwrap_err();
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+            for wanted in [blueprint.name, part, "without transformations"] {
+                assert!(error.to_string().contains(wanted), "{error}");
+            }
+        }
+        refused += 1;
+    }
+    assert!(refused > 0);
 }
 
 #[test]

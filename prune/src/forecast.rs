@@ -154,8 +154,8 @@ impl Pass {
         let mut touched: Vec<(usize, u128)> = Vec::new();
         for (&layer, [attention, mlp]) in sizes {
             let of_mlp = match config.layers.get(layer).map(|l| l.mlp) {
-                Some(MlpConfig::Experts { count, top_k, .. }) => {
-                    u128::from(mlp.elements) * top_k as u128 / count.max(1) as u128
+                Some(MlpConfig::Experts { count, picks, .. }) => {
+                    u128::from(mlp.elements) * picks.top_k as u128 / count.max(1) as u128
                 }
                 _ => u128::from(mlp.elements),
             };
@@ -197,7 +197,7 @@ impl Pass {
         let values = |n: u64| n.saturating_mul(tokens).saturating_mul(4);
         let intermediate = config.layers.iter().map(|l| match l.mlp {
             MlpConfig::Dense { intermediate } | MlpConfig::Plain { intermediate } => intermediate,
-            MlpConfig::Experts { intermediate, top_k, .. } => intermediate.saturating_mul(top_k),
+            MlpConfig::Experts { intermediate, picks, .. } => intermediate.saturating_mul(picks.top_k),
         });
         let hidden = config.hidden_size as u64;
         let heads = (config.heads * config.head_dim + 2 * config.kv_heads * config.head_dim) as u64;

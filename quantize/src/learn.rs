@@ -40,7 +40,7 @@ pub(crate) fn each_by_itself(model: &Model, site: SubLayer, specs: &BTreeMap<Str
         return true;
     }
     match model.parts(site).map(|parts| parts.body) {
-        Some(Body::Experts | Body::Plain) => true,
+        Some(Body::Experts | Body::Plain | Body::Mixer) => true,
         Some(Body::Attention { projections, .. }) => differ(projections),
         Some(Body::Gated { gate_up, .. }) => differ(gate_up),
         None => false,

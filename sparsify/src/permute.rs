@@ -34,13 +34,20 @@ pub trait Permuted {
 /// The orders that a model's channels get: of what `down` and the output projection multiply, where they are to be made sparse.
 ///
 /// # Errors
-/// NaN or infinite activations or weights, by their matrix; what cannot be read.
+/// A family whose channels get no other order, by name; NaN or infinite activations or weights, by their matrix; what cannot be read.
 pub fn permutations(
     model: &Model,
     hows: &BTreeMap<String, Sparsifier>,
     calibration: Option<&Calibration>,
     watch: &mut dyn Permuted,
 ) -> Result<Vec<Transform>> {
+    let blueprint = model.config().blueprint;
+    if let Some(what) = blueprint.special().filter(|_| hows.values().any(|how| how.permute)) {
+        let (root, name) = (model.checkpoint().root(), blueprint.name);
+        let what =
+            format!("{name} models have {what}, whose channels get no other order yet: leave `permute` out");
+        return Err(Error::unsupported(root, None, what));
+    }
     let layers = model.config().layers.len();
     let inputs: Vec<SharedInput> = (0..layers)
         .flat_map(|layer| model.inputs_of(layer))

@@ -1,14 +1,46 @@
 //! The architectures that run. What an entry does not say is as Llama has it.
 
+mod deepseek;
+mod gpt_oss;
+mod llama4;
+mod qwen3_next;
+
 use super::{
-    Bias, Biases, Blueprint, Caps, Defaults, Experts, Keys, MlpNames, Names, NormKind, Projected,
-    QueryKeyNorm, Rope, RopeSets, Scale, Scales, Turned, Windows,
+    Bias, Biases, Blueprint, Caps, Defaults, ExpertLayers, Experts, Keys, MlpNames, Names, NormKind,
+    Projected, QueryKeyNorm, Rope, RopeSets, Scale, Scales, Scores, Turned, Windows,
 };
+use crate::blueprint::mixers::PLAIN;
+use deepseek::{DEEPSEEK_V2, DEEPSEEK_V3};
+use gpt_oss::GPT_OSS;
+use llama4::LLAMA4;
+use qwen3_next::{QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT};
 
 /// All of them, in the order in which they are listed.
 pub(super) const ALL: &[Blueprint] = &[
-    LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, GEMMA3, PHI3, MIXTRAL, SMOLLM3, GRANITE, OLMO2, OLMO3, GEMMA2,
-    COHERE2, GLM4, STARCODER2, GPT2,
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    GEMMA3,
+    PHI3,
+    MIXTRAL,
+    SMOLLM3,
+    GRANITE,
+    OLMO2,
+    OLMO3,
+    GEMMA2,
+    COHERE2,
+    GLM4,
+    STARCODER2,
+    GPT2,
+    GPT_OSS,
+    DEEPSEEK_V3,
+    DEEPSEEK_V2,
+    QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    LLAMA4,
 ];
 
 const KEYS: Keys = Keys {
@@ -69,6 +101,27 @@ const SCALES: Scales = Scales {
 
 const NO_CAPS: Caps = Caps { attention: None, logits: None };
 
+/// Experts as Qwen3 has them.
+const EXPERTS: Experts = Experts {
+    module: "mlp",
+    names: ["gate_proj", "up_proj", "down_proj"],
+    stacked: None,
+    router: "gate",
+    router_bias: false,
+    correction: None,
+    // transformers 5 writes the name that Mixtral has.
+    count: &["num_experts", "num_local_experts"],
+    intermediate: "moe_intermediate_size",
+    scores: Scores::Softmax,
+    groups: None,
+    normalise: Bias::Key("norm_topk_prob", false),
+    scale: None,
+    weighs_inputs: false,
+    clamp: None,
+    shared: None,
+    layers: ExpertLayers::SparseStep,
+};
+
 /// Llama 1 to 3.x, SmolLM2 and everything else that loads as `LlamaForCausalLM`.
 const LLAMA: Blueprint = Blueprint {
     name: "Llama",
@@ -82,6 +135,7 @@ const LLAMA: Blueprint = Blueprint {
     biases: Biases { mlp: Bias::Key("mlp_bias", false), ..BIASES },
     transposed: false,
     experts: None,
+    mixers: PLAIN,
     windows: Windows::Never,
     rope: Some(ROPE),
     scales: SCALES,
@@ -117,16 +171,7 @@ const QWEN3: Blueprint = Blueprint {
 const QWEN3_MOE: Blueprint = Blueprint {
     name: "Qwen3 MoE",
     model_types: &["qwen3_moe"],
-    experts: Some(Experts {
-        module: "mlp",
-        names: ["gate_proj", "up_proj", "down_proj"],
-        router: "gate",
-        // transformers 5 writes the name that Mixtral has.
-        count: &["num_experts", "num_local_experts"],
-        intermediate: "moe_intermediate_size",
-        normalise: Bias::Key("norm_topk_prob", false),
-        sparse_layers: true,
-    }),
+    experts: Some(EXPERTS),
     windows: Windows::IfUsed,
     ..QWEN3
 };
@@ -198,11 +243,11 @@ const MIXTRAL: Blueprint = Blueprint {
     experts: Some(Experts {
         module: "block_sparse_moe",
         names: ["w1", "w3", "w2"],
-        router: "gate",
         count: &["num_local_experts"],
         intermediate: "intermediate_size",
         normalise: Bias::Always,
-        sparse_layers: false,
+        layers: ExpertLayers::All,
+        ..EXPERTS
     }),
     windows: Windows::All,
     rope: Some(Rope { theta: 1e6, ..ROPE }),

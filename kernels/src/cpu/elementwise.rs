@@ -20,6 +20,24 @@ pub fn silu_gate(gate: &[f32], up: &mut [f32]) {
     multiversion!(Isa::detect(), body(gate: &[f32], up: &mut [f32]));
 }
 
+/// `up[i] = (u + 1) * g / (1 + e^(-alpha g))`, where g is `gate[i]`, `limit` at most, and u is `up[i]`, between `-limit` and `limit`.
+pub fn clamped_gate(gate: &[f32], up: &mut [f32], alpha: f32, limit: f32) {
+    clamped_gate_with(Isa::detect(), gate, up, alpha, limit);
+}
+
+fn clamped_gate_with(isa: Isa, gate: &[f32], up: &mut [f32], alpha: f32, limit: f32) {
+    #[inline(always)]
+    fn body(gate: &[f32], up: &mut [f32], alpha: f32, limit: f32) {
+        for (up, &gate) in up.iter_mut().zip(gate) {
+            let gate = if gate > limit { limit } else { gate };
+            let clamped = if *up > limit { limit } else { *up };
+            let clamped = if clamped < -limit { -limit } else { clamped };
+            *up = (clamped + 1.0) * (gate / (1.0 + exp_inline(-alpha * gate)));
+        }
+    }
+    multiversion!(isa, body(gate: &[f32], up: &mut [f32], alpha: f32, limit: f32));
+}
+
 /// `up[i] = gelu(gate[i]) * up[i]` with the tanh form of GELU (Hendrycks and Gimpel, section 2):
 /// `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
 pub fn gelu_tanh_gate(gate: &[f32], up: &mut [f32]) {
@@ -144,16 +162,34 @@ mod tests {
         }
 
         #[test]
+        fn every_version_of_the_clamped_gate_gives_the_same_bits(len in 0usize..70, odd in 0usize..5, seed: u64) {
+            let (mut gate, mut up) = (values(seed, len), values(seed ^ 5, len));
+            gate.iter_mut().chain(&mut up).for_each(|x| *x *= 20.0);
+            let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -0.0][odd];
+            gate.iter_mut().step_by(7).chain(up.iter_mut().skip(1).step_by(5)).for_each(|x| *x = odd);
+            let mut expected = up.clone();
+            clamped_gate_with(Isa::Portable, &gate, &mut expected, 1.702, 7.0);
+            for isa in Isa::available() {
+                let mut out = up.clone();
+                clamped_gate_with(isa, &gate, &mut out, 1.702, 7.0);
+                prop_assert!(same_bits(&out, &expected), "{isa:?}");
+            }
+        }
+
+        #[test]
         fn gates_follow_their_definitions(seed: u64) {
             let (gate, up) = (values(seed | 1, 50), values(seed | 3, 50));
             let gate: Vec<f32> = gate.iter().map(|g| g * 30.0).collect();
-            let (mut silu, mut gelu) = (up.clone(), up.clone());
+            let (mut silu, mut gelu, mut clamped) = (up.clone(), up.clone(), up.clone());
+            clamped_gate(&gate, &mut clamped, 1.7, 0.5);
             silu_gate(&gate, &mut silu);
             gelu_tanh_gate(&gate, &mut gelu);
             for i in 0..gate.len() {
                 let (x, u) = (f64::from(gate[i]), f64::from(up[i]));
                 let close = |found: f32, exact: f64| (f64::from(found) - exact).abs() <= 1e-5 * exact.abs().max(1.0);
                 prop_assert!(close(silu[i], x / (1.0 + (-x).exp()) * u));
+                let (g, c) = (x.min(0.5), u.clamp(-0.5, 0.5));
+                prop_assert!(close(clamped[i], (c + 1.0) * g / (1.0 + (-1.7 * g).exp())));
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
                 prop_assert!(close(gelu[i], 0.5 * x * (1.0 + inner.tanh()) * u), "{x} {u} {}", gelu[i]);
             }

@@ -10,10 +10,11 @@ use crate::Panels;
 pub(crate) struct Plain {
     /// `[heads, capacity, head_dim]`.
     keys: Vec<f32>,
-    /// `[heads, head_dim, capacity]`.
+    /// `[heads, value_dim, capacity]`.
     values: Vec<f32>,
     capacity: usize,
     head_dim: usize,
+    value_dim: usize,
 }
 
 impl Plain {
@@ -23,15 +24,16 @@ impl Plain {
 
     /// Adds tokens from `first` on, of at most `limit`.
     pub(super) fn append(&mut self, first: usize, limit: usize, k: &Panels, v: &Panels, head_dim: usize) {
-        self.reserve(first, first + k.tokens(), limit, k.features(), head_dim);
+        let heads = k.features() / head_dim;
+        self.reserve(first, first + k.tokens(), limit, heads, head_dim, v.features() / heads.max(1));
         let capacity = self.capacity;
         for panel in 0..k.count() {
             let (range, width) = (k.range(panel), k.width(panel));
-            for (feature, (keys, values)) in
-                k.panel(panel).chunks_exact(width).zip(v.panel(panel).chunks_exact(width)).enumerate()
-            {
+            for (feature, values) in v.panel(panel).chunks_exact(width).enumerate() {
                 let start = feature * capacity + first + range.start;
                 self.values[start..start + width].copy_from_slice(values);
+            }
+            for (feature, keys) in k.panel(panel).chunks_exact(width).enumerate() {
                 let head = feature / head_dim * head_dim * capacity;
                 let start = head + (first + range.start) * head_dim + feature % head_dim;
                 for (key, to) in keys.iter().zip(self.keys[start..].iter_mut().step_by(head_dim)) {
@@ -41,14 +43,22 @@ impl Plain {
         }
     }
 
-    fn reserve(&mut self, held: usize, needed: usize, limit: usize, features: usize, head_dim: usize) {
+    fn reserve(
+        &mut self,
+        held: usize,
+        needed: usize,
+        limit: usize,
+        heads: usize,
+        head_dim: usize,
+        value_dim: usize,
+    ) {
         if needed <= self.capacity {
             return;
         }
         let (from, to) = (self.capacity, grown(needed, self.capacity, limit));
-        lengthen(&mut self.keys, features / head_dim, head_dim * from, head_dim * to, head_dim * held);
-        lengthen(&mut self.values, features, from, to, held);
-        (self.capacity, self.head_dim) = (to, head_dim);
+        lengthen(&mut self.keys, heads, head_dim * from, head_dim * to, head_dim * held);
+        lengthen(&mut self.values, heads * value_dim, from, to, held);
+        (self.capacity, self.head_dim, self.value_dim) = (to, head_dim, value_dim);
     }
 
     /// As [`super::LayerCache::scores`].
@@ -60,7 +70,7 @@ impl Plain {
 
     /// As [`super::LayerCache::outputs`].
     pub(super) fn outputs(&self, head: usize, first: usize, weights: &[f32], width: usize, out: &mut [f32]) {
-        let size = self.capacity * self.head_dim;
+        let size = self.capacity * self.value_dim;
         rows_times(&self.values[head * size + first..(head + 1) * size], self.capacity, weights, width, out);
     }
 }

@@ -34,6 +34,11 @@ pub(crate) fn check_support(config: &ModelConfig, transform: &Transform) -> Resu
         matches!(transform, Transform::Scale { site: ScaleSite::AttentionNorm | ScaleSite::MlpNorm, .. });
     let up = matches!(transform, Transform::Scale { site: ScaleSite::Up, .. });
     let folded = !matches!(transform, Transform::Quantize { .. });
+    if let Some(what) = blueprint.special() {
+        return Err(format!(
+            "{name} models have {what}, which is neither turned nor scaled nor rounded yet: take a method without transformations"
+        ));
+    }
     if folded && blueprint.transposed {
         return Err(format!(
             "{name} models store their matrices transposed, which nothing is folded into yet"
@@ -301,6 +306,7 @@ fn value_rows<'a>(c: &ModelConfig, attention: &'a Attention) -> (&'a Linear, usi
     match &attention.projections {
         Projections::Separate(all) => (&all[2], 0),
         Projections::Fused(one) => (one, (c.heads + c.kv_heads) * c.head_dim),
+        Projections::Latent(latent) => (&latent.readers[0], 0),
     }
 }
 
@@ -331,7 +337,7 @@ fn permutation(places: &[u32], first: usize) -> Result<Vec<u32>, String> {
 fn gate_rows(gated: &Gated) -> Option<(&Linear, usize)> {
     match &gated.gate_up {
         GateUp::Separate([gate, _]) => Some((gate, 0)),
-        GateUp::Fused(one) => Some((one, 0)),
+        GateUp::Fused(one) | GateUp::Interleaved(one) => Some((one, 0)),
         GateUp::Alone(_) => None,
     }
 }
@@ -340,6 +346,6 @@ fn gate_rows(gated: &Gated) -> Option<(&Linear, usize)> {
 fn up_rows(gated: &Gated) -> (&Linear, usize) {
     match &gated.gate_up {
         GateUp::Separate([_, up]) | GateUp::Alone(up) => (up, 0),
-        GateUp::Fused(one) => (one, one.rows() / 2),
+        GateUp::Fused(one) | GateUp::Interleaved(one) => (one, one.rows() / 2),
     }
 }

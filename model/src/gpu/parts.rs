@@ -30,7 +30,7 @@ fn missing(config: &ModelConfig) -> Option<&'static str> {
             "rotary embeddings of neighbouring features",
         ),
     ];
-    parts.into_iter().find_map(|(has, what)| has.then_some(what))
+    parts.into_iter().find_map(|(has, what)| has.then_some(what)).or(blueprint.special())
 }
 
 /// Refuses a model that has a part that no kernel does, by name.

@@ -65,6 +65,30 @@ impl Plain {
         Self { words, dtype: self.dtype, cols: rows }
     }
 
+    /// Takes a whole matrix of `rows` x `cols` from where it comes, `step` rows at a time.
+    pub(super) fn of(
+        checkpoint: &Checkpoint,
+        source: &dyn Source,
+        dtype: Dtype,
+        rows: usize,
+        cols: usize,
+        step: usize,
+    ) -> Result<Self> {
+        let row_bytes = cols * dtype.bits() as usize / 8;
+        let mut words = vec![0u64; (rows * row_bytes).div_ceil(8)];
+        let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..rows * row_bytes];
+        bytes.par_chunks_mut((step * row_bytes).max(1)).enumerate().try_for_each(|(i, part)| {
+            let (first, count) = (i * step, part.len() / row_bytes.max(1));
+            let mut room = Vec::new();
+            part.copy_from_slice(match source.elements(checkpoint, first..first + count, &mut room)? {
+                Elements::F32(x) => bytemuck::cast_slice(x),
+                Elements::Bf16(x) | Elements::F16(x) => bytemuck::cast_slice(x),
+            });
+            Ok::<_, Error>(())
+        })?;
+        Ok(Self { words, dtype, cols })
+    }
+
     /// The words of a BF16 matrix of `rows` rows.
     pub(super) fn bf16(&self, rows: usize) -> Option<&[u16]> {
         match typed(bytemuck::cast_slice(&self.words), self.dtype)? {

@@ -56,6 +56,11 @@ pub(super) trait Source: Debug + Send + Sync {
         None
     }
 
+    /// Whether any rows cost as much as all of them.
+    fn at_once(&self) -> bool {
+        false
+    }
+
     /// Whether a product with one token reads the weights where they lie.
     fn in_place(&self) -> bool {
         true

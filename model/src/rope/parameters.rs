@@ -41,6 +41,23 @@ impl RopeConfig {
         Ok(vec![Self::parse(&chosen, theta.unwrap_or(rope.theta), head_dim)?])
     }
 
+    /// What scores of latent attention are multiplied by besides: the square of `0.1 mscale_all_dim ln(factor) + 1` where the rotary embedding is
+    /// scaled.
+    pub(crate) fn latent_scale(config: &Config, blueprint: &Blueprint) -> Result<f32> {
+        let Some(rope) = &blueprint.rope else { return Ok(1.0) };
+        let scaling = Parameters::of(config, rope, "rope_scaling")?;
+        let parameters = Parameters::of(config, rope, "rope_parameters")?;
+        let chosen = if scaling.values.is_empty() { parameters } else { scaling };
+        let all = chosen.get("mscale_all_dim").filter(|all| all.as_f64() != Some(0.0));
+        let Some(all) = chosen.positive("mscale_all_dim", all)? else { return Ok(1.0) };
+        if chosen.kind()? == "default" {
+            return Ok(1.0);
+        }
+        let factor = chosen.required("factor")?;
+        let scale = if factor <= 1.0 { 1.0 } else { 0.1 * all * factor.ln() + 1.0 };
+        Ok((scale * scale) as f32)
+    }
+
     /// Reads one set of parameters. `theta` holds where they do not say.
     fn parse(p: &Parameters<'_>, theta: f64, head_dim: usize) -> Result<Self> {
         let config = p.config;

@@ -4,6 +4,7 @@
     python make_golden.py cases [--case NAME ...]      # <case>/ beside this script
     python make_golden.py check [--case NAME ...]      # reload what is on disk, recompute, compare
     python make_golden.py sparse LLMPRESS              # llama_sparse24/ beside this script, from the case llama
+    python make_golden.py mxfp4                        # ../mxfp4/gpt_oss/ beside the folder of this script
     python make_golden.py forms                        # rope_forms.json beside this script, from the cases there are
     python make_golden.py real NAME=MODEL_DIR:TEXT ... # real.json beside this script
 
@@ -38,6 +39,10 @@ sparse
     The case `llama` with two of four weights of each linear: what the program LLMPRESS leaves of it by `convert --to
     sparse24:magnitude` and then `restore`, plain with zeros, with golden.safetensors as above, over the same input_ids.
     (Made by transformers 5.24.0.)
+
+mxfp4
+    A gpt-oss whose experts are stored as MXFP4, of random blocks and scales. transformers makes their numbers, and computes
+    golden.safetensors as above. (Made by transformers 5.24.0, as are the cases from gpt_oss on.)
 
 forms
     The ways in which configurations say what the rotary embedding is, each on the weights of a case: `changes` of its
@@ -336,6 +341,87 @@ CASES = {
                   activation_function="gelu_new"), 40, None,
              {"positions": without("wpe.weight"), "bias": without("c_attn.bias"), "norm bias": without("ln_1.bias"),
               "eps": {"layer_norm_epsilon": 1e-2}}, {}),
+    "gpt_oss": (
+        dict(model_type="gpt_oss", head_dim=16, num_local_experts=4, num_experts_per_tok=2, intermediate_size=24,
+             sliding_window=6, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+             swiglu_limit=0.6, attention_bias=True,
+             rope_parameters=rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32, beta_fast=4.0,
+                                  beta_slow=0.25, truncate=False)),
+        40, None,
+        {"limit": {"swiglu_limit": 7.0}, "alpha": {"swiglu_alpha": 1.0}, "top": {"num_experts_per_tok": 1},
+         "window": {"sliding_window": 7}, "sinks": without("sinks", -100.0), "router": without("router.bias"),
+         "gate_up": without("gate_up_proj_bias"), "down": without("down_proj_bias"), "o": without("o_proj.bias"),
+         "q": without("q_proj.bias"), "v": without("v_proj.bias")}, {}),
+    "deepseek_v3": (
+        dict(model_type="deepseek_v3", num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=8,
+             qk_rope_head_dim=4, v_head_dim=12, n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3,
+             n_shared_experts=1, moe_intermediate_size=16, first_k_dense_replace=1, routed_scaling_factor=2.5,
+             norm_topk_prob=True, num_mtp_layers=0,
+             rope_parameters=rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32, beta_fast=4.0,
+                                  beta_slow=0.25, mscale=1.5, mscale_all_dim=0.8)),
+        40, None,
+        {"scaling": {"routed_scaling_factor": 1.0}, "norm": {"norm_topk_prob": False}, "groups": {"topk_group": 3},
+         "interleave": {"rope_interleave": False}, "top": {"num_experts_per_tok": 2},
+         "mscale": {"rope_parameters": rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32,
+                                            beta_fast=4.0, beta_slow=0.25, mscale=1.5, mscale_all_dim=0.4)},
+         "correction": {"__buffers__": "e_score_correction_bias"}, "shared": without("shared_experts.down_proj.weight"),
+         "q_a": without("q_a_layernorm.weight", 1.0), "kv_a": without("kv_a_layernorm.weight", 1.0)}, {}),
+    "deepseek_v3_plain": (
+        dict(model_type="deepseek_v3", num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8,
+             qk_rope_head_dim=8, v_head_dim=8, n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2,
+             n_shared_experts=2, moe_intermediate_size=8, first_k_dense_replace=0, routed_scaling_factor=1.5,
+             norm_topk_prob=False, rope_interleave=False, attention_bias=True, num_hidden_layers=2, num_mtp_layers=0,
+             rope_parameters=DEFAULT_ROPE),
+        40, None, {"interleave": {"rope_interleave": True}, "norm": {"norm_topk_prob": True},
+                   "kv_a": without("kv_a_proj_with_mqa.bias"), "o": without("o_proj.bias")}, {}),
+    "deepseek_v2": (
+        dict(model_type="deepseek_v2", num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8,
+             qk_rope_head_dim=4, v_head_dim=8, n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3,
+             topk_method="group_limited_greedy", n_shared_experts=1, moe_intermediate_size=16,
+             first_k_dense_replace=1, routed_scaling_factor=3.0,
+             rope_parameters=rope("yarn", 1000.0, factor=4.0, original_max_position_embeddings=32, mscale=0.7,
+                                  mscale_all_dim=0.7)),
+        40, None, {"scaling": {"routed_scaling_factor": 1.0}, "groups": {"topk_method": "greedy"}}, {}),
+    "qwen3_next": (
+        dict(model_type="qwen3_next", head_dim=16, num_hidden_layers=4, linear_key_head_dim=8, linear_value_head_dim=6,
+             linear_num_key_heads=2, linear_num_value_heads=4, num_experts=4, num_experts_per_tok=2,
+             moe_intermediate_size=16, shared_expert_intermediate_size=24, mlp_only_layers=[1], intermediate_size=32,
+             rope_parameters=rope("default", partial_rotary_factor=0.25)),
+        40, None,
+        {"conv": without("conv1d.weight", 0.2), "A": without("A_log"), "dt": without("dt_bias"),
+         "norm": without("linear_attn.norm.weight", 1.0), "shared": without("shared_expert_gate.weight"),
+         "rope": {"rope_parameters": rope("default", partial_rotary_factor=1.0)}, "top": {"num_experts_per_tok": 1},
+         "normalise": {"norm_topk_prob": False}}, {}),
+    "qwen3_5": (
+        dict(model_type="qwen3_5_text", head_dim=16, num_hidden_layers=4, linear_key_head_dim=8,
+             linear_value_head_dim=6, linear_num_key_heads=2, linear_num_value_heads=4, intermediate_size=48,
+             layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention"],
+             linear_conv_kernel_dim=3, tie_word_embeddings=True,
+             rope_parameters=rope("default", partial_rotary_factor=0.5, mrope_section=[2, 1, 1])),
+        40, None, {"conv": without("conv1d.weight", 0.2), "A": without("A_log"), "dt": without("dt_bias"),
+                   "z": without("in_proj_z.weight", 0.1)}, {}),
+    "qwen3_5_moe": (
+        dict(model_type="qwen3_5_moe_text", head_dim=16, num_hidden_layers=2, linear_key_head_dim=8,
+             linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2, num_experts=4,
+             num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=24,
+             layer_types=["linear_attention", "full_attention"],
+             rope_parameters=rope("default", partial_rotary_factor=0.25)),
+        40, None, {"shared": without("shared_expert_gate.weight"), "top": {"num_experts_per_tok": 1}}, {}),
+    "llama4": (
+        dict(model_type="llama4_text", head_dim=16, num_hidden_layers=4, no_rope_layers=[1, 1, 0, 1],
+             attention_chunk_size=12, interleave_moe_layer_step=2, floor_scale=4, attn_scale=0.5, num_local_experts=4,
+             num_experts_per_tok=1, intermediate_size=16, intermediate_size_mlp=32, rope_parameters=DEFAULT_ROPE),
+        40, None,
+        {"tuning": {"attn_temperature_tuning": False}, "floor": {"floor_scale": 5}, "chunk": {"attention_chunk_size": 13},
+         "qk": {"use_qk_norm": False}, "rope": {"no_rope_layers": [1, 0, 1, 1]}, "top": {"num_experts_per_tok": 2},
+         "shared": without("shared_expert.down_proj.weight")}, {}),
+    "llama4_plain": (
+        dict(model_type="llama4_text", head_dim=16, num_hidden_layers=2, no_rope_layers=[1, 0], use_qk_norm=False,
+             attention_chunk_size=64, attn_temperature_tuning=False, num_local_experts=4, num_experts_per_tok=2,
+             intermediate_size=16, intermediate_size_mlp=32,
+             rope_parameters=rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                  original_max_position_embeddings=32)),
+        40, None, {"rope": {"rope_parameters": DEFAULT_ROPE}, "qk": {"use_qk_norm": True}}, {}),
 }
 
 
@@ -356,10 +442,17 @@ def fill(model, generator):
     gemma, tied = "gemma" in model.config.model_type, model.config.tie_word_embeddings
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
-        if weight.dim() == 1:
+        if name.endswith("A_log"):
+            # States that last some tokens.
+            value = noise - 2.0
+        elif "conv1d" in name:
+            value = 0.5 * noise
+        elif weight.dim() == 1:
+            # Norms that add one to their weights; the gated ones of delta layers do not.
+            offset = gemma or any(kind in model.config.model_type for kind in ("qwen3_next", "qwen3_5"))
             norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
-            centre = 1.0 if norm and not gemma else 0.0
-            value = centre + 0.3 * noise
+            centre = 1.0 if norm and (not offset or "linear_attn" in name) else 0.0
+            value = centre + (1.0 if name.endswith("sinks") else 0.3) * noise
         elif "wpe" in name:
             value = 0.2 * noise
         elif "embed_tokens" in name or "wte" in name:
@@ -367,13 +460,16 @@ def fill(model, generator):
             value = (0.1 if gemma and tied else 0.15 if gemma or tied else 0.5) * noise
         elif "lm_head" in name:
             value = 0.3 * noise
-        elif name.endswith(".gate.weight"):
+        elif name.endswith((".gate.weight", ".router.weight")):
             value = 0.4 * noise
         elif any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "c_attn")):
             value = 0.25 * noise
         else:
             value = 0.15 * noise
         weight.data = value.to(torch.bfloat16).to(weight.dtype)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.data = 0.3 * torch.randn(buffer.shape, generator=generator)
 
 
 def load(path, config=None, attention="eager"):
@@ -418,12 +514,33 @@ def router_margin(model, sequences):
     """Smallest distance of the last chosen and the first unchosen expert, in router logits."""
     margins, top = [], getattr(model.config, "num_experts_per_tok", None)
 
-    def hook(_, __, out):
-        logits = (out[0] if isinstance(out, tuple) else out).float()
-        best = logits.topk(top + 1, dim=-1).values
-        margins.append(float((best[:, -2] - best[:, -1]).min()))
+    def gap(scores, count):
+        best = scores.sort(dim=-1, descending=True).values
+        if count < best.shape[-1]:
+            margins.append(float((best[:, count - 1] - best[:, count]).min()))
 
-    hooks = [m.register_forward_hook(hook) for n, m in model.named_modules() if n.endswith(".gate")]
+    def hook(module, inputs, out):
+        logits = (out[1] if "Llama4" in type(module).__name__ else out[0] if isinstance(out, tuple) else out).float()
+        if "Deepseek" not in type(module).__name__:
+            gap(logits, top)
+            return
+        # Groups first, then experts of these.
+        if hasattr(module, "e_score_correction_bias"):
+            scores, of_group = logits.sigmoid() + module.e_score_correction_bias, 2
+        else:
+            scores, of_group = logits, 1
+        groups = model.config.n_group
+        if groups > 1:
+            grouped = scores.view(scores.shape[0], groups, -1)
+            worth = grouped.topk(of_group, dim=-1).values.sum(-1)
+            gap(worth, model.config.topk_group)
+            chosen = worth.topk(model.config.topk_group, dim=-1).indices
+            mask = torch.zeros_like(worth).scatter_(1, chosen, 1).bool()
+            scores = grouped.masked_fill(~mask[..., None], -1e9).flatten(1)
+        gap(scores, top)
+
+    routers = (".gate", ".mlp.router", ".feed_forward.router")
+    hooks = [m.register_forward_hook(hook) for n, m in model.named_modules() if n.endswith(routers)]
     for ids in sequences:
         forward(model, ids)
     for one in hooks:
@@ -433,7 +550,12 @@ def router_margin(model, sequences):
 
 def changed_logits(path, settings, change, ids):
     """Logits with a change of the configuration, or of the weights."""
-    if callable(change):
+    if not callable(change) and "__buffers__" in change:
+        model = load(path)
+        for name, buffer in model.named_buffers():
+            if name.endswith(change["__buffers__"]):
+                buffer.data.zero_()
+    elif callable(change):
         model = load(path)
         change(dict(model.named_parameters()))
     else:
@@ -536,6 +658,56 @@ def make_sparse(program):
     metadata = {
         "about": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, F32, eager",
         "greedy_margin": round(margin, 4),
+    }
+    save_file({"input_ids": ids, "logits": logits, "greedy": new, "greedy_logits": last},
+              path / "golden.safetensors", {"case": json.dumps(metadata)})
+    print(f"{path.name}: {metadata}")
+
+
+MXFP4 = dict(model_type="gpt_oss", head_dim=16, num_local_experts=3, num_experts_per_tok=2, intermediate_size=32,
+             sliding_window=8, layer_types=["full_attention"] * 2, num_hidden_layers=2, attention_bias=True,
+             rope_parameters=DEFAULT_ROPE)
+
+
+def make_mxfp4():
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    path = HERE.parent / "mxfp4" / "gpt_oss"
+    path.mkdir(exist_ok=True, parents=True)
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(make_config(MXFP4), dtype=torch.bfloat16)
+        fill(model, generator)
+        stored = {}
+        for name, weight in model.named_parameters():
+            if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                continue
+            experts, inputs, outputs = weight.shape
+            blocks = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), generator=generator, dtype=torch.uint8)
+            scales = torch.randint(121, 125, (experts, outputs, inputs // 32), generator=generator, dtype=torch.uint8)
+            stored[name + "_blocks"], stored[name + "_scales"] = blocks, scales
+            weight.data = convert_moe_packed_tensors(blocks, scales).to(torch.bfloat16)
+            assert weight.shape == (experts, inputs, outputs)
+        ids = torch.randint(3, model.config.vocab_size - 3, (40,), generator=generator)
+        model.save_pretrained(path)
+        (path / "generation_config.json").unlink(missing_ok=True)
+        model = load(path)
+        logits = forward(model, ids)
+        new, last, margin = greedy(model, ids[:PROMPT], NEW)
+        experts = router_margin(model, [ids, torch.cat([ids[:PROMPT], new])])
+        if margin > 0.02 and experts > 1e-2 and len(set(new.tolist())) >= 5:
+            break
+    tensors = load_file(path / "model.safetensors")
+    for name in stored:
+        tensors.pop(name.rpartition("_")[0], None)
+    save_file({**tensors, **stored}, path / "model.safetensors", {"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    metadata = {
+        "about": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, F32, eager",
+        "greedy_margin": round(margin, 4),
+        "router_margin": round(experts, 4),
     }
     save_file({"input_ids": ids, "logits": logits, "greedy": new, "greedy_logits": last},
               path / "golden.safetensors", {"case": json.dumps(metadata)})
@@ -740,6 +912,7 @@ def main():
         commands.add_parser(command).add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES))
     commands.add_parser("sparse").add_argument("program", metavar="LLMPRESS")
     commands.add_parser("forms")
+    commands.add_parser("mxfp4")
     commands.add_parser("real").add_argument("model", nargs="+", metavar="NAME=MODEL_DIR:TEXT")
     arguments = parser.parse_args()
     if arguments.command == "real":
@@ -757,6 +930,9 @@ def main():
         return
     if arguments.command == "sparse":
         make_sparse(arguments.program)
+        return
+    if arguments.command == "mxfp4":
+        make_mxfp4()
         return
     if arguments.command == "forms":
         make_forms()

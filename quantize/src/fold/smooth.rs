@@ -36,12 +36,19 @@ impl Smooth {
 /// # Errors
 /// A family that can have none of them, by name; weights that cannot be read; an id beyond the vocabulary.
 pub fn smoothing(model: &Model, calibration: &Calibration, smooth: Smooth) -> Result<Vec<Transform>> {
+    let blueprint = model.config().blueprint;
+    if let Some(what) = blueprint.special() {
+        let what =
+            format!("smooth: {} models have {what}, which is not scaled yet: leave it out", blueprint.name);
+        return Err(Error::unsupported(model.checkpoint().root(), None, what));
+    }
     let layers = model.config().layers.len();
     let inputs: Vec<SharedInput> = (0..layers).flat_map(|layer| model.inputs_of(layer)).collect();
     let wanted = inputs.iter().filter(|input| match input.reads {
         Reads::Normed | Reads::ExpertTokens(_) => smooth.norms,
         Reads::Heads => smooth.value,
         Reads::Inner | Reads::ExpertInner(_) => smooth.up,
+        Reads::Latent | Reads::QueryLatent => false,
     });
     let first = |input: &SharedInput| input.tensors.first().cloned();
     let of = wanted.filter_map(|input| Some((first(input)?, vec![0f32; input.features])));

@@ -74,6 +74,18 @@ impl Reader {
         if self.scaled.transposed { self.read_columns(first, out) } else { self.read_lines(first, out) }
     }
 
+    /// Rows of the stored matrices, which are columns of the tensor where it is their transpose.
+    ///
+    /// # Errors
+    /// There are not so many; components that cannot be read.
+    pub(crate) fn read_stored(&self, rows: Range<u64>, out: &mut [u8]) -> Result<()> {
+        let len = rows.end.saturating_sub(rows.start).saturating_mul(self.cols);
+        if rows.end > self.count * self.rows || len * (u64::from(self.dtype.bits()) / 8) != out.len() as u64 {
+            return Err(Error::Invalid(format!("tensor {}: there are no stored rows {rows:?}", self.name)));
+        }
+        self.read_lines(rows.start * self.cols, out)
+    }
+
     /// Elements in the order in which they are stored.
     fn read_lines(&self, first: u64, out: &mut [u8]) -> Result<()> {
         let width = self.dtype.bits() as usize / 8;
