@@ -50,6 +50,7 @@ pub use observe::{Observer, Skips, SubLayer, Unobserved};
 pub use online::HeadRounding;
 pub use panels::Panels;
 pub use parts::{Body, Outlet, Parts};
-pub use rope::{RopeConfig, Rotation};
+pub use rope::{RopeConfig, Rotation, Scaling};
+pub use special_tokens::special_tokens;
 pub use tokenizer::{DecodeStream, Tokenizer};
 pub use weights::Weights;
