@@ -65,8 +65,9 @@ impl Streams {
     /// The embeddings of all windows.
     ///
     /// # Errors
-    /// An id beyond the vocabulary; a file that cannot be written.
+    /// Those of [`crate::check`]; an id beyond the vocabulary; a file that cannot be written.
     pub fn embed(model: &Model, calibration: &Calibration, room: &Room) -> Result<Self> {
+        crate::check(model)?;
         let (windows, tokens) = (calibration.windows().len(), calibration.length());
         let mut streams = Self::empty(windows, model.config().hidden_size, tokens, room)?;
         for (window, ids) in calibration.windows().iter().enumerate() {
@@ -205,6 +206,7 @@ impl Streams {
         from: &mut dyn Read,
         path: &Path,
     ) -> Result<Self> {
+        crate::check(model)?;
         let (windows, tokens) = (calibration.windows().len(), calibration.length());
         let mut streams = Self::empty(windows, model.config().hidden_size, tokens, room)?;
         let mut window = Panels::zeros(streams.features, tokens);

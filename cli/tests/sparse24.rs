@@ -3,7 +3,10 @@
 
 mod support;
 
-use support::{fails, ok, path, run, tinylm};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use support::{fails, llmpress, ok, path, run, same_files, tinylm};
 
 #[test]
 fn a_model_made_sparse_is_verified_by_its_errors_restored_packed_again_and_run() {
@@ -63,4 +66,38 @@ fn a_target_ratio_is_the_same_as_one_in_the_chain() {
     refused(&["--to", "sparse24:wanda,dense=10%", "--target-ratio", "0.6"], "give one of them");
     refused(&["--to", "gptq:w4", "--target-ratio", "0.6"], "--target-ratio is for");
     refused(&["--to", "sparse24:wanda", "--target-ratio", "60%"], "no share");
+}
+
+#[test]
+fn training_stopped_by_ctrl_c_leaves_a_state_and_goes_on_to_the_same_bytes() {
+    let (dir, source) = (tempfile::tempdir().unwrap(), tinylm());
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    let text = source.join("calib.txt");
+    let args = |out: &std::path::Path| -> Vec<String> {
+        let to = "sparse24:magnitude,permute+ast:steps=60,batch=1,window=24,every=5";
+        ["convert", path(&source), path(out), "--to", to, "--calib", path(&text)].map(String::from).into()
+    };
+    let mut child =
+        llmpress().args(args(&out)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = Instant::now();
+    while !out.join(".llmpress/passes/2").exists() && begun.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let status = child.wait().unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut said).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("--resume"), "{said}");
+    assert!(out.join(".llmpress/passes/2/training.state").exists() && !out.join("llmpress.json").exists());
+    let resumed: Vec<String> = args(&out).into_iter().chain(["--resume".to_owned()]).collect();
+    ok(&resumed.iter().map(String::as_str).collect::<Vec<_>>());
+    ok(&args(&whole).iter().map(String::as_str).collect::<Vec<_>>());
+    same_files(&whole, &out);
+    // Channels are put back before matrices are compared; norms were trained too.
+    let found = ok(&["verify", path(&out), "--against", path(&source)]);
+    assert!(found.contains("56 made 2:4") && found.contains("ast:steps=60"), "{found}");
+    assert!(ok(&["verify", path(&out)]).contains("every digest is right"));
+    let inspected = ok(&["inspect", path(&out)]);
+    assert!(inspected.contains("permutation of down in"), "{inspected}");
 }

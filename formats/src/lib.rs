@@ -22,6 +22,7 @@
 //! ```
 
 mod architecture;
+pub mod blueprint;
 mod checkpoint;
 mod component;
 mod config;
@@ -54,6 +55,7 @@ pub use architecture::{
     KNOWN_MODEL_TYPES, PatternDict, Traits, UnitPattern, block_counts, block_linears, derive_units,
     pattern_dict,
 };
+pub use blueprint::Blueprint;
 pub use checkpoint::{Checkpoint, Kind, StoredSize, Tensor, Unit};
 pub use component::Component;
 pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY, QUANTISATION_FILE, QUANTISATION_KEYS, WEIGHTS_KEY};
@@ -81,7 +83,9 @@ pub use remade::Remake;
 pub use removal::{DROP_ATTENTION_KEY, DROP_MLP_KEY, Removal, Size};
 pub use shard::ShardFile;
 pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};
-pub use transform::{QuantizeSite, Rotation, RotationSite, ScaleSite, Scales, Transform};
+pub use transform::{
+    Order, PermutationSite, QuantizeSite, Rotation, RotationSite, ScaleSite, Scales, Transform,
+};
 
 /// Most bytes of all tensors, or of all shards, together. Far beyond any disk: sums and small multiples of sizes stay
 /// below 2^64.

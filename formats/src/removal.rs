@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{Checkpoint, Config, Edit, Error, Result};
+use crate::blueprint::{Experts, Turned, Windows};
+use crate::{Blueprint, Checkpoint, Config, Edit, Error, Result};
 
 /// The key under which LLM-Drop lists layers without attention.
 pub const DROP_ATTENTION_KEY: &str = "drop_attn_list";
@@ -82,7 +83,7 @@ impl Removal {
             let of_layer = sizes.entry(*layer).or_default();
             for (name, rest) in tensors {
                 let place = match layers.part(*layer, rest) {
-                    Some(Part::Attention) => 0,
+                    Some(Part::Attention | Part::Both) => 0,
                     Some(Part::Mlp) => 1,
                     None => continue,
                 };
@@ -138,6 +139,12 @@ impl Removal {
                 let removed = match layers.part(*layer, rest) {
                     Some(Part::Attention) => self.attention.contains(layer),
                     Some(Part::Mlp) => self.mlp.contains(layer),
+                    Some(Part::Both) => {
+                        let gone = |now: &BTreeSet<usize>, before: &BTreeSet<usize>| {
+                            now.contains(layer) || before.contains(layer)
+                        };
+                        gone(&self.attention, &before.attention) && gone(&self.mlp, &before.mlp)
+                    }
                     None if self.attention.contains(layer) || self.mlp.contains(layer) => {
                         return Err(Error::unsupported(
                             root,
@@ -150,7 +157,7 @@ impl Removal {
                     None => false,
                 };
                 if removed && self.portable && !renumbers {
-                    if is_last_product(rest) {
+                    if layers.is_last_product(rest) {
                         edit.zero.insert(name.clone());
                     }
                 } else if removed {
@@ -168,12 +175,13 @@ impl Removal {
         {
             return Err(Error::unsupported(root, None, "has no tensors of the sub-layers to remove"));
         }
-        edit.config = self.config(config, &before, layers.count)?;
+        edit.config = self.config(config, &before, &layers)?;
         Ok(edit)
     }
 
     /// The configuration afterwards, where it changes.
-    fn config(&self, config: &Config, before: &Self, count: usize) -> Result<Option<String>> {
+    fn config(&self, config: &Config, before: &Self, layers: &Layers<'_>) -> Result<Option<String>> {
+        let (count, key_of_count) = (layers.count, layers_key(layers.blueprint));
         let mut members: Vec<(&str, Value)> = Vec::new();
         if self.renumbers() {
             let kept = |list: &BTreeSet<usize>| -> Vec<usize> {
@@ -185,8 +193,8 @@ impl Removal {
                     members.push((key, json!(kept(list))));
                 }
             }
-            members.push(("num_hidden_layers", json!(count - self.attention.len())));
-            members.extend(self.layer_lists(config, count));
+            members.push((key_of_count, json!(count - self.attention.len())));
+            members.extend(self.layer_lists(config, layers.blueprint, count));
         } else if !self.portable {
             let joined = |a: &BTreeSet<usize>, b: &BTreeSet<usize>| json!(a.union(b).collect::<Vec<_>>());
             members.push((DROP_ATTENTION_KEY, joined(&self.attention, &before.attention)));
@@ -199,7 +207,7 @@ impl Removal {
                 None => config.clone(),
             };
             // What describes the decoder of a larger model belongs where its number of layers stands.
-            let inside = config.own("num_hidden_layers").is_none() && self.renumbers();
+            let inside = config.own(key_of_count).is_none() && self.renumbers();
             let is_inside = config.own(key).is_none() && config.get(key).is_some();
             text = Some(match inside && config.own(key).is_none() || is_inside {
                 true => current.with_text_member(key, &value)?,
@@ -210,7 +218,12 @@ impl Removal {
     }
 
     /// Values that are given layer by layer, without those of the removed layers.
-    fn layer_lists(&self, config: &Config, count: usize) -> Vec<(&'static str, Value)> {
+    fn layer_lists(
+        &self,
+        config: &Config,
+        blueprint: Option<&Blueprint>,
+        count: usize,
+    ) -> Vec<(&'static str, Value)> {
         let mut members = Vec::new();
         let kept = |layer: &usize| !self.attention.contains(layer);
         let below = |layer: usize| layer - self.attention.range(..layer).count();
@@ -218,9 +231,9 @@ impl Removal {
         if let Some(types) = config.get("layer_types").and_then(Value::as_array) {
             let types: Vec<&Value> = (0..count).filter(kept).filter_map(|layer| types.get(layer)).collect();
             members.push(("layer_types", json!(types)));
-        } else if config.model_type().is_some_and(|t| t.starts_with("gemma3")) {
+        } else if let Some(Windows::Pattern { keys, every, .. }) = blueprint.map(|b| b.windows) {
             // A pattern no longer fits: every layer says what it is.
-            let pattern = number("sliding_window_pattern").or(number("_sliding_window_pattern")).unwrap_or(6);
+            let pattern = keys.iter().find_map(|key| number(key)).unwrap_or(every);
             let kind = |layer: usize| {
                 if (layer + 1).is_multiple_of(pattern.max(1)) {
                     "full_attention"
@@ -229,6 +242,17 @@ impl Removal {
                 }
             };
             members.push(("layer_types", json!((0..count).filter(kept).map(kind).collect::<Vec<_>>())));
+        }
+        if let Some(Turned::Listed(interval)) =
+            blueprint.and_then(|b| b.rope.as_ref()).map(|rope| rope.layers)
+        {
+            let listed = config.get("no_rope_layers").and_then(Value::as_array);
+            let interval = number("no_rope_layer_interval").unwrap_or(interval).max(1);
+            let turned = |layer: usize| match listed.and_then(|list| list.get(layer)) {
+                Some(said) => said.clone(),
+                None => json!(u8::from(!(layer + 1).is_multiple_of(interval))),
+            };
+            members.push(("no_rope_layers", json!((0..count).filter(kept).map(turned).collect::<Vec<_>>())));
         }
         if let Some(first) = number("max_window_layers") {
             members.push(("max_window_layers", json!(below(first.min(count)))));
@@ -271,12 +295,13 @@ const MAX_LAYERS: usize = 1 << 16;
 enum Part {
     Attention,
     Mlp,
+    /// What both read goes through it.
+    Both,
 }
 
-/// Whether a sub-layer adds nothing if this tensor is zero: weight and bias of its last product.
-fn is_last_product(rest: &str) -> bool {
-    let module = rest.rsplit_once('.').map_or(rest, |(module, _)| module);
-    ["o_proj", "down_proj", "w2"].iter().any(|last| module.ends_with(&format!(".{last}")))
+/// What the number of layers stands under.
+fn layers_key(blueprint: Option<&Blueprint>) -> &'static str {
+    blueprint.map_or("num_hidden_layers", |blueprint| blueprint.keys.layers)
 }
 
 /// The tensors of a decoder's layers.
@@ -287,24 +312,34 @@ struct Layers<'a> {
     tensors: BTreeMap<usize, Vec<(&'a String, &'a str)>>,
     /// Layers that norm their outputs too, whose norms have other names.
     post_norms: BTreeSet<usize>,
+    /// Of an architecture that runs; others go by the names that most have.
+    blueprint: Option<&'static Blueprint>,
 }
 
 impl<'a> Layers<'a> {
     fn find(checkpoint: &'a Checkpoint, config: &Config) -> Result<Self> {
         let root = checkpoint.root();
+        let blueprint = config.model_type().and_then(Blueprint::of);
+        let key = layers_key(blueprint);
         let count = config
-            .get("num_hidden_layers")
+            .get(key)
             .and_then(Value::as_u64)
-            .ok_or_else(|| Error::corrupt(config.path(), None, "num_hidden_layers is missing"))?;
+            .ok_or_else(|| Error::corrupt(config.path(), None, format!("{key} is missing")))?;
         let count = usize::try_from(count).ok().filter(|count| *count <= MAX_LAYERS).ok_or_else(|| {
-            Error::corrupt(config.path(), None, format!("num_hidden_layers is {count}, above {MAX_LAYERS}"))
+            Error::corrupt(config.path(), None, format!("{key} is {count}, above {MAX_LAYERS}"))
         })?;
-        for prefix in
-            ["model.layers.", "language_model.model.layers.", "model.language_model.layers.", "layers."]
-        {
+        let prefixes = match blueprint {
+            Some(blueprint) => {
+                let names = &blueprint.names;
+                names.prefixes.iter().map(|prefix| format!("{prefix}{}.", names.layers)).collect()
+            }
+            None => PREFIXES.map(str::to_owned).to_vec(),
+        };
+        for prefix in prefixes {
             let mut tensors: BTreeMap<usize, Vec<(&String, &str)>> = BTreeMap::new();
             for name in checkpoint.tensors().keys() {
-                let Some((number, rest)) = name.strip_prefix(prefix).and_then(|n| n.split_once('.')) else {
+                let Some((number, rest)) = name.strip_prefix(prefix.as_str()).and_then(|n| n.split_once('.'))
+                else {
                     continue;
                 };
                 if let Ok(layer) = number.parse() {
@@ -317,7 +352,7 @@ impl<'a> Layers<'a> {
                 };
                 let post_norms =
                     tensors.iter().filter(|(_, names)| post(names)).map(|(layer, _)| *layer).collect();
-                return Ok(Self { prefix: prefix.to_owned(), count, tensors, post_norms });
+                return Ok(Self { prefix, count, tensors, post_norms, blueprint });
             }
         }
         Err(Error::unsupported(
@@ -329,6 +364,9 @@ impl<'a> Layers<'a> {
 
     fn part(&self, layer: usize, rest: &str) -> Option<Part> {
         let (module, _) = rest.split_once('.')?;
+        if let Some(blueprint) = self.blueprint {
+            return part_of(blueprint, module);
+        }
         match module {
             "self_attn" | "input_layernorm" => Some(Part::Attention),
             "mlp" | "block_sparse_moe" | "pre_feedforward_layernorm" | "post_feedforward_layernorm" => {
@@ -338,5 +376,42 @@ impl<'a> Layers<'a> {
             "post_attention_layernorm" => Some(Part::Mlp),
             _ => None,
         }
+    }
+
+    /// Whether a sub-layer adds nothing if this tensor is zero: weight and bias of its last product.
+    fn is_last_product(&self, rest: &str) -> bool {
+        let module = rest.rsplit_once('.').map_or(rest, |(module, _)| module);
+        let Some(blueprint) = self.blueprint else {
+            return ["o_proj", "down_proj", "w2"].iter().any(|last| module.ends_with(&format!(".{last}")));
+        };
+        let of_expert = |experts: &Experts| {
+            let within = module.strip_prefix(experts.module).is_some_and(|rest| rest.starts_with('.'));
+            within && module.ends_with(&format!(".{}", experts.names[2]))
+        };
+        module == blueprint.names.output
+            || module == blueprint.names.mlp.down()
+            || blueprint.experts.as_ref().is_some_and(of_expert)
+    }
+}
+
+/// What most decoders' layers are called.
+const PREFIXES: [&str; 4] =
+    ["model.layers.", "language_model.model.layers.", "model.language_model.layers.", "layers."];
+
+/// Which sub-layer a module of a layer belongs to.
+fn part_of(blueprint: &Blueprint, module: &str) -> Option<Part> {
+    let names = &blueprint.names;
+    let is = |name: Option<&str>| name == Some(module);
+    if is(names.attention_norm) && is(names.mlp_norm) {
+        return Some(Part::Both);
+    }
+    let first = |path: &'static str| path.split('.').next();
+    let experts = blueprint.experts.as_ref().map(|experts| experts.module);
+    if is(names.attention_norm) || is(names.attention_post_norm) || is(first(names.output)) {
+        Some(Part::Attention)
+    } else if is(names.mlp_norm) || is(names.mlp_post_norm) || is(first(names.mlp.down())) || is(experts) {
+        Some(Part::Mlp)
+    } else {
+        None
     }
 }

@@ -1,7 +1,7 @@
 //! What was done to the weights beside storing them: rotations, scales, and quantised heads (section 2.2 of the format).
 //!
 //! ```text
-//! folded    into the weights: the model is the same, and a reader need not know    scale; rotation of values
+//! folded    into the weights: the model is the same, and a reader need not know    scale; permutation; rotation of values
 //! online    the reader does a part of it whenever a token is read                  rotation of the residual stream, of what
 //!                                                                                  down_proj gets; quantised heads and cache
 //! ```
@@ -9,12 +9,16 @@
 //! The list is in the order in which it was done. A reader that runs the model must know every online one, so a manifest
 //! with one says `requires: ["transforms"]`.
 
+mod words;
+
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{Error, Result};
+pub use words::{Order, Scales};
 
 /// Required where there is an online transformation.
 pub(crate) const TRANSFORMS: &str = "transforms";
@@ -46,6 +50,15 @@ pub enum Transform {
         layer: usize,
         /// A scale for each output; of `up` those of all experts, one after the other.
         scales: Scales,
+    },
+    /// Outputs in another order, and the columns of their readers with them.
+    Permutation {
+        /// Which outputs.
+        site: PermutationSite,
+        /// The layer.
+        layer: usize,
+        /// For each place what stood where before; of `down` the orders of all experts, one after the other, each from 0.
+        order: Order,
     },
     /// Activations that are quantised whenever a token is read, each head of each token by itself.
     Quantize {
@@ -82,6 +95,16 @@ pub enum ScaleSite {
     Up,
 }
 
+/// Whose outputs are in another order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PermutationSite {
+    /// Values, KV head after KV head, each in an order of its own; the output projection reads them.
+    Value,
+    /// The input of the last product of an MLP, which gate and up make.
+    Down,
+}
+
 /// Which activations are quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -105,61 +128,12 @@ pub struct Rotation {
     pub seed: Option<u32>,
 }
 
-/// Scales in single precision: in JSON eight hexadecimal digits each, their bits from the most significant on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scales(Vec<u32>);
-
-impl Scales {
-    /// Of values.
-    pub fn new(values: &[f32]) -> Self {
-        Self(values.iter().map(|s| s.to_bits()).collect())
-    }
-
-    /// The values.
-    pub fn values(&self) -> Vec<f32> {
-        self.0.iter().map(|bits| f32::from_bits(*bits)).collect()
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl Serialize for Scales {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        use std::fmt::Write as _;
-        let mut text = String::with_capacity(8 * self.0.len());
-        for bits in &self.0 {
-            write!(text, "{bits:08x}").map_err(serde::ser::Error::custom)?;
-        }
-        s.serialize_str(&text)
-    }
-}
-
-impl<'de> Deserialize<'de> for Scales {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        let wrong = || serde::de::Error::custom("scales must be eight lower-case hexadecimal digits each");
-        if !text.len().is_multiple_of(8) || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(wrong());
-        }
-        // Every digit is one byte.
-        let digits = |at: usize| text.get(at..at + 8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
-        (0..text.len()).step_by(8).map(|at| digits(at).ok_or_else(wrong)).collect::<Result<_, _>>().map(Self)
-    }
-}
-
 impl Transform {
     /// Kinds and sites that this version knows, by their names.
-    pub const KINDS: [(&'static str, &'static [&'static str]); 3] = [
+    pub const KINDS: [(&'static str, &'static [&'static str]); 4] = [
         ("rotation", &["residual", "value", "down"]),
         ("scale", &["attention_norm", "mlp_norm", "value", "up"]),
+        ("permutation", &["value", "down"]),
         ("quantize", &["qkv", "cache"]),
     ];
 
@@ -167,7 +141,7 @@ impl Transform {
     pub fn online(&self) -> bool {
         match self {
             Self::Rotation { site, .. } => *site != RotationSite::Value,
-            Self::Scale { .. } => false,
+            Self::Scale { .. } | Self::Permutation { .. } => false,
             Self::Quantize { .. } => true,
         }
     }
@@ -205,7 +179,7 @@ impl Transform {
         }
         let said = |(name, count): (String, usize)| match count {
             1 => name,
-            count if name.starts_with("scale") => format!("{name} in {count} layers"),
+            count if !name.starts_with("rotation") => format!("{name} in {count} layers"),
             count => format!("{name} of {count} sizes"),
         };
         counts.into_iter().map(said).collect()
@@ -223,8 +197,9 @@ impl Transform {
     pub fn parse_all(path: &Path, values: &[Value]) -> Result<Vec<Self>> {
         let all: Vec<Self> =
             values.iter().enumerate().map(|(i, value)| Self::parse(path, i, value)).collect::<Result<_>>()?;
+        let mut once = BTreeSet::new();
         for (i, one) in all.iter().enumerate() {
-            if all[..i].iter().any(|other| one.excludes(other)) {
+            if one.place().is_some_and(|place| !once.insert(place)) {
                 let what = format!("transforms: {i} repeats the {}, which stands there once", one.name());
                 return Err(Error::corrupt(path, None, what));
             }
@@ -232,14 +207,16 @@ impl Transform {
         Ok(all)
     }
 
-    /// Whether both are of a kind that a site has once.
-    fn excludes(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Rotation { site: a, rotation: of_a }, Self::Rotation { site: b, rotation: of_b }) => {
-                a == b && (*a != RotationSite::Down || of_a.size == of_b.size)
+    /// Where it stands, if only one of its kind may stand there: kind, site, and which of the site's.
+    fn place(&self) -> Option<(u8, u8, usize)> {
+        match self {
+            Self::Rotation { site: site @ RotationSite::Down, rotation } => {
+                Some((0, *site as u8, rotation.size as usize))
             }
-            (Self::Quantize { site: a, .. }, Self::Quantize { site: b, .. }) => a == b,
-            _ => false,
+            Self::Rotation { site, .. } => Some((0, *site as u8, 0)),
+            Self::Scale { .. } => None,
+            Self::Permutation { site, layer, .. } => Some((1, *site as u8, *layer)),
+            Self::Quantize { site, .. } => Some((2, *site as u8, 0)),
         }
     }
 
@@ -269,10 +246,9 @@ impl Transform {
     fn check(&self) -> Result<(), String> {
         match self {
             Self::Rotation { rotation, .. } => rotation.check(),
+            Self::Permutation { layer, .. } => check_layer(*layer),
             Self::Scale { layer, scales, .. } => {
-                if *layer >= MAX_LAYERS {
-                    return Err(format!("layer is {layer}; no model has {MAX_LAYERS} of them"));
-                }
+                check_layer(*layer)?;
                 match scales.values().iter().position(|s| !s.is_finite()) {
                     Some(at) => Err(format!("scale {at} is not finite")),
                     None => Ok(()),
@@ -285,6 +261,14 @@ impl Transform {
             Self::Quantize { bits: 1..=8, .. } => Ok(()),
             Self::Quantize { bits, .. } => Err(format!("bits is {bits}; it must be 1 to 8")),
         }
+    }
+}
+
+fn check_layer(layer: usize) -> Result<(), String> {
+    if layer < MAX_LAYERS {
+        Ok(())
+    } else {
+        Err(format!("layer is {layer}; no model has {MAX_LAYERS} of them"))
     }
 }
 
@@ -333,6 +317,11 @@ mod tests {
             Transform::Rotation { site: RotationSite::Value, rotation: Rotation { seed: None, ..rotation } },
             Transform::Quantize { site: QuantizeSite::Qkv, bits: 4 },
             Transform::Quantize { site: QuantizeSite::Cache, bits: 8 },
+            Transform::Permutation {
+                site: PermutationSite::Down,
+                layer: 2,
+                order: Order::new(vec![2, 0, 1]),
+            },
         ];
         let text = serde_json::to_string(&all).unwrap();
         assert_eq!(parse(&text).unwrap(), all, "{text}");
@@ -340,15 +329,20 @@ mod tests {
             text.contains(r#""kind":"rotation","site":"residual","size":576,"factors":[12,12,4],"seed":7"#),
             "{text}"
         );
-        assert_eq!(all.iter().map(Transform::online).collect::<Vec<_>>(), [false, true, false, true, true]);
+        assert_eq!(
+            all.iter().map(Transform::online).collect::<Vec<_>>(),
+            [false, true, false, true, true, false]
+        );
+        assert!(text.contains(r#""site":"down","layer":2,"order":"000000020000000000000001""#), "{text}");
         assert_eq!(all[1].name(), "rotation of residual");
-        let twice = [&all[..], &all[..1]].concat();
+        let twice = [&all[..], &all[..1], &all[5..]].concat();
         let said = [
             "scale of attention_norm in 2 layers",
             "rotation of residual",
             "rotation of value",
             "quantize of qkv",
             "quantize of cache",
+            "permutation of down in 2 layers",
         ];
         assert_eq!(Transform::summary(&twice), said);
         assert_eq!(Transform::requirements(&all), ["transforms"]);
@@ -360,7 +354,8 @@ mod tests {
     #[test]
     fn unknown_kinds_and_sites_are_refused_by_name() {
         for (text, named) in [
-            (r#"[{"kind":"permutation","site":"residual"}]"#, "\"permutation\""),
+            (r#"[{"kind":"shear","site":"residual"}]"#, "\"shear\""),
+            (r#"[{"kind":"permutation","site":"residual"}]"#, "\"residual\""),
             (r#"[{"kind":"rotation","site":"query","size":4,"factors":[4]}]"#, "\"query\""),
             (r#"[{"site":"residual"}]"#, "kind \"\""),
             (r#"[7]"#, "kind \"\""),
@@ -375,6 +370,7 @@ mod tests {
     fn values_that_fit_nothing_are_refused() {
         let rotation = |fields: &str| format!(r#"{{"kind":"rotation","site":"down",{fields}}}"#);
         let scale = |fields: &str| format!(r#"{{"kind":"scale","site":"up",{fields}}}"#);
+        let order = |fields: &str| format!(r#"{{"kind":"permutation","site":"down",{fields}}}"#);
         for (one, named) in [
             (rotation(r#""size":0,"factors":[]"#), "size is 0"),
             (rotation(r#""size":4294967295,"factors":[]"#), "size is"),
@@ -389,6 +385,9 @@ mod tests {
             (scale(r#""layer":0,"scales":"3F800000""#), "eight"),
             (scale(r#""layer":0,"scales":"é3f8000""#), "eight"),
             (scale(r#""layer":0,"scales":"7f800000""#), "not finite"),
+            (order(r#""layer":65536,"order":"00000000""#), "layer is 65536"),
+            (order(r#""layer":0,"order":"0000000""#), "eight"),
+            (order(r#""layer":0"#), "order"),
             (r#"{"kind":"quantize","site":"qkv","bits":9}"#.to_owned(), "bits is 9"),
             (r#"{"kind":"quantize","site":"cache","bits":9}"#.to_owned(), "4 or 8"),
             (r#"{"kind":"quantize","site":"cache","bits":5}"#.to_owned(), "4 or 8"),
@@ -404,6 +403,14 @@ mod tests {
         assert!(parse(twice).unwrap_err().to_string().contains("quantize of qkv"));
         assert!(parse(&twice.replace("qkv", "cache")).unwrap_err().to_string().contains("quantize of cache"));
         assert!(parse(&twice.replacen("qkv", "cache", 1)).is_ok());
+        let one = |layer: u8| order(&format!(r#""layer":{layer},"order":"00000000""#));
+        assert!(
+            parse(&format!("[{},{}]", one(0), one(0)))
+                .unwrap_err()
+                .to_string()
+                .contains("permutation of down")
+        );
+        assert!(parse(&format!("[{},{}]", one(0), one(1))).is_ok());
         let r4 = |size| format!(r#"{{"kind":"rotation","site":"down","size":{size},"factors":[4]}}"#);
         assert!(parse(&format!("[{},{}]", r4(8), r4(16))).is_ok());
         assert!(parse(&format!("[{},{}]", r4(8), r4(8))).is_err());

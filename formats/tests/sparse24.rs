@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 
 use by_hand::{Raw, open, raw};
 use llmpress_entropy::fixed12;
+use llmpress_entropy::planes::{CHUNK_ELEMENTS, DEFAULT_LEVEL, Encoder};
 use llmpress_formats::encoding::abq::{self, Abq, Floats, Zero};
-use llmpress_formats::encoding::sparse24::{Inner, Kept, Packed, Sparse24, positions};
+use llmpress_formats::encoding::sparse24::{Inner, Kept, Packed, Sparse24, coded_positions, positions};
 use llmpress_formats::{Dtype, Encoding};
 use llmpress_numbers::Numbers;
 use proptest::prelude::*;
@@ -130,6 +131,21 @@ fn read(reader: &llmpress_formats::encoding::UnitReader, from: usize, to: usize)
     out
 }
 
+/// The same matrix with positions through the entropy coder.
+fn with_coded_positions(mut stored: BTreeMap<String, Raw>, cols: u64) -> BTreeMap<String, Raw> {
+    let (_, shape, positions) = stored.remove("positions").unwrap();
+    let (mut frames, mut lengths) = (Vec::new(), Vec::new());
+    for chunk in positions.chunks(CHUNK_ELEMENTS) {
+        Encoder::new(DEFAULT_LEVEL).encode_chunk(1, false, chunk, &mut frames, &mut lengths).unwrap();
+    }
+    let specs = coded_positions(shape[0], cols, frames.len() as u64);
+    let lengths = lengths.iter().flat_map(|length| length.to_le_bytes()).collect();
+    for (spec, bytes) in specs.into_iter().zip([frames, lengths]) {
+        stored.insert(spec.name.to_owned(), (spec.dtype, spec.shape, bytes));
+    }
+    stored
+}
+
 const DTYPES: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
 
 proptest! {
@@ -146,6 +162,11 @@ proptest! {
         if dtype == Dtype::BF16 {
             forms.push(with_fixed12(&packed));
         }
+        let coded: Vec<_> = forms
+            .iter()
+            .map(|(encoding, stored)| (encoding.clone(), with_coded_positions(stored.clone(), cols as u64)))
+            .collect();
+        forms.extend(coded);
         let elements = rows * cols;
         let (a, b) = (ends.0 % (elements + 1), ends.1 % (elements + 1));
         for (encoding, stored) in forms {
@@ -220,6 +241,10 @@ proptest! {
         }
         let all = reader.sparse_rows(0..rows as u64).unwrap().unwrap();
         prop_assert!(all == packed);
+        let coded = with_coded_positions(raw(packed.components()), cols as u64);
+        let reader = open(&packed.encoding(), dtype, &[rows as u64, cols as u64], &coded).unwrap();
+        prop_assert!(read(&reader, 0, rows * cols * width(dtype)) == expected);
+        prop_assert!(reader.sparse_rows(0..rows as u64).unwrap().unwrap() == packed);
         let mut row = vec![0.0; cols];
         for (at, expected) in expected.chunks_exact(cols * width(dtype)).enumerate() {
             packed.decode_row(at, &mut row).unwrap();
@@ -370,6 +395,43 @@ fn components_that_do_not_fit_are_refused() {
     other.insert("values".to_owned(), (Dtype::F16, vec![3, 34], vec![0; 204]));
     let error = open(&PLAIN, Dtype::BF16, &[3, 68], &other).unwrap_err().to_string();
     assert!(error.contains("needs BF16 of 204 bytes"), "{error}");
+}
+
+#[test]
+fn coded_positions_that_break_the_format_are_refused() {
+    let packed = Packed::from_dense(Dtype::BF16, 4, 68, &dense(Dtype::BF16, 4, 68, 9)).unwrap();
+    let plain = raw(packed.components());
+    let mut stored = with_coded_positions(plain.clone(), 68);
+    // As they are.
+    stored.insert("position_codes".to_owned(), (Dtype::U8, vec![36], packed.positions().to_vec()));
+    stored.insert("position_lengths".to_owned(), (Dtype::U8, vec![1, 4], vec![36, 0, 0, 0]));
+    let opened = |change: &dyn Fn(&mut BTreeMap<String, Raw>)| {
+        let mut stored = stored.clone();
+        change(&mut stored);
+        open(&PLAIN, Dtype::BF16, &[4, 68], &stored)
+    };
+    assert!(opened(&|_| ()).unwrap().sparse_rows(0..4).unwrap().unwrap() == packed);
+    for name in ["position_codes", "position_lengths"] {
+        let error = opened(&|stored| drop(stored.remove(name))).unwrap_err().to_string();
+        assert!(error.contains(&format!("component {name} is missing")), "{error}");
+    }
+    let both = opened(&|stored| drop(stored.insert("positions".to_owned(), plain["positions"].clone())));
+    assert!(both.unwrap_err().to_string().contains("both positions and position_codes"));
+    let wrong = (Dtype::U8, vec![1, 4], vec![35, 0, 0, 0]);
+    assert!(opened(&|stored| drop(stored.insert("position_lengths".to_owned(), wrong.clone()))).is_err());
+    // A nibble that stands for no two of four.
+    let reader = opened(&|stored| stored.get_mut("position_codes").unwrap().2[9] = 0).unwrap();
+    let error = reader.read(138, &mut [0; 4]).unwrap_err();
+    assert!(error.kind() == "corrupt" && error.to_string().contains("u.position_codes: row 1: "), "{error}");
+    // A frame that is none.
+    let frames = (Dtype::U8, vec![20], vec![1; 20]);
+    let lengths = (Dtype::U8, vec![1, 4], vec![20, 0, 0, 0]);
+    let reader = opened(&|stored| {
+        stored.insert("position_codes".to_owned(), frames.clone());
+        stored.insert("position_lengths".to_owned(), lengths.clone());
+    });
+    let error = reader.unwrap().read(0, &mut [0; 4]).unwrap_err().to_string();
+    assert!(error.contains("chunk 0: "), "{error}");
 }
 
 #[test]

@@ -68,9 +68,10 @@ impl Decoder {
     /// Of a model.
     ///
     /// # Errors
-    /// Experts, whose tokens depend on what is learned; a sub-layer whose matrices quantise what they share to other bits each; a
+    /// A family with parts that have no derivatives; experts, whose tokens depend on what is learned; a sub-layer whose matrices quantise what they share to other bits each; a
     /// turned residual stream.
     pub fn new(model: &Model) -> Result<Self> {
+        crate::check(model)?;
         let outlet = model.outlet();
         if outlet.turn.is_some() {
             return Err(Error::Invalid(
@@ -91,7 +92,7 @@ impl Decoder {
             nets: model.sub_layers().into_iter().map(net).collect::<Result<_>>()?,
             norm: outlet.norm.to_vec(),
             norm_tensor: outlet.norm_tensor.to_owned(),
-            eps: model.config().rms_norm_eps,
+            eps: model.config().norm_eps,
         })
     }
 
@@ -162,8 +163,8 @@ impl Decoder {
         let all = self.nets.iter().zip(given).zip(streams).zip(kept).zip(&mut gradients.sub_layers);
         for (at, ((((net, given), stream), kept), gradients)) in all.enumerate().rev() {
             kept.swap_scratch(scratch);
-            // The norm of what comes out changes the derivative that it is given.
-            let dy = match net.has_post_norm() {
+            // A norm or a scale of what comes out changes the derivative that it is given.
+            let dy = match net.changes_derivative() {
                 true => {
                     dy.clone_from(by_stream);
                     &mut *dy

@@ -95,7 +95,11 @@ impl Head {
     pub fn new(model: &Model) -> Result<Self> {
         let outlet = model.outlet();
         let (vocab, hidden) = (outlet.head.rows(), outlet.head.cols());
-        let rows = model.weights(outlet.head.tensor())?;
+        let mut rows = model.weights(outlet.head.tensor())?;
+        // Logits that are scaled are those of scaled weights.
+        if outlet.scale != 1.0 {
+            rows.iter_mut().for_each(|w| *w *= outlet.scale);
+        }
         let mut turned = Vec::new();
         transposed(&rows, hidden, &mut turned);
         Ok(Self { rows, turned, hidden, vocab, cap: outlet.cap, most_bytes: MOST_BYTES })

@@ -19,9 +19,12 @@ use crate::norm::{norm_back, norm_gradient};
 pub struct Net {
     site: SubLayer,
     tensors: Vec<String>,
+    /// Empty where nothing norms what it reads.
     norm: Vec<f32>,
     post_norm: Option<Vec<f32>>,
     eps: f32,
+    /// What it gives out is multiplied by it.
+    scale: f32,
     /// To which what the first matrices multiply is quantised, and what the last one does. Derivatives pass as they are.
     bits: [Option<u8>; 2],
     inner: Inner,
@@ -175,16 +178,20 @@ impl Parts<'_> {
 
 impl Net {
     /// Of a sub-layer of a model; none where it was pruned away, or has experts, whose tokens depend on what is learned, or
-    /// where matrices quantise what they share to other bits each.
+    /// where matrices quantise what they share to other bits each, or where its family has parts without derivatives
+    /// ([`crate::check`]).
     pub fn new(model: &Model, site: SubLayer) -> Option<Self> {
         let (parts, config) = (model.parts(site)?, model.config());
+        if crate::family::missing(config).is_some() {
+            return None;
+        }
         let bits_of = |first: &[Linear], last: &Linear| {
             let bits = first.first()?.activation_bits();
             let same = first.iter().all(|linear| linear.activation_bits() == bits);
             same.then_some([bits, last.activation_bits()])
         };
         let (linears, bits, inner) = match parts.body {
-            Body::Attention { projections, output, qk_norm, window, rope, rounding } => {
+            Body::Attention { projections, output, qk_norm, whole_norms: _, window, rope, rounding } => {
                 let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
                 let mut rows = Parts { linears: projections, first: 0, row: 0 };
                 let inner = Attention {
@@ -194,7 +201,7 @@ impl Net {
                     kv_heads: config.kv_heads,
                     head_dim: config.head_dim,
                     qk_norm: qk_norm.map(|(q, k)| [q.to_vec(), k.to_vec()]),
-                    eps: config.rms_norm_eps,
+                    eps: config.norm_eps,
                     window: window.unwrap_or(usize::MAX),
                     rope: rope.clone(),
                     scale: config.attention_scale,
@@ -215,14 +222,15 @@ impl Net {
                 let bits = bits_of(gate_up, down)?;
                 ([gate_up, std::slice::from_ref(down)], bits, Inner::Mlp(inner))
             }
-            Body::Experts => return None,
+            Body::Plain | Body::Experts => return None,
         };
         Some(Self {
             site,
             tensors: linears.into_iter().flatten().map(|linear| linear.tensor().to_owned()).collect(),
-            norm: parts.norm.to_vec(),
+            norm: parts.norm.unwrap_or_default().to_vec(),
             post_norm: parts.post_norm.map(<[f32]>::to_vec),
-            eps: config.rms_norm_eps,
+            eps: config.norm_eps,
+            scale: config.residual_scale,
             bits,
             inner,
         })
@@ -263,9 +271,9 @@ impl Net {
         parts.into_iter().map(|part| (part.matrix, part.rows.clone())).collect()
     }
 
-    /// Whether what it gives out goes through a norm.
-    pub(crate) fn has_post_norm(&self) -> bool {
-        self.post_norm.is_some()
+    /// Whether the way back changes the derivative that it is given: through a norm of what comes out, or a scale.
+    pub(crate) fn changes_derivative(&self) -> bool {
+        self.post_norm.is_some() || self.scale != 1.0
     }
 
     /// Turns its matrices.
@@ -293,7 +301,7 @@ impl Net {
         shapes
     }
 
-    /// The weights of the norm of what it reads, as they multiply.
+    /// The weights of the norm of what it reads, as they multiply; empty where nothing norms it.
     pub fn norm(&self) -> &[f32] {
         &self.norm
     }
@@ -328,7 +336,16 @@ impl Net {
         if let Some(weight) = &self.post_norm {
             norm(&kept.y, weight, self.eps, y);
         }
+        self.scaled(y);
         Ok(())
+    }
+
+    /// Times the scale of what is added to the residual stream.
+    fn scaled(&self, x: &mut Panels) {
+        let scale = self.scale;
+        if scale != 1.0 {
+            x.data_mut().par_chunks_mut(PIECE).for_each(|x| x.iter_mut().for_each(|x| *x *= scale));
+        }
     }
 
     fn not_finite(&self) -> Error {
@@ -371,6 +388,7 @@ impl Net {
         gradients: &mut Gradients,
         input: Option<&mut Panels>,
     ) {
+        self.scaled(dy);
         if let Some(weight) = &self.post_norm {
             all_norms_back(&kept.y, weight, self.eps, dy);
         }
@@ -406,8 +424,11 @@ fn whole(linear: &Linear, matrix: usize) -> Part {
     Part { matrix, rows: 0..linear.rows(), cols: linear.cols(), bias: linear.bias().map(<[f32]>::to_vec) }
 }
 
-/// From the derivative `d` by `norm(x)` to that by x, in place.
+/// From the derivative `d` by `norm(x)` to that by x, in place. No weights: no norm.
 pub(crate) fn all_norms_back(x: &Panels, weight: &[f32], eps: f32, d: &mut Panels) {
+    if weight.is_empty() {
+        return;
+    }
     let panels: Vec<_> = d.panels_mut().enumerate().collect();
     panels.into_par_iter().for_each(|(panel, d)| norm_back(x.panel(panel), weight, eps, x.width(panel), d));
 }
@@ -419,8 +440,12 @@ pub(crate) fn add_norm_gradient(x: &Panels, d: &Panels, eps: f32, out: &mut [f32
     }
 }
 
-/// `out = norm(x)`.
+/// `out = norm(x)`. No weights: no norm.
 pub(crate) fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
+    if weight.is_empty() {
+        out.clone_from(x);
+        return;
+    }
     out.resize(x.features(), x.tokens());
     let panels: Vec<_> = out.panels_mut().enumerate().collect();
     panels

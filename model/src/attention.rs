@@ -12,20 +12,30 @@ use rayon::prelude::*;
 
 use crate::cache::LayerCache;
 use crate::linear::{Linear, Product, multiply_all, multiply_side_by_side};
+use crate::norm::Norm;
 use crate::online::quantize_heads;
 use crate::rope::Rotation;
 use crate::side_by_side::Stream;
-use crate::{Cache, ModelConfig, Observer, Panels};
+use crate::{Cache, ModelConfig, Observer, Panels, soft_cap};
 
 /// The weights of a layer's attention.
 #[derive(Debug)]
 pub(crate) struct Attention {
     pub(crate) projections: Projections,
     pub(crate) output: Linear,
-    /// Norms of each head's query and key.
-    pub(crate) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    pub(crate) qk_norm: HeadNorms,
     pub(crate) window: Option<usize>,
     pub(crate) rope: usize,
+}
+
+/// Norms of query and key.
+#[derive(Debug)]
+pub(crate) enum HeadNorms {
+    None,
+    /// Of each head's.
+    Heads(Vec<f32>, Vec<f32>),
+    /// Of all heads' together.
+    Whole(Norm, Norm),
 }
 
 /// Query, key and value.
@@ -166,13 +176,21 @@ impl Attention {
         w: &mut Workspace,
     ) -> Result<()> {
         let d = config.head_dim;
+        let eps = config.norm_eps;
         let (q_norm, k_norm) = match &self.qk_norm {
-            Some((q, k)) => (Some(q.as_slice()), Some(k.as_slice())),
-            None => (None, None),
+            HeadNorms::None => (None, None),
+            HeadNorms::Heads(q, k) => (Some(q.as_slice()), Some(k.as_slice())),
+            HeadNorms::Whole(q, k) => {
+                for (norm, x) in [(q, &mut w.q), (k, &mut w.k)] {
+                    norm.apply(x, eps, &mut w.heads);
+                    std::mem::swap(x, &mut w.heads);
+                }
+                (None, None)
+            }
         };
         let rotation = &rotations[self.rope];
-        prepare_heads(&mut w.q, d, q_norm, config.rms_norm_eps, rotation, config.attention_scale);
-        prepare_heads(&mut w.k, d, k_norm, config.rms_norm_eps, rotation, 1.0);
+        prepare_heads(&mut w.q, d, q_norm, eps, rotation, config.attention_scale);
+        prepare_heads(&mut w.k, d, k_norm, eps, rotation, 1.0);
         let odd = |name: &str, bits: u8| {
             Error::Invalid(format!(
                 "{}: {name} of layer {layer} is NaN or infinite, which {bits} bits cannot hold",
@@ -214,7 +232,16 @@ impl Attention {
             let query = &q.panel(panel)[head * d * width..][..d * width];
             let start = first + q.range(panel).start;
             SCORES.with_borrow_mut(|scores| {
-                self.attend_head(past, head / group, start, width, query, scores, out);
+                self.attend_head(
+                    past,
+                    head / group,
+                    start,
+                    width,
+                    query,
+                    config.attention_softcap,
+                    scores,
+                    out,
+                );
             });
         };
         // A single token over a short past is done before another thread is awake.
@@ -234,6 +261,7 @@ impl Attention {
         start: usize,
         width: usize,
         query: &[f32],
+        cap: Option<f32>,
         scores: &mut Vec<f32>,
         out: &mut [f32],
     ) {
@@ -242,6 +270,9 @@ impl Attention {
         let oldest = (start + 1).saturating_sub(window);
         scores.resize((end - oldest) * width, 0.0);
         past.scores(kv_head, oldest, query, width, scores);
+        if let Some(cap) = cap {
+            scores.iter_mut().for_each(|score| *score = soft_cap(*score, cap));
+        }
         for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
             let seen = oldest + row;
             // Tokens see themselves and what is before them, within the window.

@@ -9,9 +9,10 @@
 use llmpress_formats::{Error, Result};
 
 use crate::attention::Projections;
-use crate::decoder::{Layer, norm};
+use crate::decoder::Layer;
 use crate::linear::Linear;
 use crate::mlp::{Gated, Mlp};
+use crate::norm::normed;
 use crate::{Model, Panels, SubLayer};
 
 /// What a linear of a layer multiplies.
@@ -87,16 +88,17 @@ impl Model {
         inputs
     }
 
-    /// `out = norm(residual)` as the linears of a sub-layer get it; false where it was pruned away.
+    /// `out = norm(residual)` as the linears of a sub-layer get it, or the residual stream as it is where nothing norms it; false where it
+    /// was pruned away.
     pub fn normed(&self, sub_layer: SubLayer, residual: &Panels, out: &mut Panels) -> bool {
-        let weight = match sub_layer {
+        let norm = match sub_layer {
             SubLayer::Attention(l) => self.layers.get(l).and_then(|l| l.attention.as_ref()).map(|a| &a.norm),
             SubLayer::Mlp(l) => self.layers.get(l).and_then(|l| l.mlp.as_ref()).map(|m| &m.norm),
         };
-        if let Some(weight) = weight {
-            norm(residual, weight, self.config().rms_norm_eps, out);
+        if let Some(norm) = norm {
+            normed(norm.as_ref(), residual, self.config().norm_eps, out);
         }
-        weight.is_some()
+        norm.is_some()
     }
 
     /// The weights of a layer's linear or of the head, row-major in single precision, as products see them now.

@@ -1,11 +1,12 @@
 //! What a decoder is, read from `config.json` as transformers 4 and 5 write it.
 //!
 //! ```text
-//! model_type --> family --> sizes, norms, biases          the same for all layers
-//!                       --> window, rotary embedding, MLP  layer by layer
+//! model_type --> blueprint --> sizes, norms, biases          the same for all layers
+//!                        '--> window, rotary embedding, MLP  layer by layer
 //! ```
 
-use llmpress_formats::{Config, Error, Removal, Result};
+use llmpress_formats::blueprint::{Bias, Experts, MlpNames, NormKind, QueryKeyNorm, Scale, Turned, Windows};
+use llmpress_formats::{Blueprint, Config, Error, Removal, Result};
 use serde_json::Value;
 
 use crate::rope::RopeConfig;
@@ -15,62 +16,7 @@ const MAX_COUNT: usize = 1 << 16;
 /// Largest size of a dimension.
 const MAX_SIZE: usize = 1 << 30;
 
-/// The architectures that run here, by their `model_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// Llama 1 to 3.x, SmolLM2 and everything else that loads as `LlamaForCausalLM`.
-    Llama,
-    /// Mistral: Llama with a sliding window.
-    Mistral,
-    /// Qwen2 and Qwen2.5: biases on query, key and value.
-    Qwen2,
-    /// Qwen3: a norm on each head's query and key.
-    Qwen3,
-    /// Qwen3 with experts.
-    Qwen3Moe,
-    /// The text model of Gemma 3.
-    Gemma3,
-    /// Phi-3 and Phi-4-mini: query, key and value in one matrix, gate and up in another.
-    Phi3,
-    /// Mixtral: Mistral with experts.
-    Mixtral,
-}
-
-impl Family {
-    /// Every `model_type` that runs.
-    pub const MODEL_TYPES: [&'static str; 9] =
-        ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma3", "gemma3_text", "phi3", "mixtral"];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "Llama",
-            Self::Mistral => "Mistral",
-            Self::Qwen2 => "Qwen2",
-            Self::Qwen3 => "Qwen3",
-            Self::Qwen3Moe => "Qwen3 MoE",
-            Self::Gemma3 => "Gemma 3",
-            Self::Phi3 => "Phi-3",
-            Self::Mixtral => "Mixtral",
-        }
-    }
-
-    fn of(model_type: &str) -> Option<Self> {
-        Some(match model_type {
-            "llama" => Self::Llama,
-            "mistral" => Self::Mistral,
-            "qwen2" => Self::Qwen2,
-            "qwen3" => Self::Qwen3,
-            "qwen3_moe" => Self::Qwen3Moe,
-            "gemma3" | "gemma3_text" => Self::Gemma3,
-            "phi3" => Self::Phi3,
-            "mixtral" => Self::Mixtral,
-            _ => return None,
-        })
-    }
-}
-
-/// The function inside a gated MLP.
+/// The function inside an MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x / (1 + e^-x)`.
@@ -84,6 +30,11 @@ pub enum Activation {
 pub enum MlpConfig {
     /// One gated MLP.
     Dense {
+        /// Its inner size.
+        intermediate: usize,
+    },
+    /// One without a gate: up, the function, down.
+    Plain {
         /// Its inner size.
         intermediate: usize,
     },
@@ -119,7 +70,7 @@ pub struct LayerConfig {
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
     /// The architecture.
-    pub family: Family,
+    pub blueprint: &'static Blueprint,
     /// Size of the residual stream.
     pub hidden_size: usize,
     /// Query heads.
@@ -133,7 +84,7 @@ pub struct ModelConfig {
     /// The longest sequence that the model was made for, where the configuration says.
     pub max_positions: Option<usize>,
     /// Added to the mean square in every norm.
-    pub rms_norm_eps: f32,
+    pub norm_eps: f32,
     /// Inside the MLP.
     pub activation: Activation,
     /// Biases on query, key and value.
@@ -142,8 +93,16 @@ pub struct ModelConfig {
     pub o_bias: bool,
     /// Biases in the MLP.
     pub mlp_bias: bool,
+    /// The embedding is multiplied by this.
+    pub embedding_scale: f32,
+    /// What sub-layers give out is multiplied by this before it is added.
+    pub residual_scale: f32,
     /// Scores are multiplied by this.
     pub attention_scale: f32,
+    /// Scores `s` become `c tanh(s / c)`.
+    pub attention_softcap: Option<f32>,
+    /// Logits are multiplied by this.
+    pub logit_scale: f32,
     /// Logits `l` become `c tanh(l / c)`.
     pub final_softcap: Option<f32>,
     /// Whether the head is the embedding, where the configuration or the family says.
@@ -162,80 +121,96 @@ impl ModelConfig {
     /// for values that make no sense; both name the key.
     pub fn parse(config: &Config) -> Result<Self> {
         let f = Fields { config };
-        let model_type = config.model_type().ok_or_else(|| f.missing("model_type"))?;
-        let family = Family::of(model_type).ok_or_else(|| {
-            f.unsupported(format!(
-                "model_type {model_type:?} does not run here; these do: {}",
-                Family::MODEL_TYPES.join(", ")
-            ))
-        })?;
-        let gemma = family == Family::Gemma3;
-        let hidden_size = f.size("hidden_size")?.ok_or_else(|| f.missing("hidden_size"))?;
-        let count = f.count("num_hidden_layers")?.ok_or_else(|| f.missing("num_hidden_layers"))?;
-        let heads = f.count("num_attention_heads")?.or(gemma.then_some(8));
-        let heads = heads.ok_or_else(|| f.missing("num_attention_heads"))?;
-        let kv_heads = f.count("num_key_value_heads")?.unwrap_or(if gemma { 4 } else { heads });
+        let blueprint = Blueprint::of_config(config)?;
+        let (keys, defaults) = (&blueprint.keys, &blueprint.defaults);
+        for (key, expected) in blueprint.fixed {
+            if f.flag(key)?.is_some_and(|found| found != *expected) {
+                return Err(f.unsupported(format!("{key} {}; only {expected} runs here", !expected)));
+            }
+        }
+        let hidden_size = f.size(keys.hidden)?.ok_or_else(|| f.missing(keys.hidden))?;
+        let count = f.count(keys.layers)?.ok_or_else(|| f.missing(keys.layers))?;
+        let heads = f.count(keys.heads)?.or(defaults.heads).ok_or_else(|| f.missing(keys.heads))?;
+        let kv_heads = f.count("num_key_value_heads")?.or(defaults.kv_heads).unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
             return Err(f.corrupt(format!(
-                "num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+                "{} {heads} is no multiple of num_key_value_heads {kv_heads}",
+                keys.heads
             )));
         }
-        let head_dim = match (f.size("head_dim")?, family) {
-            (Some(dim), _) => dim,
-            (None, Family::Gemma3) => 256,
-            (None, Family::Qwen3 | Family::Qwen3Moe) => 128,
-            (None, _) if hidden_size.is_multiple_of(heads) => hidden_size / heads,
-            (None, _) => {
+        let head_dim = match f.size("head_dim")?.or(defaults.head_dim) {
+            Some(dim) => dim,
+            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+            None => {
                 return Err(f.corrupt(format!(
-                    "hidden_size {hidden_size} is no multiple of num_attention_heads {heads}"
+                    "{} {hidden_size} is no multiple of {} {heads}",
+                    keys.hidden, keys.heads
                 )));
             }
         };
-        let intermediate = f.size("intermediate_size")?;
-        let attention_bias = f.flag("attention_bias")?.unwrap_or(false);
-        let scalar = f.number("query_pre_attn_scalar")?.unwrap_or(256.0);
-        let attention_scale = if gemma { scalar } else { head_dim as f64 }.powf(-0.5) as f32;
-        let (ropes, by_layer) = RopeConfig::of_model(config, family, head_dim)?;
-        let windows = windows(&f, family, count)?;
+        let intermediate =
+            f.size(keys.inner)?.or(defaults.inner_times.map(|times| times.saturating_mul(hidden_size)));
+        let scale = |scale: Scale| f.scale(scale, hidden_size, head_dim);
+        let cap = |cap: Option<(&str, Option<f64>)>| match cap {
+            None => Ok(None),
+            Some((key, default)) => Ok::<_, Error>(f.number_or(key, default)?.map(|c| c as f32)),
+        };
+        let mut ropes = RopeConfig::of_model(config, blueprint, head_dim)?;
+        let windows = windows(&f, blueprint, count)?;
+        let turned = turned(&f, blueprint, &windows)?;
+        // What layers that turn nothing use.
+        let still = ropes.len();
+        if turned.contains(&false) {
+            ropes.push(RopeConfig::none());
+        }
+        let by_window = still > 1;
         let removed = Removal::of_config(config, count)?;
         let layers = (0..count)
             .map(|layer| {
-                let mlp = match expert_mlp(&f, family, layer)? {
+                let experts = blueprint.experts.as_ref();
+                let mlp = match experts.map(|experts| expert_mlp(&f, experts, layer)).transpose()?.flatten() {
                     Some(mlp) => mlp,
-                    None => MlpConfig::Dense {
-                        intermediate: intermediate.ok_or_else(|| f.missing("intermediate_size"))?,
-                    },
+                    None => {
+                        let intermediate = intermediate.ok_or_else(|| f.missing(keys.inner))?;
+                        match blueprint.names.mlp {
+                            MlpNames::Gated(_) | MlpNames::Fused(_) => MlpConfig::Dense { intermediate },
+                            MlpNames::Plain(_) => MlpConfig::Plain { intermediate },
+                        }
+                    }
                 };
                 let window = windows[layer];
-                let rope = usize::from(by_layer && window.is_some());
+                let rope = match turned[layer] {
+                    true => usize::from(by_window && window.is_some()),
+                    false => still,
+                };
                 let (no_attention, no_mlp) =
                     (removed.attention.contains(&layer), removed.mlp.contains(&layer));
                 Ok(LayerConfig { window, rope, mlp, no_attention, no_mlp })
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            family,
+            blueprint,
             hidden_size,
             heads,
             kv_heads,
             head_dim,
             vocab_size: f.size("vocab_size")?,
             max_positions: config
-                .get("max_position_embeddings")
+                .get(keys.positions)
                 .and_then(Value::as_u64)
                 .and_then(|n| usize::try_from(n).ok()),
-            rms_norm_eps: match (f.number("rms_norm_eps")?, family) {
-                (Some(eps), _) => eps as f32,
-                (None, Family::Phi3 | Family::Mixtral) => 1e-5,
-                (None, _) => 1e-6,
-            },
-            activation: activation(&f, gemma)?,
-            qkv_bias: attention_bias || family == Family::Qwen2,
-            o_bias: attention_bias,
-            mlp_bias: f.flag("mlp_bias")?.unwrap_or(false) && family == Family::Llama,
-            attention_scale,
-            final_softcap: f.number("final_logit_softcapping")?.filter(|_| gemma).map(|c| c as f32),
-            tied: config.tie_word_embeddings().or(gemma.then_some(true)),
+            norm_eps: f.number(keys.norm_eps)?.unwrap_or(defaults.norm_eps) as f32,
+            activation: activation(&f, blueprint)?,
+            qkv_bias: f.bias(blueprint.biases.qkv)?,
+            o_bias: f.bias(blueprint.biases.output)?,
+            mlp_bias: f.bias(blueprint.biases.mlp)?,
+            embedding_scale: scale(blueprint.scales.embedding)?,
+            residual_scale: scale(blueprint.scales.residual)?,
+            attention_scale: scale(blueprint.scales.attention)?,
+            attention_softcap: cap(blueprint.caps.attention)?,
+            logit_scale: scale(blueprint.scales.logits)?,
+            final_softcap: cap(blueprint.caps.logits)?,
+            tied: config.tie_word_embeddings().or(defaults.tied),
             layers,
             ropes,
         })
@@ -243,44 +218,44 @@ impl ModelConfig {
 
     /// Whether norms multiply by `1 + weight`.
     pub fn norm_offset(&self) -> bool {
-        self.family == Family::Gemma3
+        self.blueprint.norm == NormKind::RmsPlusOne
     }
 
     /// Whether the outputs of attention and MLP are normed too.
     pub fn post_norms(&self) -> bool {
-        self.family == Family::Gemma3
+        self.blueprint.post_norms()
     }
 
-    /// Whether each head's query and key are normed.
-    pub fn qk_norm(&self) -> bool {
-        matches!(self.family, Family::Qwen3 | Family::Qwen3Moe | Family::Gemma3)
-    }
-
-    /// What the embedding is multiplied by.
-    pub fn embedding_scale(&self) -> f32 {
-        if self.family == Family::Gemma3 { (self.hidden_size as f64).sqrt() as f32 } else { 1.0 }
+    /// What of queries and keys is normed.
+    pub fn qk_norm(&self) -> QueryKeyNorm {
+        self.blueprint.query_key_norm
     }
 }
 
-fn activation(f: &Fields<'_>, gemma: bool) -> Result<Activation> {
-    let key =
-        if gemma && f.config.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
-    match f.config.get(key).and_then(Value::as_str) {
-        Some("silu" | "swish") => Ok(Activation::Silu),
-        Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
-        Some(other) => Err(f.unsupported(format!("{key} {other:?}; silu and gelu_pytorch_tanh run here"))),
-        None if gemma => Ok(Activation::GeluTanh),
-        None => Ok(Activation::Silu),
+fn activation(f: &Fields<'_>, blueprint: &Blueprint) -> Result<Activation> {
+    let key = blueprint.keys.activation.iter().copied().find(|key| f.config.get(key).is_some());
+    let said = key.and_then(|key| f.config.get(key)).and_then(Value::as_str);
+    match said.unwrap_or(blueprint.defaults.activation) {
+        "silu" | "swish" => Ok(Activation::Silu),
+        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
+        other => Err(f.unsupported(format!(
+            "{} {other:?}; silu, gelu_pytorch_tanh and gelu_new run here",
+            key.unwrap_or_default()
+        ))),
     }
 }
 
 /// The window of each layer.
-fn windows(f: &Fields<'_>, family: Family, count: usize) -> Result<Vec<Option<usize>>> {
+fn windows(f: &Fields<'_>, blueprint: &Blueprint, count: usize) -> Result<Vec<Option<usize>>> {
     let window = f.size("sliding_window")?;
     if let Some(types) = f.config.get("layer_types").filter(|v| !v.is_null()) {
         let types = types.as_array().filter(|t| t.len() == count).ok_or_else(|| {
             f.corrupt(format!("layer_types must be a list of {count} names, one for each layer"))
         })?;
+        let window = match blueprint.windows {
+            Windows::Pattern { window: default, .. } => window.or(Some(default)),
+            _ => window,
+        };
         return types
             .iter()
             .map(|t| match t.as_str() {
@@ -293,48 +268,66 @@ fn windows(f: &Fields<'_>, family: Family, count: usize) -> Result<Vec<Option<us
             .collect();
     }
     let used = f.flag("use_sliding_window")?.unwrap_or(false);
-    Ok(match family {
-        Family::Llama => vec![None; count],
-        Family::Mistral | Family::Mixtral | Family::Phi3 => vec![window; count],
-        Family::Qwen3Moe => vec![window.filter(|_| used); count],
-        Family::Qwen2 | Family::Qwen3 => {
+    Ok(match blueprint.windows {
+        Windows::Never => vec![None; count],
+        Windows::All => vec![window; count],
+        Windows::IfUsed => vec![window.filter(|_| used); count],
+        Windows::FromLayer => {
             let first = f.index("max_window_layers")?.unwrap_or(28);
             (0..count).map(|layer| window.filter(|_| used && layer >= first)).collect()
         }
-        Family::Gemma3 => {
-            let pattern = match f.count("sliding_window_pattern")? {
-                Some(pattern) => pattern,
-                None => f.count("_sliding_window_pattern")?.unwrap_or(6),
-            };
-            let window = window.unwrap_or(4096);
+        Windows::Unturned => {
+            let turned = turned(f, blueprint, &vec![None; count])?;
+            turned.into_iter().map(|turned| window.filter(|_| used && !turned)).collect()
+        }
+        Windows::Pattern { keys, every, window: default } => {
+            let mut pattern = None;
+            for key in keys {
+                pattern = pattern.or(f.count(key)?);
+            }
+            let (pattern, window) = (pattern.unwrap_or(every), window.unwrap_or(default));
             (0..count).map(|layer| ((layer + 1) % pattern != 0).then_some(window)).collect()
         }
     })
 }
 
-/// The experts of a layer, if it has them.
-fn expert_mlp(f: &Fields<'_>, family: Family, layer: usize) -> Result<Option<MlpConfig>> {
-    let (count, intermediate, normalise) = match family {
-        Family::Mixtral => ("num_local_experts", "intermediate_size", true),
-        Family::Qwen3Moe => {
-            let step = f.count("decoder_sparse_step")?.unwrap_or(1);
-            let dense = f.config.get("mlp_only_layers").and_then(Value::as_array);
-            let dense = dense.is_some_and(|l| l.iter().any(|v| v.as_u64() == Some(layer as u64)));
-            if dense || !(layer + 1).is_multiple_of(step) {
-                return Ok(None);
-            }
-            // transformers 5 writes the name that Mixtral has.
-            let key = if f.config.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
-            (key, "moe_intermediate_size", f.flag("norm_topk_prob")?.unwrap_or(false))
-        }
-        _ => return Ok(None),
+/// Whether each layer turns its queries and keys.
+fn turned(f: &Fields<'_>, blueprint: &Blueprint, windows: &[Option<usize>]) -> Result<Vec<bool>> {
+    let count = windows.len();
+    let Some(rope) = &blueprint.rope else { return Ok(vec![false; count]) };
+    let interval = match rope.layers {
+        Turned::All => return Ok(vec![true; count]),
+        Turned::Windowed => return Ok(windows.iter().map(Option::is_some).collect()),
+        Turned::Listed(interval) => f.count("no_rope_layer_interval")?.unwrap_or(interval),
     };
-    let (count, key) = (f.count(count)?.ok_or_else(|| f.missing(count))?, count);
+    let Some(list) = f.config.get("no_rope_layers").filter(|v| !v.is_null()) else {
+        return Ok((0..count).map(|layer| (layer + 1) % interval != 0).collect());
+    };
+    let wrong = || f.corrupt(format!("no_rope_layers must be a list of 0 or 1 for each of {count} layers"));
+    let list = list.as_array().filter(|list| list.len() >= count).ok_or_else(wrong)?;
+    let one = |v: &Value| v.as_u64().filter(|n| *n <= 1).map(|n| n == 1).or(v.as_bool()).ok_or_else(wrong);
+    list.iter().take(count).map(one).collect()
+}
+
+/// The experts of a layer, if it has them.
+fn expert_mlp(f: &Fields<'_>, experts: &Experts, layer: usize) -> Result<Option<MlpConfig>> {
+    if experts.sparse_layers {
+        let step = f.count("decoder_sparse_step")?.unwrap_or(1);
+        let dense = f.config.get("mlp_only_layers").and_then(Value::as_array);
+        let dense = dense.is_some_and(|l| l.iter().any(|v| v.as_u64() == Some(layer as u64)));
+        if dense || !(layer + 1).is_multiple_of(step) {
+            return Ok(None);
+        }
+    }
+    let normalise = f.bias(experts.normalise)?;
+    let key = experts.count.iter().copied().find(|key| f.config.get(key).is_some());
+    let key = key.or(experts.count.last().copied()).unwrap_or_default();
+    let count = f.count(key)?.ok_or_else(|| f.missing(key))?;
     let top_k = f.count("num_experts_per_tok")?.ok_or_else(|| f.missing("num_experts_per_tok"))?;
     if top_k > count {
         return Err(f.corrupt(format!("num_experts_per_tok {top_k} exceeds {key} {count}")));
     }
-    let intermediate = f.size(intermediate)?.ok_or_else(|| f.missing(intermediate))?;
+    let intermediate = f.size(experts.intermediate)?.ok_or_else(|| f.missing(experts.intermediate))?;
     Ok(Some(MlpConfig::Experts { intermediate, count, top_k, normalise }))
 }
 
@@ -390,6 +383,31 @@ impl Fields<'_> {
                 _ => Err(self.corrupt(format!("{key} is {value}; it must be a positive number"))),
             },
         }
+    }
+
+    /// A number, or `default` where nothing is said; none where it is said that there is none.
+    fn number_or(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        if self.config.get(key).is_some() { self.number(key) } else { Ok(default) }
+    }
+
+    fn bias(&self, bias: Bias) -> Result<bool> {
+        match bias {
+            Bias::Never => Ok(false),
+            Bias::Always => Ok(true),
+            Bias::Key(key, default) => Ok(self.flag(key)?.unwrap_or(default)),
+        }
+    }
+
+    fn scale(&self, scale: Scale, hidden: usize, head_dim: usize) -> Result<f32> {
+        let said = |key, default| Ok::<_, Error>(self.number(key)?.unwrap_or(default));
+        Ok(match scale {
+            Scale::One => 1.0,
+            Scale::RootOfHidden => (hidden as f64).sqrt(),
+            Scale::ByRootOfHead => (head_dim as f64).powf(-0.5),
+            Scale::ByRootOf(key, default) => said(key, default)?.powf(-0.5),
+            Scale::Times(key, default) => said(key, default)?,
+            Scale::DividedBy(key, default) => 1.0 / said(key, default)?,
+        } as f32)
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>> {

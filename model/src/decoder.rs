@@ -7,15 +7,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use llmpress_formats::{Checkpoint, Error, Result, Transform};
-use llmpress_kernels::cpu::{HeadCodes, exp, rms_norm};
-use rayon::prelude::*;
+use llmpress_formats::blueprint::{MlpNames, Names, Projected, QueryKeyNorm};
+use llmpress_formats::{Blueprint, Checkpoint, Error, Result, Transform};
+use llmpress_kernels::cpu::{HeadCodes, exp};
 
-use crate::attention::{self, Attention, Projections};
-use crate::config::{Family, MlpConfig};
+use crate::attention::{self, Attention, HeadNorms, Projections};
+use crate::config::MlpConfig;
 use crate::head;
-use crate::linear::{Linear, Product, multiply_all, vector};
+use crate::linear::{Linear, Product, multiply_all};
 use crate::mlp::{self, GateUp, Gated, Mlp};
+use crate::norm::{Norm, normed};
 use crate::online::{Online, turn};
 use crate::rope::Rotation;
 use crate::unused::Used;
@@ -27,9 +28,10 @@ pub struct Model {
     pub(crate) checkpoint: Arc<Checkpoint>,
     config: ModelConfig,
     pub(crate) embedding: Linear,
+    /// Embeddings of positions, where they are learned.
+    pub(crate) positions: Option<Linear>,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) norm: Vec<f32>,
-    pub(crate) norm_name: String,
+    pub(crate) norm: Norm,
     pub(crate) head: Linear,
     warnings: Vec<String>,
     unused: Vec<String>,
@@ -57,13 +59,12 @@ impl Layer {
     }
 }
 
-/// A sub-layer with the norm of its input and, in some families, of its output.
+/// A sub-layer with the norms of its input and of its output, as far as its family has them.
 #[derive(Debug)]
 pub(crate) struct SubLayerParts<T> {
-    pub(crate) norm: Vec<f32>,
-    pub(crate) norm_name: String,
+    pub(crate) norm: Option<Norm>,
     pub(crate) body: T,
-    pub(crate) post_norm: Option<Vec<f32>>,
+    pub(crate) post_norm: Option<Norm>,
 }
 
 impl Model {
@@ -93,8 +94,9 @@ impl Model {
     fn build(checkpoint: Arc<Checkpoint>, config: ModelConfig) -> Result<Self> {
         let c = &*checkpoint;
         let used = Used::default();
-        let embedding_name = embedding_name(c)?;
-        let prefix = embedding_name.strip_suffix("embed_tokens.weight").unwrap_or_default();
+        let blueprint = config.blueprint;
+        let names = &blueprint.names;
+        let (prefix, embedding_name) = embedding_name(c, names)?;
         let embedding_shape = &c.tensor(&embedding_name)?.shape;
         let vocab = config.vocab_size.or(embedding_shape.first().map(|&n| n as usize)).unwrap_or(0);
         let embedding = Linear::open(c, &embedding_name, vocab, config.hidden_size, None)?;
@@ -104,30 +106,42 @@ impl Model {
             true => embedding.shared(),
             false => Linear::open(c, &head_name, vocab, config.hidden_size, None)?,
         };
+        let positions = match names.positions {
+            Some(module) => {
+                let count = config.max_positions.ok_or_else(|| {
+                    let what = format!("config.json does not say {}", blueprint.keys.positions);
+                    Error::corrupt(c.root(), None, what)
+                })?;
+                let name = format!("{prefix}{module}.weight");
+                used.note(&name);
+                Some(Linear::open(c, &name, count, config.hidden_size, None)?)
+            }
+            None => None,
+        };
         let layers = (0..config.layers.len())
             .map(|layer| {
-                let name = format!("{prefix}layers.{layer}.");
+                let name = format!("{prefix}{}.{layer}.", names.layers);
                 Loader { checkpoint: c, config: &config, used: &used, name }.layer(layer)
             })
             .collect::<Result<Vec<_>>>()?;
-        let norm_name = format!("{prefix}norm.weight");
-        let norm = load_norm(c, &config, &norm_name, config.hidden_size)?;
-        for name in [&embedding_name, &head_name, &norm_name] {
+        let norm_name = format!("{prefix}{}", names.last_norm);
+        let norm = Norm::open(c, &used, blueprint.norm, &norm_name, config.hidden_size)?;
+        for name in [&embedding_name, &head_name] {
             used.note(name);
         }
         if warning.is_none() {
             // A head that repeats the embedding is not missed.
             head::NAMES.into_iter().filter(|_| config.tied == Some(true)).for_each(|name| used.note(name));
         }
-        let (unused, warnings) = (used.others(c, prefix), warning.into_iter().collect());
+        let (unused, warnings) = (used.others(c, &prefix), warning.into_iter().collect());
         let transforms = checkpoint.transforms().to_vec();
         let (none, online) = (Vec::new(), Online::default());
         let mut model = Self {
             config,
             embedding,
+            positions,
             layers,
             norm,
-            norm_name,
             head,
             warnings,
             unused,
@@ -151,7 +165,8 @@ impl Model {
         let tied = self.head.tensor() == self.embedding.tensor();
         // One after the other: each is read on all threads, and only one is in memory twice.
         let layers = self.layers.iter_mut().flat_map(Layer::linears_mut);
-        for linear in std::iter::once(&mut self.embedding).chain(layers) {
+        let tables = std::iter::once(&mut self.embedding).chain(&mut self.positions);
+        for linear in tables.chain(layers) {
             linear.load(&checkpoint, weights)?;
         }
         match tied {
@@ -218,14 +233,23 @@ impl Model {
         self.online.cache.map(HeadCodes::bits)
     }
 
-    /// The embeddings of tokens: features x tokens.
+    /// The embeddings of tokens that begin a sequence: features x tokens.
     ///
     /// # Errors
-    /// An id beyond the vocabulary.
+    /// An id beyond the vocabulary; more tokens than there are learned positions.
     pub fn embed(&self, ids: &[u32]) -> Result<Panels> {
+        self.embed_at(ids, 0)
+    }
+
+    /// The embeddings of tokens at positions `first ..`: features x tokens.
+    ///
+    /// # Errors
+    /// Those of [`Self::embed`].
+    pub fn embed_at(&self, ids: &[u32], first: usize) -> Result<Panels> {
         let mut out = Panels::zeros(self.config.hidden_size, ids.len());
         let mut row = vec![0.0; self.config.hidden_size];
-        let scale = self.config.embedding_scale();
+        let mut position = vec![0.0; if self.positions.is_some() { self.config.hidden_size } else { 0 }];
+        let scale = self.config.embedding_scale;
         for (token, &id) in ids.iter().enumerate() {
             if id as usize >= self.embedding.rows() {
                 return Err(Error::Invalid(format!(
@@ -235,7 +259,20 @@ impl Model {
                 )));
             }
             self.embedding.row(&self.checkpoint, id as usize, &mut row)?;
-            out.set_token(token, row.iter().map(|x| x * scale));
+            let Some(positions) = &self.positions else {
+                out.set_token(token, row.iter().map(|x| x * scale));
+                continue;
+            };
+            if first + token >= positions.rows() {
+                return Err(Error::Limit(format!(
+                    "{} has learned {} positions, and a token stands at {}",
+                    self.checkpoint.root().display(),
+                    positions.rows(),
+                    first + token
+                )));
+            }
+            positions.row(&self.checkpoint, first + token, &mut position)?;
+            out.set_token(token, row.iter().zip(&position).map(|(x, p)| x * scale + p));
         }
         if let Some(by) = &self.online.residual {
             turn(by, &mut out, true);
@@ -255,7 +292,7 @@ impl Model {
         skips: &Skips,
         observer: &mut dyn Observer,
     ) -> Result<Panels> {
-        let mut h = self.embed(ids)?;
+        let mut h = self.embed_at(ids, cache.len())?;
         self.run_layers(0..self.layers.len(), &mut h, cache, skips, observer)?;
         cache.advance(ids.len());
         self.last_norm(&h)
@@ -267,9 +304,9 @@ impl Model {
         if let Some(by) = &self.online.residual {
             let mut residual = residual.clone();
             turn(by, &mut residual, false);
-            norm(&residual, &self.norm, self.config.rms_norm_eps, &mut out);
+            self.norm.apply(&residual, self.config.norm_eps, &mut out);
         } else {
-            norm(residual, &self.norm, self.config.rms_norm_eps, &mut out);
+            self.norm.apply(residual, self.config.norm_eps, &mut out);
         }
         Ok(out)
     }
@@ -300,16 +337,21 @@ impl Model {
             .iter()
             .map(|rope| Rotation::new(rope, cache.len(), h.tokens(), cache.announced()))
             .collect();
-        let eps = self.config.rms_norm_eps;
+        let (eps, parallel) = (self.config.norm_eps, self.config.blueprint.parallel);
         let (mut x, mut y) = (Panels::default(), Panels::default());
+        // What both sub-layers read, where they read the same.
+        let mut both = Panels::default();
         let (mut attention_space, mut mlp_space) =
             (attention::Workspace::default(), mlp::Workspace::default());
         for index in layers {
             let layer = &self.layers[index];
+            if parallel {
+                both.clone_from(h);
+            }
             let site = SubLayer::Attention(index);
             observer.before(site, h);
             if let Some(attention) = layer.attention.as_ref().filter(|_| !skips.contains(&site)) {
-                norm(h, &attention.norm, eps, &mut x);
+                normed(attention.norm.as_ref(), h, eps, &mut x);
                 attention.body.forward(
                     &self.checkpoint,
                     &self.config,
@@ -322,19 +364,34 @@ impl Model {
                     &mut attention_space,
                     &mut y,
                 )?;
-                add(h, &mut y, attention.post_norm.as_deref(), eps, &mut x);
+                self.add(h, &mut y, attention.post_norm.as_ref(), &mut x);
             }
             observer.after(site, h);
             let site = SubLayer::Mlp(index);
             observer.before(site, h);
             if let Some(mlp) = layer.mlp.as_ref().filter(|_| !skips.contains(&site)) {
-                norm(h, &mlp.norm, eps, &mut x);
+                normed(mlp.norm.as_ref(), if parallel { &both } else { h }, eps, &mut x);
                 mlp.body.forward(&self.checkpoint, &x, observer, &mut mlp_space, &mut y)?;
-                add(h, &mut y, mlp.post_norm.as_deref(), eps, &mut x);
+                self.add(h, &mut y, mlp.post_norm.as_ref(), &mut x);
             }
             observer.after(site, h);
         }
         Ok(())
+    }
+
+    /// Adds what a sub-layer gives out to the residual stream, normed and scaled as its family has it; `scratch` serves for that.
+    pub(crate) fn add(&self, h: &mut Panels, y: &mut Panels, post_norm: Option<&Norm>, scratch: &mut Panels) {
+        if let Some(norm) = post_norm {
+            norm.apply(y, self.config.norm_eps, scratch);
+            std::mem::swap(y, scratch);
+        }
+        let pairs = h.data_mut().iter_mut().zip(y.data());
+        let scale = self.config.residual_scale;
+        if scale == 1.0 {
+            pairs.for_each(|(h, y)| *h += y);
+        } else {
+            pairs.for_each(|(h, y)| *h += scale * y);
+        }
     }
 
     /// The logits of hidden states: vocabulary x tokens. For many tokens see [`crate::Engine::logit_runs`].
@@ -358,8 +415,12 @@ impl Model {
         Ok(())
     }
 
-    /// Logits as the model caps them.
+    /// Logits as the model scales and caps them.
     pub(crate) fn cap(&self, logits: &mut Panels) {
+        let scale = self.config.logit_scale;
+        if scale != 1.0 {
+            logits.data_mut().iter_mut().for_each(|l| *l *= scale);
+        }
         if let Some(cap) = self.config.final_softcap {
             logits.data_mut().iter_mut().for_each(|l| *l = soft_cap(*l, cap));
         }
@@ -372,47 +433,17 @@ pub fn soft_cap(x: f32, cap: f32) -> f32 {
     cap * (1.0 - 2.0 / (exp(2.0 * x / cap) + 1.0))
 }
 
-/// `out = norm(x)`.
-pub(crate) fn norm(x: &Panels, weight: &[f32], eps: f32, out: &mut Panels) {
-    out.resize(x.features(), x.tokens());
-    let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
-    let one = |(panel, out): (usize, &mut [f32])| rms_norm(x.panel(panel), weight, eps, widths[panel], out);
-    let panels: Vec<_> = out.panels_mut().enumerate().collect();
-    if panels.len() == 1 {
-        panels.into_iter().for_each(one);
-    } else {
-        panels.into_par_iter().for_each(one);
-    }
-}
-
-/// `h += y`, or the norm of `y`, for which `scratch` serves.
-pub(crate) fn add(h: &mut Panels, y: &mut Panels, post_norm: Option<&[f32]>, eps: f32, scratch: &mut Panels) {
-    if let Some(weight) = post_norm {
-        norm(y, weight, eps, scratch);
-        std::mem::swap(y, scratch);
-    }
-    h.data_mut().iter_mut().zip(y.data()).for_each(|(h, y)| *h += y);
-}
-
 /// The embedding's name tells the prefix of all others.
-fn embedding_name(checkpoint: &Checkpoint) -> Result<String> {
-    for prefix in ["model.", "language_model.model.", "model.language_model.", ""] {
-        let name = format!("{prefix}embed_tokens.weight");
-        if checkpoint.tensors().contains_key(&name) {
-            return Ok(name);
+fn embedding_name(checkpoint: &Checkpoint, names: &Names) -> Result<(String, String)> {
+    let of = |prefix: &str| format!("{prefix}{}.weight", names.embedding);
+    for prefix in names.prefixes {
+        if checkpoint.tensors().contains_key(&of(prefix)) {
+            return Ok(((*prefix).to_owned(), of(prefix)));
         }
     }
+    let first = names.prefixes.first().copied().unwrap_or_default();
     // The error names the nearest tensor there is.
-    checkpoint.tensor("model.embed_tokens.weight").map(|_| "model.embed_tokens.weight".to_owned())
-}
-
-/// A norm's weights, with the offset of its family.
-fn load_norm(checkpoint: &Checkpoint, config: &ModelConfig, name: &str, len: usize) -> Result<Vec<f32>> {
-    let mut weight = vector(checkpoint, name, len)?;
-    if config.norm_offset() {
-        weight.iter_mut().for_each(|w| *w += 1.0);
-    }
-    Ok(weight)
+    checkpoint.tensor(&of(first)).map(|_| (first.to_owned(), of(first)))
 }
 
 /// Finds the tensors of a layer, whose names start with `name`.
@@ -424,77 +455,74 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    fn blueprint(&self) -> &'static Blueprint {
+        self.config.blueprint
+    }
+
     fn linear(&self, module: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear> {
         let name = |suffix: &str| format!("{}{module}.{suffix}", self.name);
         let (weight, bias) = (name("weight"), bias.then(|| name("bias")));
         for name in bias.iter().chain([&weight]) {
             self.used.note(name);
         }
-        Linear::open(self.checkpoint, &weight, rows, cols, bias.as_deref())
+        if self.blueprint().transposed {
+            Linear::open_transposed(self.checkpoint, &weight, rows, cols, bias.as_deref())
+        } else {
+            Linear::open(self.checkpoint, &weight, rows, cols, bias.as_deref())
+        }
     }
 
-    fn norm(&self, module: &str, len: usize) -> Result<Vec<f32>> {
-        let name = format!("{}{module}.weight", self.name);
-        self.used.note(&name);
-        load_norm(self.checkpoint, self.config, &name, len)
+    fn norm(&self, module: &str, len: usize) -> Result<Norm> {
+        let module = format!("{}{module}", self.name);
+        Norm::open(self.checkpoint, self.used, self.blueprint().norm, &module, len)
     }
 
     fn layer(&self, index: usize) -> Result<Layer> {
-        let (config, hidden) = (self.config, self.config.hidden_size);
-        let norm = |module| self.norm(module, hidden);
-        let name = |module| format!("{}{module}.weight", self.name);
-        let layer = &config.layers[index];
-        let (attention_post, mlp_norm, mlp_post) = match config.post_norms() {
-            true => (
-                Some("post_attention_layernorm"),
-                "pre_feedforward_layernorm",
-                Some("post_feedforward_layernorm"),
-            ),
-            false => (None, "post_attention_layernorm", None),
-        };
+        let (names, hidden) = (&self.blueprint().names, self.config.hidden_size);
+        let norm = |module: Option<&str>| module.map(|module| self.norm(module, hidden)).transpose();
+        let layer = &self.config.layers[index];
         let attention = match layer.no_attention {
             true => None,
             false => Some(SubLayerParts {
-                norm: norm("input_layernorm")?,
-                norm_name: name("input_layernorm"),
+                norm: norm(names.attention_norm)?,
                 body: self.attention(index)?,
-                post_norm: attention_post.map(norm).transpose()?,
+                post_norm: norm(names.attention_post_norm)?,
             }),
         };
         let mlp = match layer.no_mlp {
             true => None,
             false => Some(SubLayerParts {
-                norm: norm(mlp_norm)?,
-                norm_name: name(mlp_norm),
+                norm: norm(names.mlp_norm)?,
                 body: self.mlp(index)?,
-                post_norm: mlp_post.map(norm).transpose()?,
+                post_norm: norm(names.mlp_post_norm)?,
             }),
         };
         Ok(Layer { attention, mlp })
     }
 
     fn attention(&self, index: usize) -> Result<Attention> {
-        let c = self.config;
+        let (c, names) = (self.config, &self.blueprint().names);
         let (q_rows, kv_rows) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let linear =
-            |module: &str, rows, bias| self.linear(&format!("self_attn.{module}"), rows, c.hidden_size, bias);
-        let projections = if c.family == Family::Phi3 {
-            Projections::Fused(linear("qkv_proj", q_rows + 2 * kv_rows, c.qkv_bias)?)
-        } else {
-            Projections::Separate(Box::new([
-                linear("q_proj", q_rows, c.qkv_bias)?,
-                linear("k_proj", kv_rows, c.qkv_bias)?,
-                linear("v_proj", kv_rows, c.qkv_bias)?,
-            ]))
+        let linear = |module: &str, rows| self.linear(module, rows, c.hidden_size, c.qkv_bias);
+        let projections = match names.projections {
+            Projected::Fused(module) => Projections::Fused(linear(module, q_rows + 2 * kv_rows)?),
+            Projected::Separate([q, k, v]) => Projections::Separate(Box::new([
+                linear(q, q_rows)?,
+                linear(k, kv_rows)?,
+                linear(v, kv_rows)?,
+            ])),
         };
-        let qk_norm = if c.qk_norm() {
-            Some((self.norm("self_attn.q_norm", c.head_dim)?, self.norm("self_attn.k_norm", c.head_dim)?))
-        } else {
-            None
+        let [q, k] = names.query_key_norms;
+        let qk_norm = match c.qk_norm() {
+            QueryKeyNorm::None => HeadNorms::None,
+            QueryKeyNorm::Heads => {
+                HeadNorms::Heads(self.norm(q, c.head_dim)?.weight, self.norm(k, c.head_dim)?.weight)
+            }
+            QueryKeyNorm::Whole => HeadNorms::Whole(self.norm(q, q_rows)?, self.norm(k, kv_rows)?),
         };
         Ok(Attention {
             projections,
-            output: self.linear("self_attn.o_proj", c.hidden_size, q_rows, c.o_bias)?,
+            output: self.linear(names.output, c.hidden_size, q_rows, c.o_bias)?,
             qk_norm,
             window: c.layers[index].window,
             rope: c.layers[index].rope,
@@ -502,43 +530,47 @@ impl Loader<'_> {
     }
 
     fn mlp(&self, index: usize) -> Result<Mlp> {
-        let hidden = self.config.hidden_size;
-        let mixtral = self.config.family == Family::Mixtral;
-        match self.config.layers[index].mlp {
-            MlpConfig::Dense { intermediate } => {
-                let names = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"].map(str::to_owned);
-                Ok(Mlp::Dense(Box::new(self.gated(&names, intermediate)?)))
+        let (config, blueprint) = (self.config, self.blueprint());
+        match config.layers[index].mlp {
+            MlpConfig::Dense { intermediate } | MlpConfig::Plain { intermediate } => {
+                Ok(Mlp::Dense(Box::new(self.dense(&blueprint.names.mlp, intermediate)?)))
             }
             MlpConfig::Experts { intermediate, count, top_k, normalise } => {
-                let (module, parts) = if mixtral {
-                    ("block_sparse_moe", ["w1", "w3", "w2"])
-                } else {
-                    ("mlp", ["gate_proj", "up_proj", "down_proj"])
+                let missing = || Error::Invalid(format!("{} models have no experts", blueprint.name));
+                let names = blueprint.experts.as_ref().ok_or_else(missing)?;
+                let one = |expert: usize| {
+                    let [gate, up, down] =
+                        names.names.map(|part| format!("{}.experts.{expert}.{part}", names.module));
+                    self.gated([&gate, &up, &down], intermediate)
                 };
-                let experts = (0..count)
-                    .map(|e| {
-                        self.gated(&parts.map(|part| format!("{module}.experts.{e}.{part}")), intermediate)
-                    })
-                    .collect::<Result<Vec<_>>>()?;
-                let router = self.linear(&format!("{module}.gate"), count, hidden, false)?;
+                let experts = (0..count).map(one).collect::<Result<Vec<_>>>()?;
+                let router = format!("{}.{}", names.module, names.router);
+                let router = self.linear(&router, count, config.hidden_size, false)?;
                 Ok(Mlp::Experts { router, experts, top_k, normalise })
             }
         }
     }
 
-    /// `names` are those of gate, up and down.
-    fn gated(&self, names: &[String; 3], intermediate: usize) -> Result<Gated> {
+    fn dense(&self, names: &MlpNames, inner: usize) -> Result<Gated> {
         let (c, hidden) = (self.config, self.config.hidden_size);
-        let [gate, up, down] = names;
-        let gate_up = if c.family == Family::Phi3 {
-            GateUp::Fused(self.linear("mlp.gate_up_proj", 2 * intermediate, hidden, false)?)
-        } else {
-            GateUp::Separate([
-                self.linear(gate, intermediate, hidden, c.mlp_bias)?,
-                self.linear(up, intermediate, hidden, c.mlp_bias)?,
-            ])
+        let (gate_up, down) = match *names {
+            MlpNames::Gated([gate, up, down]) => return self.gated([gate, up, down], inner),
+            MlpNames::Fused([gate_up, down]) => {
+                (GateUp::Fused(self.linear(gate_up, 2 * inner, hidden, c.mlp_bias)?), down)
+            }
+            MlpNames::Plain([up, down]) => (GateUp::Alone(self.linear(up, inner, hidden, c.mlp_bias)?), down),
         };
-        let down = self.linear(down, hidden, intermediate, c.mlp_bias)?;
+        let down = self.linear(down, hidden, inner, c.mlp_bias)?;
+        Ok(Gated { gate_up, down, activation: c.activation, turn: None })
+    }
+
+    fn gated(&self, [gate, up, down]: [&str; 3], inner: usize) -> Result<Gated> {
+        let (c, hidden) = (self.config, self.config.hidden_size);
+        let gate_up = GateUp::Separate([
+            self.linear(gate, inner, hidden, c.mlp_bias)?,
+            self.linear(up, inner, hidden, c.mlp_bias)?,
+        ]);
+        let down = self.linear(down, hidden, inner, c.mlp_bias)?;
         Ok(Gated { gate_up, down, activation: c.activation, turn: None })
     }
 }

@@ -18,6 +18,7 @@ use llmpress_formats::{Checkpoint, Dtype, Error, Result, RotationSite, Transform
 
 use crate::decoder::Layer;
 use crate::linear::{check, vector};
+use crate::norm::Norm;
 use crate::online::Online;
 use crate::{Model, SubLayer};
 use steps::{Step, Way};
@@ -120,6 +121,11 @@ impl Model {
         sites::folds(self, transforms)
     }
 
+    /// Why its family cannot have a transformation, where it cannot.
+    pub fn refuses(&self, transform: &Transform) -> Option<String> {
+        sites::check_support(self.config(), transform).err()
+    }
+
     /// A turned residual stream needs input norms without weights: theirs were folded before.
     pub(crate) fn check_turned_norms(&self, transforms: &[Transform]) -> Result<()> {
         let turned = |t: &Transform| matches!(t, Transform::Rotation { site: RotationSite::Residual, .. });
@@ -174,12 +180,12 @@ impl Model {
         let missing =
             || Error::Invalid(format!("{}: there is no layer {index}", checkpoint.root().display()));
         let layer = self.layers.get_mut(index).ok_or_else(missing)?;
-        for (name, norm) in layer.norms_mut() {
-            let mut values = rounded(&checkpoint, folds, name, norm.len())?;
+        for norm in layer.norms_mut() {
+            let mut values = rounded(&checkpoint, folds, &norm.name, norm.weight.len())?;
             if offset {
                 values.iter_mut().for_each(|w| *w += 1.0);
             }
-            *norm = values;
+            norm.weight = values;
         }
         for linear in layer.linears_mut() {
             if linear.bias().is_some() {
@@ -204,25 +210,30 @@ impl Model {
         self.take_layer(index, &Folds::default())
     }
 
-    /// The tensor of the norm before a sub-layer; none where it was pruned away.
+    /// The tensor of the norm before a sub-layer; none where it was pruned away, or nothing norms what it reads.
     pub fn norm_tensor(&self, sub_layer: SubLayer) -> Option<&str> {
-        match sub_layer {
-            SubLayer::Attention(l) => self.layers.get(l)?.attention.as_ref().map(|a| a.norm_name.as_str()),
-            SubLayer::Mlp(l) => self.layers.get(l)?.mlp.as_ref().map(|m| m.norm_name.as_str()),
-        }
+        let norm = match sub_layer {
+            SubLayer::Attention(l) => self.layers.get(l)?.attention.as_ref()?.norm.as_ref(),
+            SubLayer::Mlp(l) => self.layers.get(l)?.mlp.as_ref()?.norm.as_ref(),
+        };
+        norm.map(|norm| norm.name.as_str())
     }
 
     /// The weights of the norms before a layer's attention and MLP, as they multiply.
     pub fn norms(&self, layer: usize) -> [Option<&[f32]>; 2] {
         let Some(layer) = self.layers.get(layer) else { return [None, None] };
-        [layer.attention.as_ref().map(|a| a.norm.as_slice()), layer.mlp.as_ref().map(|m| m.norm.as_slice())]
+        let norms = [
+            layer.attention.as_ref().and_then(|a| a.norm.as_ref()),
+            layer.mlp.as_ref().and_then(|m| m.norm.as_ref()),
+        ];
+        norms.map(|norm| norm.map(|norm| norm.weight.as_slice()))
     }
 }
 
 impl Layer {
     fn check_turned_norms(&self, checkpoint: &Checkpoint) -> Result<()> {
-        match self.norms().find(|(_, norm)| norm.iter().any(|w| *w != 1.0)) {
-            Some((name, _)) => {
+        match self.norms().find(|norm| norm.weight.iter().any(|w| *w != 1.0)) {
+            Some(Norm { name, .. }) => {
                 let what = "has weights other than 1, which a rotation of the residual stream does not commute with: a scale \
                             must fold them into what reads them first";
                 Err(Error::corrupt(checkpoint.root(), Some(name), what))
@@ -231,16 +242,16 @@ impl Layer {
         }
     }
 
-    /// The norms of its sub-layers' inputs, with their tensors' names.
-    fn norms(&self) -> impl Iterator<Item = (&String, &Vec<f32>)> {
-        let attention = self.attention.iter().map(|a| (&a.norm_name, &a.norm));
-        attention.chain(self.mlp.iter().map(|m| (&m.norm_name, &m.norm)))
+    /// The norms of its sub-layers' inputs.
+    fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let attention = self.attention.iter().flat_map(|a| &a.norm);
+        attention.chain(self.mlp.iter().flat_map(|m| &m.norm))
     }
 
-    /// The norms of its sub-layers' inputs, with their tensors' names.
-    fn norms_mut(&mut self) -> impl Iterator<Item = (&String, &mut Vec<f32>)> {
-        let attention = self.attention.iter_mut().map(|a| (&a.norm_name, &mut a.norm));
-        attention.chain(self.mlp.iter_mut().map(|m| (&m.norm_name, &mut m.norm)))
+    /// The norms of its sub-layers' inputs.
+    fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        let attention = self.attention.iter_mut().flat_map(|a| &mut a.norm);
+        attention.chain(self.mlp.iter_mut().flat_map(|m| &mut m.norm))
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod experts;
 mod needs;
+mod parts;
 mod session;
 mod weights;
 
@@ -24,10 +25,11 @@ use llmpress_kernels::gpu::experts::Routing;
 pub use needs::GpuNeeds;
 use weights::{GpuLinear, LayerLinears, Loader};
 
-use crate::attention::Projections;
+use crate::attention::{HeadNorms, Projections};
 use crate::config::Activation;
 use crate::linear::Linear;
 use crate::mlp::{GateUp, Gated, Mlp};
+use crate::norm::Norm;
 use crate::{Batch, Engine, Model, ModelConfig, Session, Weights};
 
 /// Logits that are copied from the device at a time.
@@ -47,6 +49,7 @@ pub struct GpuModel {
     gpu: Gpu,
     checkpoint: Arc<Checkpoint>,
     config: ModelConfig,
+    stream: parts::Stream,
     picker: Picker,
     units: Vec<gpu::dfloat11::Unit>,
     /// What is quantised when it is computed, by labels from 1 on: activations of matrices, keys and values of layers.
@@ -152,7 +155,7 @@ fn layer_linears(model: &Model, index: usize) -> Result<LayerLinears<'_>> {
 fn gate_up(gated: &Gated) -> Vec<&Linear> {
     match &gated.gate_up {
         GateUp::Separate(both) => both.iter().collect(),
-        GateUp::Fused(one) => vec![one],
+        GateUp::Fused(one) | GateUp::Alone(one) => vec![one],
     }
 }
 
@@ -185,7 +188,7 @@ impl GpuModel {
         let config = model.config().clone();
         let mut loader = Loader::new(&gpu, &checkpoint, weights);
         let upload = |values: &[f32]| gpu.upload(values).map_err(device);
-        let optional = |values: &Option<Vec<f32>>| values.as_deref().map(upload).transpose();
+        let optional = |norm: &Option<Norm>| norm.as_ref().map(|norm| upload(&norm.weight)).transpose();
         // Rows are gathered from it: it is never a part of a unit, unless it is stored so.
         let embedding = loader.table(&model.embedding)?;
         let tied = model.head.tensor() == model.embedding.tensor();
@@ -200,13 +203,13 @@ impl GpuModel {
             let last = |of: &mut Vec<Vec<GpuLinear>>| of.pop().and_then(|mut group| group.pop());
             let attention = match (&layer.attention, last(&mut loaded)) {
                 (Some(attention), Some(output)) => Some(GpuAttention {
-                    norm: upload(&attention.norm)?,
+                    norm: upload(parts::weights(&attention.norm, model)?)?,
                     post_norm: optional(&attention.post_norm)?,
                     projections: loaded.into_iter().flatten().collect(),
                     output,
                     qk_norm: match &attention.body.qk_norm {
-                        Some((q, k)) => Some((upload(q)?, upload(k)?)),
-                        None => None,
+                        HeadNorms::Heads(q, k) => Some((upload(q)?, upload(k)?)),
+                        HeadNorms::None | HeadNorms::Whole(..) => None,
                     },
                     window: attention.body.window,
                     rope: attention.body.rope,
@@ -227,7 +230,7 @@ impl GpuModel {
             };
             let mlp = match (&layer.mlp, body) {
                 (Some(mlp), Some(body)) => Some(GpuMlp {
-                    norm: upload(&mlp.norm)?,
+                    norm: upload(parts::weights(&mlp.norm, model)?)?,
                     post_norm: optional(&mlp.post_norm)?,
                     body,
                     activation: config.activation,
@@ -236,7 +239,9 @@ impl GpuModel {
             };
             layers.push(GpuLayer { attention, mlp });
         }
-        let norm = upload(&model.norm)?;
+        // Logits that are scaled are those of a scaled state.
+        let last: Vec<f32> = model.norm.weight.iter().map(|w| w * config.logit_scale).collect();
+        let norm = upload(&last)?;
         let (units, matrices) = loader.finish();
         let mut quantised: Vec<String> =
             matrices.iter().map(|name| format!("an activation that {name} multiplies")).collect();
@@ -250,6 +255,7 @@ impl GpuModel {
         let picker = if trying { Picker::trying() } else { Picker::first() };
         Ok(Self {
             checkpoint,
+            stream: parts::Stream::of(&config),
             config,
             picker,
             units,

@@ -68,6 +68,8 @@ pub struct Linear {
     dtype: Dtype,
     /// Whether its stored form is this one already.
     stored_as: Weights,
+    /// Whether the tensor is stored as `[cols, rows]`.
+    transposed: bool,
     source: Arc<dyn Source>,
     /// What `source` and `activation_bits` were before other weights took its place.
     replaced: Option<(Arc<dyn Source>, Option<u8>)>,
@@ -118,10 +120,39 @@ impl Linear {
             cols,
             dtype,
             stored_as,
+            transposed: false,
             source,
             replaced: None,
             bias,
             activation_bits,
+        })
+    }
+
+    /// Finds `tensor`, which is stored as `cols` x `rows`, and brings it into memory as products take it, in its own dtype.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`]; weights that cannot be read.
+    pub(crate) fn open_transposed(
+        checkpoint: &Checkpoint,
+        tensor: &str,
+        rows: usize,
+        cols: usize,
+        bias: Option<&str>,
+    ) -> Result<Self> {
+        let dtype = check(checkpoint, tensor, &[cols, rows])?;
+        let tensor = checkpoint.tied().get(tensor).map_or(tensor, String::as_str);
+        let plain = Plain::read(checkpoint, tensor, dtype, cols, rows)?.transposed(cols);
+        Ok(Self {
+            tensor: tensor.to_owned(),
+            rows,
+            cols,
+            dtype,
+            stored_as: Weights::Bf16,
+            transposed: true,
+            source: Arc::new(plain),
+            replaced: None,
+            bias: bias.map(|name| vector(checkpoint, name, rows)).transpose()?,
+            activation_bits: None,
         })
     }
 
@@ -134,7 +165,12 @@ impl Linear {
             // Plain, and what the encodings do not hold.
             return Ok(());
         }
-        let plain = Plain::read(checkpoint, &self.tensor, self.dtype, self.rows, self.cols)?;
+        let plain = match self.transposed {
+            false => Plain::read(checkpoint, &self.tensor, self.dtype, self.rows, self.cols)?,
+            true => {
+                Plain::read(checkpoint, &self.tensor, self.dtype, self.cols, self.rows)?.transposed(self.cols)
+            }
+        };
         let encoded = plain.bf16(self.rows).and_then(|words| -> Option<Arc<dyn Source>> {
             match weights {
                 Weights::Fixed12 => Some(Arc::new(loaded::Fixed12::encode(words, self.cols)?)),

@@ -1,7 +1,7 @@
 //! Gated MLPs and experts (Shazeer, GLU variants; Fedus et al., Switch Transformers; Jiang et al., Mixtral).
 //!
 //! ```text
-//! y = down (act(gate x) * up x)
+//! y = down (act(gate x) * up x)       without a gate: y = down act(up x)
 //! experts: a router picks some for each token; their outputs are added by its weights
 //! ```
 
@@ -25,7 +25,7 @@ pub(crate) enum Mlp {
     Experts { router: Linear, experts: Vec<Gated>, top_k: usize, normalise: bool },
 }
 
-/// A gated MLP.
+/// A gated MLP, or one without a gate.
 #[derive(Debug)]
 pub(crate) struct Gated {
     pub(crate) gate_up: GateUp,
@@ -35,26 +35,28 @@ pub(crate) struct Gated {
     pub(crate) turn: Option<Arc<Hadamard>>,
 }
 
-/// The two matrices before the gate.
+/// The matrices before the gate.
 #[derive(Debug)]
 pub(crate) enum GateUp {
     Separate([Linear; 2]),
     /// Both in one matrix, the gate first.
     Fused(Linear),
+    /// No gate: what the function is of.
+    Alone(Linear),
 }
 
 impl GateUp {
     pub(crate) fn linears(&self) -> &[Linear] {
         match self {
             Self::Separate(both) => both,
-            Self::Fused(one) => std::slice::from_ref(one),
+            Self::Fused(one) | Self::Alone(one) => std::slice::from_ref(one),
         }
     }
 
     fn linears_mut(&mut self) -> &mut [Linear] {
         match self {
             Self::Separate(both) => both,
-            Self::Fused(one) => std::slice::from_mut(one),
+            Self::Fused(one) | Self::Alone(one) => std::slice::from_mut(one),
         }
     }
 }
@@ -73,6 +75,12 @@ impl Workspace {
         let inner = self.fused.features() / 2;
         copy_features(&self.fused, 0, inner, &mut self.gate);
         copy_features(&self.fused, inner, inner, &mut self.up);
+    }
+
+    /// Where there is no gate, the function's values are multiplied by one.
+    fn ungated(&mut self) {
+        self.up.resize(self.gate.features(), self.gate.tokens());
+        self.up.data_mut().fill(1.0);
     }
 }
 
@@ -183,6 +191,11 @@ impl Gated {
                 multiply_side_by_side(checkpoint, linear, pairs)?;
                 streams.iter_mut().for_each(|s| s.mlp.split());
             }
+            GateUp::Alone(linear) => {
+                let pairs = streams.iter_mut().map(|s| (&s.x, &mut s.mlp.gate)).collect();
+                multiply_side_by_side(checkpoint, linear, pairs)?;
+                streams.iter_mut().for_each(|s| s.mlp.ungated());
+            }
         }
         let apply = self.gate();
         for s in &mut *streams {
@@ -220,6 +233,11 @@ impl Gated {
                 observer.linear_input(linear.tensor(), x);
                 multiply_all(checkpoint, &mut [Product::new(linear, x, &mut w.fused)])?;
                 w.split();
+            }
+            GateUp::Alone(linear) => {
+                observer.linear_input(linear.tensor(), x);
+                multiply_all(checkpoint, &mut [Product::new(linear, x, &mut w.gate)])?;
+                w.ungated();
             }
         }
         let apply = self.gate();

@@ -45,7 +45,9 @@ impl Online {
                     let unknown = || Error::Invalid(format!("a cache of {bits} bits: 4 or 8 it may have"));
                     online.cache = Some(HeadCodes::new(head_dim, *bits).ok_or_else(unknown)?);
                 }
-                Transform::Rotation { site: RotationSite::Value, .. } | Transform::Scale { .. } => {}
+                Transform::Rotation { site: RotationSite::Value, .. }
+                | Transform::Scale { .. }
+                | Transform::Permutation { .. } => {}
             }
         }
         Ok(online)

@@ -7,8 +7,9 @@
 
 use llmpress_kernels::cpu::Hadamard;
 
-use crate::attention::Projections;
-use crate::mlp::Mlp;
+use crate::attention::{HeadNorms, Projections};
+use crate::mlp::{GateUp, Mlp};
+use crate::norm::Norm;
 use crate::online::HeadRounding;
 use crate::{Activation, Linear, Model, RopeConfig, SubLayer};
 
@@ -16,7 +17,7 @@ use crate::{Activation, Linear, Model, RopeConfig, SubLayer};
 #[derive(Clone, Copy, Debug)]
 pub struct Parts<'a> {
     /// Weights of the norm of what it reads, with the offset of its family.
-    pub norm: &'a [f32],
+    pub norm: Option<&'a [f32]>,
     /// Those of the norm of what it gives out.
     pub post_norm: Option<&'a [f32]>,
     /// What lies between.
@@ -34,6 +35,8 @@ pub enum Body<'a> {
         output: &'a Linear,
         /// Norms of each head's query and key.
         qk_norm: Option<(&'a [f32], &'a [f32])>,
+        /// Whether query and key are normed over all heads together.
+        whole_norms: bool,
         /// How many tokens a token sees, itself included.
         window: Option<usize>,
         /// Its rotary embedding.
@@ -52,6 +55,8 @@ pub enum Body<'a> {
         /// What turns the inner features (R4).
         turn: Option<&'a Hadamard>,
     },
+    /// An MLP without a gate.
+    Plain,
     /// A router and experts.
     Experts,
 }
@@ -65,6 +70,8 @@ pub struct Outlet<'a> {
     pub norm_tensor: &'a str,
     /// From what it gives out to logits.
     pub head: &'a Linear,
+    /// What logits are multiplied by.
+    pub scale: f32,
     /// What logits are capped to ([`crate::soft_cap`]).
     pub cap: Option<f32>,
     /// What turns the residual stream between embedding and norm (R1).
@@ -75,9 +82,10 @@ impl Model {
     /// What follows the last layer.
     pub fn outlet(&self) -> Outlet<'_> {
         Outlet {
-            norm: &self.norm,
-            norm_tensor: &self.norm_name,
+            norm: &self.norm.weight,
+            norm_tensor: &self.norm.name,
             head: &self.head,
+            scale: self.config().logit_scale,
             cap: self.config().final_softcap,
             turn: self.online.residual.as_ref(),
         }
@@ -93,19 +101,26 @@ impl Model {
                     Projections::Separate(all) => &all[..],
                     Projections::Fused(one) => std::slice::from_ref(one),
                 };
+                let (qk_norm, whole_norms) = match &body.qk_norm {
+                    HeadNorms::None => (None, false),
+                    HeadNorms::Heads(q, k) => (Some((&q[..], &k[..])), false),
+                    HeadNorms::Whole(..) => (None, true),
+                };
                 let body = Body::Attention {
                     projections,
                     output: &body.output,
-                    qk_norm: body.qk_norm.as_ref().map(|(q, k)| (&q[..], &k[..])),
+                    qk_norm,
+                    whole_norms,
                     window: body.window,
                     rope: self.config().ropes.get(body.rope)?,
                     rounding: self.online.rounding(),
                 };
-                Some(Parts { norm: &parts.norm, post_norm: parts.post_norm.as_deref(), body })
+                Some(Parts { norm: weights(&parts.norm), post_norm: weights(&parts.post_norm), body })
             }
             SubLayer::Mlp(layer) => {
                 let parts = self.layers.get(layer)?.mlp.as_ref()?;
                 let body = match &parts.body {
+                    Mlp::Dense(gated) if matches!(gated.gate_up, GateUp::Alone(_)) => Body::Plain,
                     Mlp::Dense(gated) => Body::Gated {
                         gate_up: gated.gate_up.linears(),
                         down: &gated.down,
@@ -114,8 +129,12 @@ impl Model {
                     },
                     Mlp::Experts { .. } => Body::Experts,
                 };
-                Some(Parts { norm: &parts.norm, post_norm: parts.post_norm.as_deref(), body })
+                Some(Parts { norm: weights(&parts.norm), post_norm: weights(&parts.post_norm), body })
             }
         }
     }
+}
+
+fn weights(norm: &Option<Norm>) -> Option<&[f32]> {
+    norm.as_ref().map(|norm| norm.weight.as_slice())
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! angle(position p, pair i) = p * f_i,   f_i = theta^(-2 i / dim), scaled
 //! (x_i, x_(i + dim/2))  is turned by the angle; features from dim on stay as they are
+//! (x_2i, x_(2i + 1))    in models that turn neighbours
 //! ```
 
 mod parameters;
@@ -17,6 +18,7 @@ pub struct RopeConfig {
     dim: usize,
     theta: f64,
     scaling: Scaling,
+    neighbours: bool,
 }
 
 /// How frequencies are scaled; lengths are in tokens.
@@ -89,6 +91,16 @@ impl RopeConfig {
     /// How its frequencies are scaled.
     pub fn scaling(&self) -> &Scaling {
         &self.scaling
+    }
+
+    /// One that turns nothing.
+    pub(crate) fn none() -> Self {
+        Self { dim: 0, theta: 1e4, scaling: Scaling::None, neighbours: false }
+    }
+
+    /// Whether neighbouring features are turned together.
+    pub fn turns_neighbours(&self) -> bool {
+        self.neighbours
     }
 
     /// The length of sequence beyond which all of its frequencies are others, keys already cached included.
@@ -176,6 +188,7 @@ pub(crate) fn cos_sin(position: usize, frequency: f32, scale: f32) -> (f32, f32)
 #[derive(Debug)]
 pub struct Rotation {
     half: usize,
+    neighbours: bool,
     cos: Panels,
     sin: Panels,
 }
@@ -185,7 +198,8 @@ impl Rotation {
     pub fn new(config: &RopeConfig, first: usize, tokens: usize, length: usize) -> Self {
         let half = config.dim / 2;
         let (frequencies, scale) = config.frequencies(length.max(first + tokens));
-        let mut rotation = Self { half, cos: Panels::zeros(half, tokens), sin: Panels::zeros(half, tokens) };
+        let (cos, sin) = (Panels::zeros(half, tokens), Panels::zeros(half, tokens));
+        let mut rotation = Self { half, neighbours: config.neighbours, cos, sin };
         for token in 0..tokens {
             for (i, f) in frequencies.iter().enumerate() {
                 let (cos, sin) = cos_sin(first + token, *f, scale);
@@ -198,19 +212,41 @@ impl Rotation {
 
     /// Turns one head of panel `panel`: its features x the panel's tokens.
     pub fn turn(&self, panel: usize, width: usize, head: &mut [f32]) {
-        let (low, rest) = head.split_at_mut(self.half * width);
-        let angles = self.cos.panel(panel).iter().zip(self.sin.panel(panel));
-        for ((low, high), (cos, sin)) in low.iter_mut().zip(rest).zip(angles) {
-            (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
-        }
+        self.pairs(panel, width, head, |x, y, cos, sin| (x * cos - y * sin, y * cos + x * sin));
     }
 
     /// The transpose of [`Self::turn`]: what derivatives go through. Where sine and cosine are scaled it scales once more.
     pub fn transposed(&self, panel: usize, width: usize, head: &mut [f32]) {
-        let (low, rest) = head.split_at_mut(self.half * width);
-        let angles = self.cos.panel(panel).iter().zip(self.sin.panel(panel));
-        for ((low, high), (cos, sin)) in low.iter_mut().zip(rest).zip(angles) {
-            (*low, *high) = (*low * cos + *high * sin, *high * cos - *low * sin);
+        self.pairs(panel, width, head, |x, y, cos, sin| (x * cos + y * sin, y * cos - x * sin));
+    }
+
+    /// Every pair with its cosine and sine.
+    #[inline(always)]
+    fn pairs(
+        &self,
+        panel: usize,
+        width: usize,
+        head: &mut [f32],
+        turn: impl Fn(f32, f32, f32, f32) -> (f32, f32),
+    ) {
+        if self.half == 0 {
+            return;
+        }
+        let (cos, sin) = (self.cos.panel(panel), self.sin.panel(panel));
+        let one = |low: &mut [f32], high: &mut [f32], cos: &[f32], sin: &[f32]| {
+            for ((low, high), (cos, sin)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
+                (*low, *high) = turn(*low, *high, *cos, *sin);
+            }
+        };
+        if self.neighbours {
+            let angles = cos.chunks_exact(width).zip(sin.chunks_exact(width));
+            for (pair, (cos, sin)) in head.chunks_exact_mut(2 * width).zip(angles) {
+                let (low, high) = pair.split_at_mut(width);
+                one(low, high, cos, sin);
+            }
+        } else {
+            let (low, high) = head.split_at_mut(self.half * width);
+            one(low, high, cos, sin);
         }
     }
 }

@@ -3,8 +3,8 @@
 
 use llmpress_formats::{Error, Result};
 
-use crate::decoder::{add, norm};
 use crate::linear::multiply_side_by_side;
+use crate::norm::normed;
 use crate::rope::Rotation;
 use crate::{Cache, Model, Panels, Skips, SubLayer, attention, mlp};
 
@@ -14,6 +14,8 @@ pub(crate) struct Stream<'a> {
     pub(crate) rotations: Vec<Rotation>,
     /// The residual stream.
     h: Panels,
+    /// The same before the layer, where both sub-layers read it.
+    both: Panels,
     /// What a sub-layer gets, and what it gives.
     pub(crate) x: Panels,
     pub(crate) y: Panels,
@@ -32,7 +34,8 @@ impl Model {
         caches: Vec<&mut Cache>,
         skips: &Skips,
     ) -> Result<Vec<Panels>> {
-        let (config, eps) = (self.config(), self.config().rms_norm_eps);
+        let (config, eps) = (self.config(), self.config().norm_eps);
+        let parallel = config.blueprint.parallel;
         let mut streams = Vec::with_capacity(ids.len());
         for (id, cache) in ids.iter().zip(caches) {
             if cache.len() >= cache.capacity() {
@@ -42,8 +45,9 @@ impl Model {
             let rotation = |rope| Rotation::new(rope, cache.len(), 1, cache.announced());
             streams.push(Stream {
                 rotations: config.ropes.iter().map(rotation).collect(),
+                h: self.embed_at(&[*id], cache.len())?,
+                both: Panels::default(),
                 cache,
-                h: self.embed(&[*id])?,
                 x: Panels::default(),
                 y: Panels::default(),
                 attention: attention::Workspace::default(),
@@ -51,21 +55,22 @@ impl Model {
             });
         }
         for (index, layer) in self.layers.iter().enumerate() {
+            if parallel {
+                streams.iter_mut().for_each(|s| s.both.clone_from(&s.h));
+            }
             if let Some(a) = layer.attention.as_ref().filter(|_| !skips.contains(&SubLayer::Attention(index)))
             {
-                streams.iter_mut().for_each(|s| norm(&s.h, &a.norm, eps, &mut s.x));
+                streams.iter_mut().for_each(|s| normed(a.norm.as_ref(), &s.h, eps, &mut s.x));
                 let bits = self.online.qkv_bits;
                 a.body.forward_side_by_side(&self.checkpoint, config, bits, index, &mut streams)?;
-                streams
-                    .iter_mut()
-                    .for_each(|s| add(&mut s.h, &mut s.y, a.post_norm.as_deref(), eps, &mut s.x));
+                streams.iter_mut().for_each(|s| self.add(&mut s.h, &mut s.y, a.post_norm.as_ref(), &mut s.x));
             }
             if let Some(m) = layer.mlp.as_ref().filter(|_| !skips.contains(&SubLayer::Mlp(index))) {
-                streams.iter_mut().for_each(|s| norm(&s.h, &m.norm, eps, &mut s.x));
+                streams.iter_mut().for_each(|s| {
+                    normed(m.norm.as_ref(), if parallel { &s.both } else { &s.h }, eps, &mut s.x);
+                });
                 m.body.forward_side_by_side(&self.checkpoint, &mut streams)?;
-                streams
-                    .iter_mut()
-                    .for_each(|s| add(&mut s.h, &mut s.y, m.post_norm.as_deref(), eps, &mut s.x));
+                streams.iter_mut().for_each(|s| self.add(&mut s.h, &mut s.y, m.post_norm.as_ref(), &mut s.x));
             }
         }
         streams

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use llmpress_emulator::Emulator;
 use llmpress_formats::{
-    Checkpoint, Error, MANIFEST_FILE, QuantizeSite, Rotation, RotationSite, ScaleSite, Scales, Transform,
+    Checkpoint, Error, MANIFEST_FILE, Order, PermutationSite, QuantizeSite, Rotation, RotationSite,
+    ScaleSite, Scales, Transform,
 };
 use llmpress_kernels::cpu::Hadamard;
 use llmpress_kernels::gpu::Gpu;
-use llmpress_model::{Family, GpuModel, MlpConfig, Model, Skips, Unobserved, Weights, folded, undone};
+use llmpress_model::{GpuModel, MlpConfig, Model, Skips, Unobserved, Weights, folded, undone};
 use support::{goldens, logits, open, single, tensors, worst, write};
 
 /// What a logit may differ by, as a share of the largest one.
@@ -32,7 +33,9 @@ fn value(model: &Model) -> Transform {
 /// The inner sizes of its MLPs.
 fn inner(model: &Model) -> Vec<usize> {
     let size = |mlp| match mlp {
-        MlpConfig::Dense { intermediate } | MlpConfig::Experts { intermediate, .. } => intermediate,
+        MlpConfig::Dense { intermediate }
+        | MlpConfig::Plain { intermediate }
+        | MlpConfig::Experts { intermediate, .. } => intermediate,
     };
     let mut sizes: Vec<usize> = model.config().layers.iter().map(|layer| size(layer.mlp)).collect();
     sizes.sort_unstable();
@@ -63,13 +66,41 @@ fn scales(model: &Model, site: ScaleSite) -> Vec<Transform> {
     let len = |layer: usize| match (site, c.layers[layer].mlp) {
         (ScaleSite::AttentionNorm | ScaleSite::MlpNorm, _) => c.hidden_size,
         (ScaleSite::Value, _) => c.kv_heads * c.head_dim,
-        (ScaleSite::Up, MlpConfig::Dense { intermediate }) => intermediate,
+        (ScaleSite::Up, MlpConfig::Dense { intermediate } | MlpConfig::Plain { intermediate }) => {
+            intermediate
+        }
         (ScaleSite::Up, MlpConfig::Experts { intermediate, count, .. }) => intermediate * count,
     };
     let scale = |layer: usize, i: usize| 2f32.powf(((i * 37 + layer * 11) % 17) as f32 / 4.0 - 2.0);
     let of = |layer| {
         let values: Vec<f32> = (0..len(layer)).map(|i| scale(layer, i)).collect();
         Transform::Scale { site, layer, scales: Scales::new(&values) }
+    };
+    (0..c.layers.len()).map(of).collect()
+}
+
+/// Another order in every layer; of experts each its own.
+fn orders(model: &Model, site: PermutationSite) -> Vec<Transform> {
+    let c = model.config();
+    // Any stride that shares no factor with the size.
+    let stirred = |n: usize, first: usize| {
+        let stride = (n / 2..).find(|s| (2..=*s).all(|f| s % f != 0 || n % f != 0)).unwrap();
+        (0..n).map(move |i| (first + (i * stride + 3) % n) as u32)
+    };
+    let of = |layer: usize| {
+        let places: Vec<u32> = match (site, c.layers[layer].mlp) {
+            (PermutationSite::Value, _) => {
+                (0..c.kv_heads).flat_map(|head| stirred(c.head_dim, head * c.head_dim)).collect()
+            }
+            (
+                PermutationSite::Down,
+                MlpConfig::Dense { intermediate } | MlpConfig::Plain { intermediate },
+            ) => stirred(intermediate, 0).collect(),
+            (PermutationSite::Down, MlpConfig::Experts { intermediate, count, .. }) => {
+                (0..count).flat_map(|_| stirred(intermediate, 0)).collect()
+            }
+        };
+        Transform::Permutation { site, layer, order: Order::new(places) }
     };
     (0..c.layers.len()).map(of).collect()
 }
@@ -81,11 +112,13 @@ fn lists(model: &Model) -> Vec<(&'static str, Vec<Transform>)> {
         ("mlp_norm", scales(model, ScaleSite::MlpNorm)),
         ("value scales", scales(model, ScaleSite::Value)),
         ("up scales", scales(model, ScaleSite::Up)),
+        ("order of values", orders(model, PermutationSite::Value)),
+        ("order of inner features", orders(model, PermutationSite::Down)),
         ("R2", vec![value(model)]),
         ("R4", down(model)),
     ];
     let mut all: Vec<Transform> = lists.iter().skip(2).flat_map(|(_, list)| list.clone()).collect();
-    if model.config().family != Family::Gemma3 {
+    if !model.config().post_norms() {
         lists.push(("R1", residual(model)));
         all.extend(residual(model));
     }
@@ -174,7 +207,7 @@ fn models_that_norm_their_outputs_refuse_a_turned_residual_stream_by_name() {
     for golden in goldens() {
         let mut model = open(&golden);
         let list = vec![rotation(RotationSite::Residual, model.config().hidden_size, None)];
-        if model.config().family != Family::Gemma3 {
+        if !model.config().post_norms() {
             continue;
         }
         let error = model.transform(list).unwrap_err();
@@ -212,7 +245,23 @@ fn transformations_of_another_model_are_refused() {
     let golden = goldens().into_iter().find(|dir| dir.ends_with("llama")).unwrap();
     let mut model = open(&golden);
     let scale = |site, layer, values: &[f32]| Transform::Scale { site, layer, scales: Scales::new(values) };
+    let order =
+        |site, layer, places: Vec<u32>| Transform::Permutation { site, layer, order: Order::new(places) };
+    let value_order = |at: usize, place: u32| {
+        let mut places: Vec<u32> = (0..16).collect();
+        places[at] = place;
+        order(PermutationSite::Value, 0, places)
+    };
     for (transform, part) in [
+        (order(PermutationSite::Value, 0, (0..15).collect()), "where value has 16"),
+        (order(PermutationSite::Down, 0, (0..81).collect()), "where down has 80"),
+        (order(PermutationSite::Down, 99, (0..80).collect()), "layer 99 is none of"),
+        (order(PermutationSite::Down, 0, (1..81).collect()), "names each of 0 to 79 once"),
+        (value_order(3, 2), "place 3 is filled from 2"),
+        (value_order(3, u32::MAX), "names each of 0 to 7 once"),
+        // Of another head.
+        (value_order(3, 11), "place 3 is filled from 11"),
+        (value_order(11, 3), "names each of 8 to 15 once"),
         (rotation(RotationSite::Residual, 64, None), "has 64 features where the residual stream has 48"),
         (rotation(RotationSite::Value, 16, None), "where a head has 8"),
         (rotation(RotationSite::Down, 96, None), "96 features, which no down projection has"),
@@ -253,6 +302,8 @@ fn moments_of_the_plain_basis_serve_the_turned_one() {
     let model = open(dir.path());
     let mut list = scales(&model, ScaleSite::Value);
     list.extend(scales(&model, ScaleSite::Up));
+    list.extend(orders(&model, PermutationSite::Value));
+    list.extend(orders(&model, PermutationSite::Down));
     list.push(value(&model));
     list.extend(down(&model));
     list.extend(residual(&model));

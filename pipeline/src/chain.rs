@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Texts};
-use llmpress_formats::{Checkpoint, Digest, Encoding, Manifest, Removal, ShardFile, Tensor, UnitEntry};
+use llmpress_formats::{
+    Checkpoint, Digest, Encoding, Manifest, Removal, ShardFile, Tensor, Transform, UnitEntry,
+};
 use llmpress_model::{Model, Tokenizer, folded};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
 use llmpress_quantize::{Learn, Lesson, Spec};
@@ -189,6 +191,14 @@ impl Made {
         }
     }
 
+    /// What its weights got before, or with it.
+    fn transforms(&self) -> Result<Vec<Transform>> {
+        match self {
+            Self::Blocks(blocks) => blocks.all_transforms(),
+            Self::Output(out) => Ok(Checkpoint::open(out)?.transforms().to_vec()),
+        }
+    }
+
     fn view(&self, checkpoint: Checkpoint, of: &Pass) -> Result<Checkpoint> {
         match (self, of) {
             (Self::Blocks(blocks), _) => blocks.view(checkpoint),
@@ -221,7 +231,9 @@ fn units_of_output(
     let done = Checkpoint::open(out)?;
     let manifest =
         done.manifest().ok_or_else(|| Error::Invalid(format!("{}: has no manifest", out.display())))?;
-    let mut view = folded(checkpoint, done.transforms().to_vec())?;
+    // Another pass of the same output may have had them already.
+    let has_them = checkpoint.transforms() == done.transforms();
+    let mut view = if has_them { checkpoint } else { folded(checkpoint, done.transforms().to_vec())? };
     for shard in done.directory().shards() {
         let here = |unit: &UnitEntry| {
             unit.components.values().all(|link| shard.header().get(&link.tensor).is_some())
@@ -283,6 +295,10 @@ pub(crate) fn settle(
                         let last = recipe.passes.len().saturating_sub(1);
                         let source = request.recipe.open(dir)?;
                         let dense = view_after(source, &recipe.passes[..last], &made[..last])?;
+                        let dense = match made.last() {
+                            Some(Some(units)) => folded(dense, units.transforms()?)?,
+                            _ => dense,
+                        };
                         let Some(text) = &text else { continue };
                         let training = Training { step, settings: *settings };
                         let (done, units) = training.run(dense, &before, text, watch)?;

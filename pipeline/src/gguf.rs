@@ -7,6 +7,7 @@
 //!
 //! Numbers stay what they are. The dtypes that wider ones came from are noted (`llmpress.dtypes`), so that the reader gives back the bits.
 
+mod family;
 mod keys;
 mod names;
 mod storage;
@@ -38,6 +39,7 @@ use crate::output::{Output, Permissions, Prepared};
 use crate::progress::Silent;
 use crate::work::{Threads, Work};
 use crate::{Error, ExportFormat, Options, Plan, Progress, Result, Summary};
+use family::Family;
 use storage::Stored;
 
 /// What the names of such files end in.
@@ -129,16 +131,17 @@ fn planned(checkpoint: &Checkpoint) -> Result<Planned> {
         Error::Invalid(format!("{}: has no config.json, of which the metadata are made", root.display()))
     })?;
     let config = ModelConfig::parse(config)?;
-    let said = keys::said(checkpoint, &config)?;
-    let stored = storage::stored(checkpoint, names::placed(checkpoint, &config)?)?;
+    let family = Family::of(checkpoint, &config)?;
+    let said = keys::said(checkpoint, &config, family)?;
+    let stored = storage::stored(checkpoint, names::placed(checkpoint, &config, family)?)?;
     let mut notes: Vec<(String, String)> =
-        said.notes.into_iter().map(|note| (config.family.name().to_owned(), note)).collect();
+        said.notes.into_iter().map(|note| (config.blueprint.name.to_owned(), note)).collect();
     notes.extend(storage::decoded(&stored));
     let rows = checkpoint.tensor("model.embed_tokens.weight")?.shape.first().copied().unwrap_or(0);
     let most = most(&stored);
     let text = |value: &str| GgufValue::Text(value.to_owned());
     let mut values = vec![
-        ("general.architecture".to_owned(), text(keys::architecture(config.family))),
+        ("general.architecture".to_owned(), text(family.architecture())),
         ("general.type".to_owned(), text("model")),
         ("general.name".to_owned(), text(&crate::source::name_of(checkpoint))),
         ("general.file_type".to_owned(), GgufValue::Number(file_type(most))),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use llmpress_formats::encoding::lowrank::Base;
 use llmpress_formats::{Checkpoint, Dtype, Encoding, METADATA_KEY, QuantizeSite, Tensor, Transform, Unit};
 use llmpress_model::{GpuNeeds, Model};
 use serde::{Deserialize, Serialize};
@@ -410,11 +411,11 @@ fn planned_units(
     Ok(units)
 }
 
-/// Whether a tensor that is kept has codes that can go through an entropy coder, or will have: those inside of other
-/// encodings cannot.
+/// Whether a tensor that is kept has codes that can go through an entropy coder, or will have.
 fn may_have_codes(checkpoint: &Checkpoint, tensor: &str) -> bool {
     let unit = checkpoint.tensors().get(tensor).and_then(|tensor| checkpoint.units().get(&tensor.unit));
-    !unit.is_some_and(|unit| matches!(unit.encoding(), Encoding::Sparse24(_) | Encoding::Lowrank(_)))
+    let dense = |encoding: &Encoding| matches!(encoding, Encoding::Lowrank(l) if l.base == Base::Raw);
+    !unit.is_some_and(|unit| dense(unit.encoding()))
 }
 
 /// Whether a pass of this job made a tensor 2:4.

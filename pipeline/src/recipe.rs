@@ -256,13 +256,22 @@ impl Recipe {
                 )));
             }
         }
-        if self.entropy_code && !sparsifying.is_empty() {
+        let quantises = |pass: &Pass| matches!(pass, Pass::Quantise(_) | Pass::Quantised(_));
+        let has_sums = |pass: &Pass| match pass {
+            Pass::Sparsify(to) => to.slorb,
+            Pass::Sparsified(done) => done.to.slorb,
+            Pass::Train(to) => to.slorb,
+            Pass::Trained(done) => done.to.slorb,
+            _ => false,
+        };
+        let has_codes = self.passes.iter().any(|pass| quantises(pass) || has_sums(pass));
+        if self.entropy_code && !sparsifying.is_empty() && !has_codes {
             return Err(Error::Invalid(
-                "kept values of 2:4 matrices do not go through an entropy coder: leave --entropy-code out"
+                "--entropy-code is for codes, and kept values are not quantised here: put a quantiser after sparse24:..., as \
+                 +gptq:w4,g64, or take fixed12 for plain values"
                     .into(),
             ));
         }
-        let quantises = |pass: &Pass| matches!(pass, Pass::Quantise(_) | Pass::Quantised(_));
         if let (Some(at), Some(&sparse)) = (self.passes.iter().position(quantises), sparsifying.first())
             && at < sparse
         {

@@ -12,7 +12,7 @@ mod run;
 use std::collections::BTreeSet;
 
 use llmpress_formats::encoding::sparse24::{DTYPES, matrix};
-use llmpress_formats::{Checkpoint, Tensor, block_linears};
+use llmpress_formats::{Blueprint, Checkpoint, Tensor, block_linears};
 pub use llmpress_sparsify::{Share, Sparsifier};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -71,6 +71,7 @@ fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sparsifier, D::Err
 
 /// The tensors that are made 2:4: linears of repeated blocks that no rule gives a method of their own.
 pub(crate) fn targets(view: &Checkpoint, rules: &Compiled) -> Result<BTreeSet<String>> {
+    refuse_transposed(view)?;
     let names = view.tensors().iter().filter(|(_, t)| is_matrix(t)).map(|(name, _)| name.as_str());
     let linears = block_linears(view.config().and_then(|c| c.model_type()), names);
     let mut targets = BTreeSet::new();
@@ -95,6 +96,22 @@ pub(crate) fn targets(view: &Checkpoint, rules: &Compiled) -> Result<BTreeSet<St
         )));
     }
     Ok(targets)
+}
+
+/// Refuses a family whose matrices lie the other way round: what is taken along their rows would be along their columns.
+pub(crate) fn refuse_transposed(view: &Checkpoint) -> Result<()> {
+    let blueprint = view.config().and_then(|c| c.model_type()).and_then(Blueprint::of);
+    match blueprint.filter(|blueprint| blueprint.transposed) {
+        None => Ok(()),
+        Some(blueprint) => {
+            let what = format!(
+                "{} models store their matrices as [inputs, outputs], which are neither quantised nor made 2:4 yet: lossless methods \
+                 and pruning work",
+                blueprint.name
+            );
+            Err(llmpress_formats::Error::unsupported(view.root(), None, what).into())
+        }
+    }
 }
 
 fn is_matrix(tensor: &Tensor) -> bool {

@@ -9,6 +9,7 @@ use llmpress_calibrate::Texts;
 use llmpress_formats::encoding::lowrank::{Base, SumsEncoding};
 use llmpress_formats::encoding::sparse24::{Inner, Packed};
 use llmpress_formats::{Checkpoint, Encoding, Producer};
+use llmpress_model::{Model, Skips, Unobserved, undone};
 use llmpress_pipeline::{
     CalibrationText, Counted, Method, Options, Plan, Progress, Recipe, Request, Rule, Task, Watch,
     convert_request, restore,
@@ -112,6 +113,7 @@ fn killed_anywhere_a_job_goes_on_to_the_same_bytes() {
         ("sparse24:wanda+fixed12", 37),
         ("sparse24:sparsegpt,slorb+rtn:w4,g64", 67),
         ("sparse24:sparsegpt,reconstruct,steps=2", 71),
+        ("sparse24:wanda,permute+rtn:w4,g64", 61),
         ("sparse24:wanda,dense=25%", 41),
         ("sparse24:wanda,ratio=0.3+rtn:w4,g64", 83),
     ] {
@@ -240,6 +242,100 @@ fn every_linear_is_two_in_four_and_the_rest_as_it_was() {
 }
 
 #[test]
+fn channels_in_another_order_lose_less_and_restore_puts_them_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let source = Checkpoint::open(&tinylm()).unwrap();
+    for rule in ["magnitude", "wanda"] {
+        let lost = |chain: &str| -> BTreeMap<String, f64> {
+            let (out, plain) = (path(chain), path(&format!("{chain}-plain")));
+            convert(&out, &short(chain, rule == "wanda"), &options()).unwrap();
+            let made = Checkpoint::open(&out).unwrap();
+            assert_eq!(made.transforms().is_empty(), !chain.contains("permute"));
+            assert!(made.transforms().iter().all(|t| t.name().starts_with("permutation of ") && !t.online()));
+            restore(&undone(made).unwrap(), &plain, 4 << 30, &options(), &Step(None)).unwrap();
+            let plain = Checkpoint::open(&plain).unwrap();
+            assert!(plain.transforms().is_empty());
+            let of = |name: &String| {
+                let values = |bytes: Vec<u8>| -> Vec<f64> {
+                    let of = |b: &[u8]| f64::from(f32::from_bits(u32::from_le_bytes([0, 0, b[0], b[1]])));
+                    bytes.chunks_exact(2).map(of).collect()
+                };
+                let dense = values(source.read_tensor(name).unwrap());
+                let sparse = values(plain.read_tensor(name).unwrap());
+                // Each kept weight is where it was.
+                assert!(sparse.iter().zip(&dense).all(|(s, d)| s == d || *s == 0.0), "{chain}: {name}");
+                sparse.iter().zip(&dense).map(|(s, d)| (s - d).powi(2)).sum::<f64>()
+            };
+            let names = source.tensors().keys().filter(|name| name.contains("_proj"));
+            names.map(|name| (name.clone(), of(name))).collect()
+        };
+        let before = lost(&format!("sparse24:{rule}"));
+        let after = lost(&format!("sparse24:{rule},permute"));
+        let sum = |lost: &BTreeMap<String, f64>, part: &str| -> f64 {
+            lost.iter().filter(|(name, _)| name.contains(part)).map(|(_, lost)| lost).sum()
+        };
+        for part in ["down_proj", "o_proj"] {
+            assert!(sum(&after, part) < sum(&before, part), "{rule}: {part}");
+        }
+        // Rows in another order are the same rows.
+        for part in ["gate_proj", "up_proj", "v_proj", "q_proj", "k_proj"] {
+            let (after, before) = (sum(&after, part), sum(&before, part));
+            assert!((after / before - 1.0).abs() < 0.02, "{rule}: {part}: {after} {before}");
+        }
+    }
+}
+
+#[test]
+fn kept_codes_and_their_positions_take_less_room_through_the_coder_and_are_the_same_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    for (chain, positions, codes) in [
+        ("sparse24:magnitude+rtn:w4,g64", "position_codes", "values.codes"),
+        ("sparse24:magnitude,slorb+rtn:w4,g64", "base.position_codes", "base.values.codes"),
+        // Values stay plain beside coded positions.
+        ("sparse24:magnitude,slorb", "base.position_codes", ""),
+    ] {
+        let (plain, out) = (dir.path().join(chain), dir.path().join(format!("{chain}-coded")));
+        let (request, mut coded) = (short(chain, false), short(chain, false));
+        coded.recipe.entropy_code = true;
+        convert(&plain, &request, &options()).unwrap();
+        convert(&out, &coded, &options()).unwrap();
+        let [before, after] = [&plain, &out].map(|path| Checkpoint::open(path).unwrap());
+        let mut sizes = [0, 0];
+        for (name, unit) in before.units().iter().filter(|(_, unit)| unit.encoding().is_lossy()) {
+            let other = &after.units()[name];
+            assert_eq!(other.encoding(), unit.encoding());
+            assert!(other.components().contains_key(positions), "{chain}: {name}");
+            assert_eq!(other.components().contains_key(codes), !codes.is_empty(), "{chain}: {name}");
+            assert!(after.read_tensor(name).unwrap() == before.read_tensor(name).unwrap(), "{chain}: {name}");
+            (sizes[0], sizes[1]) = (sizes[0] + unit.stored_bytes(), sizes[1] + other.stored_bytes());
+        }
+        let most = if codes.is_empty() { 97 } else { 90 };
+        assert!(sizes[1] * 100 < sizes[0] * most, "{chain}: {sizes:?}");
+        // Products run from them as from plain ones.
+        let last = |checkpoint: Checkpoint| -> Vec<f32> {
+            let model = Model::open(std::sync::Arc::new(checkpoint)).unwrap();
+            let mut cache = model.cache(8);
+            let hidden = model.hidden(&[5, 6, 7], &mut cache, &Skips::new(), &mut Unobserved).unwrap();
+            hidden.token(2).collect()
+        };
+        assert!(last(before) == last(after), "{chain}");
+        // What is coded already is coded no other way, and goes back.
+        let again = dir.path().join("again");
+        let mut recipe = Recipe::new(Method::Raw);
+        recipe.entropy_code = true;
+        let made = Checkpoint::open(&out).unwrap();
+        let plan = Plan::new(&made, &recipe, 4 << 30).unwrap();
+        let over = Options { force: true, ..options() };
+        llmpress_pipeline::convert(&made, &again, &plan, &over, &Step(None)).unwrap();
+        let kept = Checkpoint::open(&again).unwrap();
+        for (name, unit) in made.units() {
+            assert!(unit.stored_bytes() == kept.units()[name].stored_bytes(), "{chain}: {name}");
+        }
+    }
+}
+
+#[test]
 fn a_quantiser_takes_the_kept_values_of_a_checkpoint_that_is_stored_so() {
     let dir = tempfile::tempdir().unwrap();
     let (sparse, after, at_once) =
@@ -266,7 +362,7 @@ fn a_quantiser_takes_the_kept_values_of_a_checkpoint_that_is_stored_so() {
     assert!(error.unwrap_err().to_string().contains("weights that are dropped"));
     let mut coded = Recipe::new(Method::Raw);
     coded.entropy_code = true;
-    let error = Plan::new(&Checkpoint::open(&sparse).unwrap(), &coded, 4 << 30).unwrap_err().to_string();
+    let error = Plan::new(&Checkpoint::open(&tinylm()).unwrap(), &coded, 4 << 30).unwrap_err().to_string();
     assert!(error.contains("--entropy-code"), "{error}");
 }
 
@@ -400,7 +496,7 @@ fn what_makes_no_sense_is_refused_before_any_work() {
     refused(&short("sparse24:magnitude+rtn:w4a8", false), &["inputs of kept values"]);
     let settled = "to = \"raw\"\npasses = [{ sparsify = { to = \"sparse24:magnitude\" } }]\n";
     refused(&toml(settled), &["ask for it by its name", "sparse24:magnitude"]);
-    let mut coded = short("sparse24:magnitude+rtn:w4", false);
+    let mut coded = short("sparse24:magnitude", false);
     coded.recipe.entropy_code = true;
     refused(&coded, &["--entropy-code"]);
     // What cannot be reached, with what can.

@@ -179,7 +179,10 @@ impl<'a> Work<'a> {
             for (candidate, sum) in candidates.iter().zip(&mut sums) {
                 let mut without = skips.clone();
                 without.insert(*candidate);
-                let prefix = prefixes.0.iter().find(|(site, _)| site == candidate);
+                // Where both sub-layers of a layer read the same, it runs as a whole.
+                let parallel = self.model.config().blueprint.parallel;
+                let start = if parallel { SubLayer::Attention(layer_of(*candidate)) } else { *candidate };
+                let prefix = prefixes.0.iter().find(|(site, _)| *site == start);
                 let h = match prefix {
                     None => {
                         let mut h = self.model.embed(window)?;

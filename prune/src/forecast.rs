@@ -196,7 +196,7 @@ impl Pass {
         let (tokens, layers) = (cut.length as u64, config.layers.len() as u64);
         let values = |n: u64| n.saturating_mul(tokens).saturating_mul(4);
         let intermediate = config.layers.iter().map(|l| match l.mlp {
-            MlpConfig::Dense { intermediate } => intermediate,
+            MlpConfig::Dense { intermediate } | MlpConfig::Plain { intermediate } => intermediate,
             MlpConfig::Experts { intermediate, top_k, .. } => intermediate.saturating_mul(top_k),
         });
         let hidden = config.hidden_size as u64;

@@ -16,7 +16,7 @@ use std::time::Instant;
 use llmpress_calibrate::Streams;
 use llmpress_formats::Result;
 use llmpress_formats::encoding::PackedUnit;
-use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct};
+use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct, unlearnable};
 use llmpress_model::{Body, Linear, Model, SubLayer};
 
 pub(crate) use block::{StreamsOf, ToLearnBlock};
@@ -29,15 +29,18 @@ use crate::{Finished, Rung, Spec};
 /// The rate of a second try.
 const SLOWER: f32 = 0.2;
 
-/// Whether the matrices of a sub-layer are learned each by itself: those of experts, whose tokens depend on what is learned, and
-/// such as quantise what they multiply together to other bits each.
+/// Whether the matrices of a sub-layer are learned each by itself: those of experts, whose tokens depend on what is learned,
+/// such as quantise what they multiply together to other bits each, and those of families with a part that has no derivative.
 pub(crate) fn each_by_itself(model: &Model, site: SubLayer, specs: &BTreeMap<String, Spec>) -> bool {
     let bits = |linear: &Linear| {
         specs.get(linear.tensor()).map_or(linear.activation_bits(), |spec| spec.abq.activation_bits)
     };
     let differ = |linears: &[Linear]| linears.windows(2).any(|two| bits(&two[0]) != bits(&two[1]));
+    if unlearnable(model).is_some() {
+        return true;
+    }
     match model.parts(site).map(|parts| parts.body) {
-        Some(Body::Experts) => true,
+        Some(Body::Experts | Body::Plain) => true,
         Some(Body::Attention { projections, .. }) => differ(projections),
         Some(Body::Gated { gate_up, .. }) => differ(gate_up),
         None => false,

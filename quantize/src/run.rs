@@ -150,10 +150,11 @@ pub struct FinishedBlock {
 /// Quantises a model's tensors. The model is as before at the end.
 ///
 /// # Errors
-/// A transformation that its family does not support; a tensor that is not there, or is no matrix; a setting that the encoding
+/// A family whose matrices or streams passes do not change, by name; a transformation that it does not support; a tensor that is not there, or is no matrix; a setting that the encoding
 /// does not have; error feedback without a text, or too short a one; NaN or infinite activations or weights; what cannot be
 /// read; what `sink` says.
 pub fn run(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn Sink) -> Result<()> {
+    llmpress_calibrate::check_layout(model)?;
     if job.transforms.is_empty() {
         return run_transformed(model, job, from, sink);
     }

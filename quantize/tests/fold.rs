@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use llmpress_calibrate::{Calibration, Cut};
 use llmpress_formats::{Error, RotationSite, Transform};
-use llmpress_model::{Family, Model, Observer, Panels, Skips};
+use llmpress_model::{Model, Observer, Panels, Skips};
 use llmpress_quantize::{Rotate, Smooth, rotations, smoothing};
 use support::{goldens, logits, open, single, worst};
 
@@ -26,7 +26,7 @@ fn calibration(ids: &[u32]) -> Calibration {
 }
 
 fn of_family(model: &Model) -> Rotate {
-    Rotate { residual: model.config().family != Family::Gemma3, ..Rotate::ALL }
+    Rotate { residual: !model.config().post_norms(), ..Rotate::ALL }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use llmpress_calibrate::Streams;
 use llmpress_formats::Result;
-use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct};
+use llmpress_learn::{Net, Outcome, Settings, Variable, reconstruct, unlearnable};
 use llmpress_model::{Body, Model, SubLayer};
 
 use crate::masked::{Masked, Still};
@@ -21,9 +21,13 @@ const SLOWER: f32 = 0.2;
 /// Windows of a step.
 const BATCH: usize = 1;
 
-/// Whether a sub-layer's matrices cannot be reconstructed together: those of experts, whose tokens depend on what is learned.
-pub(crate) fn is_of_experts(model: &Model, site: SubLayer) -> bool {
-    matches!(model.parts(site).map(|parts| parts.body), Some(Body::Experts))
+/// Why a sub-layer's matrices cannot be reconstructed together: those of experts, whose tokens depend on what is learned, and those of
+/// families with a part that has no derivative.
+pub(crate) fn why_not(model: &Model, site: SubLayer) -> Option<String> {
+    let of_experts = matches!(model.parts(site).map(|parts| parts.body), Some(Body::Experts));
+    let experts = "experts see other tokens as they are learned: they are not reconstructed";
+    let of_family = || unlearnable(model).map(|why| format!("{why}: its matrices are not reconstructed"));
+    of_experts.then(|| experts.to_owned()).or_else(of_family)
 }
 
 /// The matrices of a sub-layer that are to be reconstructed.

@@ -23,7 +23,7 @@ use llmpress_model::{Model, Reads, SharedInput, SubLayer};
 
 use crate::effort::reconstructing;
 use crate::matrix::{Input, Matrix, all_finite, sparsify};
-use crate::reconstruct::{ToLearn, is_of_experts};
+use crate::reconstruct::{ToLearn, why_not};
 use crate::report::{Dense, Finished, Lesson};
 use crate::{QUAD, Reconstruct, Rule, Sparsifier};
 
@@ -128,10 +128,11 @@ pub struct FinishedBlock {
 /// Makes a model's tensors sparse. The model is as before at the end.
 ///
 /// # Errors
-/// A tensor that is no linear of a layer, or no matrix of floating-point weights; transformations that are not the
+/// A family whose matrices or streams passes do not change, by name; a tensor that is no linear of a layer, or no matrix of floating-point weights; transformations that are not the
 /// checkpoint's; a rule that goes by a text without one, or by too short a one; NaN or infinite activations or weights; what
 /// cannot be read; what `sink` says.
 pub fn run(model: &mut Model, job: Job<'_>, from: State, sink: &mut dyn Sink) -> Result<()> {
+    llmpress_calibrate::check_layout(model)?;
     let layers = model.config().layers.len();
     let inputs: Vec<Vec<SharedInput>> = (0..layers).map(|layer| model.inputs_of(layer)).collect();
     let plan = Plan::new(model, job, &inputs)?;
@@ -410,13 +411,11 @@ impl Work<'_> {
             }
             _ => false,
         };
-        if is_of_experts(model, site) {
+        if let Some(why) = why_not(model, site) {
             let asked = |tensor: &str| self.plan.how(tensor).is_some_and(|how| how.reconstruct.is_some());
             for done in self.finished.tensors.iter_mut().filter(|done| done.report.unlearned.is_none()) {
                 if done.report.reconstructed.is_none() && asked(&done.tensor) {
-                    done.report.unlearned = Some(
-                        "experts see other tokens as they are learned: they are not reconstructed".to_owned(),
-                    );
+                    done.report.unlearned = Some(why.clone());
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! How a matrix is to be made sparse, as it is written.
 //!
 //! ```text
-//! sparse24 : sparsegpt [, reconstruct [, steps=150] [, seed=0]] [, slorb] [, dense=10%]
+//! sparse24 : sparsegpt [, permute] [, reconstruct [, steps=150] [, seed=0]] [, slorb] [, dense=10%]
 //!            magnitude, wanda                                             [, ratio=0.6]
 //! ```
 
@@ -92,6 +92,8 @@ impl Reconstruct {
 pub struct Sparsifier {
     /// How masks are found.
     pub rule: Rule,
+    /// Whether channels are put in another order before, where it is free.
+    pub permute: bool,
     /// Whether its sub-layer is reconstructed, masks kept.
     pub reconstruct: Option<Reconstruct>,
     /// Whether sums of inputs, 16 columns each, have weights of their own beside.
@@ -103,7 +105,7 @@ pub struct Sparsifier {
 impl Sparsifier {
     /// Of a rule alone.
     pub fn new(rule: Rule) -> Self {
-        Self { rule, reconstruct: None, slorb: false, partly: None }
+        Self { rule, permute: false, reconstruct: None, slorb: false, partly: None }
     }
 
     /// Whether it goes by a text.
@@ -161,14 +163,19 @@ impl FromStr for Sparsifier {
                 "{head:?} is no way to find 2:4 masks: magnitude, wanda or sparsegpt, as in {NAME}:sparsegpt,reconstruct"
             )));
         };
-        let (mut reconstruct, mut slorb, mut steps, mut seed) = (false, false, None, None);
+        let (mut permute, mut reconstruct, mut slorb, mut steps, mut seed) =
+            (false, false, false, None, None);
         let mut partly = None;
         for option in options {
             let (name, value) =
                 option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
             match (name, value) {
-                ("reconstruct" | "slorb", None) => {
-                    let to = if name == "slorb" { &mut slorb } else { &mut reconstruct };
+                ("permute" | "reconstruct" | "slorb", None) => {
+                    let to = match name {
+                        "permute" => &mut permute,
+                        "slorb" => &mut slorb,
+                        _ => &mut reconstruct,
+                    };
                     if std::mem::replace(to, true) {
                         return Err(bad(format!("says {name} twice")));
                     }
@@ -199,7 +206,7 @@ impl FromStr for Sparsifier {
                 }
                 _ => {
                     return Err(bad(format!(
-                        "there is no option {option:?}: reconstruct, slorb, steps=150, seed=0, dense=10%, ratio=0.6"
+                        "there is no option {option:?}: permute, reconstruct, slorb, steps=150, seed=0, dense=10%, ratio=0.6"
                     )));
                 }
             }
@@ -208,7 +215,7 @@ impl FromStr for Sparsifier {
             return Err(bad("steps and seed are of reconstruction: say reconstruct as well".to_owned()));
         }
         let reconstruct = reconstruct.then(|| Reconstruct { steps, seed: seed.map_or(0, u64::from) });
-        let sparsifier = Self { rule, reconstruct, slorb, partly };
+        let sparsifier = Self { rule, permute, reconstruct, slorb, partly };
         sparsifier.check().map_err(|e| bad(e.to_string()))?;
         Ok(sparsifier)
     }
@@ -217,6 +224,9 @@ impl FromStr for Sparsifier {
 impl fmt::Display for Sparsifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{NAME}:{}", self.rule)?;
+        if self.permute {
+            f.write_str(",permute")?;
+        }
         if let Some(Reconstruct { steps, seed }) = self.reconstruct {
             f.write_str(",reconstruct")?;
             if let Some(steps) = steps {
@@ -254,8 +264,10 @@ mod tests {
                                 None => None,
                             };
                             let reconstruct = Some(Reconstruct { steps, seed });
-                            all.push(Sparsifier { rule, reconstruct, slorb, partly });
-                            all.push(Sparsifier { rule, reconstruct: None, slorb, partly });
+                            for permute in [false, true] {
+                                all.push(Sparsifier { rule, permute, reconstruct, slorb, partly });
+                                all.push(Sparsifier { rule, permute, reconstruct: None, slorb, partly });
+                            }
                         }
                     }
                 }
@@ -280,6 +292,8 @@ mod tests {
             ("sparse24:wanda,w4", "no option \"w4\""),
             ("sparse24:wanda,reconstruct=3", "no option"),
             ("sparse24:wanda,slorb,slorb", "twice"),
+            ("sparse24:wanda,permute,permute", "twice"),
+            ("sparse24:wanda,permute=1", "no option"),
             ("sparse24:wanda,steps=3", "say reconstruct as well"),
             ("sparse24:wanda,reconstruct,steps=0", "1 to 100000"),
             ("sparse24:wanda,reconstruct,steps=4,steps=5", "once"),

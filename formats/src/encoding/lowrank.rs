@@ -33,9 +33,11 @@ pub const SUMS_WITHIN: &str = "sums.";
 pub const BASE_WITHIN: &str = "base.";
 
 /// All of them; a unit has those of its base, and `sums` or those of the encoding of its sums.
-pub const COMPONENTS: [&str; 20] = [
+pub const COMPONENTS: [&str; 22] = [
     "base.data",
     "base.positions",
+    "base.position_codes",
+    "base.position_lengths",
     "base.values",
     "base.values.sign_mantissa",
     "base.values.codes",

@@ -4,6 +4,7 @@
 //! <tensor>.positions   U8 [N, ceil(K / 8)]        four bits a quad: where its first and its second kept value lie
 //! <tensor>.values      of the tensor [N, K / 2]   the kept values, in the order of their columns
 //! or, encoded: <tensor>.values.<component>        of `fixed12` or `abq`, for a matrix of N x K / 2
+//! or, instead of positions: <tensor>.position_codes, <tensor>.position_lengths      through an entropy coder
 //! ```
 //!
 //! The pattern that sparse tensor cores multiply; one of theirs is built from it when it is loaded, never stored.
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::abq::{self, Abq};
 use super::nested::{full_name, under};
-use super::{ComponentSpec, fixed12};
+use super::{ComponentSpec, fixed12, planes};
 use crate::{Dtype, Error, Result};
 
 pub use packed::{Kept, Packed};
@@ -24,14 +25,20 @@ pub(super) use reader::Reader;
 
 /// Where the kept values lie.
 pub const POSITIONS: &str = "positions";
+/// The bytes of positions through an entropy coder, in the place of [`POSITIONS`]: six of sixteen nibbles there are.
+pub const POSITION_CODES: &str = "position_codes";
+/// The stored length of each chunk of them.
+pub const POSITION_LENGTHS: &str = "position_lengths";
 /// The kept values.
 pub const VALUES: &str = "values";
 /// What the names of the components of encoded values begin with.
 pub const WITHIN: &str = "values.";
 
-/// All of them; a unit has `positions`, and `values` or those of the encoding of its values.
-pub const COMPONENTS: [&str; 12] = [
+/// All of them; a unit has `positions` or the two that stand for it, and `values` or those of the encoding of its values.
+pub const COMPONENTS: [&str; 14] = [
     POSITIONS,
+    POSITION_CODES,
+    POSITION_LENGTHS,
     VALUES,
     "values.sign_mantissa",
     "values.codes",
@@ -145,10 +152,25 @@ pub fn positions_component(rows: u64, cols: u64) -> ComponentSpec {
     ComponentSpec { name: POSITIONS, dtype: Dtype::U8, shape: vec![rows, cols.div_ceil(2 * QUAD as u64)] }
 }
 
+/// The components that take the place of positions where the frames of their bytes take `stored` bytes.
+pub fn coded_positions(rows: u64, cols: u64, stored: u64) -> [ComponentSpec; 2] {
+    let bytes = rows.saturating_mul(cols.div_ceil(2 * QUAD as u64));
+    [
+        ComponentSpec { name: POSITION_CODES, dtype: Dtype::U8, shape: vec![stored] },
+        ComponentSpec { name: POSITION_LENGTHS, dtype: Dtype::U8, shape: vec![planes::chunks(bytes, 1), 4] },
+    ]
+}
+
 /// The components of a matrix whose values are plain, in the order in which they are written.
 pub fn components(rows: u64, cols: u64, dtype: Dtype) -> Vec<ComponentSpec> {
     let values = ComponentSpec { name: VALUES, dtype, shape: vec![rows, cols / 2] };
     vec![positions_component(rows, cols), values]
+}
+
+/// What a component of a matrix of two in four is called in a unit where it is the base of another encoding, and what one of the
+/// encoding of its values is there; a name that there is none of stays.
+pub fn in_base(name: &'static str) -> &'static str {
+    full_name(super::lowrank::BASE_WITHIN, name).unwrap_or(name)
 }
 
 /// What a component of the encoding of values is called in the unit; a name that no such encoding has stays.

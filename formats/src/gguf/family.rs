@@ -64,8 +64,8 @@ impl Family {
             ("phi3", _) => Architecture::Phi3,
             _ => {
                 let what = format!(
-                    "is of the architecture {name:?}, which does not run here; these do: llama (Mistral and Mixtral too), qwen2, qwen3, \
-                     qwen3moe, gemma3, phi3"
+                    "is of the architecture {name:?}, whose GGUF files are not read here; these are: llama (Mistral and Mixtral too), \
+                     qwen2, qwen3, qwen3moe, gemma3, phi3. Take the checkpoint that it was made from"
                 );
                 return Err(Error::unsupported(path, None, what));
             }

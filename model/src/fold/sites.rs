@@ -7,11 +7,14 @@
 //! attention_norm    the norm                                  q, k, v (or the matrix of all): columns
 //! mlp_norm          the norm                                  gate, up (of all experts), router: columns
 //! up                up: rows, bias (or its half of gate_up)   down: columns
+//! permuted value    v: rows of each KV head, bias             o: columns of each head
+//! permuted down     gate, up: rows, biases                    down: columns
 //! ```
 
 use std::sync::Arc;
 
-use llmpress_formats::{Error, Result, RotationSite, ScaleSite, Transform};
+use llmpress_formats::blueprint::{MlpNames, NormKind};
+use llmpress_formats::{Error, Order, PermutationSite, Result, RotationSite, ScaleSite, Transform};
 use llmpress_kernels::cpu::Hadamard;
 
 use super::steps::Step;
@@ -24,13 +27,43 @@ use crate::{Model, ModelConfig, online};
 
 /// Refuses what a family cannot have.
 pub(crate) fn check_support(config: &ModelConfig, transform: &Transform) -> Result<(), String> {
+    let blueprint = config.blueprint;
+    let name = blueprint.name;
     let residual = matches!(transform, Transform::Rotation { site: RotationSite::Residual, .. });
+    let of_norm =
+        matches!(transform, Transform::Scale { site: ScaleSite::AttentionNorm | ScaleSite::MlpNorm, .. });
+    let up = matches!(transform, Transform::Scale { site: ScaleSite::Up, .. });
+    let folded = !matches!(transform, Transform::Quantize { .. });
+    if folded && blueprint.transposed {
+        return Err(format!(
+            "{name} models store their matrices transposed, which nothing is folded into yet"
+        ));
+    }
     if residual && config.post_norms() {
         return Err(format!(
-            "{} models norm the outputs of attention and MLP, which a rotation of the residual stream does not commute with; \
-             rotations of value and down are possible",
-            config.family.name()
+            "{name} models norm the outputs of attention and MLP, which a rotation of the residual stream does not commute with; \
+             rotations of value and down are possible"
         ));
+    }
+    if (residual || of_norm) && matches!(blueprint.norm, NormKind::Layer { .. }) {
+        return Err(format!(
+            "{name} models have layer norms, which take a mean away: neither scales nor rotations of the residual stream are folded \
+             into their readers; rotations of value and down are possible"
+        ));
+    }
+    if of_norm && (blueprint.names.attention_norm.is_none() || blueprint.names.mlp_norm.is_none()) {
+        return Err(format!(
+            "{name} models do not norm what attention and MLP read: there is no norm to scale"
+        ));
+    }
+    if (residual || of_norm) && blueprint.parallel {
+        return Err(format!(
+            "attention and MLP of {name} models read the same norm, which is not folded into both yet; rotations of value and down \
+             are possible"
+        ));
+    }
+    if up && matches!(blueprint.names.mlp, MlpNames::Plain(_)) {
+        return Err(format!("the MLP of {name} models has no gate: no scale goes through its function"));
     }
     Ok(())
 }
@@ -57,6 +90,9 @@ pub(super) fn folds(model: &Model, transforms: &[Transform]) -> Result<Folds> {
             }
             Transform::Scale { site, layer, scales } => {
                 builder.scale(*site, *layer, scales.values().into()).map_err(misfit)?;
+            }
+            Transform::Permutation { site, layer, order } => {
+                builder.permutation(*site, *layer, order).map_err(misfit)?;
             }
             Transform::Quantize { .. } => {}
         }
@@ -130,13 +166,17 @@ impl Builder<'_> {
         match (site, &layer.attention, &layer.mlp) {
             (ScaleSite::AttentionNorm, Some(attention), _) => {
                 check_size("the norm", c.hidden_size, scales.len())?;
-                self.norm(&attention.norm_name, &scales);
+                if let Some(norm) = &attention.norm {
+                    self.norm(&norm.name, &scales);
+                }
                 let readers = attention.body.projections.linears();
                 readers.iter().for_each(|reader| self.times_columns(reader, &scales));
             }
             (ScaleSite::MlpNorm, _, Some(mlp)) => {
                 check_size("the norm", c.hidden_size, scales.len())?;
-                self.norm(&mlp.norm_name, &scales);
+                if let Some(norm) = &mlp.norm {
+                    self.norm(&norm.name, &scales);
+                }
                 if let Mlp::Experts { router, .. } = &mlp.body {
                     self.times_columns(router, &scales);
                 }
@@ -168,6 +208,52 @@ impl Builder<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    fn permutation(&mut self, site: PermutationSite, layer: usize, order: &Order) -> Checked {
+        let c = self.model.config();
+        let count = self.model.layers.len();
+        let layer =
+            self.model.layers.get(layer).ok_or_else(|| format!("layer {layer} is none of {count}"))?;
+        let places = order.places();
+        // What was pruned away later needs no fold.
+        match (site, &layer.attention, &layer.mlp) {
+            (PermutationSite::Value, Some(attention), _) => {
+                let d = c.head_dim;
+                check_size("value", c.kv_heads * d, places.len())?;
+                let heads = places.chunks_exact(d.max(1)).enumerate();
+                let within = heads.map(|(head, places)| permutation(places, head * d));
+                let within: Vec<Vec<u32>> = within.collect::<Result<_, _>>()?;
+                let (value, first) = value_rows(c, &attention.body);
+                self.rows(value, Step::PermuteRows { first, order: places.into() });
+                let group = c.heads / c.kv_heads;
+                let columns = (0..c.heads).flat_map(|head| {
+                    let places = within.get(head / group).map_or(&[][..], Vec::as_slice);
+                    places.iter().map(move |place| (head * d) as u32 + place)
+                });
+                self.permute_columns(&attention.body.output, columns.collect());
+            }
+            (PermutationSite::Down, _, Some(mlp)) => {
+                let all = mlp.body.gated();
+                check_size("down", all.iter().map(|gated| gated.down.cols()).sum(), places.len())?;
+                let mut rest = places;
+                for gated in all {
+                    let (own, others) = rest.split_at(gated.down.cols());
+                    rest = others;
+                    let own: Arc<[u32]> = permutation(own, 0)?.into();
+                    for (linear, first) in gate_rows(gated).into_iter().chain([up_rows(gated)]) {
+                        self.rows(linear, Step::PermuteRows { first, order: own.clone() });
+                    }
+                    self.permute_columns(&gated.down, own);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn permute_columns(&mut self, linear: &Linear, order: Arc<[u32]>) {
+        self.push(linear.tensor(), linear.rows(), linear.cols(), Step::PermuteColumns { order });
     }
 
     fn push(&mut self, tensor: &str, rows: usize, cols: usize, step: Step) {
@@ -218,10 +304,42 @@ fn value_rows<'a>(c: &ModelConfig, attention: &'a Attention) -> (&'a Linear, usi
     }
 }
 
+/// Places counted from `first` on, each of which is named once.
+fn permutation(places: &[u32], first: usize) -> Result<Vec<u32>, String> {
+    let mut seen = vec![false; places.len()];
+    let mut within = Vec::with_capacity(places.len());
+    for (at, place) in places.iter().enumerate() {
+        let from = (*place as usize).checked_sub(first);
+        match from.and_then(|from| Some((from, seen.get_mut(from)?))) {
+            Some((from, seen)) if !*seen => {
+                *seen = true;
+                within.push(from as u32);
+            }
+            _ => {
+                return Err(format!(
+                    "place {} is filled from {place}; an order names each of {first} to {} once",
+                    first + at,
+                    (first + places.len()).saturating_sub(1)
+                ));
+            }
+        }
+    }
+    Ok(within)
+}
+
+/// The matrix of the gate, and its first row.
+fn gate_rows(gated: &Gated) -> Option<(&Linear, usize)> {
+    match &gated.gate_up {
+        GateUp::Separate([gate, _]) => Some((gate, 0)),
+        GateUp::Fused(one) => Some((one, 0)),
+        GateUp::Alone(_) => None,
+    }
+}
+
 /// The matrix of the up projection, and its first row.
 fn up_rows(gated: &Gated) -> (&Linear, usize) {
     match &gated.gate_up {
-        GateUp::Separate([_, up]) => (up, 0),
+        GateUp::Separate([_, up]) | GateUp::Alone(up) => (up, 0),
         GateUp::Fused(one) => (one, one.rows() / 2),
     }
 }

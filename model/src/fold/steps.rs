@@ -29,6 +29,10 @@ pub(super) enum Step {
     TurnRows { first: usize, count: usize, by: Arc<Hadamard> },
     /// `W = W (I x R)^T`.
     TurnColumns { by: Arc<Hadamard> },
+    /// Row i of those from `first` on is what row `order[i]` of them was.
+    PermuteRows { first: usize, order: Arc<[u32]> },
+    /// Column i is what column `order[i]` was.
+    PermuteColumns { order: Arc<[u32]> },
     /// A norm whose weights, after `offset` is added, are divided by scales; they become 1 where a scale is 0.
     DivideNorm { scales: Arc<[f32]>, offset: f32 },
 }
@@ -36,7 +40,7 @@ pub(super) enum Step {
 impl Step {
     /// Whether a row of the result depends on its own row alone.
     pub(super) fn by_rows(&self) -> bool {
-        !matches!(self, Self::TurnRows { .. })
+        !matches!(self, Self::TurnRows { .. } | Self::PermuteRows { .. })
     }
 
     /// On all rows, on all threads.
@@ -49,6 +53,7 @@ impl Step {
                 let rows = x.get_mut(first * cols..(first + count) * cols).unwrap_or_default();
                 rows.chunks_exact_mut(by.size() * cols).for_each(|block| turn_rows(block, cols, by, way));
             }
+            Self::PermuteRows { .. } => self.run_alone(x, cols, 0, way),
             _ => x.par_chunks_mut(ROWS * cols).enumerate().for_each(|(i, rows)| {
                 self.run_alone(rows, cols, i * ROWS, way);
             }),
@@ -93,6 +98,20 @@ impl Step {
             Self::TurnColumns { by } => {
                 x.chunks_exact_mut(by.size()).for_each(|block| turn(block, 1, by, way));
             }
+            Self::PermuteRows { first, order } => {
+                let rows = x.get_mut(first * cols..(first + order.len()) * cols).unwrap_or_default();
+                let before = rows.to_vec();
+                for (now, then) in moves(order, way) {
+                    rows[now * cols..][..cols].copy_from_slice(&before[then * cols..][..cols]);
+                }
+            }
+            Self::PermuteColumns { order } => {
+                let mut before = vec![0.0; cols];
+                for row in x.chunks_exact_mut(cols) {
+                    before.copy_from_slice(row);
+                    moves(order, way).for_each(|(now, then)| row[now] = before[then]);
+                }
+            }
             Self::DivideNorm { scales, offset } => {
                 for (x, s) in x.iter_mut().zip(scales.iter().skip(top)) {
                     let n = *x + offset;
@@ -127,11 +146,29 @@ impl Step {
                     row.chunks_exact_mut(by.size()).for_each(|block| by.forward(block, 1));
                 });
             }
+            Self::PermuteColumns { order } => {
+                let before = h.to_vec();
+                for (row, then) in h.chunks_exact_mut(n.max(1)).zip(&**order) {
+                    let before = &before[*then as usize * n..][..n];
+                    row.iter_mut().zip(&**order).for_each(|(h, column)| *h = before[*column as usize]);
+                }
+            }
             // Rows of a matrix are no inputs.
-            Self::DivideRows { .. } | Self::TurnRows { .. } | Self::DivideNorm { .. } => {}
+            Self::DivideRows { .. }
+            | Self::TurnRows { .. }
+            | Self::PermuteRows { .. }
+            | Self::DivideNorm { .. } => {}
         }
         true
     }
+}
+
+/// What goes where: a place, and the one that it is filled from. An order was checked to name each place once.
+fn moves(order: &[u32], way: Way) -> impl Iterator<Item = (usize, usize)> {
+    order.iter().enumerate().map(move |(place, from)| match way {
+        Way::Fold => (place, *from as usize),
+        Way::Undo => (*from as usize, place),
+    })
 }
 
 fn turn(x: &mut [f32], width: usize, by: &Hadamard, way: Way) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! rows that depend on themselves alone    made when they are read
-//! turned rows (o, down; v)                made once as a whole, held while others of its kind are read
+//! turned rows (o, down; v), moved ones    made once as a whole, held while others of its kind are read
 //! ```
 
 use std::collections::VecDeque;
@@ -33,11 +33,11 @@ pub fn undone(checkpoint: Checkpoint) -> Result<Checkpoint> {
 /// # Errors
 /// Those of [`Model::folds`]; a checkpoint that is transformed already.
 pub fn folded(checkpoint: Checkpoint, transforms: Vec<Transform>) -> Result<Checkpoint> {
-    if let Some(done) = checkpoint.transforms().first() {
-        return Err(super::twice(&checkpoint, done));
-    }
     if transforms.is_empty() {
         return Ok(checkpoint);
+    }
+    if let Some(done) = checkpoint.transforms().first() {
+        return Err(super::twice(&checkpoint, done));
     }
     Ok(view(checkpoint, &transforms, Way::Fold)?.with_transforms(transforms))
 }

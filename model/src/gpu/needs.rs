@@ -41,7 +41,7 @@ impl GpuNeeds {
     /// What a model takes with its weights in this form, and a sequence of `capacity` tokens.
     ///
     /// # Errors
-    /// Experts, heads that no kernel does; a tensor that is missing.
+    /// Experts, heads and other parts that no kernel does, by name; a tensor that is missing.
     pub fn of(model: &Model, weights: Weights, capacity: usize) -> Result<Self> {
         Self::counted(model, weights, None, capacity)
     }
@@ -60,6 +60,7 @@ impl GpuNeeds {
         planned: Option<&BTreeMap<&str, Weights>>,
         capacity: usize,
     ) -> Result<Self> {
+        super::parts::check(model)?;
         let (units, chunk) = (BTreeSet::new(), chunk(capacity));
         let mut sizes =
             Sizes { model, weights, planned, units, bytes: 0, scratch: 0, chunk, decoded: 0, sums: 0 };

@@ -51,6 +51,20 @@ impl Plain {
         Ok(Self { words, dtype, cols })
     }
 
+    /// The transpose of one of `rows` rows.
+    pub(super) fn transposed(&self, rows: usize) -> Self {
+        let (cols, width) = (self.cols, self.dtype.bits() as usize / 8);
+        let mut words = vec![0u64; self.words.len()];
+        let from: &[u8] = bytemuck::cast_slice(&self.words);
+        let to = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..rows * cols * width];
+        to.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(col, to)| {
+            for (row, to) in to.chunks_exact_mut(width).enumerate() {
+                to.copy_from_slice(&from[(row * cols + col) * width..][..width]);
+            }
+        });
+        Self { words, dtype: self.dtype, cols: rows }
+    }
+
     /// The words of a BF16 matrix of `rows` rows.
     pub(super) fn bf16(&self, rows: usize) -> Option<&[u16]> {
         match typed(bytemuck::cast_slice(&self.words), self.dtype)? {

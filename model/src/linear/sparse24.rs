@@ -38,7 +38,7 @@ enum Values {
     Fixed12(Tiles),
     /// With the positions beside them.
     Codes(SparseCodes),
-    /// Not aligned: decoded by the reader of the format whenever they are multiplied.
+    /// Not aligned, or with coded positions: decoded by the reader of the format whenever they are multiplied.
     Decoded,
 }
 
@@ -72,7 +72,11 @@ impl Sparse {
         let (checkpoint, unit) = (stored.checkpoint, &stored.info.unit);
         // Also checks the sizes of all components, so that a faulty unit is found now.
         checkpoint.read(stored.tensor, 0, &mut [])?;
+        // Those that went through an entropy coder are decoded with their values.
+        let components = checkpoint.units().get(unit).map(llmpress_formats::Unit::components);
+        let plain_positions = components.is_some_and(|all| all.contains_key(names.positions));
         let values = match values {
+            None | Some(Inner::Fixed12 { .. }) if !plain_positions => Some(Values::Decoded),
             None => Floats::mapped(checkpoint, unit, names.values, stored.dtype, stored.cols / 2)?
                 .map(Values::Plain),
             Some(Inner::Fixed12 { base }) => Some(

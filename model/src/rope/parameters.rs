@@ -4,39 +4,40 @@
 //! rope_scaling (4)      beside rope_theta and partial_rotary_factor at the top level; where it is there and not
 //!                       empty it counts instead of rope_parameters
 //! rope_parameters (5)   holds all of it; rope_theta of the top level counts where it does not say
-//! Gemma 3               rope_parameters by layer type; rope_scaling goes into full_attention
+//! by window             rope_parameters by layer type; rope_scaling goes into full_attention
 //! ```
 
-use llmpress_formats::{Config, Error, Result};
+use llmpress_formats::blueprint::{Rope, RopeSets};
+use llmpress_formats::{Blueprint, Config, Error, Result};
 use serde_json::{Map, Value};
 
 use super::{RopeConfig, Scaling};
-use crate::Family;
 
 /// By layer type.
 const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
 
 impl RopeConfig {
-    /// The rotary embeddings of a model, and whether layers with a window use the second one.
-    pub(crate) fn of_model(config: &Config, family: Family, head_dim: usize) -> Result<(Vec<Self>, bool)> {
-        let scaling = Parameters::of(config, family, "rope_scaling")?;
-        let parameters = Parameters::of(config, family, "rope_parameters")?;
+    /// The rotary embeddings of a model: none, one, or that of layers that see everything and that of those with a window.
+    pub(crate) fn of_model(config: &Config, blueprint: &Blueprint, head_dim: usize) -> Result<Vec<Self>> {
+        let Some(rope) = &blueprint.rope else { return Ok(Vec::new()) };
+        let scaling = Parameters::of(config, rope, "rope_scaling")?;
+        let parameters = Parameters::of(config, rope, "rope_parameters")?;
         let theta = scaling.top_level("rope_theta")?;
-        if family == Family::Gemma3 {
+        if let RopeSets::ByWindow { key, theta: local } = rope.sets {
             let (mut full, sliding) = (parameters.of_layers(FULL), parameters.of_layers(SLIDING));
             full.values.extend(scaling.values);
-            let local = parameters.top_level("rope_local_base_freq")?;
-            let full = Self::parse(&full, theta.unwrap_or(1e6), head_dim)?;
-            return Ok((vec![full, Self::parse(&sliding, local.unwrap_or(1e4), head_dim)?], true));
+            let local = parameters.top_level(key)?.unwrap_or(local);
+            let full = Self::parse(&full, theta.unwrap_or(rope.theta), head_dim)?;
+            return Ok(vec![full, Self::parse(&sliding, local, head_dim)?]);
         }
         let chosen = if scaling.values.is_empty() { parameters } else { scaling };
         if let Some(layers) = [FULL, SLIDING].into_iter().find(|layers| chosen.get(layers).is_some()) {
-            let what = format!("rope_parameters by layer type ({layers}): Gemma 3 alone has them here");
+            let what =
+                format!("rope_parameters by layer type ({layers}): {} models have one set", blueprint.name);
             return Err(Error::unsupported(config.path(), None, what));
         }
-        let default = if family == Family::Mixtral { 1e6 } else { 1e4 };
-        Ok((vec![Self::parse(&chosen, theta.unwrap_or(default), head_dim)?], false))
+        Ok(vec![Self::parse(&chosen, theta.unwrap_or(rope.theta), head_dim)?])
     }
 
     /// Reads one set of parameters. `theta` holds where they do not say.
@@ -44,19 +45,20 @@ impl RopeConfig {
         let config = p.config;
         let theta = p.number("rope_theta")?.unwrap_or(theta);
         let kind = p.kind()?;
-        let partial = match p.number("partial_rotary_factor")? {
-            Some(partial) => partial,
-            None => p.top_level("partial_rotary_factor")?.unwrap_or(1.0),
+        let said = match p.number("partial_rotary_factor")? {
+            Some(partial) => Some(partial),
+            None => p.top_level("partial_rotary_factor")?,
         };
-        let partial = match p.family {
-            Family::Phi3 => partial,
+        let partial = match (p.rope.partial, said) {
+            (Some(default), said) => said.unwrap_or(default),
             // What is not scaled takes no notice of it.
-            _ if kind == "default" || partial == 1.0 => 1.0,
-            _ => {
-                let what =
-                    format!("partial_rotary_factor {partial}: Phi-3 alone turns a part of its features");
+            (None, Some(partial)) if kind != "default" && partial != 1.0 => {
+                let what = format!(
+                    "partial_rotary_factor {partial}: models of this model_type turn all of a head's features"
+                );
                 return Err(Error::unsupported(config.path(), None, what));
             }
+            (None, _) => 1.0,
         };
         let dim = (head_dim as f64 * partial) as usize;
         if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) || theta <= 1.0 {
@@ -127,20 +129,20 @@ impl RopeConfig {
                 ));
             }
         };
-        Ok(Self { dim, theta, scaling })
+        Ok(Self { dim, theta, scaling, neighbours: p.rope.neighbours })
     }
 }
 
 /// One set of parameters.
 struct Parameters<'a> {
     config: &'a Config,
-    family: Family,
+    rope: &'a Rope,
     values: Map<String, Value>,
 }
 
 impl<'a> Parameters<'a> {
     /// Those of `key`; none where it is absent or null.
-    fn of(config: &'a Config, family: Family, key: &str) -> Result<Self> {
+    fn of(config: &'a Config, rope: &'a Rope, key: &str) -> Result<Self> {
         let values = match config.get(key) {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(values)) => values.clone(),
@@ -149,13 +151,13 @@ impl<'a> Parameters<'a> {
                 return Err(Error::corrupt(config.path(), None, what));
             }
         };
-        Ok(Self { config, family, values })
+        Ok(Self { config, rope, values })
     }
 
     /// Those for one type of layers, of parameters by layer type.
     fn of_layers(&self, layers: &str) -> Self {
         let values = self.get(layers).and_then(Value::as_object).cloned().unwrap_or_default();
-        Self { config: self.config, family: self.family, values }
+        Self { config: self.config, rope: self.rope, values }
     }
 
     fn get(&self, key: &str) -> Option<&Value> {
@@ -171,9 +173,10 @@ impl<'a> Parameters<'a> {
                 .as_str()
                 .ok_or_else(|| self.corrupt(format!("rope_type is {kind}; it must be a name")))?,
         };
-        Ok(match (kind, self.family) {
-            ("su", _) | ("yarn", Family::Phi3) => "longrope",
-            (kind, _) => kind,
+        Ok(match kind {
+            "su" => "longrope",
+            "yarn" if self.rope.yarn_is_longrope => "longrope",
+            kind => kind,
         })
     }
 
@@ -213,7 +216,7 @@ impl<'a> Parameters<'a> {
     /// The length that the model was first trained for. Phi-3 keeps it at the top level, which wins.
     fn original(&self) -> Result<f64> {
         let key = "original_max_position_embeddings";
-        let top_level = if self.family == Family::Gemma3 { None } else { self.top_level(key)? };
+        let top_level = if self.rope.sets == RopeSets::One { self.top_level(key)? } else { None };
         let original = match top_level {
             Some(original) => original,
             None => match self.number(key)? {

@@ -9,8 +9,9 @@
 use std::f64::consts::TAU;
 
 use llmpress_formats::{Checkpoint, Error as FormatError, GgufValue};
-use llmpress_model::{Activation, Family, MlpConfig, ModelConfig, Scaling};
+use llmpress_model::{Activation, MlpConfig, ModelConfig, Scaling};
 
+use super::family::Family;
 use crate::Result;
 
 /// Layers from one without a window to the next in Gemma 3, and the base of the others' rotary embedding: llama.cpp knows no others.
@@ -30,26 +31,15 @@ pub(super) struct Said {
     pub(super) notes: Vec<String>,
 }
 
-/// llama.cpp's name of an architecture.
-pub(super) fn architecture(family: Family) -> &'static str {
-    match family {
-        Family::Llama | Family::Mistral | Family::Mixtral => "llama",
-        Family::Qwen2 => "qwen2",
-        Family::Qwen3 => "qwen3",
-        Family::Qwen3Moe => "qwen3moe",
-        Family::Gemma3 => "gemma3",
-        Family::Phi3 => "phi3",
-    }
-}
-
 /// The keys of a model.
 ///
 /// # Errors
 /// What llama.cpp does not compute so, by the name of its key in `config.json`.
-pub(super) fn said(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Said> {
+pub(super) fn said(checkpoint: &Checkpoint, config: &ModelConfig, family: Family) -> Result<Said> {
     let mut of = Of {
         checkpoint,
-        arch: architecture(config.family),
+        family,
+        arch: family.architecture(),
         said: Said { values: Vec::new(), factors: Vec::new(), notes: Vec::new() },
     };
     of.sizes(config)?;
@@ -61,6 +51,7 @@ pub(super) fn said(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Said
 
 struct Of<'a> {
     checkpoint: &'a Checkpoint,
+    family: Family,
     arch: &'static str,
     said: Said,
 }
@@ -84,7 +75,7 @@ impl Of<'_> {
     }
 
     fn sizes(&mut self, config: &ModelConfig) -> Result<()> {
-        let gemma = config.family == Family::Gemma3;
+        let gemma = self.family == Family::Gemma3;
         if config.activation != (if gemma { Activation::GeluTanh } else { Activation::Silu }) {
             return self
                 .refuse(format!("hidden_act: llama.cpp has another function in the MLP of {}", self.arch));
@@ -96,7 +87,7 @@ impl Of<'_> {
         self.number("embedding_length", config.hidden_size)?;
         let dense = config.layers.iter().find_map(|layer| match layer.mlp {
             MlpConfig::Dense { intermediate } => Some(intermediate),
-            MlpConfig::Experts { .. } => None,
+            MlpConfig::Plain { .. } | MlpConfig::Experts { .. } => None,
         });
         let own = self.checkpoint.config().and_then(|c| c.get("intermediate_size")?.as_u64());
         let inner = dense.or(own.and_then(|size| usize::try_from(size).ok()));
@@ -110,7 +101,7 @@ impl Of<'_> {
     fn context(&mut self, config: &ModelConfig) -> Result<Option<usize>> {
         let window = config.layers.iter().filter_map(|layer| layer.window).min();
         let Some(window) = window else { return Ok(config.max_positions) };
-        if config.family == Family::Gemma3 {
+        if self.family == Family::Gemma3 {
             let sixth = |(number, window): (usize, Option<usize>)| {
                 window.is_none() == (number + 1).is_multiple_of(GEMMA3_PERIOD)
             };
@@ -122,7 +113,7 @@ impl Of<'_> {
             self.number("attention.sliding_window", window)?;
             return Ok(config.max_positions);
         }
-        if config.family == Family::Phi3 {
+        if self.family == Family::Phi3 {
             // As llama.cpp's converter says it; what reads it may still look further back.
             self.number("attention.sliding_window", window)?;
         }
@@ -141,8 +132,8 @@ impl Of<'_> {
         self.number("attention.head_count_kv", config.kv_heads)?;
         self.number("attention.key_length", config.head_dim)?;
         self.number("attention.value_length", config.head_dim)?;
-        self.float("attention.layer_norm_rms_epsilon", f64::from(config.rms_norm_eps));
-        let scaled_by = match config.family {
+        self.float("attention.layer_norm_rms_epsilon", f64::from(config.norm_eps));
+        let scaled_by = match self.family {
             Family::Gemma3 if config.layers.len() == GEMMA3_27B_LAYERS => {
                 config.hidden_size.checked_div(config.heads).unwrap_or(0)
             }
@@ -151,7 +142,7 @@ impl Of<'_> {
         if config.attention_scale != (scaled_by as f64).powf(-0.5) as f32 {
             return self.refuse(format!("query_pre_attn_scalar: llama.cpp has {scaled_by} for such a model"));
         }
-        let biases = match config.family {
+        let biases = match self.family {
             Family::Llama => true,
             Family::Qwen2 => !config.o_bias,
             _ => !config.qkv_bias,
@@ -170,7 +161,7 @@ impl Of<'_> {
             MlpConfig::Experts { intermediate, count, top_k, normalise } => {
                 Some((intermediate, count, top_k, normalise))
             }
-            MlpConfig::Dense { .. } => None,
+            MlpConfig::Dense { .. } | MlpConfig::Plain { .. } => None,
         });
         let Some((intermediate, count, top_k, normalise)) = experts else { return Ok(()) };
         if !normalise {
@@ -179,7 +170,7 @@ impl Of<'_> {
         }
         self.number("expert_count", count)?;
         self.number("expert_used_count", top_k)?;
-        if config.family == Family::Qwen3Moe {
+        if self.family == Family::Qwen3Moe {
             self.number("expert_feed_forward_length", intermediate)?;
         }
         Ok(())
@@ -226,7 +217,7 @@ impl Of<'_> {
                 let factors = (0..rope.dim() / 2).map(|pair| divisor(pair) as f32);
                 self.said.factors.push(("rope_freqs.weight", factors.collect()));
             }
-            Scaling::LongRope { short, long, original, attention } if config.family == Family::Phi3 => {
+            Scaling::LongRope { short, long, original, attention } if self.family == Family::Phi3 => {
                 self.number("rope.scaling.original_context_length", *original as usize)?;
                 self.float("rope.scaling.attn_factor", *attention);
                 for (name, factors) in

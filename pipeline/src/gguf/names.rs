@@ -9,9 +9,11 @@
 
 use std::collections::BTreeSet;
 
+use llmpress_formats::blueprint::QueryKeyNorm;
 use llmpress_formats::{Checkpoint, Error as FormatError};
-use llmpress_model::{Family, MlpConfig, ModelConfig};
+use llmpress_model::{MlpConfig, ModelConfig};
 
+use super::family::Family;
 use crate::Result;
 
 /// A tensor of the file.
@@ -32,18 +34,13 @@ pub(super) struct Placed {
 /// Buffers that some old checkpoints hold: they follow from the configuration.
 const FOLLOWS: &str = "rotary_emb.inv_freq";
 
-/// Whether rows of query and key are interleaved.
-pub(super) fn interleaves(family: Family) -> bool {
-    matches!(family, Family::Llama | Family::Mistral | Family::Mixtral)
-}
-
 /// All tensors, in the order in which they are written.
 ///
 /// # Errors
 /// A tensor that is missing, or one that the architecture does not have; layers that lack a sub-layer.
-pub(super) fn placed(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Vec<Placed>> {
+pub(super) fn placed(checkpoint: &Checkpoint, config: &ModelConfig, family: Family) -> Result<Vec<Placed>> {
     let mut found =
-        Found { checkpoint, config, left: checkpoint.tensors().keys().collect(), all: Vec::new() };
+        Found { checkpoint, config, family, left: checkpoint.tensors().keys().collect(), all: Vec::new() };
     found.matrix("model.embed_tokens.weight", "token_embd.weight")?;
     for (number, layer) in config.layers.iter().enumerate() {
         if layer.no_attention || layer.no_mlp {
@@ -69,7 +66,7 @@ pub(super) fn placed(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Ve
             format!(
                 "is none of the tensors that GGUF has for {}: towers of images and adapters are files of their own there, \
                  which llama.cpp's converter makes",
-                config.family.name()
+                config.blueprint.name
             ),
         )),
     }
@@ -79,6 +76,7 @@ pub(super) fn placed(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Ve
 struct Found<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
+    family: Family,
     left: BTreeSet<&'a String>,
     all: Vec<Placed>,
 }
@@ -89,7 +87,7 @@ impl Found<'_> {
     }
 
     fn missing(&self, name: &str) -> crate::Error {
-        let what = format!("is missing: {} needs it", self.config.family.name());
+        let what = format!("is missing: {} needs it", self.config.blueprint.name);
         FormatError::corrupt(self.checkpoint.root(), Some(name), what).into()
     }
 
@@ -131,13 +129,13 @@ impl Found<'_> {
     }
 
     fn layer(&mut self, number: usize, mlp: &MlpConfig) -> Result<()> {
-        let family = self.config.family;
+        let family = self.family;
         let (from, to) = (
             |name: &str| format!("model.layers.{number}.{name}"),
             |name: &str| format!("blk.{number}.{name}"),
         );
         let mut norms = vec![("input_layernorm", "attn_norm")];
-        if self.config.qk_norm() {
+        if self.config.qk_norm() != QueryKeyNorm::None {
             norms.extend([("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm")]);
         }
         if self.config.post_norms() {
@@ -152,7 +150,7 @@ impl Found<'_> {
         for (norm, name) in norms {
             self.norm(&from(&format!("{norm}.weight")), &to(&format!("{name}.weight")))?;
         }
-        let heads = |count: usize| interleaves(family).then_some(count as u64);
+        let heads = |count: usize| family.interleaves().then_some(count as u64);
         if family == Family::Phi3 {
             self.linear(&from("self_attn.qkv_proj"), &to("attn_qkv"), None)?;
             self.linear(&from("mlp.gate_up_proj"), &to("ffn_up"), None)?;
@@ -174,6 +172,9 @@ impl Found<'_> {
             MlpConfig::Dense { .. } => ["gate", "up", "down"]
                 .into_iter()
                 .try_for_each(|name| self.linear(&from(&format!("mlp.{name}_proj")), &to(&format!("ffn_{name}")), None)),
+            MlpConfig::Plain { .. } => {
+                Err(self.refuse(None, format!("has an MLP without a gate in layer {number}, which GGUF lacks here")))
+            }
             MlpConfig::Experts { count, .. } => {
                 let (module, names) = match family {
                     Family::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),

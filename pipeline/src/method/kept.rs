@@ -43,19 +43,19 @@ impl Room for Kept {
     }
 
     fn survey(&self, unit: &UnitSource<'_>, first: &Tensor, _work: Work<'_>) -> Result<Survey> {
-        coding(unit, first, true)
+        coding(unit, first, &[])
     }
 }
 
-/// How a unit is kept: with its codes, or everything but these.
-pub(super) fn coding(unit: &UnitSource<'_>, first: &Tensor, codes: bool) -> Result<Survey> {
+/// How a unit is kept: but for components that others store.
+pub(super) fn coding(unit: &UnitSource<'_>, first: &Tensor, without: &[&str]) -> Result<Survey> {
     let checkpoint = unit.checkpoint();
     let Some(stored) = kept_unit(checkpoint, first) else {
         return Err(Error::Invalid(format!("unit {}: is stored without loss", first.unit)));
     };
-    let wanted = |name: &str| codes || ![abq::PLANES, abq::CODES, abq::CODE_LENGTHS].contains(&name);
+    let wanted = |name: &str| !without.contains(&name);
     if let Some(foreign) = checkpoint.codes(unit.first_name())? {
-        return taken_over(foreign, codes, wanted);
+        return taken_over(foreign, wanted);
     }
     let mut spec = Vec::new();
     let mut parts = Vec::new();
@@ -75,7 +75,7 @@ pub(super) fn coding(unit: &UnitSource<'_>, first: &Tensor, codes: bool) -> Resu
 }
 
 /// How a matrix that another tool quantised is stored with the same codes, scales and zero points, if `abq` holds them.
-fn taken_over(codes: &Codes, planes: bool, wanted: impl Fn(&str) -> bool) -> Result<Survey> {
+fn taken_over(codes: &Codes, wanted: impl Fn(&str) -> bool) -> Result<Survey> {
     let abq = match codes.foreign().abq() {
         Ok(abq) => abq,
         Err(reason) => return Ok(Err(format!("the codes cannot be kept: {reason}"))),
@@ -87,7 +87,7 @@ fn taken_over(codes: &Codes, planes: bool, wanted: impl Fn(&str) -> bool) -> Res
         encoding: Encoding::Abq(abq),
         spec,
         step: STEP,
-        encoder: Encoder::Sized(Box::new(TakeOver { abq, planes })),
+        encoder: Encoder::Sized(Box::new(TakeOver { abq, planes: wanted(abq::PLANES) })),
         fallback: None,
     }))
 }

@@ -8,10 +8,12 @@ use llmpress_quantize::{MeanBits, Quantiser, Spec};
 
 use super::is_sparse;
 use crate::recipe::{Compiled, Target};
+use crate::sparsify::refuse_transposed;
 use crate::{Error, Result};
 
 /// How each tensor is to be quantised.
 pub(crate) fn targets(view: &Checkpoint, spec: Spec, rules: &Compiled) -> Result<BTreeMap<String, Spec>> {
+    refuse_transposed(view)?;
     let names = view.tensors().iter().filter(|(_, t)| is_matrix(t)).map(|(name, _)| name.as_str());
     let linears: BTreeSet<String> =
         block_linears(view.config().and_then(|c| c.model_type()), names).into_iter().flatten().collect();

@@ -50,7 +50,7 @@ pub(crate) fn forecast(
         stream_bytes: 0,
         memory_bytes: BASE_BYTES,
     };
-    let mut products = 0u128;
+    let (mut products, mut products_of_order) = (0u128, 0u128);
     let mut squares: BTreeSet<(&str, u64)> = BTreeSet::new();
     for name in tensors {
         let tensor = view.tensor(name)?;
@@ -86,12 +86,33 @@ pub(crate) fn forecast(
     let bytes = |kinds: u128| u64::try_from(kinds * tokens * u128::from(hidden) * 4).unwrap_or(u64::MAX);
     // Of the last two blocks for a moment, and those in work.
     found.stream_bytes = bytes(3 * kinds);
-    found.million_products = u64::try_from(products / 1_000_000).unwrap_or(u64::MAX);
     found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
     let streams = bytes(kinds).min(MEMORY);
-    let work = peak_bytes(view, tensors, how)?;
+    let mut work = peak_bytes(view, tensors, how)?;
+    if how.permute {
+        if how.rule != Rule::Magnitude {
+            products_of_order = tokens * u128::from(found.weights);
+        }
+        work = work.max(ordering_bytes(view, tensors)?).saturating_add(moved_bytes(view, tensors)?);
+    }
+    found.million_products = u64::try_from((products + products_of_order) / 1_000_000).unwrap_or(u64::MAX);
     found.memory_bytes = found.memory_bytes.saturating_add(work).saturating_add(streams);
     Ok(found)
+}
+
+/// What finding an order takes: a matrix in single precision, and what its weights are worth.
+fn ordering_bytes(view: &Checkpoint, tensors: &BTreeSet<String>) -> Result<u64> {
+    let weights = tensors
+        .iter()
+        .map(|name| Ok(matrix(&view.tensor(name)?.shape).map_or(0, |(rows, cols)| rows * cols)));
+    Ok(weights.collect::<Result<Vec<u64>>>()?.into_iter().max().unwrap_or(0).saturating_mul(8))
+}
+
+/// Matrices whose rows are in another order, of which as many as threads read at a time are made as a whole, and one more.
+fn moved_bytes(view: &Checkpoint, tensors: &BTreeSet<String>) -> Result<u64> {
+    let bytes = tensors.iter().map(|name| Ok(view.tensor(name)?.bytes)).collect::<Result<Vec<u64>>>()?;
+    let held = rayon::current_num_threads() as u64 + 1;
+    Ok(bytes.into_iter().max().unwrap_or(0).saturating_mul(held))
 }
 
 /// The most that a block takes.

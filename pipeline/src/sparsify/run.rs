@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Room};
 use llmpress_formats::{Checkpoint, Error as FormatError};
-use llmpress_model::Model;
-use llmpress_sparsify::{Finished, FinishedBlock, Job, Lesson, Report, Residuals, Sink, Sparsifier, State};
+use llmpress_model::{Model, folded};
+use llmpress_sparsify::{
+    Finished, FinishedBlock, Job, Lesson, Permuted, Report, Residuals, Sink, Sparsifier, State, permutations,
+};
 
 use super::partly::{Becomes, Choices, Line as Settled};
 use super::record::Line;
@@ -37,6 +39,7 @@ pub(crate) fn run(
     blocks: &mut Blocks,
     watch: &dyn Watch,
 ) -> Result<Vec<Settled>> {
+    let before = if pass.how.permute { permuted(before, pass, blocks, watch)? } else { before };
     let model = &mut Model::open(before)?;
     let memory = pass.memory.map_or(MEMORY, |all| (all / 4).min(MEMORY));
     let room = Room { memory, file: blocks.scratch() };
@@ -59,6 +62,45 @@ pub(crate) fn run(
     let mut kept = Kept { blocks, watch, progress: None, lessons: Vec::new() };
     llmpress_sparsify::run(model, job, state, &mut kept)?;
     Ok(settled)
+}
+
+/// What is to be made 2:4, channels in the order that was found for them.
+fn permuted(
+    before: Arc<Checkpoint>,
+    pass: &Pass<'_>,
+    blocks: &mut Blocks,
+    watch: &dyn Watch,
+) -> Result<Arc<Checkpoint>> {
+    let hows = pass.tensors.iter().map(|name| (name.clone(), pass.how)).collect();
+    blocks.transform(|| {
+        let model = Model::open(before.clone())?;
+        permutations(&model, &hows, pass.calibration, &mut Ordering { watch, progress: None })
+    })?;
+    let root = before.root().to_owned();
+    let before = Arc::try_unwrap(before).map_err(|_| {
+        FormatError::Invalid(format!("{}: is in use, and cannot be seen otherwise", root.display()))
+    })?;
+    Ok(Arc::new(folded(before, blocks.transforms().to_vec())?))
+}
+
+/// Tells how far the search for an order is.
+struct Ordering<'a> {
+    watch: &'a dyn Watch,
+    progress: Option<Box<dyn Progress + 'a>>,
+}
+
+impl Permuted for Ordering<'_> {
+    fn start(&mut self, weights: u64) {
+        let progress = self.watch.begin(Task { verb: "permute", size: weights, counted: Counted::Weights });
+        progress.start(weights);
+        self.progress = Some(progress);
+    }
+
+    fn step(&mut self, weights: u64) {
+        if let Some(progress) = &self.progress {
+            progress.advance(weights);
+        }
+    }
 }
 
 /// Keeps what is finished, and tells how far the pass is.

@@ -30,10 +30,11 @@ impl Smooth {
     pub const ALL: Self = Self { norms: true, value: true, up: true };
 }
 
-/// The transformations of a model that smooth it, from what its linears multiply in some windows: one pass over them.
+/// The transformations of a model that smooth it, from what its linears multiply in some windows: one pass over them. Where its family
+/// cannot have a scale there is none.
 ///
 /// # Errors
-/// Weights that cannot be read; an id beyond the vocabulary.
+/// A family that can have none of them, by name; weights that cannot be read; an id beyond the vocabulary.
 pub fn smoothing(model: &Model, calibration: &Calibration, smooth: Smooth) -> Result<Vec<Transform>> {
     let layers = model.config().layers.len();
     let inputs: Vec<SharedInput> = (0..layers).flat_map(|layer| model.inputs_of(layer)).collect();
@@ -84,6 +85,11 @@ pub fn smoothing(model: &Model, calibration: &Calibration, smooth: Smooth) -> Re
                 list.push(Transform::Scale { site: ScaleSite::Up, layer, scales: Scales::new(&scales) });
             }
         }
+    }
+    let refused = list.iter().find_map(|transform| model.refuses(transform));
+    list.retain(|transform| model.refuses(transform).is_none());
+    if let Some(why) = refused.filter(|_| list.is_empty()) {
+        return Err(Error::unsupported(model.checkpoint().root(), None, format!("smooth: {why}")));
     }
     model.folds(&list)?;
     Ok(list)

@@ -69,13 +69,14 @@ pub trait BlockwiseSink {
 /// Trains block after block, after those that are finished.
 ///
 /// # Errors
-/// A text that is too short; weights or streams that cannot be read; what `sink` says.
+/// A family with parts that have no derivatives; a text that is too short; weights or streams that cannot be read; what `sink` says.
 pub fn train_blockwise(
     task: &BlockwiseTask<'_>,
     (done, residuals): (usize, Option<Residuals>),
     sink: &mut dyn BlockwiseSink,
 ) -> Result<()> {
     task.settings.check()?;
+    llmpress_learn::check(task.dense)?;
     let layers = task.dense.config().layers.len();
     let mut residuals = match residuals {
         Some(residuals) if done > 0 => residuals,

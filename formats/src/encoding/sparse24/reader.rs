@@ -7,8 +7,12 @@
 use std::ops::Range;
 
 use super::positions::{self, places, row_bytes};
-use super::{Inner, Kept, POSITIONS, Packed, QUAD, Sparse24, VALUES, WITHIN, matrix, positions_component};
+use super::{
+    Inner, Kept, POSITION_CODES, POSITION_LENGTHS, POSITIONS, Packed, QUAD, Sparse24, VALUES, WITHIN, matrix,
+    positions_component,
+};
 use crate::encoding::abq::{self, Floats};
+use crate::encoding::planes::{self, Split};
 use crate::encoding::{ComponentSet, Part, fixed12, single, with_words};
 use crate::{Component, Dtype, Error, Result};
 
@@ -25,8 +29,50 @@ pub(in crate::encoding) struct Reader {
     dtype: Dtype,
     rows: u64,
     cols: usize,
-    positions: Component,
+    positions: Positions,
     values: Values,
+}
+
+/// Where the positions lie.
+#[derive(Debug)]
+enum Positions {
+    Plain(Component),
+    Coded(planes::Reader),
+}
+
+impl Positions {
+    fn open(set: &ComponentSet<'_>, rows: u64, cols: u64) -> Result<Self> {
+        let invalid = |what: &str| Error::Invalid(format!("unit {}: {what}", set.unit()));
+        let spec = positions_component(rows, cols);
+        let bytes = spec.dtype.byte_len(&spec.shape).ok_or_else(|| invalid("is too large"))?;
+        let coded = [POSITION_CODES, POSITION_LENGTHS].iter().any(|name| set.find(name).is_some());
+        if coded && set.find(POSITIONS).is_some() {
+            return Err(invalid("has both positions and position_codes, of which one holds"));
+        }
+        if coded {
+            let split = Split { width: 1, rotate: false };
+            let lengths = set.get(POSITION_LENGTHS)?;
+            return planes::Reader::new(set.get(POSITION_CODES)?, &lengths, bytes, split).map(Self::Coded);
+        }
+        let positions = set.get(POSITIONS)?;
+        positions.require(spec.dtype, bytes)?;
+        Ok(Self::Plain(positions))
+    }
+
+    /// The component that holds them, for errors.
+    fn component(&self) -> &Component {
+        match self {
+            Self::Plain(positions) => positions,
+            Self::Coded(frames) => frames.data(),
+        }
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        match self {
+            Self::Plain(positions) => positions.read_at(offset, out),
+            Self::Coded(frames) => frames.read(offset, out),
+        }
+    }
 }
 
 /// Where the kept values lie: a matrix of half the columns.
@@ -66,17 +112,14 @@ impl Reader {
             ))
         })?;
         let known = |name: &str| match &sparse.values {
-            _ if name == POSITIONS => true,
+            _ if [POSITIONS, POSITION_CODES, POSITION_LENGTHS].contains(&name) => true,
             None => name == VALUES,
             Some(inner) => name.strip_prefix(WITHIN).is_some_and(|n| inner.component_names().contains(&n)),
         };
         if let Some(other) = set.names().find(|name| !known(name)) {
             return Err(invalid(format!("has a component {other}, which sparse24 does not know")));
         }
-        let positions = set.get(POSITIONS)?;
-        let spec = positions_component(rows, cols);
-        let bytes = spec.dtype.byte_len(&spec.shape).ok_or_else(|| invalid("is too large".to_owned()))?;
-        positions.require(spec.dtype, bytes)?;
+        let positions = Positions::open(&set, rows, cols)?;
         let of_values = Part {
             name: part.name.clone(),
             dtype: part.dtype,
@@ -101,13 +144,14 @@ impl Reader {
         if !offset.is_multiple_of(width as u64) || !out.len().is_multiple_of(width) {
             return Err(Error::Invalid(format!(
                 "{}: bytes from {offset} do not lie on whole elements",
-                self.positions.name()
+                self.positions.component().name()
             )));
         }
         let (first, cols) = (offset / width as u64, self.cols as u64);
         let end = first.checked_add((out.len() / width) as u64).filter(|&end| end <= self.rows * cols);
-        let end =
-            end.ok_or_else(|| Error::Invalid(format!("{}: range past the end", self.positions.name())))?;
+        let end = end.ok_or_else(|| {
+            Error::Invalid(format!("{}: range past the end", self.positions.component().name()))
+        })?;
         let (mut at, mut rest) = (first, out);
         let (mut positions, mut kept, mut dense) = (Vec::new(), Vec::new(), Vec::new());
         while at < end {
@@ -139,7 +183,7 @@ impl Reader {
         let count = count.and_then(|count| usize::try_from(count).ok()).ok_or_else(|| {
             Error::Invalid(format!(
                 "{}: rows {rows:?} of {} were asked for",
-                self.positions.name(),
+                self.positions.component().name(),
                 self.rows
             ))
         })?;
@@ -198,7 +242,7 @@ impl Reader {
             0 => String::new(),
             start => format!(" (counted from column {start})"),
         };
-        Err(self.positions.corrupt(format!("row {row}: {what}{place}")))
+        Err(self.positions.component().corrupt(format!("row {row}: {what}{place}")))
     }
 }
 

@@ -29,8 +29,8 @@ impl GpuSession<'_> {
         let tokens = count * each;
         let sequences =
             Sequences { count, each, positions: self.positions.view(), places: self.places.view() };
-        let (hidden, eps) = (m.config.hidden_size, m.config.rms_norm_eps);
-        let scale = m.config.embedding_scale();
+        let (hidden, eps) = (m.config.hidden_size, m.stream.eps);
+        let scale = m.stream.embedding_scale;
         let gather = Gather { ids: self.ids.view(), tokens, scale, h: self.h.view() };
         match &m.embedding.source {
             Source::Dense { words, element } => {
@@ -86,7 +86,7 @@ impl GpuSession<'_> {
         let norms = a.qk_norm.as_ref().map(|(query, key)| HeadNorms {
             query: query.view(),
             key: key.view(),
-            eps: m.config.rms_norm_eps,
+            eps: m.config.norm_eps,
         });
         let (keys, values) = &self.cache[index];
         let cache = Cache {
@@ -142,7 +142,7 @@ impl GpuSession<'_> {
             None => self.product(linear, tokens, self.h.view(), hidden, true),
             Some(weight) => {
                 self.product(linear, tokens, self.y.view(), hidden, false)?;
-                let eps = m.config.rms_norm_eps;
+                let eps = m.config.norm_eps;
                 add_rms_norm(&m.gpu, self.y.view(), weight.view(), hidden, tokens, eps, self.h.view())
             }
         }
@@ -257,7 +257,7 @@ impl GpuSession<'_> {
         let m = self.model;
         let hidden = m.config.hidden_size;
         let h = self.h.slice(4 * tokens.start * hidden..4 * tokens.end * hidden)?;
-        let eps = m.config.rms_norm_eps;
+        let eps = m.stream.eps;
         rms_norm(&m.gpu, h, m.norm.view(), hidden, tokens.len(), eps, to, padded(hidden))
     }
 
