@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use llmpress_calibrate::Texts;
+use llmpress_hub::Id;
 use llmpress_pipeline::{CalibrationText, ExportFormat, MeanBits, Recipe, Rule, Share, Target};
 use llmpress_prune::Pass;
 use llmpress_validation::gpu_bench::STEPS;
@@ -62,7 +63,7 @@ pub(crate) enum Command {
     Rank(RankArgs),
     /// Turn a compressed checkpoint back into a plain one.
     Restore(RestoreArgs),
-    /// Write a quantised checkpoint in the format of other runtimes, number for number.
+    /// Write a checkpoint in the format of other runtimes, number for number.
     Export(ExportArgs),
     /// Check every digest of a converted checkpoint, or compare it with its source bit for bit.
     Verify(VerifyArgs),
@@ -387,17 +388,26 @@ pub(crate) struct RestoreArgs {
 #[command(after_help = "Examples:
   llmpress export OUT FOR_VLLM --as compressed-tensors
   llmpress export OUT FOR_EXLLAMA --as gptq
+  llmpress export OUT FOR_LLAMA_CPP --as gguf
   llmpress verify FOR_VLLM --against OUT")]
 pub(crate) struct ExportArgs {
-    /// The quantised checkpoint: llmpress.
+    /// The checkpoint: a quantised one of llmpress, for gguf and safetensors any.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
     /// The directory to make.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) out: PathBuf,
-    /// The format: compressed-tensors or gptq.
+    /// The format: compressed-tensors or gptq, for codes; gguf, one file for llama.cpp, codes too where it can say them; safetensors,
+    /// for plain numbers.
     #[arg(long = "as", value_name = "FORMAT", help_heading = "What to make")]
     pub(crate) format: ExportFormat,
+    /// A report of `llmpress eval ppl --json` or `eval kld --json` whose figures the model card (README.md) is to have; may be given
+    /// several times.
+    #[arg(long = "report", value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Model card")]
+    pub(crate) reports: Vec<PathBuf>,
+    /// Print the command that uploads the result to this repository of the hub; nothing is sent.
+    #[arg(long, value_name = "ORG/NAME", help_heading = "Model card")]
+    pub(crate) push: Option<Id>,
     /// Most bytes in one shard, such as 500M or 5GB.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size, help_heading = "What to make")]
     pub(crate) max_shard_size: u64,

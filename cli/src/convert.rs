@@ -62,9 +62,14 @@ const SHOWN: usize = 8;
 
 /// The summary at the end of a job.
 pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary) {
+    summarise_with(output, out, summary, None);
+}
+
+/// The same, with a command that uploads what was made.
+pub(crate) fn summarise_with(output: Output, out: &std::path::Path, summary: &Summary, upload: Option<&str>) {
     let seconds = summary.seconds;
     let rate = summary.source_bytes as f64 / seconds.max(1e-9) / 1e9;
-    let value = serde_json::json!({
+    let mut value = serde_json::json!({
         "out": out.display().to_string(),
         "source_bytes": summary.source_bytes,
         "output_bytes": summary.output_bytes,
@@ -79,6 +84,9 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
         "jobs": summary.budget.jobs,
         "peak_memory_bytes": crate::memory::peak(),
     });
+    if let Some(upload) = upload {
+        value["upload"] = upload.into();
+    }
     if output.quiet && !output.json {
         return;
     }
@@ -110,6 +118,9 @@ pub(crate) fn summarise(output: Output, out: &std::path::Path, summary: &Summary
             let more = summary.removed.len() - shown.len();
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             text.push_str(&format!("removed of an earlier job: {}{more}\n", printable(&shown.join(", "))));
+        }
+        if let Some(upload) = upload {
+            text.push_str(&format!("to upload it: {}\n", printable(upload)));
         }
         text
     });

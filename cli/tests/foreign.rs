@@ -354,3 +354,64 @@ fn columns_that_are_spread_over_groups_run_as_the_decoded_weights_do() {
     assert!(same(&logits(spread(), Weights::Bf16), &plain));
     assert!(!same(&logits(Checkpoint::open(&at("ours")).unwrap(), Weights::Stored), &plain), "other numbers");
 }
+
+#[test]
+fn every_export_has_a_model_card_and_keeps_what_the_source_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, ours, out) = (dir.path().join("source"), dir.path().join("ours"), dir.path().join("out"));
+    std::fs::create_dir(&source).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(tinylm().join(file), source.join(file)).unwrap();
+    }
+    let told = "---\nlicense: mit\nbase_model: org/first\n---\n# The model\n\nIts own words.\n";
+    std::fs::write(source.join("README.md"), told).unwrap();
+    ok(&["convert", path(&source), path(&ours), "--to", "rtn:w4,g32,symmetric"]);
+    let report = dir.path().join("report.json");
+    let text = tinylm().join("eval.txt");
+    let measured = ok(&["eval", "ppl", path(&ours), "--text", path(&text), "--limit", "1", "--json"]);
+    std::fs::write(&report, &measured).unwrap();
+    let ppl: serde_json::Value = serde_json::from_str(&measured).unwrap();
+    for format in ["compressed-tensors", "gguf", "safetensors"] {
+        let mut args = vec!["export", path(&ours), path(&out), "--as", format, "--force"];
+        args.extend(["--report", path(&report), "--push", "org/new"]);
+        let printed = ok(&args);
+        assert!(printed.contains(&format!("hf upload org/new {} .", out.display())), "{printed}");
+        let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+        assert!(card.starts_with("---\nlicense: mit\nbase_model: org/first\ntags:\n- llmpress\n"), "{card}");
+        assert!(card.ends_with("# The model\n\nIts own words.\n"), "{card}");
+        assert!(card.contains(&format!("- {format}\n")) && card.contains("rtn:w4,g32,symmetric"), "{card}");
+        assert!(card.contains(&format!("{:.4}", ppl["perplexity"].as_f64().unwrap())), "{card}");
+        // The same job is done, another one is not.
+        args[5] = "--resume";
+        assert!(ok(&args).contains("1 of 1 shards were there already"));
+        let error = fails(&["export", path(&ours), path(&out), "--as", format, "--resume"]);
+        assert!(error.contains("another README.md"), "{error}");
+    }
+    // Exported again, the section is there once.
+    let again = dir.path().join("again");
+    ok(&["export", path(&out), path(&again), "--as", "safetensors"]);
+    let card = std::fs::read_to_string(again.join("README.md")).unwrap();
+    assert_eq!((card.matches("<!-- llmpress -->").count(), card.matches("Its own words").count()), (1, 1));
+    let error = fails(&["export", path(&ours), path(&again), "--as", "gguf", "--report", path(&text)]);
+    assert!(error.contains("eval.txt") && error.contains("no report"), "{error}");
+}
+
+#[test]
+fn plain_numbers_are_exported_of_whatever_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, out, back) = (dir.path().join("ours"), dir.path().join("out"), dir.path().join("back"));
+    // As `restore` has them, where there is something to restore.
+    ok(&["convert", path(&tinylm()), path(&ours), "--to", "rtn:w4,g64"]);
+    ok(&["export", path(&ours), path(&out), "--as", "safetensors"]);
+    ok(&["restore", path(&ours), path(&back)]);
+    let bytes = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    assert!(bytes(&out) == bytes(&back));
+    ok(&["verify", path(&out), "--against", path(&ours)]);
+    // A plain checkpoint is copied, one that another tool quantised becomes numbers.
+    ok(&["export", path(&tinylm()), path(&out), "--as", "safetensors", "--force"]);
+    ok(&["verify", path(&out), "--against", path(&tinylm())]);
+    let (_, source, expected) = sources(dir.path()).into_iter().find(|(name, ..)| name == "awq-g32").unwrap();
+    ok(&["export", path(&source), path(&out), "--as", "safetensors", "--force"]);
+    assert!(Checkpoint::open(&out).unwrap().read_tensor(WEIGHT).unwrap() == expected);
+    assert!(!std::fs::read_to_string(out.join("config.json")).unwrap().contains("quantization_config"));
+}

@@ -3,10 +3,12 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use llmpress_formats::Checkpoint;
-use llmpress_model::Tokenizer;
+use llmpress_formats::encoding::abq::Floats;
+use llmpress_formats::{Checkpoint, Dtype};
+use llmpress_model::{Model, Skips, Tokenizer, Unobserved};
 use support::{fails, ok, path, tinylm};
 
 /// Writes metadata and tensors.
@@ -281,4 +283,218 @@ fn scores_make_a_tokenizer_that_merges_the_best_first() {
         assert_eq!(tokenizer.decode(ids, true).unwrap(), if text == "</s>" { "" } else { text });
     }
     assert!(tokenizer.adds_bos() && tokenizer.bos() == Some(1) && tokenizer.eos() == [2]);
+}
+
+/// Exports and wants the one file that comes of it.
+fn exported(source: &Path, out: &Path) -> PathBuf {
+    ok(&["export", path(source), path(out), "--as", "gguf", "--force"]);
+    let files = std::fs::read_dir(out).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<PathBuf> = files.filter(|file| file.extension().is_some_and(|e| e == "gguf")).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    files[0].clone()
+}
+
+#[test]
+fn an_export_is_read_again_as_the_checkpoint_that_it_was_made_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, ours, plain) = (dir.path().join("out"), dir.path().join("ours"), dir.path().join("plain"));
+    ok(&["convert", path(&tinylm()), path(&ours), "--to", "dfloat11"]);
+    let file = exported(&ours, &out);
+    assert_eq!(file.file_name().unwrap(), "model-BF16.gguf");
+    ok(&["verify", path(&file), "--against", path(&ours)]);
+    ok(&["restore", path(&file), path(&plain)]);
+    ok(&["verify", path(&plain), "--against", path(&tinylm())]);
+    assert_eq!(perplexity(&file), perplexity(&tinylm()));
+    let text = std::fs::read_to_string(tinylm().join("eval.txt")).unwrap();
+    let ids = |dir: &Path| Tokenizer::open(dir).unwrap().encode(&text[..20000.min(text.len())]).unwrap();
+    assert!(ids(&file) == ids(&tinylm()));
+    let generated = |dir: &Path| ok(&["generate", path(dir), "--prompt", "Once", "--max-new-tokens", "8"]);
+    assert_eq!(generated(&file), generated(&tinylm()));
+    // The same bytes from wherever the tensors come, and whatever runs.
+    let bytes = std::fs::read(&file).unwrap();
+    ok(&[
+        "export",
+        path(&ours),
+        path(&plain),
+        "--as",
+        "gguf",
+        "--force",
+        "--jobs",
+        "1",
+        "--max-memory",
+        "64M",
+    ]);
+    assert!(std::fs::read(plain.join("model-BF16.gguf")).unwrap() == bytes);
+    // Complete, it is looked at and left; changed, it says so; in the way, it is refused.
+    let again = ok(&["export", path(&ours), path(&out), "--as", "gguf", "--resume", "--json"]);
+    assert!(again.contains("\"resumed_shards\": 1"), "{again}");
+    assert!(fails(&["export", path(&ours), path(&out), "--as", "gguf"]).contains("--force"));
+    let mut changed = bytes.clone();
+    let last = changed.len() - 1000;
+    changed[last] ^= 1;
+    std::fs::write(&file, changed).unwrap();
+    let error = fails(&["export", path(&ours), path(&out), "--as", "gguf", "--resume"]);
+    assert!(error.contains("its model-BF16.gguf was changed"), "{error}");
+    assert!(fails(&["restore", path(&ours), path(&out), "--resume"]).contains("--force"));
+    exported(&ours, &out);
+    assert!(std::fs::read(&file).unwrap() == bytes);
+}
+
+#[test]
+fn codes_are_exported_as_blocks_of_the_same_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, ours) = (dir.path().join("out"), dir.path().join("ours"));
+    for (to, blocks) in [
+        ("rtn:w4,g32,symmetric", "Q4_0"),
+        ("rtn:w3,symmetric", "Q4_0"),
+        ("rtn:w2*,g128,symmetric", "Q4_0"),
+        ("rtn:w4,g64,int", "Q5_0"),
+        ("rtn:w5,g32,symmetric", "Q5_0"),
+        ("rtn:w8,g32,symmetric", "Q8_0"),
+        ("rtn:w6,g64,int", "Q8_0"),
+    ] {
+        ok(&["convert", path(&tinylm()), path(&ours), "--to", to, "--force"]);
+        let file = exported(&ours, &out);
+        assert_eq!(file.file_name().unwrap().to_str().unwrap(), format!("model-{blocks}.gguf"), "{to}");
+        ok(&["verify", path(&file), "--against", path(&ours)]);
+        if to == "rtn:w4,g32,symmetric" {
+            let (ours, exported) = (perplexity(&ours), perplexity(&file));
+            assert!((ours / exported - 1.0).abs() < 1e-3, "{ours} {exported}");
+        }
+    }
+    // What no block holds is decoded, and that is said.
+    ok(&["convert", path(&tinylm()), path(&ours), "--to", "rtn:w8,g32", "--force"]);
+    let told = ok(&["export", path(&ours), path(&out), "--as", "gguf", "--force"]);
+    assert!(told.contains("not as asked for: blk.0.") && told.contains("written as bf16"), "{told}");
+    ok(&["verify", path(&out.join("model-BF16.gguf")), "--against", path(&ours)]);
+}
+
+/// The checkpoints that transformers wrote for each architecture.
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden").join(name)
+}
+
+#[test]
+fn every_architecture_is_exported_or_refused_by_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    for (name, wanted) in [
+        ("llama", None),
+        ("llama_tied", None),
+        ("llama_bias", None),
+        ("llama_head_dim", None),
+        ("llama_linear", None),
+        ("llama_yarn", None),
+        ("llama3_rope", None),
+        ("mistral", None),
+        ("mixtral", None),
+        ("qwen2", None),
+        ("qwen3", None),
+        ("phi3", None),
+        ("phi3_longrope", None),
+        ("llama_dynamic", Some("rope_scaling")),
+        ("llama_yarn_factor", Some("rope_scaling: of YaRN")),
+        ("qwen3_moe", Some("has no experts in layer 1")),
+        ("qwen3_moe_nonorm", Some("norm_topk_prob")),
+        ("gemma3_text", Some("every sixth layer")),
+    ] {
+        if let Some(wanted) = wanted {
+            let error = fails(&["export", path(&golden(name)), path(&out), "--as", "gguf", "--force"]);
+            assert!(error.contains(wanted), "{name}: {error}");
+            continue;
+        }
+        let file = exported(&golden(name), &out);
+        ok(&["verify", path(&file), "--against", path(&golden(name))]);
+        // The configuration is the model's: as the same numbers come of it.
+        let logits = |dir: &Path| {
+            let model = Model::open(Arc::new(Checkpoint::open(dir).unwrap())).unwrap();
+            let ids = [3, 9, 27, 81, 5, 15];
+            let mut cache = model.cache(ids.len());
+            let hidden = model.hidden(&ids, &mut cache, &Skips::new(), &mut Unobserved).unwrap();
+            model.logits(&hidden).unwrap().data().to_vec()
+        };
+        assert_eq!(logits(&file), logits(&golden(name)), "{name}");
+    }
+    // A window that llama.cpp does not have bounds the length of texts.
+    let told = ok(&["export", path(&golden("mistral")), path(&out), "--as", "gguf", "--force"]);
+    assert!(told.contains("at most 6 tokens"), "{told}");
+}
+
+/// A golden checkpoint with another configuration, and only the tensors that it has.
+fn altered(name: &str, out: &Path, change: impl Fn(&mut serde_json::Value), keep: impl Fn(&str) -> bool) {
+    let source = Checkpoint::open(&golden(name)).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden(name).join("config.json")).unwrap()).unwrap();
+    change(&mut config);
+    let tensors = source.tensors().iter().filter(|(name, _)| keep(name));
+    let tensors = tensors.map(|(name, tensor)| {
+        support::t(name, tensor.dtype, &tensor.shape, source.read_tensor(name).unwrap())
+    });
+    support::checkpoint(out, &config.to_string(), &tensors.collect::<Vec<_>>());
+}
+
+#[test]
+fn experts_and_norms_that_are_stored_otherwise_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (gemma, experts, out) =
+        (dir.path().join("gemma"), dir.path().join("experts"), dir.path().join("out"));
+    altered(
+        "gemma3_text",
+        &gemma,
+        |config| {
+            config["layer_types"] = serde_json::Value::Null;
+            config["query_pre_attn_scalar"] = 16.into();
+        },
+        |_| true,
+    );
+    altered(
+        "qwen3_moe",
+        &experts,
+        |config| config["num_hidden_layers"] = 1.into(),
+        |name| !name.contains("layers.1.") && !name.contains("layers.2."),
+    );
+    for source in [&gemma, &experts] {
+        let file = exported(source, &out);
+        ok(&["verify", path(&file), "--against", path(source)]);
+        let plain = dir.path().join("plain");
+        ok(&["restore", path(&file), path(&plain), "--force"]);
+        ok(&["diff", path(&plain), path(source)]);
+    }
+    // Of a tiny norm the sum with one counts: a part of its digits is lost in the file, and in no result.
+    let tiny = dir.path().join("tiny");
+    let source = Checkpoint::open(&gemma).unwrap();
+    let tensors = source.tensors().iter().map(|(name, tensor)| {
+        let mut bytes = source.read_tensor(name).unwrap();
+        if name.ends_with("layernorm.weight") {
+            bytes[..4].copy_from_slice(&[0x55, 0x33, 0xd5, 0xb2]);
+        }
+        support::t(name, tensor.dtype, &tensor.shape, bytes)
+    });
+    let config = std::fs::read_to_string(gemma.join("config.json")).unwrap();
+    support::checkpoint(&tiny, &config, &tensors.collect::<Vec<_>>());
+    ok(&["verify", path(&exported(&tiny, &out)), "--against", path(&tiny)]);
+}
+
+#[test]
+fn half_precision_models_keep_their_dtypes_and_what_gguf_lacks_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (half, ours, out) = (dir.path().join("half"), dir.path().join("ours"), dir.path().join("out"));
+    let source = Checkpoint::open(&golden("llama")).unwrap();
+    let tensors = source.tensors().iter().map(|(name, tensor)| {
+        let bytes = source.read_tensor(name).unwrap();
+        let value = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+        let values: Vec<f32> = bytes.chunks_exact(2).map(value).collect();
+        let words = Floats::round(Dtype::F16, &values).unwrap().bytes().to_vec();
+        support::t(name, Dtype::F16, &tensor.shape, words)
+    });
+    let config = std::fs::read_to_string(golden("llama").join("config.json")).unwrap();
+    support::checkpoint(&half, &config, &tensors.collect::<Vec<_>>());
+    ok(&["verify", path(&exported(&half, &out)), "--against", path(&half)]);
+    ok(&["convert", path(&half), path(&ours), "--to", "rtn:w8,symmetric"]);
+    ok(&["verify", path(&exported(&ours, &out)), "--against", path(&ours)]);
+    for (to, wanted) in [("rtn:w8,kv8", "online"), ("drop:last=1", "prune with --portable")] {
+        ok(&["convert", path(&half), path(&ours), "--to", to, "--force"]);
+        let error = fails(&["export", path(&ours), path(&out), "--as", "gguf", "--force"]);
+        assert!(error.contains(wanted), "{to}: {error}");
+    }
 }

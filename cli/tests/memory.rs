@@ -6,7 +6,8 @@ mod support;
 use std::io::Write;
 use std::path::Path;
 
-use llmpress_formats::{Dtype, RenderEntry, render};
+use llmpress_formats::encoding::ggml::Blocks;
+use llmpress_formats::{Dtype, GgufLayout, GgufTensor, GgufValue, RenderEntry, render};
 use support::{bf16, ok, path};
 
 /// A llama of `shards` blocks, a file each, of `mib` MiB each, written without holding more than a piece.
@@ -103,6 +104,81 @@ fn forty_thousand_tensors_are_converted_in_250_mib() {
     let out = dir.path().join("o");
     let args = ["convert", path(&source), path(&out), "--to", "fixed12", "--max-memory", "150M"];
     assert!(support::fails(&args).contains("at least "));
+}
+
+/// A llama of two layers in 170 MiB: attention in BF16, MLPs in blocks of eight bits.
+fn gguf(file: &Path) {
+    let mut tensors = Vec::new();
+    let mut put = |name: &str, blocks, shape: &[u64]| {
+        tensors.push(GgufTensor { name: name.to_owned(), blocks, shape: shape.to_vec() });
+    };
+    put("token_embd.weight", Blocks::Bf16, &[512, 2048]);
+    for layer in 0..2 {
+        for (name, rows) in [("q", 2048), ("k", 512), ("v", 512), ("output", 2048)] {
+            put(&format!("blk.{layer}.attn_{name}.weight"), Blocks::Bf16, &[rows, 2048]);
+        }
+        for (name, rows, cols) in [("gate", 8192, 2048), ("up", 8192, 2048), ("down", 2048, 8192)] {
+            put(&format!("blk.{layer}.ffn_{name}.weight"), Blocks::Q8_0, &[rows, cols]);
+        }
+        for name in ["attn", "ffn"] {
+            put(&format!("blk.{layer}.{name}_norm.weight"), Blocks::F32, &[2048]);
+        }
+    }
+    put("output_norm.weight", Blocks::F32, &[2048]);
+    let mut values = vec![("general.architecture".to_owned(), GgufValue::Text("llama".to_owned()))];
+    for (key, value) in [
+        ("block_count", 2),
+        ("embedding_length", 2048),
+        ("feed_forward_length", 8192),
+        ("attention.head_count", 16),
+        ("attention.head_count_kv", 4),
+        ("vocab_size", 512),
+    ] {
+        values.push((format!("llama.{key}"), GgufValue::Number(value)));
+    }
+    let layout = GgufLayout::new(&values, &tensors).unwrap();
+    let mut out = std::io::BufWriter::new(std::fs::File::create(file).unwrap());
+    out.write_all(layout.header()).unwrap();
+    let words = bf16(1, 1 << 19);
+    let block: Vec<u8> = [0x12, 0x20].into_iter().chain((0..32).map(|code| code * 7)).collect();
+    for tensor in &tensors {
+        let bytes = tensor.blocks.bytes(&tensor.shape).unwrap() as usize;
+        let pattern = match tensor.blocks {
+            Blocks::Q8_0 => &block,
+            // As many whole numbers of either width.
+            _ => &words,
+        };
+        let mut left = bytes;
+        while left > 0 {
+            let take = left.min(pattern.len());
+            out.write_all(&pattern[..take]).unwrap();
+            left -= take;
+        }
+        out.write_all(&[0; 32][..bytes.next_multiple_of(32) - bytes]).unwrap();
+    }
+}
+
+#[test]
+fn gguf_files_are_read_and_written_within_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, ours, out) = (dir.path().join("model.gguf"), dir.path().join("ours"), dir.path().join("out"));
+    gguf(&file);
+    let whole = std::fs::metadata(&file).unwrap().len();
+    for (max, jobs) in [("80M", "1"), ("112M", "2")] {
+        let allowed = max.trim_end_matches('M').parse::<u64>().unwrap() << 20;
+        assert!(whole > 3 * allowed / 2, "{whole}");
+        let bound = ["--max-memory", max, "--jobs", jobs, "--force", "--json"];
+        for args in [
+            &["convert", path(&file), path(&ours), "--to", "fixed12"][..],
+            &["export", path(&file), path(&out), "--as", "gguf"],
+            &["export", path(&ours), path(&out), "--as", "gguf"],
+        ] {
+            let summary: serde_json::Value = serde_json::from_str(&ok(&[args, &bound].concat())).unwrap();
+            let peak = summary["peak_memory_bytes"].as_u64().unwrap();
+            println!("{args:?}, {jobs} jobs: {} KiB of {max}", peak >> 10);
+            assert!(peak <= allowed, "{args:?}: {} KiB of {max}", peak >> 10);
+        }
+    }
 }
 
 /// The bound the project promises: 6 GiB in many shards and in one, under 600 MiB with `--max-memory 512M`.

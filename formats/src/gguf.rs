@@ -13,6 +13,7 @@ mod family;
 mod metadata;
 mod names;
 mod tokenizer;
+mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ use crate::{CONFIG_FILE, Component, Config, Directory, Dtype, Error, Result, Sha
 use family::Family;
 use metadata::{Metadata, Stored};
 use names::Logical;
+
+pub use metadata::DTYPES_KEY;
+pub use write::{GgufLayout, GgufTensor, GgufValue};
 
 /// What the names of such files end in.
 const EXTENSION: &str = "gguf";
@@ -218,12 +222,12 @@ fn unit(shard: &ShardFile, stored: &Stored, logical: Logical) -> Result<(String,
     let corrupt = |what: String| Error::corrupt(shard.path(), Some(&stored.name), what);
     let info = shard.header().get(&stored.name).ok_or_else(|| corrupt("is nowhere".to_owned()))?;
     let blocks = stored.blocks;
-    let dtype = blocks.decoded();
+    let dtype = stored.decoded;
     let bytes = dtype.byte_len(&shape).filter(|bytes| *bytes <= crate::MAX_TOTAL_BYTES);
     let bytes = bytes.ok_or_else(|| corrupt(format!("would be {shape:?}, which is no size that is read")))?;
     let (number, count) = part.unwrap_or((0, 1));
     let of_part = info.bytes / count.max(1);
-    let plain = !blocks.is_quantised() && heads.is_none() && !offset_by_one;
+    let plain = dtype == blocks.decoded() && !blocks.is_quantised() && heads.is_none() && !offset_by_one;
     let slice = TensorInfo {
         name: stored.name.clone(),
         dtype: if plain { dtype } else { Dtype::U8 },

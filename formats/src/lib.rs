@@ -67,6 +67,7 @@ pub use edit::Edit;
 pub use encoding::{Encoding, foreign};
 pub use error::{Error, Result};
 pub use files::{is_temporary_name, open_file, read_input, read_small_file, write_atomic, write_atomic_with};
+pub use gguf::{DTYPES_KEY as GGUF_DTYPES_KEY, GgufLayout, GgufTensor, GgufValue};
 pub use hashed::{Written, write_json};
 pub use header::{Header, MAX_HEADER_BYTES, METADATA_KEY, RenderEntry, TensorInfo, render};
 pub use index::INDEX_FILE;

@@ -284,7 +284,12 @@ impl Manifest {
     /// Reads and checks a manifest under any name; `None` if there is no such file.
     pub fn read_named(path: &Path) -> Result<Option<Self>> {
         match path.symlink_metadata() {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            // Below a GGUF file there is none.
+            Err(e)
+                if [std::io::ErrorKind::NotFound, std::io::ErrorKind::NotADirectory].contains(&e.kind()) =>
+            {
+                Ok(None)
+            }
             _ => Self::parse(path, &read_small_file(path, MAX_MANIFEST_BYTES)?).map(Some),
         }
     }

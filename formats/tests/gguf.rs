@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use llmpress_formats::encoding::ggml::Blocks;
-use llmpress_formats::{Checkpoint, Config, Dtype, Encoding, Kind, read_small_file};
+use llmpress_formats::{
+    Checkpoint, Config, Dtype, Encoding, GGUF_DTYPES_KEY, GgufLayout, GgufTensor, GgufValue, Kind,
+    read_small_file,
+};
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gguf").join(name)
@@ -219,4 +222,49 @@ fn part(source: &[u8], number: u16, wanted: impl Fn(usize) -> bool) -> Vec<u8> {
     out.resize(out.len().next_multiple_of(32), 0);
     out.extend(contents);
     out
+}
+
+/// A file with a norm in single precision and a matrix in half precision, and what it says of their dtypes.
+fn with_dtypes(dtypes: &[&str]) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let mut values = vec![("general.architecture".to_owned(), GgufValue::Text("qwen3".to_owned()))];
+    for key in ["block_count", "embedding_length", "attention.head_count"] {
+        values.push((format!("qwen3.{key}"), GgufValue::Number(2)));
+    }
+    values.push((
+        GGUF_DTYPES_KEY.to_owned(),
+        GgufValue::Texts(dtypes.iter().map(ToString::to_string).collect()),
+    ));
+    let tensor = |name: &str, blocks, shape: &[u64]| GgufTensor {
+        name: name.to_owned(),
+        blocks,
+        shape: shape.to_vec(),
+    };
+    let tensors =
+        [tensor("output_norm.weight", Blocks::F32, &[2]), tensor("output.weight", Blocks::F16, &[1, 2])];
+    let layout = GgufLayout::new(&values, &tensors).unwrap();
+    let mut bytes = layout.header().to_vec();
+    bytes.resize(layout.bytes() as usize, 0);
+    let at = layout.offset(0).unwrap() as usize;
+    bytes[at..at + 8].copy_from_slice(&[words(Dtype::F32, &[1.5]), words(Dtype::F32, &[-0.0])].concat());
+    std::fs::write(&path, bytes).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn numbers_come_back_in_the_dtypes_that_a_file_says_they_came_from() {
+    let (_dir, path) = with_dtypes(&["output_norm.weight BF16", "output.weight F16", "other F32"]);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert_eq!(checkpoint.tensor("model.norm.weight").unwrap().dtype, Dtype::BF16);
+    assert!(checkpoint.read_tensor("model.norm.weight").unwrap() == words(Dtype::BF16, &[1.5, -0.0]));
+    let (_dir, path) = with_dtypes(&[]);
+    assert_eq!(Checkpoint::open(&path).unwrap().tensor("model.norm.weight").unwrap().dtype, Dtype::F32);
+    for (dtypes, wanted) in
+        [("output.weight BF16", "is f16 and came from BF16"), ("output_norm.weight I8", "came from I8")]
+    {
+        let (_dir, path) = with_dtypes(&[dtypes]);
+        let error = Checkpoint::open(&path).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
 }

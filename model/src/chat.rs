@@ -60,6 +60,11 @@ impl ChatTemplate {
         Ok(Some(Self { path, source, tokens: special_tokens(dir)? }))
     }
 
+    /// The template itself.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The prompt for a conversation; with `add_generation_prompt` it ends where the assistant is to speak.
     /// It holds special tokens, the BOS too where the model wants one: encode it without adding another.
     ///

@@ -58,6 +58,7 @@ pub use online::HeadRounding;
 pub use panels::Panels;
 pub use parts::{Body, Outlet, Parts};
 pub use picks::{Groups, Picks};
-pub use rope::{RopeConfig, Rotation};
+pub use rope::{RopeConfig, Rotation, Scaling};
+pub use special_tokens::special_tokens;
 pub use tokenizer::{DecodeStream, Tokenizer};
 pub use weights::Weights;

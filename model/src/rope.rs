@@ -21,44 +21,78 @@ pub struct RopeConfig {
     neighbours: bool,
 }
 
+/// How frequencies are scaled; lengths are in tokens.
 #[derive(Clone, Debug, PartialEq)]
-enum Scaling {
+pub enum Scaling {
+    /// Not at all.
     None,
     /// Positions divided by a factor.
     Linear {
+        /// The factor.
         factor: f64,
     },
     /// A base that grows with the sequence ("NTK-aware", dynamic).
     Dynamic {
+        /// How far it is stretched.
         factor: f64,
+        /// The length up to which it is not.
         max_positions: f64,
     },
     /// YaRN (Peng et al., section 3.4).
     Yarn {
+        /// How far low frequencies are stretched.
         factor: f64,
+        /// The length that the model was first trained for.
         original: f64,
+        /// Turns within that length from which on a frequency is kept.
         beta_fast: f64,
+        /// Turns up to which it is divided by the whole factor.
         beta_slow: f64,
+        /// Whether the bounds between are whole pairs.
         truncate: bool,
+        /// What sine and cosine are multiplied by.
         attention: f64,
     },
     /// Llama 3.1: low frequencies divided, high ones kept, those between blended.
     Llama3 {
+        /// What low frequencies are divided by.
         factor: f64,
+        /// Turns within the original length below which a frequency is low.
         low: f64,
+        /// Turns above which it is high.
         high: f64,
+        /// The length that the model was first trained for.
         original: f64,
     },
     /// LongRoPE: a factor for each frequency, one list up to the original length and one beyond.
     LongRope {
+        /// Up to the original length.
         short: Vec<f64>,
+        /// Beyond.
         long: Vec<f64>,
+        /// The length that the model was first trained for.
         original: f64,
+        /// What sine and cosine are multiplied by.
         attention: f64,
     },
 }
 
 impl RopeConfig {
+    /// How many features of a head it turns.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// The base of its frequencies.
+    pub fn theta(&self) -> f64 {
+        self.theta
+    }
+
+    /// How its frequencies are scaled.
+    pub fn scaling(&self) -> &Scaling {
+        &self.scaling
+    }
+
     /// One that turns nothing.
     pub(crate) fn none() -> Self {
         Self { dim: 0, theta: 1e4, scaling: Scaling::None, neighbours: false }

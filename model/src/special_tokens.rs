@@ -25,7 +25,10 @@ pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
 
 /// `bos_token`, `eos_token`, ... by name. `tokenizer_config.json` counts, also where it says null; what it
 /// does not name is taken from `special_tokens_map.json`.
-pub(crate) fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
+///
+/// # Errors
+/// A file cannot be read, or is no JSON object.
+pub fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
     let mut all = read_object(&dir.join(SPECIAL_TOKENS_MAP_FILE))?.unwrap_or_default();
     all.extend(read_object(&dir.join(TOKENIZER_CONFIG_FILE))?.unwrap_or_default());
     let names = ["bos", "eos", "unk", "pad", "sep", "cls", "mask"].map(|name| format!("{name}_token"));

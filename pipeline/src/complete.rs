@@ -48,6 +48,9 @@ pub(crate) fn difference(
             return Ok(Some(format!("made with another {name}")));
         }
     }
+    if let Some(file) = job.plan.single_file() {
+        return crate::gguf::difference(root, manifest, job, file);
+    }
     // What is damaged need not open, and then says so itself.
     let done = match Directory::open_files(root, manifest.shards.keys()) {
         Ok(done) => done,

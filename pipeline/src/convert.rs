@@ -184,10 +184,15 @@ pub fn restore(
         )));
     }
     let mut plan = Plan::plain(checkpoint, max_shard_bytes)?;
+    name_only_shard(&mut plan);
+    convert(checkpoint, out, &plan, options, progress)
+}
+
+/// Gives the shard of a plain checkpoint, where it is the only one, the name that everybody looks for.
+pub(crate) fn name_only_shard(plan: &mut Plan) {
     if let [only] = plan.shards.as_mut_slice() {
         only.file = "model.safetensors".to_owned();
     }
-    convert(checkpoint, out, &plan, options, progress)
 }
 
 /// Receipts by shard, in order.

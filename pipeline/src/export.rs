@@ -14,9 +14,12 @@ use llmpress_formats::encoding::Encoding;
 use llmpress_formats::encoding::abq::ZERO;
 use llmpress_formats::foreign::{Foreign, Layout};
 use llmpress_formats::{Checkpoint, Transform};
+use llmpress_model::undone;
 use serde_json::{Value, json};
 
-use crate::convert::convert;
+use crate::card::{Card, Measured};
+use crate::carried::carried;
+use crate::convert::{convert, name_only_shard};
 use crate::fingerprint::with_settings;
 use crate::method::Target;
 use crate::{Error, Method, Options, Plan, Progress, Result, Summary};
@@ -28,18 +31,47 @@ pub enum ExportFormat {
     CompressedTensors,
     /// GPTQ, for vLLM, SGLang, transformers and exllama.
     Gptq,
+    /// One GGUF file, for llama.cpp and what is built on it.
+    Gguf,
+    /// Plain numbers, for everything that loads a checkpoint of transformers.
+    Safetensors,
 }
 
 impl ExportFormat {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::CompressedTensors, Self::Gptq];
+    pub const ALL: [Self; 4] = [Self::CompressedTensors, Self::Gptq, Self::Gguf, Self::Safetensors];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::CompressedTensors => "compressed-tensors",
             Self::Gptq => "gptq",
+            Self::Gguf => "gguf",
+            Self::Safetensors => "safetensors",
         }
+    }
+
+    /// The name for people.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::CompressedTensors => "compressed-tensors",
+            Self::Gptq => "GPTQ",
+            Self::Gguf => "GGUF",
+            Self::Safetensors => "Plain weights",
+        }
+    }
+
+    /// Opens a checkpoint as it is exported: quantised matrices as they are stored where the format has them, else as numbers, with
+    /// what was folded into them undone where everything is written plain.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`]; what cannot be undone.
+    pub fn open(self, dir: &Path) -> Result<Checkpoint> {
+        Ok(match self {
+            Self::CompressedTensors | Self::Gptq => Checkpoint::open(dir)?,
+            Self::Gguf => Checkpoint::open_dequantised(dir)?,
+            Self::Safetensors => undone(Checkpoint::open_dequantised(dir)?)?,
+        })
     }
 }
 
@@ -48,14 +80,14 @@ impl FromStr for ExportFormat {
 
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|format| format.name() == text).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(" and ");
+            let names = Self::ALL.map(Self::name).join(", ");
             Error::Invalid(format!("unknown format {text:?}; there are {names}"))
         })
     }
 }
 
 /// Writes a checkpoint that other runtimes read. Every number is the same: each matrix is decoded from its new layout and
-/// compared before its shard gets its name.
+/// compared before its shard gets its name. A model card (README.md) says what was done, and what was `measured`.
 ///
 /// # Errors
 /// A matrix that the format cannot say, by name, before any work; what [`convert`] says.
@@ -64,25 +96,75 @@ pub fn export(
     out: &Path,
     format: ExportFormat,
     max_shard_bytes: u64,
+    measured: &[Measured],
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Summary> {
-    let mut plan = plan(checkpoint, format, max_shard_bytes)?;
-    if let [only] = plan.shards.as_mut_slice() {
-        only.file = "model.safetensors".to_owned();
-    }
-    convert(checkpoint, out, &plan, options, progress)
+    let mut plan = match format {
+        ExportFormat::CompressedTensors => plan(checkpoint, Layouts::CompressedTensors, max_shard_bytes)?,
+        ExportFormat::Gptq => plan(checkpoint, Layouts::Gptq, max_shard_bytes)?,
+        ExportFormat::Gguf => return crate::gguf::export(checkpoint, out, measured, options, progress),
+        ExportFormat::Safetensors => Plan::plain(checkpoint, max_shard_bytes)?,
+    };
+    name_only_shard(&mut plan);
+    let mut options = options.clone();
+    let card = Card {
+        format,
+        file: None,
+        stored: in_words(checkpoint, format),
+        bytes: plan.expected_bytes,
+        source_bytes: plan.source_bytes,
+        measured,
+    };
+    card.put(checkpoint, &carried(checkpoint)?, &mut options.extra_files)?;
+    convert(checkpoint, out, &plan, &options, progress)
 }
 
-fn plan(checkpoint: &Checkpoint, format: ExportFormat, max_shard_bytes: u64) -> Result<Plan> {
+/// How the weights of an export are stored, with how many tensors of each kind.
+fn in_words(checkpoint: &Checkpoint, format: ExportFormat) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for tensor in checkpoint.tensors().values() {
+        let abq = checkpoint.unit_of(tensor).ok().and_then(|unit| match unit.encoding() {
+            Encoding::Abq(abq) if format != ExportFormat::Safetensors => Some(abq.widths()),
+            _ => None,
+        });
+        *counts.entry(abq.unwrap_or_else(|| tensor.dtype.name().to_owned())).or_default() += 1;
+    }
+    counted(counts)
+}
+
+/// Names with their numbers, the most frequent first.
+pub(crate) fn counted(counts: BTreeMap<String, usize>) -> String {
+    let mut counts: Vec<(String, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts.into_iter().map(|(name, count)| format!("{name} ({count} tensors)")).collect::<Vec<_>>().join(", ")
+}
+
+/// A format whose matrices are codes in a layout of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layouts {
+    CompressedTensors,
+    Gptq,
+}
+
+impl Layouts {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CompressedTensors => ExportFormat::CompressedTensors.name(),
+            Self::Gptq => ExportFormat::Gptq.name(),
+        }
+    }
+}
+
+fn plan(checkpoint: &Checkpoint, format: Layouts, max_shard_bytes: u64) -> Result<Plan> {
     let root = checkpoint.root();
     let what = format!("which {} cannot say: quantise without it", format.name());
     Transform::refuse_online(checkpoint.transforms(), root, &what)?;
     let mut plan = Plan::plain(checkpoint, max_shard_bytes)?;
     let layout = match format {
-        ExportFormat::Gptq => Layout::Gptq { plain_zeros: false },
-        ExportFormat::CompressedTensors if all_of_eight(checkpoint) => Layout::IntQuantized,
-        ExportFormat::CompressedTensors => Layout::PackQuantized,
+        Layouts::Gptq => Layout::Gptq { plain_zeros: false },
+        Layouts::CompressedTensors if all_of_eight(checkpoint) => Layout::IntQuantized,
+        Layouts::CompressedTensors => Layout::PackQuantized,
     };
     let method = match layout {
         Layout::Gptq { .. } => Method::Gptq,
@@ -119,8 +201,8 @@ fn plan(checkpoint: &Checkpoint, format: ExportFormat, max_shard_bytes: u64) -> 
     }
     dense.insert("lm_head".to_owned());
     let config = match format {
-        ExportFormat::CompressedTensors => compressed_tensors(&quantised, &dense, layout),
-        ExportFormat::Gptq => gptq(&quantised, &dense, symmetric)
+        Layouts::CompressedTensors => compressed_tensors(&quantised, &dense, layout),
+        Layouts::Gptq => gptq(&quantised, &dense, symmetric)
             .map_err(|why| Error::Invalid(format!("{}: {why}", root.display())))?,
     };
     plan.expected_bytes = plan.units().map(|unit| unit.expected_bytes).sum();

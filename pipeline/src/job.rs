@@ -25,6 +25,10 @@ impl Job<'_> {
 
     /// Every file that it writes.
     pub(crate) fn names(&self) -> BTreeSet<String> {
+        if let Some(file) = self.plan.single_file() {
+            let own = [self.last_file(), file].map(str::to_owned);
+            return own.into_iter().chain(self.extra_files.keys().cloned()).collect();
+        }
         let own = [self.last_file(), INDEX_FILE, CONFIG_FILE].map(str::to_owned);
         let shards = self.plan.shards.iter().map(|shard| shard.file.clone());
         let copied = self.carried.files.keys().chain(self.extra_files.keys()).cloned();

@@ -13,6 +13,7 @@
 pub mod bench;
 mod blocks;
 mod budget;
+mod card;
 mod carried;
 mod chain;
 mod complete;
@@ -21,6 +22,7 @@ mod coverage;
 mod error;
 mod export;
 mod fingerprint;
+mod gguf;
 mod job;
 mod journal;
 mod measuring;
@@ -46,6 +48,7 @@ mod train;
 mod work;
 
 pub use budget::Budget;
+pub use card::Measured;
 pub use chain::{CalibrationText, Request};
 pub use convert::{Options, Summary, convert, convert_request, restore};
 pub use coverage::Uncovered;

@@ -232,6 +232,14 @@ impl Plan {
         Ok(saved.recipe)
     }
 
+    /// The one file that is made, where it is no shard of safetensors.
+    pub(crate) fn single_file(&self) -> Option<&str> {
+        match &self.shards[..] {
+            [only] => Some(only.file.as_str()).filter(|file| file.ends_with(crate::gguf::EXTENSION)),
+            _ => None,
+        }
+    }
+
     /// All units.
     pub fn units(&self) -> impl Iterator<Item = &PlannedUnit> {
         self.shards.iter().flat_map(|s| &s.units)

@@ -25,6 +25,15 @@ pub trait Progress: Sync {
     }
 }
 
+/// Nobody is told: what is done so is not counted, or how much it is is known only afterwards.
+pub(crate) struct Silent;
+
+impl Progress for Silent {
+    fn start(&self, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn shard(&self, _: &str) {}
+}
+
 /// What work is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counted {

@@ -8,8 +8,9 @@ use rayon::prelude::*;
 
 use crate::complete::digest;
 use crate::plan::PlannedShard;
+use crate::progress::Silent;
 use crate::receipt::Receipt;
-use crate::{Plan, Progress, Result};
+use crate::{Plan, Result};
 
 /// Receipts of a plan's shards that are there and whole, by file.
 pub(crate) fn finished<'a>(root: &Path, plan: &'a Plan) -> BTreeMap<&'a str, Receipt> {
@@ -52,13 +53,4 @@ fn holds(path: &Path, receipt: &Receipt) -> Result<bool> {
         })
     });
     Ok(whole)
-}
-
-/// Nobody is told: how much is left to do is known only afterwards.
-struct Silent;
-
-impl Progress for Silent {
-    fn start(&self, _: u64) {}
-    fn advance(&self, _: u64) {}
-    fn shard(&self, _: &str) {}
 }

@@ -59,6 +59,13 @@ pub(crate) fn describe(checkpoint: &Checkpoint, carried: &Carried) -> Result<Sou
     })
 }
 
+/// The name of a model: that of what it was converted from, where that is known.
+pub(crate) fn name_of(checkpoint: &Checkpoint) -> String {
+    let root = checkpoint.root().canonicalize().ok();
+    let own = || root.as_deref().and_then(name).unwrap_or("checkpoint").to_owned();
+    checkpoint.manifest().map_or_else(own, |manifest| manifest.source.name.clone())
+}
+
 /// The name of a checkpoint: its directory's, or in the cache of a hub the repository's.
 fn name(root: &Path) -> Option<&str> {
     let snapshots = root.parent()?;

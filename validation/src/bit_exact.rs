@@ -6,12 +6,13 @@
 //! b: read a piece --+
 //! ```
 //!
-//! Bytes are compared, never floats: -0.0 and the payload of a NaN count. Tensors that only `a` stores with loss are
-//! told by how far they are, and so are those that a pass made 2:4, and norms that one trained.
+//! Bytes are compared, never floats: -0.0 and the payload of a NaN count. Of norms to which GGUF adds one the sum counts. Tensors that only
+//! `a` stores with loss are told by how far they are, and so are those that a pass made 2:4, and norms that one trained.
 
 use std::collections::BTreeSet;
 
-use llmpress_formats::{Checkpoint, Encoding, Error, Result, Tensor};
+use llmpress_formats::encoding::abq::Floats;
+use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, Tensor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -108,7 +109,8 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
             quantised.push(name);
             continue;
         }
-        if let Some((offset, count)) = first_difference(a, b, name, ta.bytes, progress)? {
+        let sums = adds_one(a, ta)? || adds_one(b, tb)?;
+        if let Some((offset, count)) = first_difference(a, b, name, ta, sums, progress)? {
             let width = u64::from(ta.dtype.bits()).div_ceil(8);
             result.differences.push(difference(format!(
                 "differs first at element {}, in {count} bytes in all",
@@ -137,6 +139,19 @@ fn is_lossy(checkpoint: &Checkpoint, tensor: &Tensor, sparsified: bool) -> Resul
     Ok(tensor.is_made() || encoding.is_lossy() || sparsified && is_sparse(encoding))
 }
 
+/// Whether one was added to the values where they are stored, as GGUF has the norms of Gemma: the sum is what counts there, and of a tiny
+/// value it has fewer digits.
+fn adds_one(checkpoint: &Checkpoint, tensor: &Tensor) -> Result<bool> {
+    let encoding = checkpoint.unit_of(tensor)?.encoding();
+    Ok(matches!(encoding, Encoding::Ggml(ggml) if ggml.offset_by_one))
+}
+
+/// Whether two runs of values are the same with one added in single precision.
+fn same_sums(dtype: Dtype, a: &[u8], b: &[u8]) -> Result<bool> {
+    let (a, b) = (Floats::new(dtype, a)?, Floats::new(dtype, b)?);
+    Ok(a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| (a + 1.0).to_bits() == (b + 1.0).to_bits()))
+}
+
 fn is_sparse(encoding: &Encoding) -> bool {
     matches!(encoding, Encoding::Sparse24(_) | Encoding::Lowrank(_))
 }
@@ -148,14 +163,16 @@ fn has_pass(checkpoint: &Checkpoint, kind: &str) -> bool {
     passes.is_some_and(|passes| passes.iter().any(|pass| pass.get(kind).is_some()))
 }
 
-/// Offset of the first byte that differs, and how many do.
+/// Offset of the first byte that differs, and how many do; with `sums`, pieces whose values are the same with one added do not.
 fn first_difference(
     a: &Checkpoint,
     b: &Checkpoint,
     name: &str,
-    bytes: u64,
+    tensor: &Tensor,
+    sums: bool,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Option<(u64, u64)>> {
+    let bytes = tensor.bytes;
     let pieces = usize::try_from(bytes.div_ceil(PIECE as u64)).unwrap_or(usize::MAX);
     (0..pieces)
         .into_par_iter()
@@ -170,7 +187,7 @@ fn first_difference(
                 a.read(name, offset, left)?;
                 b.read(name, offset, right)?;
                 progress(len as u64);
-                if left == right {
+                if left == right || sums && same_sums(tensor.dtype, left, right)? {
                     return Ok(None);
                 }
                 let mut differing = left.iter().zip(right.iter()).enumerate().filter(|(_, (a, b))| a != b);

@@ -5,14 +5,16 @@
 //! ```
 //!
 //! Blocks decode as the reference dequantisers of the `gguf` package do, in single precision, and are then rounded once to BF16.
-//! Plain floats stay what they are. Read only, and in no manifest.
+//! Plain floats stay what they are. In no manifest; an export writes them.
 
 mod blocks;
+mod pack;
 mod reader;
 
 use serde::Serialize;
 
 pub use blocks::Blocks;
+pub use pack::{holding, pack_rows};
 pub(super) use reader::Reader;
 
 /// How a tensor lies in a GGUF file.

@@ -20,6 +20,8 @@ const MAX_NAME: u64 = 1 << 16;
 /// Most dimensions of a tensor.
 const MAX_DIMS: u32 = 4;
 const MAGIC: [u8; 4] = *b"GGUF";
+/// Tensors with the dtypes that their numbers came from, `NAME DTYPE` each, where their type does not say: what llmpress exports.
+pub const DTYPES_KEY: &str = "llmpress.dtypes";
 
 /// A value, as far as anything here asks for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +46,8 @@ pub(super) struct Stored {
     /// Rows before columns: the reverse of what is written.
     pub(super) shape: Vec<u64>,
     pub(super) blocks: Blocks,
+    /// The dtype that its values are read in: that of the blocks, unless the file says that they came from a narrower one.
+    pub(super) decoded: Dtype,
     /// After the start of all tensors.
     pub(super) offset: u64,
     pub(super) bytes: u64,
@@ -105,7 +109,10 @@ impl Metadata {
                 );
             }
         };
-        let tensors = input.tensors(tensors)?;
+        let mut tensors = input.tensors(tensors)?;
+        if let Some(Value::Texts(dtypes)) = values.get(DTYPES_KEY) {
+            set_dtypes(path, &mut tensors, dtypes)?;
+        }
         let data_start = input.at.next_multiple_of(alignment);
         for stored in &tensors {
             let end = data_start.checked_add(stored.offset).and_then(|start| start.checked_add(stored.bytes));
@@ -173,6 +180,26 @@ impl Metadata {
             _ => None,
         }
     }
+}
+
+/// Takes the dtypes that a file says its numbers came from.
+fn set_dtypes(path: &Path, tensors: &mut [Stored], dtypes: &[String]) -> Result<()> {
+    let mut said: BTreeMap<&str, &str> = dtypes.iter().filter_map(|line| line.rsplit_once(' ')).collect();
+    for stored in tensors {
+        let Some(name) = said.remove(stored.name.as_str()) else { continue };
+        let dtype = [Dtype::F16, Dtype::BF16, Dtype::F32].into_iter().find(|dtype| dtype.name() == name);
+        // Numbers of a half precision type are what they are.
+        let open = stored.blocks.is_quantised() || stored.blocks == Blocks::F32;
+        stored.decoded =
+            dtype.filter(|dtype| open || *dtype == stored.blocks.decoded()).ok_or_else(|| {
+                let what = format!(
+                    "is {} and came from {name}, as {DTYPES_KEY} says, which it cannot",
+                    stored.blocks.name()
+                );
+                Error::corrupt(path, Some(&stored.name), what)
+            })?;
+    }
+    Ok(())
 }
 
 /// The file, read from its start on.
@@ -353,7 +380,7 @@ impl Input<'_> {
                 let what = format!("is {shape:?}, which is no whole number of blocks of {}", blocks.name());
                 return Err(Error::corrupt(self.path, Some(&name), what));
             };
-            tensors.push(Stored { name, shape, blocks, offset, bytes });
+            tensors.push(Stored { name, shape, blocks, decoded: blocks.decoded(), offset, bytes });
         }
         Ok(tensors)
     }

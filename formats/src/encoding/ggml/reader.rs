@@ -67,7 +67,10 @@ impl Reader {
             self.data.read_at(self.place(rows.start) * of_row, &mut bytes)?;
             let (now, later) = rest.split_at_mut(take * width as usize);
             let skip = (at - start) as usize;
-            if self.ggml.blocks.is_quantised() || self.ggml.offset_by_one {
+            if self.ggml.blocks.is_quantised()
+                || self.ggml.offset_by_one
+                || self.dtype != self.ggml.blocks.decoded()
+            {
                 values.resize((count * self.cols) as usize, 0.0);
                 self.ggml.blocks.decode(&bytes, &mut values);
                 if self.ggml.offset_by_one {
