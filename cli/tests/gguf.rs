@@ -9,7 +9,7 @@ use std::sync::Arc;
 use llmpress_formats::encoding::abq::Floats;
 use llmpress_formats::{Checkpoint, Dtype};
 use llmpress_model::{Model, Skips, Tokenizer, Unobserved};
-use support::{fails, ok, path, tinylm};
+use support::{fails, ok, path, run, tinylm};
 
 /// Writes metadata and tensors.
 #[derive(Default)]
@@ -497,4 +497,21 @@ fn half_precision_models_keep_their_dtypes_and_what_gguf_lacks_is_refused() {
         let error = fails(&["export", path(&ours), path(&out), "--as", "gguf", "--force"]);
         assert!(error.contains(wanted), "{to}: {error}");
     }
+}
+
+#[test]
+fn an_export_of_what_was_folded_is_verified_as_it_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, plain, other) = (dir.path().join("ours"), dir.path().join("plain"), dir.path().join("other"));
+    let source = tinylm();
+    ok(&["convert", path(&source), path(&ours), "--to", "sparse24:magnitude,permute"]);
+    let file = exported(&ours, &dir.path().join("gguf"));
+    let found = ok(&["verify", path(&file), "--against", path(&ours)]);
+    assert!(found.contains("75 tensors") && found.contains("bit-identical"), "{found}");
+    ok(&["export", path(&ours), path(&plain), "--as", "safetensors"]);
+    ok(&["verify", path(&plain), "--against", path(&ours)]);
+    // What is no export of it is compared in the source's order.
+    ok(&["convert", path(&source), path(&other), "--to", "sparse24:magnitude"]);
+    let output = run(&["verify", path(&other), "--against", path(&ours)]);
+    assert_eq!(output.status.code(), Some(1));
 }

@@ -80,7 +80,15 @@ fn training_stopped_by_ctrl_c_leaves_a_state_and_goes_on_to_the_same_bytes() {
     let mut child =
         llmpress().args(args(&out)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let begun = Instant::now();
-    while !out.join(".llmpress/passes/2").exists() && begun.elapsed() < Duration::from_secs(120) {
+    // From when on it trains, and catches the signal.
+    let caught = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let set = status
+            .lines()
+            .find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
+        set.is_some_and(|set| set >> 1 & 1 == 1)
+    };
+    while !caught() && begun.elapsed() < Duration::from_secs(120) {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());

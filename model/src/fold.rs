@@ -22,7 +22,7 @@ use crate::norm::Norm;
 use crate::online::Online;
 use crate::{Model, SubLayer};
 use steps::{Step, Way};
-pub use view::{folded, undone};
+pub use view::{changed, folded, undone};
 
 /// What a list of transformations does to each tensor that it changes.
 #[derive(Clone, Debug, Default)]

@@ -46,7 +46,7 @@ pub use config::{Activation, Clamped, LayerConfig, MlpConfig, ModelConfig, Tempe
 pub use decoder::{Model, soft_cap};
 pub use delta::DeltaConfig;
 pub use engine::{Batch, Engine, Session};
-pub use fold::{Folds, folded, undone};
+pub use fold::{Folds, changed, folded, undone};
 pub use generate::{Generation, Sampling, greedy};
 pub use generate_all::{Finished, generate_all};
 pub use gpu::{GpuModel, GpuNeeds};

@@ -28,6 +28,27 @@ pub fn undone(checkpoint: Checkpoint) -> Result<Checkpoint> {
     view(checkpoint, &transforms, Way::Undo)
 }
 
+/// The names of the tensors that a checkpoint's transformations have changed, in order.
+///
+/// # Errors
+/// Those of [`Model::open`], where there are transformations.
+pub fn changed(checkpoint: Checkpoint) -> Result<(Checkpoint, Vec<String>)> {
+    let transforms = checkpoint.transforms().to_vec();
+    if transforms.is_empty() {
+        return Ok((checkpoint, Vec::new()));
+    }
+    let shared = Arc::new(checkpoint);
+    let folds = Model::open(shared.clone())?.folds(&transforms)?;
+    Ok((alone(shared)?, folds.tensors().map(str::to_owned).collect()))
+}
+
+/// A checkpoint that nobody else holds any more.
+fn alone(shared: Arc<Checkpoint>) -> Result<Checkpoint> {
+    Arc::try_unwrap(shared).map_err(|shared| {
+        Error::Invalid(format!("{}: is in use, and cannot be seen otherwise", shared.root().display()))
+    })
+}
+
 /// The checkpoint with transformations folded into its tensors, which are then rounded to their dtypes. It lists them.
 ///
 /// # Errors
@@ -45,9 +66,7 @@ pub fn folded(checkpoint: Checkpoint, transforms: Vec<Transform>) -> Result<Chec
 fn view(checkpoint: Checkpoint, transforms: &[Transform], way: Way) -> Result<Checkpoint> {
     let shared = Arc::new(checkpoint);
     let folds = Model::open(shared.clone())?.folds(transforms)?;
-    let checkpoint = Arc::try_unwrap(shared).map_err(|shared| {
-        Error::Invalid(format!("{}: is in use, and cannot be seen otherwise", shared.root().display()))
-    })?;
+    let checkpoint = alone(shared)?;
     let names = folds.tensors().map(str::to_owned).collect();
     // As many as threads read at a time.
     let held = rayon::current_num_threads() + 1;
