@@ -87,7 +87,7 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
             return Err(llmpress_formats::Error::Invalid(format!(
                 "{}: tensors are {}, so no logit can be the same: leave --logits out; eval kld says how far they are",
                 args.dir.display(),
-                report.comparison.as_ref().and_then(|c| c.quantised.as_ref()).map_or("quantised", what_was_done)
+                report.comparison.as_ref().and_then(|c| c.quantised.as_ref()).map_or_else(|| "quantised".to_owned(), what_was_done)
             ))
             .into());
         }
@@ -224,11 +224,14 @@ fn comparison_text(args: &VerifyArgs, against: &Path, comparison: &Comparison, s
 }
 
 /// What became of the tensors that are not what they were.
-fn what_was_done(quantised: &Quantised) -> &'static str {
-    match quantised.sparse {
-        0 => "quantised",
-        sparse if sparse == quantised.tensors.len() => "made 2:4",
-        _ => "quantised or made 2:4",
+fn what_was_done(all: &Quantised) -> String {
+    let quantised = all.tensors.len().saturating_sub(all.sparse).saturating_sub(all.trained);
+    let kinds = [(quantised, "quantised"), (all.sparse, "made 2:4"), (all.trained, "trained")];
+    let there: Vec<&str> = kinds.into_iter().filter(|(count, _)| *count > 0).map(|(_, what)| what).collect();
+    match there.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
     }
 }
 
@@ -236,7 +239,7 @@ fn what_was_done(quantised: &Quantised) -> &'static str {
 fn errors_table(quantised: &Quantised) -> String {
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.3e}"));
     let mut rows =
-        vec![[what_was_done(quantised), "relative error", "max abs", "rms"].map(str::to_owned).to_vec()];
+        vec![[&what_was_done(quantised), "relative error", "max abs", "rms"].map(str::to_owned).to_vec()];
     let all = quantised.tensors.iter().map(|t| (printable(&t.tensor).to_string(), &t.norms));
     for (name, norms) in all.chain([("all".to_owned(), &quantised.total)]) {
         rows.push(vec![name, number(norms.relative), number(norms.max_abs), number(norms.rms)]);

@@ -104,7 +104,7 @@ fn training_stopped_by_ctrl_c_leaves_a_state_and_goes_on_to_the_same_bytes() {
     same_files(&whole, &out);
     // Channels are put back before matrices are compared; norms were trained too.
     let found = ok(&["verify", path(&out), "--against", path(&source)]);
-    assert!(found.contains("56 made 2:4") && found.contains("ast:steps=60"), "{found}");
+    assert!(found.contains("73 made 2:4 or trained") && found.contains("ast:steps=60"), "{found}");
     assert!(ok(&["verify", path(&out)]).contains("every digest is right"));
     let inspected = ok(&["inspect", path(&out)]);
     assert!(inspected.contains("permutation of down in"), "{inspected}");

@@ -28,7 +28,7 @@ pub struct Comparison {
     pub bytes: u64,
     /// What differs, by tensor, where nothing may.
     pub differences: Vec<Difference>,
-    /// How far the tensors are that were quantised or made 2:4 since, if there are any.
+    /// How far the tensors are that were quantised, made 2:4 or trained since, if there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantised: Option<Quantised>,
 }
@@ -43,6 +43,9 @@ pub struct Quantised {
     /// How many of them are two in four.
     #[serde(skip_serializing_if = "is_zero")]
     pub sparse: usize,
+    /// How many of them are norms that were trained.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub trained: usize,
 }
 
 fn is_zero(count: &usize) -> bool {
@@ -72,7 +75,7 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
     let names: BTreeSet<&String> =
         [a, b].into_iter().flat_map(|c| c.tensors().keys().chain(c.tied().keys())).collect();
     let mut result = Comparison { tensors: 0, bytes: 0, differences: Vec::new(), quantised: None };
-    let (mut quantised, mut sparse) = (Vec::new(), 0);
+    let (mut quantised, mut sparse, mut norms) = (Vec::new(), 0, 0);
     let sparsified = [has_pass(a, "sparsify"), has_pass(b, "sparsify")];
     let trained = [has_pass(a, "train"), has_pass(b, "train")];
     for name in names {
@@ -101,6 +104,7 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
         result.tensors += 1;
         result.bytes += ta.bytes;
         if trained[0] && !trained[1] && name.ends_with("norm.weight") {
+            norms += 1;
             quantised.push(name);
             continue;
         }
@@ -127,7 +131,7 @@ pub fn bit_exact(a: &Checkpoint, b: &Checkpoint, progress: &(dyn Fn(u64) + Sync)
             );
             result.differences.push(Difference { tensor: tensor.tensor.clone(), what });
         }
-        result.quantised = Some(Quantised { tensors, total, sparse });
+        result.quantised = Some(Quantised { tensors, total, sparse, trained: norms });
     }
     Ok(result)
 }
