@@ -5,7 +5,7 @@
 //!                         '--> how windows, experts and rotary embeddings follow from the configuration, layer by layer
 //! ```
 //!
-//! The decoder, pruning and readers of other tools' files go by these tables: the next architecture is an entry of [`mod@table`].
+//! The decoder, pruning and readers of other tools' files go by these tables: the next architecture is an entry of `table`.
 
 mod experts;
 mod mixers;
