@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -338,6 +339,46 @@ fn an_export_is_read_again_as_the_checkpoint_that_it_was_made_of() {
     assert!(fails(&["restore", path(&ours), path(&out), "--resume"]).contains("--force"));
     exported(&ours, &out);
     assert!(std::fs::read(&file).unwrap() == bytes);
+}
+
+#[test]
+fn an_export_that_was_killed_goes_on_after_what_it_had_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, whole) = (dir.path().join("out"), dir.path().join("whole"));
+    let bytes = std::fs::read(exported(&tinylm(), &whole)).unwrap();
+    let source = tinylm();
+    let args = ["export", path(&source), path(&out), "--as", "gguf", "--jobs", "1", "--quiet"];
+    let (hidden, marks) = (out.join(".llmpress/model-BF16.gguf"), out.join(".llmpress/model-BF16.gguf.json"));
+    let start = std::time::Instant::now();
+    ok(&args);
+    let full = start.elapsed();
+    let (mut begun, mut marked) = (0, 0);
+    for step in 0..16u32 {
+        std::fs::remove_dir_all(&out).unwrap();
+        let mut child = support::llmpress().args(args).stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(full.mul_f64(f64::from(step) / 16.0));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // One of the marked bytes is another now: its group is written again.
+        let of_marks = std::fs::read_to_string(&marks).ok();
+        let inode = std::fs::metadata(&hidden).ok().map(|meta| meta.ino());
+        if let (Some(of_marks), true) = (&of_marks, hidden.exists() && step % 2 == 1) {
+            let of_marks: serde_json::Value = serde_json::from_str(of_marks).unwrap();
+            let at = of_marks[0]["offset"].as_u64().unwrap();
+            let file = std::fs::File::options().write(true).open(&hidden).unwrap();
+            file.write_all_at(&[!bytes[at as usize]], at).unwrap();
+        }
+        ok(&[&args[..], &["--resume"]].concat());
+        assert!(std::fs::read(out.join("model-BF16.gguf")).unwrap() == bytes, "{step}");
+        assert!(!out.join(".llmpress").exists());
+        begun += u32::from(inode.is_some());
+        marked += u32::from(of_marks.is_some());
+        // It is the file that was begun, not another.
+        if let Some(inode) = inode.filter(|_| of_marks.is_some()) {
+            assert_eq!(std::fs::metadata(out.join("model-BF16.gguf")).unwrap().ino(), inode);
+        }
+    }
+    assert!(begun > 0 && marked > 0, "at least one run was killed after a group: {begun} {marked}");
 }
 
 #[test]

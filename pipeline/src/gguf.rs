@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! config.json, tokenizer.json, chat template --> metadata     names.rs: which tensors     storage.rs: how each is stored
-//! OUT/.llmpress/model-TYPE.gguf: written, opened by its reader, compared --> OUT/model-TYPE.gguf
+//! OUT/.llmpress/model-TYPE.gguf: written group by group (begun.rs), opened by its reader, compared --> OUT/model-TYPE.gguf
 //! ```
 //!
 //! Numbers stay what they are. The dtypes that wider ones came from are noted (`llmpress.dtypes`), so that the reader gives back the bits.
 
+mod begun;
 mod family;
 mod keys;
 mod names;
@@ -39,6 +40,7 @@ use crate::output::{Output, Permissions, Prepared};
 use crate::progress::Silent;
 use crate::work::{Threads, Work};
 use crate::{Error, ExportFormat, Options, Plan, Progress, Result, Summary};
+use begun::Begun;
 use family::Family;
 use storage::Stored;
 
@@ -108,7 +110,6 @@ pub(crate) fn export(
         }
     };
     summary.removed = std::mem::take(&mut output.removed);
-    output.check_space(planned.layout.bytes())?;
     progress.start(plan.source_bytes.saturating_mul(2));
     let entry = pool.install(|| written(checkpoint, &output, &planned, budget, progress))?;
     let mut files = BTreeMap::from([(planned.file.clone(), entry)]);
@@ -228,7 +229,7 @@ fn budget(checkpoint: &Checkpoint, planned: &Planned, options: &Options) -> Resu
     Budget::new(needs, options.jobs.unwrap_or(available).max(1), options.max_memory)
 }
 
-/// Writes the file under its hidden name, compares, and gives it its own.
+/// Writes the file under its hidden name, or what is left of it, compares, and gives it its own.
 fn written(
     checkpoint: &Checkpoint,
     output: &Output,
@@ -237,33 +238,22 @@ fn written(
     progress: &dyn Progress,
 ) -> Result<FileEntry> {
     let path = output.root.join(STATE_DIR).join(&planned.file);
-    let io = |what: &'static str| move |e| FormatError::io(&output.root, what, e);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(FormatError::io(&path, "remove", e).into());
-        }
-        _ => {}
-    }
-    let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(io("write to"))?;
-    file.set_len(planned.layout.bytes()).map_err(io("write to"))?;
-    file.write_all_at(planned.layout.header(), 0).map_err(io("write to"))?;
+    let mut begun = Begun::open(&path, &output.root.join(&planned.file), &planned.layout)?;
+    output.check_space(planned.layout.bytes() - begun.held())?;
     for (number, factors) in planned.factors.iter().enumerate() {
         let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
         let offset = planned.layout.offset(number).unwrap_or(0);
-        file.write_all_at(&bytes, offset).map_err(io("write to"))?;
+        begun.file.write_all_at(&bytes, offset).map_err(|e| FormatError::io(&path, "write", e))?;
     }
     let work =
         Work { piece_bytes: budget.piece_bytes, batch: budget.jobs * 2, threads: Threads::Pool, progress };
-    write::tensors(checkpoint, &planned.stored, &planned.layout, planned.factors.len(), &file, &path, work)?;
+    write::tensors(checkpoint, &planned.stored, &planned.layout, planned.factors.len(), &mut begun, work)?;
     let read = Checkpoint::open(&path)?;
     write::compare(checkpoint, &planned.stored, &read, work)?;
     tokenizer::compare(checkpoint.root(), &path)?;
-    let blake3 = crate::complete::digest(
-        planned.layout.bytes(),
-        |at, piece| file.read_exact_at(piece, at).map_err(|e| FormatError::io(&path, "read", e)),
-        &Silent,
-    )?;
-    file.sync_all().map_err(io("sync"))?;
+    let blake3 = begun.digest(0..planned.layout.bytes())?;
+    begun.file.sync_all().map_err(|e| FormatError::io(&path, "sync", e))?;
+    let io = |what: &'static str| move |e| FormatError::io(&output.root, what, e);
     std::fs::rename(&path, output.root.join(&planned.file)).map_err(io("rename within"))?;
     File::open(&output.root).and_then(|dir| dir.sync_all()).map_err(io("sync"))?;
     Ok(FileEntry { bytes: planned.layout.bytes(), blake3 })

@@ -7,20 +7,21 @@
 //!
 //! Pieces are whole rows, or whole heads where their rows are interleaved: memory is bounded by them.
 
-use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use llmpress_formats::encoding::abq::Floats;
 use llmpress_formats::encoding::ggml::pack_rows;
 use llmpress_formats::{Checkpoint, Dtype, Error as FormatError, GgufLayout};
 use rayon::prelude::*;
 
+use super::begun::Begun;
 use super::storage::Stored;
 use crate::work::{Work, pieces};
 use crate::{Error, Result};
 
+/// More than what pads a tensor to its alignment.
+const PADDING: u64 = 32;
 /// Bytes that are compared at a time.
 const STEP: usize = 1 << 20;
 
@@ -30,7 +31,15 @@ struct Piece<'a> {
     part: &'a str,
     rows: Range<u64>,
     /// Where they lie in the file.
-    offset: u64,
+    bytes: Range<u64>,
+}
+
+impl Piece<'_> {
+    /// Bytes of the rows in the checkpoint.
+    fn source_bytes(&self) -> u64 {
+        let (_, cols) = self.stored.sides();
+        (self.rows.end - self.rows.start) * cols * (u64::from(self.stored.dtype.bits()) / 8)
+    }
 }
 
 /// Rows that cannot be cut: a head's, where heads are interleaved.
@@ -46,14 +55,13 @@ pub(super) fn indivisible(stored: &Stored) -> u64 {
     whole_rows(stored).saturating_mul(cols).saturating_mul(width)
 }
 
-/// Writes every tensor to its place.
+/// Writes every tensor to its place, but what an earlier run has written.
 pub(super) fn tensors(
     checkpoint: &Checkpoint,
     all: &[Stored],
     layout: &GgufLayout,
     skipped: usize,
-    file: &File,
-    path: &Path,
+    begun: &mut Begun,
     work: Work<'_>,
 ) -> Result<()> {
     let mut jobs = Vec::new();
@@ -68,23 +76,39 @@ pub(super) fn tensors(
             for first in (0..rows).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
                 let rows = first..(first + step).min(rows);
                 let offset = start + at * part_bytes + first * of_row;
-                jobs.push(Piece { stored, part, rows, offset });
+                let bytes = offset..offset + (rows.end - rows.start) * of_row;
+                jobs.push(Piece { stored, part, rows, bytes });
             }
         }
     }
-    let done = work.threads.map(
-        jobs,
-        || (),
-        |(), piece| {
-            let bytes = encoded(checkpoint, &piece)?;
-            file.write_all_at(&bytes, piece.offset).map_err(|e| FormatError::io(path, "write", e))?;
-            let (_, cols) = piece.stored.sides();
-            let width = u64::from(piece.stored.dtype.bits()) / 8;
-            work.progress.advance((piece.rows.end - piece.rows.start) * cols * width);
-            Ok(())
-        },
-    );
-    done.map(|_| ())
+    let (held, left): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|piece| begun.holds(&piece.bytes));
+    held.iter().for_each(|piece| work.progress.advance(piece.source_bytes()));
+    let mut left = left.into_iter().peekable();
+    while let Some(first) = left.next() {
+        // Pieces that follow each other, so that their bytes are one range.
+        let mut bytes = first.bytes.clone();
+        let mut group = vec![first];
+        while bytes.end - bytes.start < begun.group_bytes()
+            && let Some(next) = left.next_if(|next| next.bytes.start < bytes.end + PADDING)
+        {
+            bytes.end = next.bytes.end;
+            group.push(next);
+        }
+        let (file, path) = (&begun.file, &begun.path);
+        work.threads.map(
+            group,
+            || (),
+            |(), piece| {
+                let bytes = encoded(checkpoint, &piece)?;
+                let written = file.write_all_at(&bytes, piece.bytes.start);
+                written.map_err(|e| FormatError::io(path, "write", e))?;
+                work.progress.advance(piece.source_bytes());
+                Ok(())
+            },
+        )?;
+        begun.mark(bytes)?;
+    }
+    Ok(())
 }
 
 /// A piece as it lies in the file.
