@@ -116,7 +116,7 @@ pub(crate) struct InspectArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What to make")]
 pub(crate) struct RecipeArgs {
-    /// The method: dfloat11, fixed12, planes, sparse24 (what is 2:4 already; sparse24:fixed12 encodes its values) or raw; prunings such as drop:attn=8, drop:mlp=4, drop:joint=12,
+    /// The method: dfloat11, fixed12, planes, archive (the smallest, for storage and transfer), sparse24 (what is 2:4 already; sparse24:fixed12 encodes its values) or raw; prunings such as drop:attn=8, drop:mlp=4, drop:joint=12,
     /// drop:block=4 or finercut:25%; quantisers such as rtn:w8, grid:w3,g128 or gptq:w4a8,g128 (weights of 1 to 8 bits,
     /// activations of 1 to 8; w2* has five levels; symmetric, int for other zero points; abq is the best of them;
     /// rotate or rotate=r2r4, smooth and qkv8 for low widths of activations; kv8 or kv4 for a cache of so many bits; learn,

@@ -13,7 +13,7 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
         (None, Some(to)) => to.clone(),
         (None, None) => {
             return Err(Failure::Usage(
-                "say what to make: --to dfloat11, fixed12, planes, sparse24, a pruning or a quantiser, or --recipe FILE".to_owned(),
+                "say what to make: --to dfloat11, fixed12, planes, archive, sparse24, a pruning or a quantiser, or --recipe FILE".to_owned(),
             ));
         }
     };

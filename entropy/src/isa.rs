@@ -17,9 +17,9 @@ pub(crate) fn has_avx2() -> bool {
     std::arch::is_x86_feature_detected!("avx2") && !PORTABLE_ONLY.load(Ordering::Relaxed)
 }
 
-/// Whether AVX2 and BMI2 are there and may be used.
+/// Whether AVX2 and BMI2, and what counts bits, are there and may be used.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) fn has_avx2_and_bmi2() -> bool {
-    has_avx2() && std::arch::is_x86_feature_detected!("bmi2")
+    has_avx2() && std::arch::is_x86_feature_detected!("bmi2") && std::arch::is_x86_feature_detected!("popcnt")
 }

@@ -99,7 +99,7 @@ impl Encoder {
 }
 
 /// Makes `frame` the zstd frame of `plane`.
-fn compress(context: &mut CCtx<'_>, plane: &[u8], frame: &mut Vec<u8>) -> Result<(), Error> {
+pub(crate) fn compress(context: &mut CCtx<'_>, plane: &[u8], frame: &mut Vec<u8>) -> Result<(), Error> {
     frame.clear();
     frame.reserve(zstd_safe::compress_bound(plane.len()));
     context.compress2(frame, plane).map_err(refused)?;
@@ -107,7 +107,7 @@ fn compress(context: &mut CCtx<'_>, plane: &[u8], frame: &mut Vec<u8>) -> Result
 }
 
 /// zstd has no reason to refuse a plane or a level in its range; if it does, the caller may store the bytes.
-fn refused(code: zstd_safe::ErrorCode) -> Error {
+pub(crate) fn refused(code: zstd_safe::ErrorCode) -> Error {
     Error::Invalid(format!("zstd: {}", zstd_safe::get_error_name(code)))
 }
 
@@ -183,7 +183,7 @@ impl Decoder {
 }
 
 /// Decodes one frame, neither less nor more, that fills `plane`.
-fn decompress(context: &mut DCtx<'_>, frame: &[u8], plane: &mut [u8]) -> Result<(), Error> {
+pub(crate) fn decompress(context: &mut DCtx<'_>, frame: &[u8], plane: &mut [u8]) -> Result<(), Error> {
     let corrupt = |code| Error::corrupt("data", format!("zstd: {}", zstd_safe::get_error_name(code)));
     let frame_length = zstd_safe::find_frame_compressed_size(frame).map_err(corrupt)?;
     if frame_length != frame.len() {

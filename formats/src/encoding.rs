@@ -10,6 +10,7 @@
 //! element range of it.
 
 pub mod abq;
+pub mod archive;
 pub mod dfloat11;
 pub mod fixed12;
 pub mod foreign;
@@ -48,6 +49,8 @@ pub enum Encoding {
         /// What is added to a code and the sign to give the exponent.
         base: i16,
     },
+    /// Floats of 16 or 8 bits as small as their magnitudes allow ([`archive`]).
+    Archive(archive::Archive),
     /// Codes of 1 to 8 bits as bit planes ([`abq`]).
     Abq(abq::Abq),
     /// Two kept values in four, and where they lie ([`sparse24`]).
@@ -67,8 +70,8 @@ pub enum Encoding {
 
 impl Encoding {
     /// Every encoding this version reads, by its name in the manifest.
-    pub const NAMES: [&'static str; 7] =
-        ["raw", "planes", "dfloat11", "fixed12", "abq", "sparse24", "lowrank"];
+    pub const NAMES: [&'static str; 8] =
+        ["raw", "planes", "dfloat11", "fixed12", "archive", "abq", "sparse24", "lowrank"];
 
     /// The name in the manifest.
     pub fn name(&self) -> &'static str {
@@ -77,6 +80,7 @@ impl Encoding {
             Self::Planes { .. } => "planes",
             Self::Dfloat11 => "dfloat11",
             Self::Fixed12 { .. } => "fixed12",
+            Self::Archive(_) => "archive",
             Self::Abq(_) => "abq",
             Self::Sparse24(_) => "sparse24",
             Self::Lowrank(_) => "lowrank",
@@ -93,6 +97,7 @@ impl Encoding {
             Self::Planes { .. } => &[planes::PLANES, planes::LENGTHS],
             Self::Dfloat11 => &dfloat11::COMPONENTS,
             Self::Fixed12 { .. } => &fixed12::COMPONENTS,
+            Self::Archive(_) => &archive::COMPONENTS,
             Self::Abq(_) => &abq::COMPONENTS,
             Self::Sparse24(_) => &sparse24::COMPONENTS,
             Self::Lowrank(_) => &lowrank::COMPONENTS,
@@ -111,9 +116,8 @@ impl Encoding {
             Self::Lowrank(lowrank) => Some(lowrank.widths()),
             Self::Scaled(scaled) => Some(scaled.widths()),
             Self::Ggml(ggml) => ggml.widths(),
-            Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } | Self::Foreign(_) => {
-                None
-            }
+            Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => None,
+            Self::Archive(_) | Self::Foreign(_) => None,
         }
     }
 
@@ -122,6 +126,7 @@ impl Encoding {
     pub fn is_lossy(&self) -> bool {
         match self {
             Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => false,
+            Self::Archive(_) => false,
             Self::Scaled(_) | Self::Ggml(_) => false,
             Self::Sparse24(sparse) => sparse.is_lossy(),
             Self::Abq(_) | Self::Lowrank(_) | Self::Foreign(_) => true,
@@ -179,6 +184,7 @@ enum Kind {
     Planes(planes::Reader),
     Dfloat11(dfloat11::Reader),
     Fixed12(fixed12::Reader),
+    Archive(Box<archive::Reader>),
     Abq(abq::Reader),
     Sparse24(sparse24::Reader),
     Lowrank(Box<lowrank::Reader>),
@@ -202,6 +208,9 @@ impl UnitReader {
             Encoding::Planes { rotate } => Kind::Planes(planes::Reader::open(set, parts, *rotate)?),
             Encoding::Dfloat11 => Kind::Dfloat11(dfloat11::Reader::open(set, parts)?),
             Encoding::Fixed12 { base } => Kind::Fixed12(fixed12::Reader::open(set, parts, *base)?),
+            Encoding::Archive(archive) => {
+                Kind::Archive(Box::new(archive::Reader::open(set, parts, *archive)?))
+            }
             Encoding::Abq(abq) => Kind::Abq(abq::Reader::open(set, parts, *abq)?),
             Encoding::Sparse24(sparse) => Kind::Sparse24(sparse24::Reader::open(set, parts, *sparse)?),
             Encoding::Lowrank(lowrank) => {
@@ -273,6 +282,7 @@ impl UnitReader {
         match &self.0 {
             Kind::Raw(r) => r.read(offset, out),
             Kind::Planes(r) => r.read(offset, out),
+            Kind::Archive(r) => r.read(offset, out),
             Kind::Abq(r) => r.read(offset, out),
             Kind::Sparse24(r) => r.read(offset, out),
             Kind::Lowrank(r) => r.read(offset, out),

@@ -23,7 +23,7 @@ use crate::{Dtype, Encoding, Error, Named, Result};
 /// The manifest's file name. A directory is complete when it is there.
 pub const MANIFEST_FILE: &str = "llmpress.json";
 /// The version this crate writes.
-pub const FORMAT_VERSION: (u32, u32) = (1, 3);
+pub const FORMAT_VERSION: (u32, u32) = (1, 4);
 /// What a manifest may require of a reader, as far as this version knows.
 pub const KNOWN_REQUIREMENTS: [&str; 1] = [TRANSFORMS];
 /// The largest manifest that is read.

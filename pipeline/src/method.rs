@@ -1,6 +1,7 @@
 //! The methods by which tensors are stored: one room each.
 
 mod abq;
+mod archive;
 mod coded;
 mod dfloat11;
 mod exported;
@@ -57,6 +58,8 @@ methods! {
     Dfloat11 => dfloat11::Dfloat11,
     /// Fixed 12 bits a weight; BF16 matrices.
     Fixed12 => fixed12::Fixed12,
+    /// Floats of 16 and 8 bits as small as their magnitudes allow: for storage and transfer.
+    Archive => archive::Archive,
     /// Two in four, of matrices that are so already; F16, BF16 and F32.
     Sparse24 => sparse24::Sparse24 { fixed12: false },
     /// The same with twelve bits a kept value where these are BF16.
@@ -105,6 +108,12 @@ mod tests {
             assert_eq!(method.name().parse::<Method>().unwrap(), *method);
             assert_eq!(serde_json::to_value(method).unwrap(), method.name());
         }
-        assert!("zip".parse::<Method>().unwrap_err().to_string().contains("raw, planes, dfloat11, fixed12"));
+        assert!(
+            "zip"
+                .parse::<Method>()
+                .unwrap_err()
+                .to_string()
+                .contains("raw, planes, dfloat11, fixed12, archive")
+        );
     }
 }
