@@ -63,7 +63,7 @@ fn peak_memory_keeps_its_promise() {
     for (name, shards, mib) in [("many", 12, 16), ("one", 1, 192)] {
         let source = dir.path().join(name);
         checkpoint(&source, shards, mib);
-        for method in ["dfloat11", "fixed12", "planes"] {
+        for method in ["dfloat11", "fixed12", "planes", "archive"] {
             for (max, jobs) in [("64M", "1"), ("96M", "2"), ("160M", "4")] {
                 let allowed = max.trim_end_matches('M').parse::<u64>().unwrap() << 20;
                 let peak = peak(&source, method, max, jobs);
@@ -177,6 +177,92 @@ fn gguf_files_are_read_and_written_within_the_bound() {
             let peak = summary["peak_memory_bytes"].as_u64().unwrap();
             println!("{args:?}, {jobs} jobs: {} KiB of {max}", peak >> 10);
             assert!(peak <= allowed, "{args:?}: {} KiB of {max}", peak >> 10);
+        }
+    }
+}
+
+/// Matrices of small floats with their scales, as each tool names them, written without holding more than a piece.
+fn small_floats(dir: &Path, name: &str) -> u64 {
+    let (rows, cols) = (6144u64, 8192u64);
+    let module = "model.layers.0.mlp.up_proj";
+    let experts = "model.layers.0.mlp.experts.gate_up_proj";
+    let (config, tensors): (&str, Vec<(String, Dtype, Vec<u64>)>) = match name {
+        "fp8" => (
+            r#"{"quant_method": "fp8", "weight_block_size": [128, 128]}"#,
+            vec![
+                (format!("{module}.weight_scale_inv"), Dtype::F32, vec![rows / 128, 2 * cols / 128]),
+                (format!("{module}.weight"), Dtype::F8_E4M3, vec![rows, 2 * cols]),
+            ],
+        ),
+        "nvfp4" => (
+            r#"{"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": {"group_0": {"targets":
+            ["Linear"], "weights": {"num_bits": 4, "type": "float", "symmetric": true, "group_size": 16, "strategy": "tensor_group",
+            "dynamic": false}}}}"#,
+            vec![
+                (format!("{module}.weight_global_scale"), Dtype::F32, vec![1]),
+                (format!("{module}.weight_scale"), Dtype::F8_E4M3, vec![rows, 2 * cols / 16]),
+                (format!("{module}.weight_packed"), Dtype::U8, vec![rows, cols]),
+            ],
+        ),
+        _ => (
+            r#"{"quant_method": "mxfp4"}"#,
+            vec![
+                (format!("{experts}_blocks"), Dtype::U8, vec![4, rows / 4, cols / 16, 16]),
+                (format!("{experts}_scales"), Dtype::U8, vec![4, rows / 4, cols / 16]),
+            ],
+        ),
+    };
+    std::fs::create_dir(dir).unwrap();
+    let model = if name == "mxfp4" { "gpt_oss" } else { "llama" };
+    let config =
+        format!(r#"{{"model_type": "{model}", "torch_dtype": "bfloat16", "quantization_config": {config}}}"#);
+    std::fs::write(dir.join("config.json"), config).unwrap();
+    let mut begin = 0;
+    let entries: Vec<RenderEntry> = tensors
+        .into_iter()
+        .map(|(name, dtype, shape)| {
+            let end = begin + dtype.byte_len(&shape).unwrap();
+            let entry = RenderEntry { name, dtype, shape, begin, end };
+            begin = end;
+            entry
+        })
+        .collect();
+    let mut file = std::fs::File::create(dir.join("model.safetensors")).unwrap();
+    file.write_all(&render(&entries, &Default::default(), None).unwrap()).unwrap();
+    // Ones as F32, and small numbers in every other type.
+    let data: Vec<u8> =
+        1f32.to_le_bytes().into_iter().cycle().take(1 << 20).map(|byte| byte & 0x3f | 0x30).collect();
+    let mut left = begin as usize;
+    while left > 0 {
+        let take = left.min(data.len());
+        file.write_all(&data[..take]).unwrap();
+        left -= take;
+    }
+    begin
+}
+
+#[test]
+fn small_floats_are_read_within_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["fp8", "nvfp4", "mxfp4"] {
+        let (source, out, back) = (dir.path().join(name), dir.path().join("out"), dir.path().join("back"));
+        let stored = small_floats(&source, name);
+        for (max, jobs) in [("48M", "1"), ("64M", "2")] {
+            let allowed = max.trim_end_matches('M').parse::<u64>().unwrap() << 20;
+            let bound = ["--max-memory", max, "--jobs", jobs, "--force", "--json"];
+            for args in [
+                // Byte for byte, as floats of eight bits where they are such, and as numbers, twice or four times as many bytes.
+                &["convert", path(&source), path(&out), "--to", "planes"][..],
+                &["convert", path(&source), path(&out), "--to", "archive"],
+                &["export", path(&source), path(&back), "--as", "safetensors"],
+            ] {
+                let summary: serde_json::Value = serde_json::from_str(&ok(&[args, &bound].concat())).unwrap();
+                let peak = summary["peak_memory_bytes"].as_u64().unwrap();
+                println!("{name}, {args:?}, {jobs} jobs: {} KiB of {max}", peak >> 10);
+                assert!(peak <= allowed, "{name}: {args:?}: {} KiB of {max}", peak >> 10);
+            }
+            let numbers = std::fs::metadata(back.join("model.safetensors")).unwrap().len();
+            assert!(numbers > 3 * allowed && numbers > 3 * stored / 2, "{name}: {numbers} of {stored}");
         }
     }
 }

@@ -12,7 +12,7 @@ use support::{fails, files, llmpress, ok, path, same_files, tinylm};
 fn killed_at_many_points_the_resumed_result_is_identical() {
     let dir = tempfile::tempdir().unwrap();
     let source = tinylm();
-    for method in ["dfloat11", "fixed12", "planes"] {
+    for method in ["dfloat11", "fixed12", "planes", "archive"] {
         let whole = dir.path().join(format!("{method}-whole"));
         let options = ["--to", method, "--max-shard-size", "1M", "--jobs", "2", "--quiet"];
         let command = |out: &std::path::Path| {

@@ -43,7 +43,11 @@ fn whoever_only_stores_small_floats_keeps_them_and_reads_their_numbers() {
     let dir = tempfile::tempdir().unwrap();
     for (name, source, weight, expected) in sources(dir.path()) {
         let (out, back) = (dir.path().join(format!("{name}-out")), dir.path().join(format!("{name}-back")));
-        ok(&["convert", path(&source), path(&out), "--to", "planes"]);
+        ok(&["convert", path(&source), path(&out), "--to", "archive"]);
+        ok(&["verify", path(&out), "--against", path(&source)]);
+        let numbers = Checkpoint::open_dequantised(&out).unwrap();
+        assert!(words(&name, &numbers.read_tensor(&weight).unwrap()) == words(&name, &expected), "{name}");
+        ok(&["convert", path(&source), path(&out), "--to", "planes", "--force"]);
         ok(&["verify", path(&out), "--against", path(&source)]);
         let numbers = Checkpoint::open_dequantised(&out).unwrap();
         assert!(words(&name, &numbers.read_tensor(&weight).unwrap()) == words(&name, &expected), "{name}");

@@ -145,19 +145,10 @@ pub fn classes(
     let mut row = usize::try_from(first.checked_div(width).ok_or_else(outside)?).map_err(|_| outside())?;
     let mut col = (first % width) as usize;
     let (shift, last) = (model.shift(), (model.classes() - 1) as i8);
-    #[cfg(target_arch = "x86_64")]
-    let avx2 = avx2::Avx2::detect();
     while out.len() < elements {
         let scale = *rows.get(row).ok_or_else(outside)?;
         let take = (cols.len() - col).min(elements - out.len());
-        let cols = cols.get(col..col + take).unwrap_or_default();
-        #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = avx2 {
-            avx2.classes(scale, cols, shift, last, out);
-            (row, col) = (row + 1, 0);
-            continue;
-        }
-        classes_of_row(scale, cols, shift, last, out);
+        classes_of_row(scale, cols.get(col..col + take).unwrap_or_default(), shift, last, out);
         (row, col) = (row + 1, 0);
     }
     Ok(())
@@ -173,8 +164,17 @@ fn check_classes(model: &Model, classes: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The classes of a part of a row, one column after the other.
+/// Appends the classes of a part of a row.
 fn classes_of_row(row: i8, cols: &[i8], shift: u32, last: i8, out: &mut Vec<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = avx2::Avx2::detect() {
+        avx2.classes(row, cols, shift, last, out);
+        return;
+    }
+    classes_one_by_one(row, cols, shift, last, out);
+}
+
+fn classes_one_by_one(row: i8, cols: &[i8], shift: u32, last: i8, out: &mut Vec<u8>) {
     let (row, last) = (i16::from(row), i16::from(last));
     out.extend(cols.iter().map(|&col| ((row + i16::from(col)) >> shift).clamp(0, last) as u8));
 }

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use llmpress_formats::{Checkpoint, Digest, Encoding, Kind, QuantizeSite, Transform};
 
 /// Versions that have quantised and transformed checkpoints.
-const WITH_ABQ: [&str; 2] = ["1.2", "1.3"];
+const WITH_ABQ: [&str; 3] = ["1.2", "1.3", "1.4"];
 /// Versions that have matrices of two in four.
-const WITH_SPARSE: [&str; 1] = ["1.3"];
+const WITH_SPARSE: [&str; 2] = ["1.3", "1.4"];
+/// Versions that have `archive`.
+const WITH_ARCHIVE: [&str; 1] = ["1.4"];
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -21,8 +23,9 @@ fn golden() -> PathBuf {
 fn every_released_version_still_decodes() {
     let source = Checkpoint::open(&golden().join("source")).unwrap();
     let mut checked = 0;
-    for version in ["1.0", "1.1", "1.2", "1.3"] {
-        for encoding in ["dfloat11", "fixed12", "planes"] {
+    for version in ["1.0", "1.1", "1.2", "1.3", "1.4"] {
+        let more = WITH_ARCHIVE.contains(&version).then_some("archive");
+        for encoding in ["dfloat11", "fixed12", "planes"].into_iter().chain(more) {
             let checkpoint = Checkpoint::open(&golden().join(version).join(encoding)).unwrap();
             let manifest = checkpoint.manifest().unwrap();
             assert!(manifest.format_version.starts_with("1."));

