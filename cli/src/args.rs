@@ -339,6 +339,9 @@ pub(crate) struct PlanArgs {
     /// GB of source that one core takes through the conversion a second [default: what docs/benchmarks.md measured, by method].
     #[arg(long, value_name = "GB/S", requires = "workers", value_parser = parse_rate, help_heading = "Many machines")]
     pub(crate) core_rate: Option<f64>,
+    /// GB that the storage reads and writes a second, for all workers together: the time is no less than that takes.
+    #[arg(long, value_name = "GB/S", requires = "workers", value_parser = parse_rate, help_heading = "Many machines")]
+    pub(crate) storage_rate: Option<f64>,
     /// The checkpoint as it was named, where it lies on the hub.
     #[arg(skip)]
     pub(crate) named: Option<String>,
@@ -388,8 +391,8 @@ the first that is set:
   JOB_COMPLETION_INDEX                          Kubernetes, an Indexed Job (which does not say how many: --num-jobs)
   SLURM_ARRAY_TASK_ID                           Slurm, counted from SLURM_ARRAY_TASK_MIN in steps of SLURM_ARRAY_TASK_STEP;
                                                 how many: SLURM_ARRAY_TASK_COUNT
-  SKYPILOT_JOB_RANK, SKYPILOT_NUM_JOBS          SkyPilot, jobs of a pool
-  SKYPILOT_NODE_RANK, SKYPILOT_NUM_NODES        SkyPilot, nodes of a job
+  SKYPILOT_JOB_RANK and SKYPILOT_NODE_RANK      SkyPilot, all nodes of all jobs of a pool;
+                                                how many: SKYPILOT_NUM_JOBS times SKYPILOT_NUM_NODES
 
 Exit codes:
   0    the units are done

@@ -50,7 +50,8 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
     // What does not run here has none.
     let cache = plan.cache(checkpoint).ok().flatten().map(CacheSize::new);
     let rate = args.core_rate.map_or(Rate::Measured, Rate::Stated);
-    let workload = args.workers.map(|workers| Workload::of(&plan, workers, budget.jobs, rate));
+    let workload =
+        args.workers.map(|workers| Workload::of(&plan, workers, budget.jobs, rate, args.storage_rate));
     let planned =
         Planned { plan: &plan, workload: workload.as_ref(), cache: cache.as_ref(), gpu: gpu.as_ref() };
     output.result(&planned, || {

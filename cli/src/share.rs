@@ -13,26 +13,6 @@ pub(crate) struct Share {
     pub(crate) by: &'static str,
 }
 
-/// What a scheduler sets.
-struct Scheduler {
-    rank: &'static str,
-    /// The rank of the first job, where that is not 0, and the difference between two.
-    counted: Option<(&'static str, &'static str)>,
-    jobs: Option<&'static str>,
-}
-
-/// In the order in which they are asked.
-const SCHEDULERS: [Scheduler; 4] = [
-    Scheduler { rank: "JOB_COMPLETION_INDEX", counted: None, jobs: None },
-    Scheduler {
-        rank: "SLURM_ARRAY_TASK_ID",
-        counted: Some(("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP")),
-        jobs: Some("SLURM_ARRAY_TASK_COUNT"),
-    },
-    Scheduler { rank: "SKYPILOT_JOB_RANK", counted: None, jobs: Some("SKYPILOT_NUM_JOBS") },
-    Scheduler { rank: "SKYPILOT_NODE_RANK", counted: None, jobs: Some("SKYPILOT_NUM_NODES") },
-];
-
 /// The job that the arguments, and `variable`s where they do not, say.
 ///
 /// # Errors
@@ -67,19 +47,53 @@ pub(crate) fn of(args: &WorkerArgs, variable: &dyn Fn(&str) -> Option<String>) -
     Ok(Share { jobs, rank, by })
 }
 
+/// Rank, jobs and what says it.
 type Found = (usize, Option<usize>, &'static str);
+type Number<'a> = &'a dyn Fn(&str) -> Result<Option<usize>, Failure>;
 
-fn found(number: &dyn Fn(&str) -> Result<Option<usize>, Failure>) -> Result<Option<Found>, Failure> {
-    for scheduler in &SCHEDULERS {
-        let Some(id) = number(scheduler.rank)? else { continue };
-        let (first, step) = match scheduler.counted {
-            Some((first, step)) => (number(first)?.unwrap_or(0), number(step)?.unwrap_or(1).max(1)),
-            None => (0, 1),
-        };
-        let jobs = scheduler.jobs.map(number).transpose()?.flatten();
-        return Ok(Some((id.saturating_sub(first) / step, jobs, scheduler.rank)));
+/// What schedulers set, in the order in which they are asked.
+fn found(number: Number<'_>) -> Result<Option<Found>, Failure> {
+    for scheduler in [kubernetes, slurm, skypilot] {
+        if let Some(found) = scheduler(number)? {
+            return Ok(Some(found));
+        }
     }
     Ok(None)
+}
+
+/// An Indexed Job, which does not tell its pods how many they are.
+fn kubernetes(number: Number<'_>) -> Result<Option<Found>, Failure> {
+    const INDEX: &str = "JOB_COMPLETION_INDEX";
+    Ok(number(INDEX)?.map(|rank| (rank, None, INDEX)))
+}
+
+/// A task of an array, which may begin anywhere and leave some out.
+fn slurm(number: Number<'_>) -> Result<Option<Found>, Failure> {
+    const ID: &str = "SLURM_ARRAY_TASK_ID";
+    let Some(id) = number(ID)? else { return Ok(None) };
+    let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
+    let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
+    Ok(Some((id.saturating_sub(first) / step, number("SLURM_ARRAY_TASK_COUNT")?, ID)))
+}
+
+/// A node of a job, of which a pool runs several: a job that has no others is of rank 0, whatever is said of their number.
+fn skypilot(number: Number<'_>) -> Result<Option<Found>, Failure> {
+    const JOB: &str = "SKYPILOT_JOB_RANK";
+    const NODE: &str = "SKYPILOT_NODE_RANK";
+    let (job, node) = (number(JOB)?, number(NODE)?);
+    let by = match (job, node) {
+        (None, None) => return Ok(None),
+        (None | Some(0), Some(_)) => NODE,
+        (Some(_), _) => JOB,
+    };
+    let (job, node) = (job.unwrap_or(0), node.unwrap_or(0));
+    let nodes = number("SKYPILOT_NUM_NODES")?.unwrap_or(1).max(1);
+    let jobs = number("SKYPILOT_NUM_JOBS").ok().flatten().or((job == 0).then_some(1));
+    Ok(Some((
+        job.saturating_mul(nodes).saturating_add(node),
+        jobs.map(|jobs| jobs.saturating_mul(nodes)),
+        by,
+    )))
 }
 
 #[cfg(test)]
@@ -122,6 +136,10 @@ mod tests {
         assert_eq!(share(&[], &job), is(3, 1, "SKYPILOT_JOB_RANK"));
         let node = [("SKYPILOT_NODE_RANK", "1"), ("SKYPILOT_NUM_NODES", "2")];
         assert_eq!(share(&[], &node), is(2, 1, "SKYPILOT_NODE_RANK"));
+        let alone = [("SKYPILOT_JOB_RANK", "0"), ("SKYPILOT_NUM_JOBS", "None")];
+        assert_eq!(share(&[], &[&node[..], &alone].concat()), is(2, 1, "SKYPILOT_NODE_RANK"));
+        let both = [("SKYPILOT_JOB_RANK", "2"), ("SKYPILOT_NUM_JOBS", "3")];
+        assert_eq!(share(&[], &[&node[..], &both].concat()), is(6, 5, "SKYPILOT_JOB_RANK"));
     }
 
     #[test]

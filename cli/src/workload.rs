@@ -12,8 +12,8 @@ pub(crate) fn text(load: &Workload) -> String {
     };
     let idle = workers.saturating_sub(*units);
     let mut text = format!(
-        "\non {workers} workers of {cores} cores: {units} units, at most {most_units} ({}) a worker{}\n  time: {} ({} core hours), {rate}; \
-         waits for the storage come on top\n  storage: workers read {} (from caches: {}) and write {}; merge reads {}\n",
+        "\non {workers} workers of {cores} cores: {units} units, at most {most_units} ({}) a worker{}\n  time: {}, {} core hours {rate}\n  storage: \
+         workers read {} (from caches: {}) and write {}; merge reads {}\n",
         bytes(load.most_bytes),
         if idle > 0 { format!(", none for {idle} of them") } else { String::new() },
         hours(load.hours),
@@ -23,14 +23,19 @@ pub(crate) fn text(load: &Workload) -> String {
         bytes(traffic.written),
         bytes(traffic.read_by_merge),
     );
-    if load.hours > 0.0 {
-        let each = |amount: u64| amount as f64 / 1e9 / (load.hours * 3600.0);
-        text.push_str(&format!(
-            "  for that the storage has to deliver {} GB/s and to take {} GB/s\n",
+    let each = |amount: u64| amount as f64 / 1e9 / (load.hours * 3600.0);
+    text.push_str(&match load.storage_hours {
+        Some(storage) if storage >= load.hours => {
+            "  the storage takes that long: more cores do not help\n".to_owned()
+        }
+        Some(storage) => format!("  of which the storage is busy for {}\n", hours(storage)),
+        None if load.hours > 0.0 => format!(
+            "  if the storage delivers {} GB/s and takes {} GB/s; --storage-rate says what it does\n",
             figure(each(traffic.read_most)),
             figure(each(traffic.written)),
-        ));
-    }
+        ),
+        None => String::new(),
+    });
     if let Some(pass) = &load.after {
         text.push_str(&format!(
             "  before that {pass} runs on one machine, which makes the shards as well: `llmpress worker` does not take this plan\n"

@@ -461,6 +461,12 @@ fn what_405_billion_weights_take_on_64_machines_is_known_from_headers() {
     let stated: serde_json::Value = serde_json::from_str(&stated).unwrap();
     let core_hours = stated["workload"]["core_hours"].as_f64().unwrap();
     assert!((core_hours / (source_bytes / 0.5e9 / 3600.0) - 1.0).abs() < 1e-6, "{core_hours}");
+    // Storage that cannot keep up is what it takes.
+    let slow = ok(&[&args[..], &["--storage-rate", "10", "--json"]].concat());
+    let slow: serde_json::Value = serde_json::from_str(&slow).unwrap();
+    let hours = (traffic("read_most") + traffic("written")) / 10e9 / 3600.0;
+    assert!((slow["workload"]["hours"].as_f64().unwrap() / hours - 1.0).abs() < 1e-6);
+    println!("{}", ok(&[&args[..], &["--storage-rate", "10"]].concat()));
     let text = ok(&args);
     println!("{text}");
     assert!(text.contains("64 workers of 16 cores") && text.contains("merge reads"), "{text}");
