@@ -386,8 +386,8 @@ fn parse_units(text: &str) -> Result<Vec<RangeInclusive<usize>>, String> {
 A unit is a shard of the plan, by number from 0. Workers share no more than the source and OUT: any number of them, in any order, twice,
 killed and started again, come to the same bytes as `llmpress convert`. What is done already is hashed and left as it is.
 
-Without --unit the units are shared out by their bytes among --num-jobs jobs, of which this is --job-rank. Without --job-rank that is, of
-the first that is set:
+Without --unit the units are shared out by their bytes among --num-jobs jobs, of which this is --job-rank, or what a scheduler says, of
+these the first that is set
   JOB_COMPLETION_INDEX                          Kubernetes, an Indexed Job (which does not say how many: --num-jobs)
   SLURM_ARRAY_TASK_ID                           Slurm, counted from SLURM_ARRAY_TASK_MIN in steps of SLURM_ARRAY_TASK_STEP;
                                                 how many: SLURM_ARRAY_TASK_COUNT

@@ -5,14 +5,14 @@ use llmpress_pipeline::{Rate, Workload};
 use crate::report::bytes;
 
 pub(crate) fn text(load: &Workload) -> String {
-    let Workload { workers, cores, units, most_units, traffic, .. } = load;
+    let Workload { workers, cores, units, traffic, .. } = load;
     let rate = match load.rate {
         Rate::Measured => "at the rates of docs/benchmarks.md; --core-rate says another".to_owned(),
         Rate::Stated(gb) => format!("at {gb} GB/s a core, as stated"),
     };
     let idle = workers.saturating_sub(*units);
     let mut text = format!(
-        "\non {workers} workers of {cores} cores: {units} units, at most {most_units} ({}) a worker{}\n  time: {}, {} core hours {rate}\n  storage: \
+        "\non {workers} workers of {cores} cores: {units} units, at most {} a worker{}\n  time: {}, {} core hours {rate}\n  storage: \
          workers read {} (from caches: {}) and write {}; merge reads {}\n",
         bytes(load.most_bytes),
         if idle > 0 { format!(", none for {idle} of them") } else { String::new() },
