@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ Exit codes:
   0  done; of diff: the checkpoints are identical
   1  failed, or something that was checked is not as it should be
   2  wrong usage
+  3  of worker and merge: failed, and so it will again
 
 Environment:
   NO_COLOR      no colours where --color is auto
@@ -59,6 +61,10 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Convert a checkpoint.
     Convert(ConvertArgs),
+    /// Make units of a plan, beside others who make others: one of many machines.
+    Worker(WorkerArgs),
+    /// Complete what workers made: check every unit, then write index, configuration and manifest.
+    Merge(MergeArgs),
     /// Rank the sub-layers of a model for pruning, without converting.
     Rank(RankArgs),
     /// Turn a compressed checkpoint back into a plain one.
@@ -306,6 +312,7 @@ pub(crate) struct JobArgs {
   llmpress plan MODEL --to finercut:25%+dfloat11      what ranking, and what is left, would take
   llmpress plan MODEL --to fixed12 --device cuda --context 8192
   llmpress plan MODEL --to gptq:w4a8,g128             bytes of every tensor, bits a weight, work
+  llmpress plan MODEL --to dfloat11 --workers 64 --jobs 16      hours and storage traffic on 64 machines
 
 Reads headers alone. What a pruning removes is known only when it has judged: until then, or with a --ranking, sizes are
 those of a model that loses as much.")]
@@ -326,6 +333,18 @@ pub(crate) struct PlanArgs {
     /// List every unit.
     #[arg(long, help_heading = "What to show")]
     pub(crate) tensors: bool,
+    /// Also say what it comes to on so many machines of --jobs threads each: units, hours, storage traffic.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000).map(|n| n as usize), help_heading = "Many machines")]
+    pub(crate) workers: Option<usize>,
+    /// GB of source that one core takes through the conversion a second [default: what docs/benchmarks.md measured, by method].
+    #[arg(long, value_name = "GB/S", requires = "workers", value_parser = parse_rate, help_heading = "Many machines")]
+    pub(crate) core_rate: Option<f64>,
+    /// GB that the storage reads and writes a second, for all workers together: the time is no less than that takes.
+    #[arg(long, value_name = "GB/S", requires = "workers", value_parser = parse_rate, help_heading = "Many machines")]
+    pub(crate) storage_rate: Option<f64>,
+    /// The checkpoint as it was named, where it lies on the hub.
+    #[arg(skip)]
+    pub(crate) named: Option<String>,
     /// Also say what the model takes of a GPU's memory, now and after the conversion: weights, cache, workspace. Without
     /// --to or --recipe, only that.
     #[arg(long, value_name = "DEVICE", value_parser = parse_device, help_heading = "What to show")]
@@ -333,6 +352,99 @@ pub(crate) struct PlanArgs {
     /// Tokens of the sequence that the GPU has to hold [default: 4096].
     #[arg(long, value_name = "TOKENS", requires = "device", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize), help_heading = "What to show")]
     pub(crate) context: Option<usize>,
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("GB/s are a number above zero, such as 0.3".to_owned()),
+    }
+}
+
+/// Numbers of units: `3`, `0-7`, `0-3,9`.
+fn parse_units(text: &str) -> Result<Vec<RangeInclusive<usize>>, String> {
+    let number =
+        |text: &str| text.trim().parse::<usize>().map_err(|_| format!("{text:?} is no number of a unit"));
+    let range = |part: &str| match part.split_once('-') {
+        None => number(part).map(|n| n..=n),
+        Some((first, last)) => match (number(first)?, number(last)?) {
+            (first, last) if first <= last => Ok(first..=last),
+            _ => Err(format!("{part:?} is no range: the smaller number comes first")),
+        },
+    };
+    text.split(',').map(range).collect()
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress plan MODEL --to dfloat11 --json > plan.json
+  llmpress worker --plan plan.json OUT --unit 0-7
+  llmpress worker --plan plan.json OUT --num-jobs 8 --job-rank 3
+  llmpress worker --plan plan.json OUT --num-jobs 8             the rank from the environment
+  llmpress merge --plan plan.json OUT
+
+A unit is a shard of the plan, by number from 0. Workers share no more than the source and OUT: any number of them, in any order, twice,
+killed and started again, come to the same bytes as `llmpress convert`. What is done already is hashed and left as it is.
+
+Without --unit the units are shared out by their bytes among --num-jobs jobs, of which this is --job-rank, or what a scheduler says, of
+these the first that is set
+  JOB_COMPLETION_INDEX                          Kubernetes, an Indexed Job (which does not say how many: --num-jobs)
+  SLURM_ARRAY_TASK_ID                           Slurm, counted from SLURM_ARRAY_TASK_MIN in steps of SLURM_ARRAY_TASK_STEP;
+                                                how many: SLURM_ARRAY_TASK_COUNT
+  SKYPILOT_JOB_RANK and SKYPILOT_NODE_RANK      SkyPilot, all nodes of all jobs of a pool;
+                                                how many: SKYPILOT_NUM_JOBS times SKYPILOT_NUM_NODES
+
+Exit codes:
+  0    the units are done
+  1    failed, and may succeed when it is tried again, here or elsewhere: files that cannot be read or written, no room on the disk, OUT
+       taken by another job, a fault of the memory
+  2    wrong usage
+  3    failed, and will fail again: a source that is damaged, or not the one that was planned; a plan of another version; a job that
+       cannot be spread; an OUT that holds something else
+  130, 143   stopped by Ctrl-C or SIGTERM: start it again, what was done is done")]
+pub(crate) struct WorkerArgs {
+    #[command(flatten)]
+    pub(crate) spread: SpreadArgs,
+    /// The units to make: 3, 0-7 or 0-3,9; may be given several times.
+    #[arg(long = "unit", value_name = "N", value_parser = parse_units, conflicts_with_all = ["num_jobs", "job_rank"], help_heading = "Which units")]
+    pub(crate) units: Vec<Vec<RangeInclusive<usize>>>,
+    /// How many jobs share the units.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize), help_heading = "Which units")]
+    pub(crate) num_jobs: Option<usize>,
+    /// Which of them this is, from 0.
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).map(|n| n as usize), help_heading = "Which units")]
+    pub(crate) job_rank: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  llmpress merge --plan plan.json OUT
+
+Every shard is hashed and compared with its receipt. Where units are missing or damaged it says which, and the command that makes them.
+Exit codes are those of `llmpress worker`; missing units and workers that are still there are 1.")]
+pub(crate) struct MergeArgs {
+    #[command(flatten)]
+    pub(crate) spread: SpreadArgs,
+}
+
+/// A plan that many carry out.
+#[derive(Debug, Args)]
+pub(crate) struct SpreadArgs {
+    /// The directory that all of them make.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) out: PathBuf,
+    /// The plan, made by `llmpress plan --json`.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to make")]
+    pub(crate) plan: PathBuf,
+    /// Where the source lies here, if not where it was planned.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "What to make")]
+    pub(crate) source: Option<PathBuf>,
+    /// Threads [default: one per processor].
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Job")]
+    pub(crate) jobs: Option<u16>,
+    /// Most memory to use, such as 512M.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Job")]
+    pub(crate) max_memory: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -18,6 +18,8 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
             let recipe = Plan::recipe_of_json(&saved)?;
             let checkpoint = view(recipe.open(&args.dir)?, &recipe.passes)?;
             let plan = Plan::from_json(&checkpoint, &saved)?;
+            let files = plan.files.iter().map(|(name, text)| (name.clone(), text.clone().into_bytes()));
+            let options = Options { extra_files: files.collect(), ..options };
             let bar = Bar::new("convert", plan.source_bytes, output);
             convert(&checkpoint, &args.out, &plan, &options, &bar)?
         }

@@ -22,8 +22,24 @@ pub(crate) struct Held(#[expect(dead_code, reason = "directories that go when it
 
 /// Puts directories in place of the names in a command.
 pub(crate) fn resolve(command: &mut Command, output: Output) -> Result<Held, Failure> {
+    let planned = if let Command::Plan(args) = &*command { Some(args.dir.clone()) } else { None };
+    let held = resolve_all(checkpoints(command), output)?;
+    if let (Command::Plan(args), Some(planned)) = (command, planned)
+        && args.dir != planned
+    {
+        args.named = planned.into_os_string().into_string().ok();
+    }
+    Ok(held)
+}
+
+/// Puts the directory in place of the name of a checkpoint that is needed whole.
+pub(crate) fn resolve_source(path: &mut PathBuf, output: Output) -> Result<Held, Failure> {
+    resolve_all(whole(path), output)
+}
+
+fn resolve_all(checkpoints: Vec<(&mut PathBuf, Needs)>, output: Output) -> Result<Held, Failure> {
     let mut held = Vec::new();
-    for (path, needs) in checkpoints(command) {
+    for (path, needs) in checkpoints {
         let Some(id) = named(path) else { continue };
         let id = id.map_err(Failure::Hub)?;
         let with_name = |error: Error| match error {
@@ -99,6 +115,8 @@ fn checkpoints(command: &mut Command) -> Vec<(&mut PathBuf, Needs)> {
             Some(BenchCommand::Kernels(args)) => args.model.as_mut().map(whole).unwrap_or_default(),
             Some(_) => Vec::new(),
         },
+        // What these read stands in their plan.
+        Command::Worker(_) | Command::Merge(_) => Vec::new(),
         Command::Completions(_) | Command::Man(_) | Command::RenderChatTemplate => Vec::new(),
     }
 }

@@ -22,6 +22,7 @@ mod hub;
 mod inspect;
 mod interrupt;
 mod memory;
+mod merge;
 mod models;
 mod open_files;
 mod passes;
@@ -32,11 +33,15 @@ mod recipe;
 mod render_chat_template;
 mod report;
 mod restore;
+mod share;
 mod sigbus;
 mod speed;
+mod stop;
 mod text;
 mod verify;
 mod version;
+mod worker;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -70,6 +75,8 @@ fn run(mut command: Command, output: Output) -> Outcome {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
         Command::Convert(args) => convert::run(&args, output),
+        Command::Worker(args) => worker::run(&args, output),
+        Command::Merge(args) => merge::run(&args, output),
         Command::Rank(args) => rank::run(&args, output),
         Command::Export(args) => export::run(&args, output),
         Command::Restore(args) => restore::run(&args, output),

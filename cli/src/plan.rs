@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use llmpress_kernels::gpu::cuda::devices;
-use llmpress_pipeline::{Plan, Uncovered};
+use llmpress_pipeline::{Plan, Rate, Uncovered, Workload};
 use serde::Serialize;
 
 use crate::Outcome;
@@ -34,7 +34,10 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
     }
     let request = request(&args.recipe, args.cut.without_text())?;
     warn_of_rankings(&request, output)?;
-    let (plan, checkpoint) = Plan::forecast(&args.dir, &request, args.recipe.max_shard_size)?;
+    let (mut plan, checkpoint) = Plan::forecast(&args.dir, &request, args.recipe.max_shard_size)?;
+    if args.named.is_some() {
+        plan.source = args.named.clone();
+    }
     if let Some(uncovered) = Uncovered::of(&checkpoint, &plan) {
         output.warn(&uncovered.to_string());
     }
@@ -46,7 +49,11 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
     }
     // What does not run here has none.
     let cache = plan.cache(checkpoint).ok().flatten().map(CacheSize::new);
-    let planned = Planned { plan: &plan, cache: cache.as_ref(), gpu: gpu.as_ref() };
+    let rate = args.core_rate.map_or(Rate::Measured, Rate::Stated);
+    let workload =
+        args.workers.map(|workers| Workload::of(&plan, workers, budget.jobs, rate, args.storage_rate));
+    let planned =
+        Planned { plan: &plan, workload: workload.as_ref(), cache: cache.as_ref(), gpu: gpu.as_ref() };
     output.result(&planned, || {
         let mut text = String::new();
         if args.tensors {
@@ -103,6 +110,7 @@ pub(crate) fn run(args: &PlanArgs, output: Output) -> Outcome {
         if !plan.recipe.passes.is_empty() && plan.passes.is_empty() {
             text.push_str(&format!("{dropped} tensors go\n"));
         }
+        text.push_str(&workload.as_ref().map(crate::workload::text).unwrap_or_default());
         text.push_str(&cache.as_ref().map(CacheSize::text).unwrap_or_default());
         if let Some(gpu) = &gpu {
             text.push_str(&format!("\n{}", gpu.text(&memory(args.device))));
@@ -120,6 +128,8 @@ const CONTEXT: usize = 4096;
 struct Planned<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workload: Option<&'a Workload>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<&'a CacheSize>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -36,6 +36,10 @@ pub(crate) enum Failure {
     Findings(String),
     /// The result could not be printed; the work is done.
     Print(String),
+    /// Units that nobody has made, with the command that makes them.
+    Units(llmpress_pipeline::Error, String),
+    /// What will fail again however often it is tried.
+    Final(Box<Self>),
 }
 
 impl From<llmpress_pipeline::Error> for Failure {
@@ -54,7 +58,37 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Pipeline(_) | Self::Hub(_) | Self::Named(..) | Self::Findings(_) | Self::Print(_) => 1,
+            Self::Final(_) => 3,
+            Self::Pipeline(_)
+            | Self::Hub(_)
+            | Self::Named(..)
+            | Self::Findings(_)
+            | Self::Print(_)
+            | Self::Units(..) => 1,
+        }
+    }
+
+    /// The same, with the exit code of what may pass or of what will not.
+    pub(crate) fn of_worker(self) -> Self {
+        match &self {
+            Self::Pipeline(e) if !e.may_pass() => Self::Final(Box::new(self)),
+            Self::Hub(llmpress_hub::Error::Format(e)) if !matches!(e.kind(), "io" | "limit") => {
+                Self::Final(Box::new(self))
+            }
+            _ => self,
+        }
+    }
+
+    fn described(&self) -> (&'static str, String) {
+        match self {
+            Self::Pipeline(e) => (e.kind(), e.to_string()),
+            Self::Hub(e) => (e.kind(), e.to_string()),
+            Self::Named(name, e) => (e.kind(), format!("{name}: {e}")),
+            Self::Usage(text) => ("usage", text.clone()),
+            Self::Findings(text) => ("findings", text.clone()),
+            Self::Print(text) => ("io", text.clone()),
+            Self::Units(e, command) => (e.kind(), format!("{e}; make them with `{command}` and merge again")),
+            Self::Final(failure) => failure.described(),
         }
     }
 }
@@ -70,14 +104,7 @@ impl Output {
 
     /// One line, or an object with `--json`.
     pub(crate) fn failure(self, failure: &Failure) {
-        let (kind, message) = match failure {
-            Failure::Pipeline(e) => (e.kind(), e.to_string()),
-            Failure::Hub(e) => (e.kind(), e.to_string()),
-            Failure::Named(name, e) => (e.kind(), format!("{name}: {e}")),
-            Failure::Usage(text) => ("usage", text.clone()),
-            Failure::Findings(text) => ("findings", text.clone()),
-            Failure::Print(text) => ("io", text.clone()),
-        };
+        let (kind, message) = failure.described();
         note(&match self.json {
             true => serde_json::json!({"error": {"kind": kind, "message": message}}).to_string(),
             false => format!("{} {}", self.coloured("error:", RED), printable(&message)),

@@ -88,6 +88,15 @@ fn planning_a_name_reads_headers_alone_and_the_plan_can_be_carried_out() {
     let here = dir.path().join("here");
     succeeds(llmpress().args(["convert", path(&tinylm()), path(&here), "--to", "fixed12", "--quiet"]));
     same_files(&here, &out);
+    // By workers too, who know the name from the plan.
+    let spread = dir.path().join("spread");
+    for verb in ["worker", "merge"] {
+        let mut command = with_hub(&server, &cache);
+        command.args([verb, "--plan", path(&plan), path(&spread), "--quiet"]);
+        let share: &[&str] = if verb == "worker" { &["--unit", "0"] } else { &[] };
+        succeeds(command.args(share));
+    }
+    same_files(&here, &spread);
     // Where nobody may be asked, what is there serves.
     let count = server.asked().len();
     let text = tinylm().join("eval.txt");

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::config::DFLOAT11_KEY;
@@ -120,6 +120,8 @@ struct Encoded {
     components: Named<Component>,
     /// What stores the components of small floats: units themselves, of whatever encoding.
     within: Vec<(&'static str, Unit)>,
+    /// Where that was whose place it took.
+    instead_of: Option<(PathBuf, u64)>,
 }
 
 impl Encoded {
@@ -132,7 +134,7 @@ impl Encoded {
         };
         let mut components = Named::new();
         components.insert(encoding::raw::DATA, component.clone());
-        Self { encoding: Encoding::Raw, parts: vec![part], components, within: Vec::new() }
+        Self { encoding: Encoding::Raw, parts: vec![part], components, within: Vec::new(), instead_of: None }
     }
 
     fn reader(&self, name: &str) -> Result<UnitReader> {
@@ -153,7 +155,16 @@ impl Encoded {
 impl Unit {
     pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: impl Into<Named<Component>>) -> Self {
         let components = components.into();
-        Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts, components, within: Vec::new() })))
+        let encoded = Encoded { encoding, parts, components, within: Vec::new(), instead_of: None };
+        Self::of(Stored::Encoded(Box::new(encoded)))
+    }
+
+    /// The same in the place of another unit.
+    pub(crate) fn instead_of(mut self, other: Option<&Self>) -> Self {
+        if let Stored::Encoded(encoded) = &mut self.stored {
+            encoded.instead_of = other.and_then(Self::position).map(|(path, at)| (path.to_owned(), at));
+        }
+        self
     }
 
     /// Small floats whose components are units.
@@ -167,7 +178,8 @@ impl Unit {
             }
         }
         let components = components.into();
-        Self::of(Stored::Encoded(Box::new(Encoded { encoding, parts: vec![part], components, within })))
+        let encoded = Encoded { encoding, parts: vec![part], components, within, instead_of: None };
+        Self::of(Stored::Encoded(Box::new(encoded)))
     }
 
     /// Its tensor, if it holds one and no more.
@@ -236,12 +248,14 @@ impl Unit {
         }
     }
 
-    /// Where its first component is: the file and the place in it.
+    /// Where its first component is: the file and the place in it; of what a pass finished, where that was of which it made it, so that
+    /// an order by positions depends neither on passes nor on where they keep what they finish.
     pub fn position(&self) -> Option<(&Path, u64)> {
         match &self.stored {
-            Stored::Encoded(encoded) => {
-                encoded.components.values().map(|c| (c.path(), c.file_offset())).min()
-            }
+            Stored::Encoded(encoded) => match &encoded.instead_of {
+                Some((path, at)) => Some((path, *at)),
+                None => encoded.components.values().map(|c| (c.path(), c.file_offset())).min(),
+            },
             Stored::Plain(component) => Some((component.path(), component.file_offset())),
         }
     }

@@ -59,7 +59,9 @@ impl Checkpoint {
                 bytes: found.bytes,
             })
         });
-        Ok(Unit::new(encoding, parts.collect::<Result<_>>()?, components))
+        let unit = Unit::new(encoding, parts.collect::<Result<_>>()?, components);
+        let first = entry.tensors.first().and_then(|tensor| self.tensors().get(tensor));
+        Ok(unit.instead_of(first.and_then(|tensor| self.unit_of(tensor).ok())))
     }
 
     /// Makes the tensors of a unit those of the finished one.

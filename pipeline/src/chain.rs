@@ -29,6 +29,7 @@ use crate::quantise::{
     Assigned, Run, check_sparse, expected_bytes, expected_sparse_bytes, forecast as forecast_of_quantiser,
     is_sparse, record_files, run, sparse_of_view, targets,
 };
+use crate::recipe::Compiled;
 use crate::sparsify::{self, Choices};
 use crate::stage::Stage;
 use crate::train;
@@ -719,7 +720,17 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     let mut choices: Option<Choices> = None;
     let mut passes: Vec<(Pass, Option<PassForecast>)> = Vec::new();
     let mut rankings = request.rankings.iter();
+    let (mut files, mut ranked) = (BTreeMap::new(), 0);
+    let mut needs_whole_model: Option<String> = None;
     for (index, pass) in request.recipe.passes.iter().enumerate() {
+        let by_whole_model = match pass {
+            Pass::Prune(_) | Pass::Remove(_) => false,
+            Pass::Quantise(quantiser) => !is_by_matrix(quantiser, &checkpoint, &compiled)?,
+            _ => true,
+        };
+        if by_whole_model {
+            needs_whole_model.get_or_insert_with(|| pass.to_string());
+        }
         let settled = match pass {
             Pass::Remove(_) | Pass::Sparsified(_) | Pass::Trained(_) | Pass::Quantised(_) => pass.clone(),
             Pass::Train(settings) => {
@@ -796,11 +807,17 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                 let open = || Ok(Model::open(Arc::new(view(request.recipe.open(dir)?, &before.passes)?))?);
                 // What a baseline takes depends on what was chosen before it.
                 let open_before = recipe.passes.iter().any(|pass| !pass.is_settled());
+                let name = file_name(ranked);
+                ranked += 1;
                 match if open_before { None } else { known(given, pruning, &open)? } {
                     Some(ranking) => {
+                        let text = String::from_utf8(ranking.to_json()?)
+                            .map_err(|e| Error::Invalid(format!("{name}: {e}")))?;
+                        files.insert(name, text);
                         Pass::Remove(ranking.removal(pruning.count(&ranking)?, pruning.portable)?)
                     }
                     None => {
+                        needs_whole_model.get_or_insert_with(|| pass.to_string());
                         // Later passes that name layers must find them.
                         let named = named_layers(&request.recipe.passes[index + 1..]);
                         let (forecast, removal) = pruning.forecast(
@@ -827,7 +844,15 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     }
     let stand_in = stand_in(&recipe, &passes);
     let forecasts = recipe.passes.iter().zip(passes).map(|(pass, (_, forecast))| (pass.clone(), forecast));
-    Ok(Forecasts { passes: forecasts.collect(), recipe, stand_in, view: checkpoint, finished })
+    let passes = forecasts.collect();
+    Ok(Forecasts { passes, recipe, stand_in, view: checkpoint, finished, needs_whole_model, files })
+}
+
+/// Whether a quantiser that is given no text goes by one matrix at a time, so that each can be quantised wherever it is stored.
+fn is_by_matrix(quantiser: &Quantiser, view: &Checkpoint, rules: &Compiled) -> Result<bool> {
+    let alone = |spec: &Spec| spec.learn.is_none() && !Quantiser::of(*spec).needs_text();
+    let of_model = quantiser.with.is_empty() && quantiser.mean.is_none();
+    Ok(of_model && targets(view, quantiser.spec, rules)?.values().all(alone))
 }
 
 /// Bytes of a tensor that no pass finishes, by the method of all others.
@@ -906,4 +931,8 @@ pub(crate) struct Forecasts {
     pub(crate) passes: Vec<(Pass, Option<PassForecast>)>,
     /// Bytes of the tensors of the view that a pass is to finish.
     pub(crate) finished: BTreeMap<String, u64>,
+    /// The first pass that goes by more than a matrix alone and is still to run.
+    pub(crate) needs_whole_model: Option<String>,
+    /// The rankings that are settled, as files of the output.
+    pub(crate) files: BTreeMap<String, String>,
 }

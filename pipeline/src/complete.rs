@@ -29,6 +29,30 @@ pub(crate) fn difference(
     job: Job<'_>,
     progress: &dyn Progress,
 ) -> Result<Option<String>> {
+    if let Some(what) = other_origin(manifest, job)? {
+        return Ok(Some(what));
+    }
+    if let Some(file) = job.plan.single_file() {
+        return crate::gguf::difference(root, manifest, job, file);
+    }
+    // What is damaged need not open, and then says so itself.
+    let done = match Directory::open_files(root, manifest.shards.keys()) {
+        Ok(done) => done,
+        Err(e) => return Ok(Some(damaged(&e))),
+    };
+    if !same_layout(manifest, &done, job) {
+        return Ok(Some("made with another --max-shard-size or other tensors".to_owned()));
+    }
+    let stored: u64 = manifest.shards.values().map(|s| s.bytes).fold(0, u64::saturating_add);
+    progress.start(stored.saturating_add(job.plan.source_bytes));
+    if let Some(what) = damage(root, manifest, &done, progress) {
+        return Ok(Some(what));
+    }
+    other_tensor(job.checkpoint, manifest, progress)
+}
+
+/// The same of what it was made from, and by: as far as the manifest tells, without a look at the output.
+pub(crate) fn other_origin(manifest: &Manifest, job: Job<'_>) -> Result<Option<String>> {
     let recipe = serde_json::to_value(&job.plan.recipe).ok();
     if recipe.as_ref() != Some(&manifest.recipe) {
         return Ok(Some("made by another recipe".to_owned()));
@@ -48,23 +72,7 @@ pub(crate) fn difference(
             return Ok(Some(format!("made with another {name}")));
         }
     }
-    if let Some(file) = job.plan.single_file() {
-        return crate::gguf::difference(root, manifest, job, file);
-    }
-    // What is damaged need not open, and then says so itself.
-    let done = match Directory::open_files(root, manifest.shards.keys()) {
-        Ok(done) => done,
-        Err(e) => return Ok(Some(damaged(&e))),
-    };
-    if !same_layout(manifest, &done, job) {
-        return Ok(Some("made with another --max-shard-size or other tensors".to_owned()));
-    }
-    let stored: u64 = manifest.shards.values().map(|s| s.bytes).fold(0, u64::saturating_add);
-    progress.start(stored.saturating_add(job.plan.source_bytes));
-    if let Some(what) = damage(root, manifest, &done, progress) {
-        return Ok(Some(what));
-    }
-    other_tensor(job.checkpoint, manifest, progress)
+    Ok(None)
 }
 
 /// The name of the directory does not count: it may have been moved.

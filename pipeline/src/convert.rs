@@ -236,7 +236,8 @@ fn shards(
     })
 }
 
-fn join<T>(handle: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+/// What a thread came to.
+pub(crate) fn join<T>(handle: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     handle.join().unwrap_or_else(|_| Err(Error::Invalid("a writer thread failed".into())))
 }
 

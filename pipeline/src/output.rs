@@ -27,11 +27,11 @@ use crate::{Error, Plan, Progress, Result};
 
 /// What passes came to, within the state's folder.
 pub(crate) const PASSES_DIR: &str = "passes";
-const PLAN_FILE: &str = "plan.json";
+pub(crate) const PLAN_FILE: &str = "plan.json";
 const LOCK_FILE: &str = "lock";
 const MAX_PLAN_BYTES: u64 = 1 << 30;
 /// How often the lock is tried for while others come and go.
-const ATTEMPTS: u32 = 100;
+pub(crate) const ATTEMPTS: u32 = 100;
 
 /// An output directory that this process owns until it is dropped.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ pub(crate) enum Prepared {
 }
 
 /// What is to become of what is there.
-enum Step {
+pub(crate) enum Step {
     Fresh,
     Resume,
     Replace(BTreeSet<String>),
@@ -159,15 +159,26 @@ impl Output {
 }
 
 /// The lock of an output directory.
-struct Lock {
+pub(crate) struct Lock {
     file: File,
     /// Whether the state's folder was made for it.
     created: bool,
 }
 
 impl Lock {
-    /// `None` if the folder went away meanwhile: look again.
+    /// Takes it alone. `None` if the folder went away meanwhile: look again.
     fn take(root: &Path) -> Result<Option<Self>> {
+        Self::take_as(root, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes it with others that share it, where the file system has locks.
+    pub(crate) fn share(root: &Path) -> Result<Option<Self>> {
+        Self::take_as(root, FlockOperation::NonBlockingLockShared)
+    }
+
+    fn take_as(root: &Path, operation: FlockOperation) -> Result<Option<Self>> {
+        use rustix::io::Errno;
+        let shared = operation == FlockOperation::NonBlockingLockShared;
         std::fs::create_dir_all(root).map_err(|e| FormatError::io(root, "create", e))?;
         let state = root.join(STATE_DIR);
         let created = match std::fs::create_dir(&state) {
@@ -188,9 +199,11 @@ impl Lock {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|e| FormatError::io(&path, "create", e))?,
         };
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match flock(&file, operation) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(busy(root)),
+            // Who shares it only tells others that they are not alone: nothing of theirs goes wrong without.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOLCK) if shared => {}
+            Err(Errno::WOULDBLOCK) => return Err(busy(root)),
             Err(e) => return Err(FormatError::io(&path, "lock", e.into()).into()),
         }
         // The last owner may have removed the file between our opening and locking it.
@@ -205,7 +218,7 @@ impl Lock {
     }
 
     /// Leaves the directory as it was.
-    fn abandon(self, root: &Path) {
+    pub(crate) fn abandon(self, root: &Path) {
         if self.created {
             let state = root.join(STATE_DIR);
             // Whatever fails here fails because another process uses it.
@@ -224,16 +237,16 @@ fn is_locked(root: &Path) -> bool {
     })
 }
 
-fn refusal(root: &Path, what: impl Into<String>) -> Error {
+pub(crate) fn refusal(root: &Path, what: impl Into<String>) -> Error {
     Error::Output { path: root.to_owned(), what: what.into() }
 }
 
-fn busy(root: &Path) -> Error {
-    refusal(root, "another llmpress is writing there: wait for it to end")
+pub(crate) fn busy(root: &Path) -> Error {
+    Error::Busy { path: root.to_owned() }
 }
 
 /// What to do with a directory, or why nothing.
-fn decide(root: &Path, job: Job<'_>, allow: Permissions) -> Result<Step> {
+pub(crate) fn decide(root: &Path, job: Job<'_>, allow: Permissions) -> Result<Step> {
     if root.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
         return Ok(Step::Fresh);
     }
@@ -414,7 +427,7 @@ impl SavedPlan {
 }
 
 /// Whether the saved plan is this one; no where the run was killed before it had saved it.
-fn same_plan(root: &Path, plan: &Plan) -> Result<bool> {
+pub(crate) fn same_plan(root: &Path, plan: &Plan) -> Result<bool> {
     match SavedPlan::read(root) {
         None => Ok(false),
         Some(saved) if saved.fingerprint == plan.fingerprint => Ok(true),

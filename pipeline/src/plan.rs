@@ -3,6 +3,8 @@
 //! ```text
 //! tensors -> units (one encoding each) -> shards (bounded by their source bytes, in source order)
 //! ```
+//!
+//! A shard is a unit of work: what a plan and its number are enough for ([`Spread`](crate::Spread)).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,13 +24,18 @@ use crate::recipe::Compiled;
 use crate::{Error, Method, QuantiseForecast, Recipe, Request, Result};
 
 /// Version of the plan's JSON.
-const PLAN_VERSION: u32 = 1;
+const PLAN_VERSION: u32 = 2;
 
 /// What is going to happen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Version of this description.
     pub plan_version: u32,
+    /// Version of llmpress, which alone carries it out.
+    pub version: String,
+    /// The checkpoint that it is of: a directory, or a name on the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// The recipe it carries out.
     pub recipe: Recipe,
     /// Most source bytes of a shard (a larger unit has one of its own).
@@ -43,6 +50,13 @@ pub struct Plan {
     /// much from its end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passes: Vec<PlannedPass>,
+    /// The first of them that goes by the whole model: one machine runs it before anybody can make shards. Where there is none, every
+    /// shard is made by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs_whole_model: Option<String>,
+    /// Texts that the output gets beside the source's files, by name: the rankings of prunings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
     /// Whether a plain checkpoint is made, without a manifest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain: bool,
@@ -86,8 +100,14 @@ impl PassForecast {
 /// An output shard: the unit of work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlannedShard {
+    /// Its number, from 0.
+    pub number: usize,
     /// Its file name.
     pub file: String,
+    /// Bytes of its tensors.
+    pub source_bytes: u64,
+    /// Bytes it will probably take.
+    pub expected_bytes: u64,
     /// Its units, by name.
     pub units: Vec<PlannedUnit>,
 }
@@ -177,18 +197,29 @@ impl Plan {
             .enumerate()
             .map(|(i, mut units)| {
                 units.sort_by(|a, b| a.name.cmp(&b.name));
-                PlannedShard { file: format!("model-{:05}-of-{count:05}.safetensors", i + 1), units }
+                let sum = |f: fn(&PlannedUnit) -> u64| units.iter().map(f).fold(0, u64::saturating_add);
+                PlannedShard {
+                    number: i,
+                    file: format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+                    source_bytes: sum(|unit| unit.source_bytes),
+                    expected_bytes: sum(|unit| unit.expected_bytes),
+                    units,
+                }
             })
             .collect();
         let total = |f: fn(&PlannedUnit) -> u64| shards.iter().flat_map(|s| &s.units).map(f).sum();
         Ok(Self {
             plan_version: PLAN_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: None,
             recipe: recipe.clone(),
             max_shard_bytes,
             fingerprint: fingerprint(checkpoint, recipe, max_shard_bytes)?,
             source_bytes: total(|u| u.source_bytes),
             expected_bytes: total(|u| u.expected_bytes),
             passes: Vec::new(),
+            needs_whole_model: None,
+            files: BTreeMap::new(),
             plain: false,
             quantization_config: None,
             shards,
@@ -198,38 +229,86 @@ impl Plan {
     /// Plans what is asked for from headers alone: passes that would have to judge by data are forecast. Also gives the
     /// checkpoint as the passes leave it, or are expected to.
     pub fn forecast(dir: &Path, request: &Request, max_shard_bytes: u64) -> Result<(Self, Checkpoint)> {
+        let (plan, view, _) = Self::forecast_with_stand_in(dir, request, max_shard_bytes)?;
+        Ok((plan, view))
+    }
+
+    /// The same with the recipe in which every pass is settled, as far as headers tell.
+    pub(crate) fn forecast_with_stand_in(
+        dir: &Path,
+        request: &Request,
+        max_shard_bytes: u64,
+    ) -> Result<(Self, Checkpoint, Recipe)> {
         let chain = crate::chain::forecast(dir, request)?;
         let kept = |name: &str, tensor: &Tensor| {
             let finished = chain.finished.get(name).copied();
             finished.or_else(|| kept_unit(&chain.view, tensor).map(Unit::stored_bytes))
         };
         let mut plan = Self::make(&chain.view, &chain.stand_in, max_shard_bytes, &kept)?;
+        plan.source = dir.canonicalize().ok().and_then(|dir| dir.into_os_string().into_string().ok());
         plan.recipe = chain.recipe;
+        plan.needs_whole_model = chain.needs_whole_model;
+        plan.files = chain.files;
         let passes = chain.passes.into_iter();
         plan.passes = passes.filter_map(|(pass, f)| Some(PlannedPass { pass, forecast: f? })).collect();
-        Ok((plan, chain.view))
+        Ok((plan, chain.view, chain.stand_in))
+    }
+
+    /// Reads a saved plan.
+    ///
+    /// # Errors
+    /// No plan, or one of another version.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Made {
+            plan_version: u32,
+            #[serde(default)]
+            version: String,
+        }
+        let wrong = |e| Error::Invalid(format!("not a plan: {e}"));
+        let made: Made = serde_json::from_slice(bytes).map_err(wrong)?;
+        let (this, version) = (env!("CARGO_PKG_VERSION"), made.version);
+        if made.plan_version != PLAN_VERSION || version != this {
+            let by = if version.is_empty() {
+                "an older llmpress".to_owned()
+            } else {
+                format!("llmpress {version}")
+            };
+            return Err(Error::Invalid(format!(
+                "the plan was made by {by} and this is {this}, which may store things otherwise: plan again with the version that \
+                 carries it out"
+            )));
+        }
+        serde_json::from_slice(bytes).map_err(wrong)
+    }
+
+    /// Refuses a plan that is not this one, which was made again from the source.
+    pub(crate) fn check_same(&self, saved: &Self) -> Result<()> {
+        let same = self.fingerprint == saved.fingerprint
+            && self.recipe == saved.recipe
+            && self.shards == saved.shards
+            && (self.plain, self.source_bytes, self.expected_bytes)
+                == (saved.plain, saved.source_bytes, saved.expected_bytes)
+            && self.quantization_config == saved.quantization_config;
+        if same {
+            return Ok(());
+        }
+        Err(Error::Invalid(
+            "the plan does not fit this checkpoint: the source or llmpress changed since; plan again".into(),
+        ))
     }
 
     /// Reads a saved plan and makes it again from the checkpoint; a difference means that the source
     /// changed or that another version made it.
     pub fn from_json(checkpoint: &Checkpoint, bytes: &[u8]) -> Result<Self> {
-        let saved: Self =
-            serde_json::from_slice(bytes).map_err(|e| Error::Invalid(format!("not a plan: {e}")))?;
-        let plan = Self::new(checkpoint, &saved.recipe, saved.max_shard_bytes)?;
-        if plan != saved {
-            return Err(Error::Invalid(
-                "the plan does not fit this checkpoint: the source or llmpress changed since; plan again"
-                    .into(),
-            ));
-        }
-        Ok(plan)
+        let saved = Self::parse(bytes)?;
+        Self::new(checkpoint, &saved.recipe, saved.max_shard_bytes)?.check_same(&saved)?;
+        Ok(saved)
     }
 
     /// The recipe of a saved plan.
     pub fn recipe_of_json(bytes: &[u8]) -> Result<Recipe> {
-        let saved: Self =
-            serde_json::from_slice(bytes).map_err(|e| Error::Invalid(format!("not a plan: {e}")))?;
-        Ok(saved.recipe)
+        Ok(Self::parse(bytes)?.recipe)
     }
 
     /// The one file that is made, where it is no shard of safetensors.

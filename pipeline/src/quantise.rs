@@ -14,6 +14,7 @@ mod targets;
 use llmpress_quantize::Quantiser;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use data_free::run as run_by_matrix;
 pub use forecast::QuantiseForecast;
 pub(crate) use forecast::{expected_bytes, forecast};
 pub(crate) use record::files as record_files;

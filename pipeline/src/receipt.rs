@@ -36,19 +36,23 @@ pub(crate) struct Receipt {
     pub(crate) tensors: BTreeMap<String, Digest>,
 }
 
-fn path(out: &Path, file: &str) -> PathBuf {
+pub(crate) fn path(out: &Path, file: &str) -> PathBuf {
     out.join(STATE_DIR).join(format!("{file}.json"))
 }
 
 impl Receipt {
     /// Writes the receipt of `file`.
     pub(crate) fn write(&self, out: &Path, file: &str) -> Result<()> {
-        let path = path(out, file);
-        Ok(write_atomic_with(&path, |file| {
+        self.write_to(&path(out, file))
+    }
+
+    /// Writes the receipt to a file of this name.
+    pub(crate) fn write_to(&self, path: &Path) -> Result<()> {
+        Ok(write_atomic_with(path, |file| {
             let first = (DIGITS + 1) as u64;
-            let written = write_json(file, &path, first, |out| serde_json::to_writer(out, self))?;
+            let written = write_json(file, path, first, |out| serde_json::to_writer(out, self))?;
             let line = format!("{}\n", written.digest);
-            file.write_all_at(line.as_bytes(), 0).map_err(|e| FormatError::io(&path, "write", e))
+            file.write_all_at(line.as_bytes(), 0).map_err(|e| FormatError::io(path, "write", e))
         })?)
     }
 

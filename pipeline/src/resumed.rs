@@ -16,14 +16,18 @@ use crate::{Plan, Result};
 pub(crate) fn finished<'a>(root: &Path, plan: &'a Plan) -> BTreeMap<&'a str, Receipt> {
     let mut done = BTreeMap::new();
     for shard in &plan.shards {
-        if let Some(receipt) = Receipt::read(root, &shard.file, &plan.fingerprint)
-            && describes(&receipt, shard)
-            && holds(&root.join(&shard.file), &receipt).unwrap_or(false)
-        {
+        if let Some(receipt) = receipt_of(root, plan, shard) {
             done.insert(shard.file.as_str(), receipt);
         }
     }
     done
+}
+
+/// The receipt of a shard that is there and whole.
+pub(crate) fn receipt_of(root: &Path, plan: &Plan, shard: &PlannedShard) -> Option<Receipt> {
+    let receipt = Receipt::read(root, &shard.file, &plan.fingerprint)?;
+    let whole = describes(&receipt, shard) && holds(&root.join(&shard.file), &receipt).unwrap_or(false);
+    whole.then_some(receipt)
 }
 
 /// Whether a receipt is of what the plan puts into the shard.

@@ -89,6 +89,10 @@ impl Room for Dfloat11 {
         (dtype == Dtype::BF16).then(|| Box::<timed::Unit>::default() as Box<dyn Timed>)
     }
 
+    fn gb_per_second(&self) -> f64 {
+        0.35
+    }
+
     fn survey(&self, unit: &UnitSource<'_>, _first: &Tensor, work: Work<'_>) -> Result<Survey> {
         let histograms: Vec<dfloat11::Histogram> = histograms(unit, work, |words| {
             let mut histogram = dfloat11::Histogram::new();

@@ -71,6 +71,10 @@ impl Room for Fixed12 {
         (dtype == Dtype::BF16).then(|| Box::<timed::Matrices>::default() as Box<dyn Timed>)
     }
 
+    fn gb_per_second(&self) -> f64 {
+        0.31
+    }
+
     fn survey(&self, unit: &UnitSource<'_>, first: &Tensor, work: Work<'_>) -> Result<Survey> {
         let Some(grid) = names::grid(&first.shape) else {
             return Ok(Err("is not a matrix".to_owned()));

@@ -46,6 +46,10 @@ impl Room for Planes {
         Some(Box::new(timed::Chunks::new(dtype)))
     }
 
+    fn gb_per_second(&self) -> f64 {
+        0.31
+    }
+
     fn survey(&self, _unit: &UnitSource<'_>, first: &Tensor, _work: Work<'_>) -> Result<Survey> {
         let split = names::split(first.dtype);
         Ok(Ok(Coding {

@@ -33,6 +33,10 @@ impl Room for Raw {
         &[]
     }
 
+    fn gb_per_second(&self) -> f64 {
+        0.68
+    }
+
     fn survey(&self, _unit: &UnitSource<'_>, first: &Tensor, _work: Work<'_>) -> Result<Survey> {
         Ok(Ok(coding(first.dtype, &first.shape)))
     }

@@ -97,6 +97,12 @@ pub(crate) trait Room: Sync {
         2
     }
 
+    /// GB/s of source that a core takes through a whole conversion, as measured in docs/benchmarks.md ("On one core"); a careful figure where
+    /// it was not measured.
+    fn gb_per_second(&self) -> f64 {
+        0.1
+    }
+
     /// What to say where none of a checkpoint's tensors suits, of which there are `found`.
     fn nothing_suits(&self, found: &str, _has_bf16: bool) -> String {
         format!("{} holds BF16 matrices, and this checkpoint has {found}; use --to planes", self.name())

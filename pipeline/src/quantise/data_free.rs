@@ -21,7 +21,7 @@ const PIECE: usize = 4 << 20;
 const NO_LESSONS: &[Lesson] = &[];
 
 /// Does what is left after the finished blocks.
-pub(super) fn run(
+pub(crate) fn run(
     checkpoint: &Checkpoint,
     specs: &BTreeMap<String, Spec>,
     blocks: &mut Blocks,
