@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 
 import pytest
 
@@ -73,18 +74,18 @@ def test_products_of_torch_give_the_bits_of_the_restored_checkpoint(to, dtype, c
 
 @pytest.mark.parametrize("to", LOSSY)
 def test_codes_are_multiplied_as_llmpress_does(to, converted, tinylm, ids):
-    # What is multiplied from codes is not rounded to the dtype of the model first, as what is restored is.
+    # What is multiplied from codes is not rounded to the dtype of the model first, as what is restored is. Where inputs are quantised the last bit of
+    # one of them may move it to another code: noise of 1e-6 in the embedding moves this loss by 1e-3.
+    error = 5e-3 if "a8" in to else 1e-5
     model = load(converted(to))
     with torch.no_grad():
         loss = model(ids, labels=ids).loss.item()
     text = AutoTokenizer.from_pretrained(tinylm).decode(ids[0])
-    import tempfile
-
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(text)
         file.flush()
         own = llmpress.eval.ppl(converted(to), text=file.name, window=ids.shape[1], bos="never")
-    assert abs(loss - own["nats_per_token"]) < 1e-5 * own["nats_per_token"]
+    assert abs(loss - own["nats_per_token"]) < error * own["nats_per_token"]
 
 
 def test_every_matrix_of_the_blocks_stays_compressed(converted):
@@ -163,8 +164,10 @@ def test_gradients_are_refused_by_name(converted, ids):
 def test_what_transformers_would_compute_wrongly_is_refused(tinylm, converted, tmp_path):
     with pytest.raises(llmpress.UnsupportedError, match="rotation of"):
         load(converted("rtn:w4,rotate"))
+    quantizer = ours.LlmpressQuantizer(ours.LlmpressConfig())
     with pytest.raises(llmpress.UnsupportedError, match="processor"):
-        AutoModelForCausalLM.from_pretrained(converted("dfloat11"), device_map="cuda")
+        quantizer.validate_environment(device_map={"": torch.device("cuda:0")})
+    assert quantizer.update_device_map("auto") == {"": "cpu"}
     with pytest.raises(llmpress.InvalidError, match="products"):
         ours.LlmpressConfig(products="magic")
     options = {"to": "drop:attn=2+fixed12", "calib": tinylm / "calib.txt", "calib_windows": 1, "calib_window": 32}
