@@ -160,3 +160,17 @@ def test_warnings_are_pythons(tinylm, tmp_path):
     (tmp_path / "ranking.json").write_text(json.dumps(ranking))
     with pytest.warns(llmpress.LlmpressWarning, match="does not say which model"):
         llmpress.plan(tinylm, to="drop:attn=1", ranking=[tmp_path / "ranking.json"])
+
+
+def test_a_name_that_cannot_be_had_is_an_error_and_a_directory_is_itself(tinylm, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert llmpress.download(tinylm) == tinylm
+    for job in (llmpress.download, llmpress.open, llmpress.inspect):
+        with pytest.raises(llmpress.InvalidError, match="HF_HUB_OFFLINE"):
+            job("org/name")
+
+
+def test_instructions_that_are_not_there_are_refused_when_the_package_is_imported():
+    run = subprocess.run([sys.executable, "-c", "import llmpress"], env={**os.environ, "LLMPRESS_ISA": "abacus"}, capture_output=True, text=True)
+    assert run.returncode == 1 and "InvalidError" in run.stderr and "abacus" in run.stderr

@@ -59,9 +59,9 @@ def _arguments(verb: list[str], places: list[Pathish], options: dict[str, Any]) 
     return [*arguments, "--", *(os.fspath(place) for place in places)]
 
 
-def _call(verb: list[str], places: list[Pathish], options: dict[str, Any], progress: ProgressCallback | None) -> Any:
+def _call(verb: list[str], places: list[Pathish], options: dict[str, Any], progress: ProgressCallback | None) -> dict[str, Any]:
     result, findings = _llmpress.call(_arguments(verb, places, options), _teller(progress), _warn)
-    report = json.loads(result)
+    report: dict[str, Any] = json.loads(result)
     if findings is not None:
         error = FindingsError(findings)
         error.report = report
