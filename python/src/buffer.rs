@@ -33,9 +33,10 @@ impl Memory {
         Self { address: words.as_mut_ptr() as usize, held: Held::Decoded(words), bytes }
     }
 
-    /// Mapped bytes.
-    pub(crate) fn mapped(mut map: Mapped) -> Self {
-        Self { address: map.as_mut_ptr() as usize, bytes: map.len(), held: Held::Mapped { _map: map } }
+    /// Some of the mapped bytes.
+    pub(crate) fn mapped(mut map: Mapped, offset: usize, bytes: usize) -> Option<Self> {
+        offset.checked_add(bytes).filter(|end| *end <= map.len())?;
+        Some(Self { address: map.as_mut_ptr() as usize + offset, bytes, held: Held::Mapped { _map: map } })
     }
 
     /// The bytes to fill, where they are not a file's.

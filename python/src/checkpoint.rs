@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use llmpress_formats::{Checkpoint as Opened, Dtype, Encoding, Error, Tensor};
 use pyo3::exceptions::PyKeyError;
@@ -31,8 +31,8 @@ pub(crate) struct Checkpoint {
 /// Who decodes.
 #[derive(Clone)]
 pub(crate) enum Threads {
-    /// The thread that asks.
-    Caller,
+    /// The thread that asks; products, which are made by a pool, have one of a single thread, once there is one.
+    Caller(Arc<OnceLock<ThreadPool>>),
     /// As many as there are processors, shared by all checkpoints.
     All,
     /// Its own.
@@ -44,11 +44,11 @@ impl Threads {
         match threads {
             None => Ok(Self::All),
             Some(0) => Err(invalid(py, "threads: at least one is needed")),
-            Some(1) => Ok(Self::Caller),
+            Some(1) => Ok(Self::Caller(Arc::default())),
             Some(count) if count > 1024 => Err(invalid(py, "threads: 1024 at most")),
             Some(count) => {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
-                Ok(Self::Pool(Arc::new(pool.map_err(|e| invalid(py, format!("threads: {e}")))?)))
+                let pool = pool(count).map_err(|e| invalid(py, format!("threads: {e}")))?;
+                Ok(Self::Pool(Arc::new(pool)))
             }
         }
     }
@@ -57,9 +57,24 @@ impl Threads {
     pub(crate) fn run<R: Send>(&self, job: impl FnOnce() -> R + Send) -> R {
         match self {
             Self::Pool(pool) => pool.install(job),
-            Self::Caller | Self::All => job(),
+            Self::All => job(),
+            Self::Caller(single) => {
+                if single.get().is_none() {
+                    // Another thread may have been first; without one, the job takes what threads it finds.
+                    let Ok(pool) = pool(1) else { return job() };
+                    let _ = single.set(pool);
+                }
+                match single.get() {
+                    Some(pool) => pool.install(job),
+                    None => job(),
+                }
+            }
         }
     }
+}
+
+fn pool(threads: usize) -> Result<ThreadPool, rayon::ThreadPoolBuildError> {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build()
 }
 
 /// A tensor: what it is and how it is stored.
@@ -138,7 +153,7 @@ impl Checkpoint {
 
     /// Decodes into memory, with as many threads as are asked for.
     fn fill(&self, name: &str, rows: &Rows<'_>, out: &mut [u8]) -> Result<(), Error> {
-        if matches!(self.threads, Threads::Caller) || out.len() <= PIECE_BYTES {
+        if matches!(self.threads, Threads::Caller(_)) || out.len() <= PIECE_BYTES {
             return self.opened.read(name, rows.offset, out);
         }
         let row =
@@ -318,7 +333,7 @@ impl Checkpoint {
             let out = memory.as_mut_slice();
             let read = |(out, row): (&mut [u8], &u64)| self.opened.read_rows(name, *row..*row + 1, out);
             let done = match self.threads {
-                Threads::Caller => out.chunks_mut(row.max(1)).zip(&rows).try_for_each(read),
+                Threads::Caller(_) => out.chunks_mut(row.max(1)).zip(&rows).try_for_each(read),
                 _ => self.threads.run(|| out.par_chunks_mut(row.max(1)).zip(&rows).try_for_each(read)),
             };
             done.map(|()| memory)
@@ -331,10 +346,10 @@ impl Checkpoint {
         let unit = self.opened.unit_of(self.tensor(py, name)?).map_err(|e| of_format(py, &e))?;
         let lent = unit.components().iter().map(|(name, component)| {
             let memory = match component.bytes() {
-                0 => Ok(Memory::zeros(0)),
-                _ => component.map().map(Memory::mapped),
+                0 => Some(Memory::zeros(0)),
+                bytes => Memory::mapped(component.map().map_err(|e| of_format(py, &e))?, 0, bytes as usize),
             };
-            let memory = memory.map_err(|e| of_format(py, &e))?;
+            let memory = memory.ok_or_else(|| invalid(py, format!("component {name}: is not there")))?;
             Ok((name.to_owned(), Buffer::new(memory, component.dtype(), component.shape().to_vec())))
         });
         lent.collect()
@@ -366,15 +381,18 @@ impl Checkpoint {
     /// The file's own bytes of these rows, where they are what is asked for.
     fn mapped(&self, py: Python<'_>, rows: &Rows<'_>) -> PyResult<Option<Memory>> {
         let unit = self.opened.unit_of(rows.tensor).map_err(|e| of_format(py, &e))?;
-        let whole = rows.bytes == rows.tensor.bytes && rows.bytes > 0;
-        if *unit.encoding() != Encoding::Raw || !rows.tensor.is_stored() || !whole {
+        if *unit.encoding() != Encoding::Raw || !rows.tensor.is_stored() || rows.bytes == 0 {
             return Ok(None);
         }
         let [component] = &unit.components().values().collect::<Vec<_>>()[..] else { return Ok(None) };
-        if !component.file_offset().is_multiple_of(alignment(rows.tensor.dtype)) {
+        if component.bytes() != rows.tensor.bytes {
             return Ok(None);
         }
-        py.detach(|| component.map()).map(|map| Some(Memory::mapped(map))).map_err(|e| of_format(py, &e))
+        if !(component.file_offset() + rows.offset).is_multiple_of(alignment(rows.tensor.dtype)) {
+            return Ok(None);
+        }
+        let map = py.detach(|| component.map()).map_err(|e| of_format(py, &e))?;
+        Ok(Memory::mapped(map, rows.offset as usize, rows.bytes as usize))
     }
 }
 

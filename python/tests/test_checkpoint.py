@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import struct
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -66,6 +68,8 @@ def test_what_lies_raw_is_not_copied_and_what_is_written_to_it_stays_here(tinylm
     assert not mapped.torch().any()
     assert torch.equal(checkpoint.torch(MATRIX), before)
     assert np.array_equal(words(checkpoint.numpy(MATRIX)), raw_words(tinylm, MATRIX))
+    rows = checkpoint.read(MATRIX, slice(3, 5))
+    assert rows.is_mapped and np.array_equal(words(rows.numpy()), raw_words(tinylm, MATRIX)[3:5])
     copied = checkpoint.read(MATRIX, copy=True)
     assert not copied.is_mapped and copied.numpy().flags.writeable
 
@@ -162,6 +166,25 @@ def test_a_product_is_that_of_the_decoded_matrix(converted):
             out = np.full((tokens, linear.out_features), np.nan, np.float32)
             linear.multiply(x, out)
             assert np.allclose(out, x.astype(np.float64) @ weight.T, rtol=error, atol=error), (to, tokens)
+
+
+THREADS = """
+import os, sys, numpy, llmpress
+checkpoint = llmpress.open(sys.argv[1], threads=1)
+before = len(os.listdir("/proc/self/task"))
+for name in checkpoint:
+    checkpoint.read(name, copy=True)
+print(len(os.listdir("/proc/self/task")) - before)
+linear = checkpoint.linear(sys.argv[2])
+for _ in range(3):
+    linear.multiply(numpy.ones((2, linear.in_features), "f4"), numpy.ones((2, linear.out_features), "f4"))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def test_with_one_thread_the_caller_reads_and_one_more_multiplies(converted):
+    command = [sys.executable, "-c", THREADS, converted("fixed12"), MATRIX]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == ["0", "1"]
 
 
 def test_a_product_refuses_other_shapes(tinylm):

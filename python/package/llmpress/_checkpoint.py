@@ -75,8 +75,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
     def read(self, name: str, rows: Rows | None = None, *, copy: bool | None = None) -> Buffer:
         """A tensor, or rows of it, as memory that NumPy and torch take over without a copy (`__array_interface__`, `__dlpack__`).
 
-        A whole tensor that is stored raw is the file's own bytes, mapped for this process: what is written to them never reaches the file, and the file
-        must not be shortened meanwhile. Everything else is decoded into new memory.
+        What is stored raw is the file's own bytes, mapped for this process: what is written to them never reaches the file, and the file must not be
+        shortened meanwhile. Everything else is decoded into new memory.
 
         Args:
             name: The tensor.
