@@ -118,6 +118,7 @@ pub(crate) fn open(
     threads: Option<usize>,
     stored: bool,
 ) -> PyResult<Checkpoint> {
+    crate::limit_instructions(py)?;
     let threads = Threads::new(py, threads)?;
     let opened = py.detach(|| if stored { Opened::open(&path) } else { Opened::open_dequantised(&path) });
     Ok(Checkpoint { opened: Arc::new(opened.map_err(|e| of_format(py, &e))?), threads })

@@ -186,6 +186,7 @@ pub(crate) fn call(
     progress: Option<&Bound<'_, PyAny>>,
     warn: &Bound<'_, PyAny>,
 ) -> PyResult<(String, Option<String>)> {
+    crate::limit_instructions(py)?;
     let (outcome, result) = watch(py, progress, warn, |watched| llmpress_cli::call(arguments, watched))?;
     let json = result.unwrap_or_default().to_string();
     match outcome {

@@ -18,8 +18,15 @@ mod linear;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use pyo3::prelude::*;
+
+/// Keeps kernels to the instructions that the environment allows, when something is to be read or done for the first time.
+fn limit_instructions(py: Python<'_>) -> PyResult<()> {
+    static LIMITED: OnceLock<Result<(), String>> = OnceLock::new();
+    LIMITED.get_or_init(llmpress_cli::limit_instructions).clone().map_err(|e| errors::invalid(py, e))
+}
 
 /// Runs the command with these arguments, the first of which is its name; `itself` is the program that does so.
 #[pyfunction]
@@ -31,7 +38,6 @@ fn main(py: Python<'_>, arguments: Vec<OsString>, itself: Option<PathBuf>) -> u8
 
 #[pymodule(gil_used = false)]
 fn _llmpress(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    llmpress_cli::limit_instructions().map_err(|e| errors::of_kind(module.py(), "invalid", e))?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<buffer::Buffer>()?;
     module.add_class::<checkpoint::Checkpoint>()?;

@@ -171,6 +171,11 @@ def test_a_name_that_cannot_be_had_is_an_error_and_a_directory_is_itself(tinylm,
             job("org/name")
 
 
-def test_instructions_that_are_not_there_are_refused_when_the_package_is_imported():
-    run = subprocess.run([sys.executable, "-c", "import llmpress"], env={**os.environ, "LLMPRESS_ISA": "abacus"}, capture_output=True, text=True)
-    assert run.returncode == 1 and "InvalidError" in run.stderr and "abacus" in run.stderr
+def test_instructions_that_are_not_there_are_refused(tinylm):
+    environment = {**os.environ, "LLMPRESS_ISA": "abacus"}
+    for job in ("open", "inspect"):
+        script = f"import llmpress; llmpress.{job}({str(tinylm)!r})"
+        run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert run.returncode == 1 and "InvalidError" in run.stderr and "abacus" in run.stderr
+    run = subprocess.run([sys.executable, "-m", "llmpress", "inspect", tinylm], env=environment, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.startswith("error:") and "abacus" in run.stderr
