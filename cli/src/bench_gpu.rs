@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use llmpress_formats::Error;
 use llmpress_validation::gpu_bench::{self, Options, Outcome, Report, RunState};
 
 use crate::args::{BenchGpuArgs, Device};
@@ -14,7 +13,7 @@ pub(crate) fn run(args: &BenchGpuArgs, output: Output) -> crate::Outcome {
     let Device::Cuda(ordinal) = args.device else {
         return Err(Failure::Usage("--device: it is a GPU that is measured: cuda or cuda:N".to_owned()));
     };
-    let program = std::env::current_exe().map_err(|e| Error::io("the running program", "find", e))?;
+    let program = crate::itself::program()?;
     let producer = crate::documents::producer();
     let revision = producer.revision.map(|r| format!(" ({r})")).unwrap_or_default();
     let options = Options {

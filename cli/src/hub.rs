@@ -23,50 +23,49 @@ pub(crate) struct Held(#[expect(dead_code, reason = "directories that go when it
 /// Puts directories in place of the names in a command.
 pub(crate) fn resolve(command: &mut Command, output: Output) -> Result<Held, Failure> {
     let planned = if let Command::Plan(args) = &*command { Some(args.dir.clone()) } else { None };
-    let held = resolve_all(checkpoints(command), output)?;
+    let mut held = Vec::new();
+    for (path, needs) in checkpoints(command) {
+        held.extend(resolve_one(path, needs, output)?);
+    }
     if let (Command::Plan(args), Some(planned)) = (command, planned)
         && args.dir != planned
     {
         args.named = planned.into_os_string().into_string().ok();
     }
-    Ok(held)
-}
-
-/// Puts the directory in place of the name of a checkpoint that is needed whole.
-pub(crate) fn resolve_source(path: &mut PathBuf, output: Output) -> Result<Held, Failure> {
-    resolve_all(whole(path), output)
-}
-
-fn resolve_all(checkpoints: Vec<(&mut PathBuf, Needs)>, output: Output) -> Result<Held, Failure> {
-    let mut held = Vec::new();
-    for (path, needs) in checkpoints {
-        let Some(id) = named(path) else { continue };
-        let id = id.map_err(Failure::Hub)?;
-        let with_name = |error: Error| match error {
-            // The checkpoint's own faults name its files.
-            Error::Format(_) => Failure::Hub(error),
-            error => Failure::Named(
-                format!("{}: no such directory is here, and as a name on the hub", path.display()),
-                error,
-            ),
-        };
-        let hub = Hub::new(Settings::from_environment().map_err(Failure::Hub)?);
-        let snapshot = match needs {
-            Needs::Headers => {
-                let headers = hub.headers(&id).map_err(with_name)?;
-                *path = headers.path().to_owned();
-                held.push(headers);
-                continue;
-            }
-            Needs::Whole => hub.snapshot(&id, &Download::new(output)).map_err(with_name)?,
-        };
-        if let Some(why) = &snapshot.unasked {
-            output.warn(&format!("{id}: what lies in the cache is taken, which may be old: {why}"));
-        }
-        output.progress(&format!("{id}: commit {}, in {}", snapshot.commit, snapshot.path.display()));
-        *path = snapshot.path;
-    }
     Ok(Held(held))
+}
+
+/// Puts the directory of a whole checkpoint in place of its name, if it is one.
+pub(crate) fn resolve_whole(path: &mut PathBuf, output: Output) -> Result<(), Failure> {
+    resolve_one(path, Needs::Whole, output).map(|_| ())
+}
+
+fn resolve_one(path: &mut PathBuf, needs: Needs, output: Output) -> Result<Option<Headers>, Failure> {
+    let Some(id) = named(path) else { return Ok(None) };
+    let id = id.map_err(Failure::Hub)?;
+    let with_name = |error: Error| match error {
+        // The checkpoint's own faults name its files.
+        Error::Format(_) => Failure::Hub(error),
+        error => Failure::Named(
+            format!("{}: no such directory is here, and as a name on the hub", path.display()),
+            error,
+        ),
+    };
+    let hub = Hub::new(Settings::from_environment().map_err(Failure::Hub)?);
+    let snapshot = match needs {
+        Needs::Headers => {
+            let headers = hub.headers(&id).map_err(with_name)?;
+            *path = headers.path().to_owned();
+            return Ok(Some(headers));
+        }
+        Needs::Whole => hub.snapshot(&id, &Download::new(output)).map_err(with_name)?,
+    };
+    if let Some(why) = &snapshot.unasked {
+        output.warn(&format!("{id}: what lies in the cache is taken, which may be old: {why}"));
+    }
+    output.progress(&format!("{id}: commit {}, in {}", snapshot.commit, snapshot.path.display()));
+    *path = snapshot.path;
+    Ok(None)
 }
 
 /// The name that a path is, where nothing of the kind is here.
@@ -122,18 +121,18 @@ fn checkpoints(command: &mut Command) -> Vec<(&mut PathBuf, Needs)> {
 }
 
 /// A bar that begins when it is known how much there is.
-struct Download {
-    output: Output,
-    bar: OnceLock<Bar>,
+struct Download<'a> {
+    output: Output<'a>,
+    bar: OnceLock<Bar<'a>>,
 }
 
-impl Download {
-    fn new(output: Output) -> Self {
+impl<'a> Download<'a> {
+    fn new(output: Output<'a>) -> Self {
         Self { output, bar: OnceLock::new() }
     }
 }
 
-impl Progress for Download {
+impl Progress for Download<'_> {
     fn total(&self, bytes: u64) {
         self.bar.get_or_init(|| Bar::new("download", bytes, self.output));
     }

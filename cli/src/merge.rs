@@ -16,7 +16,7 @@ pub(crate) fn run(args: &MergeArgs, output: Output) -> Outcome {
 fn merge(args: &MergeArgs, output: Output) -> Outcome {
     let args = &args.spread;
     let plan = Plan::parse(&llmpress_formats::read_input(&args.plan, MAX_PLAN_BYTES)?)?;
-    let (spread, _held) = open(&plan, args, output)?;
+    let spread = open(&plan, args, output)?;
     let bar = Bar::new("merge", plan.expected_bytes, output);
     let merged = spread.merge(&args.out, &options(args), &bar);
     drop(bar);

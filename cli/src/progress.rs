@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use llmpress_formats::printable;
 use llmpress_pipeline::{Counted, Evaluated, Learned, Lesson, Progress, Task, Taught, Watch};
 
+use crate::call::Listener;
 use crate::report::{Output, note};
 
 /// How often a line is printed where there is no terminal.
@@ -37,30 +38,44 @@ fn amount(n: u64, counted: Counted) -> String {
     }
 }
 
-/// Bars for the parts of a job, one after the other.
-pub(crate) struct Bars(pub(crate) Output);
+/// What is counted, for a listener.
+fn unit(counted: Counted) -> &'static str {
+    match counted {
+        Counted::Bytes => "bytes",
+        Counted::Windows => "windows",
+        Counted::Passes => "passes",
+        Counted::Prompts => "prompts",
+        Counted::Endings => "endings",
+        Counted::Weights => "weights",
+        Counted::Tokens => "tokens",
+    }
+}
 
-impl Watch for Bars {
+/// Bars for the parts of a job, one after the other.
+pub(crate) struct Bars<'a>(pub(crate) Output<'a>);
+
+impl Watch for Bars<'_> {
     fn begin(&self, task: Task) -> Box<dyn Progress + '_> {
-        if task.counted == Counted::Tokens {
+        if task.counted == Counted::Tokens && self.0.listener.is_none() {
             crate::interrupt::install();
         }
         Box::new(Bar::of(task.verb, task.size, task.counted, self.0))
     }
 
     fn is_stopped(&self) -> bool {
-        crate::interrupt::is_asked()
+        self.0.listener.map_or_else(crate::interrupt::is_asked, Listener::is_stopped)
     }
 }
 
 /// Shows the progress of a job over so many bytes of tensors or windows of a text, whose work may be counted
 /// pass by pass.
-pub(crate) struct Bar {
+pub(crate) struct Bar<'a> {
     verb: &'static str,
     size: u64,
     counted: Counted,
     lines: bool,
     json: bool,
+    listener: Option<&'a dyn Listener>,
     start: Instant,
     bar: OnceLock<ProgressBar>,
     total: AtomicU64,
@@ -70,14 +85,17 @@ pub(crate) struct Bar {
     next_line: AtomicU64,
 }
 
-impl Bar {
-    pub(crate) fn new(verb: &'static str, source_bytes: u64, output: Output) -> Self {
+impl<'a> Bar<'a> {
+    pub(crate) fn new(verb: &'static str, source_bytes: u64, output: Output<'a>) -> Self {
         Self::of(verb, source_bytes, Counted::Bytes, output)
     }
 
-    pub(crate) fn of(verb: &'static str, size: u64, counted: Counted, output: Output) -> Self {
+    pub(crate) fn of(verb: &'static str, size: u64, counted: Counted, output: Output<'a>) -> Self {
         let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        let show = !output.quiet && !output.json;
+        let show = !output.quiet && !output.json && output.listener.is_none();
+        if let Some(listener) = output.listener {
+            listener.begin(verb, size, unit(counted));
+        }
         let bar = OnceLock::new();
         if show && terminal {
             let progress = ProgressBar::with_draw_target(Some(size), ProgressDrawTarget::stderr_with_hz(8));
@@ -92,7 +110,8 @@ impl Bar {
             size,
             counted,
             lines: show && !terminal,
-            json: output.json && !output.quiet,
+            json: output.json && !output.quiet && output.listener.is_none(),
+            listener: output.listener,
             start: Instant::now(),
             bar,
             total: AtomicU64::new(size),
@@ -125,22 +144,29 @@ impl Bar {
     }
 }
 
-impl Drop for Bar {
+impl Drop for Bar<'_> {
     fn drop(&mut self) {
-        if self.counted == Counted::Tokens {
+        if self.counted == Counted::Tokens && self.listener.is_none() {
             crate::interrupt::remove();
         }
         self.finish();
     }
 }
 
-impl Progress for Bar {
+impl Progress for Bar<'_> {
     fn start(&self, total: u64) {
         self.total.store(total, Ordering::Relaxed);
     }
 
     fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(listener) = self.listener {
+            listener.advance(self.position());
+            // What trains asks by itself, after its step, and keeps a state.
+            if self.counted != Counted::Tokens && listener.is_stopped() {
+                crate::call::stop();
+            }
+        }
         if let Some(bar) = self.bar.get() {
             bar.set_position(self.position());
         } else if self.lines {

@@ -2,7 +2,6 @@
 
 use std::process::Command;
 
-use llmpress_formats::Error;
 use llmpress_model::serve_chat_template;
 
 use crate::Outcome;
@@ -17,8 +16,7 @@ pub(crate) fn run() -> Outcome {
 
 /// This program as that child.
 pub(crate) fn child() -> Result<Command, Failure> {
-    let program = std::env::current_exe().map_err(|e| Error::io("llmpress", "find", e))?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(crate::itself::program()?);
     command.arg(NAME);
     Ok(command)
 }

@@ -12,13 +12,17 @@ use std::sync::OnceLock;
 use llmpress_formats::printable;
 use serde::Serialize;
 
+use crate::call::Listener;
+
 /// How the user wants output.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Output {
+#[derive(Clone, Copy)]
+pub(crate) struct Output<'a> {
     pub(crate) json: bool,
     pub(crate) quiet: bool,
     /// Whether stderr is coloured.
     pub(crate) colours: bool,
+    /// Who is told instead of printing.
+    pub(crate) listener: Option<&'a dyn Listener>,
 }
 
 /// Why a verb failed.
@@ -55,6 +59,20 @@ impl From<llmpress_formats::Error> for Failure {
 }
 
 impl Failure {
+    /// What kind of failure it is, and what is said of it.
+    pub(crate) fn kind_and_message(&self) -> (&'static str, String) {
+        match self {
+            Self::Pipeline(e) => (e.kind(), e.to_string()),
+            Self::Hub(e) => (e.kind(), e.to_string()),
+            Self::Named(name, e) => (e.kind(), format!("{name}: {e}")),
+            Self::Usage(text) => ("usage", text.clone()),
+            Self::Findings(text) => ("findings", text.clone()),
+            Self::Print(text) => ("io", text.clone()),
+            Self::Units(e, command) => (e.kind(), format!("{e}; make them with `{command}` and merge again")),
+            Self::Final(failure) => failure.kind_and_message(),
+        }
+    }
+
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
@@ -78,33 +96,20 @@ impl Failure {
             _ => self,
         }
     }
-
-    fn described(&self) -> (&'static str, String) {
-        match self {
-            Self::Pipeline(e) => (e.kind(), e.to_string()),
-            Self::Hub(e) => (e.kind(), e.to_string()),
-            Self::Named(name, e) => (e.kind(), format!("{name}: {e}")),
-            Self::Usage(text) => ("usage", text.clone()),
-            Self::Findings(text) => ("findings", text.clone()),
-            Self::Print(text) => ("io", text.clone()),
-            Self::Units(e, command) => (e.kind(), format!("{e}; make them with `{command}` and merge again")),
-            Self::Final(failure) => failure.described(),
-        }
-    }
 }
 
 /// Bold red and bold yellow, as terminals have them.
 const RED: &str = "\x1b[1;31m";
 const YELLOW: &str = "\x1b[1;33m";
 
-impl Output {
+impl Output<'_> {
     fn coloured(self, text: &str, colour: &str) -> String {
         if self.colours { format!("{colour}{text}\x1b[0m") } else { text.to_owned() }
     }
 
     /// One line, or an object with `--json`.
     pub(crate) fn failure(self, failure: &Failure) {
-        let (kind, message) = failure.described();
+        let (kind, message) = failure.kind_and_message();
         note(&match self.json {
             true => serde_json::json!({"error": {"kind": kind, "message": message}}).to_string(),
             false => format!("{} {}", self.coloured("error:", RED), printable(&message)),
@@ -120,6 +125,9 @@ impl Output {
 
     /// Something that the user should know though the work goes on; as an object with `--json`.
     pub(crate) fn warn(self, message: &str) {
+        if let Some(listener) = self.listener {
+            return listener.warn(message);
+        }
         if self.quiet {
             return;
         }
@@ -131,7 +139,10 @@ impl Output {
 
     /// The result: as JSON, or as the text that `text` makes.
     pub(crate) fn result(self, value: &impl Serialize, text: impl FnOnce() -> String) {
-        if self.json {
+        if let Some(listener) = self.listener {
+            // What cannot be said in JSON cannot be said to anybody: there is no such result.
+            listener.result(serde_json::to_value(value).unwrap_or_default());
+        } else if self.json {
             match serde_json::to_string_pretty(value) {
                 Ok(json) => print(&format!("{json}\n")),
                 Err(e) => not_printed(e.into()),

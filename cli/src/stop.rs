@@ -41,6 +41,9 @@ impl Stop {
             set
         };
         let (scratch, asked) = (stop.scratch.clone(), stop.asked.clone());
+        // The thread outlives whoever listens; a process of its own has nobody who does.
+        let Output { json, quiet, colours, .. } = output;
+        let output = Output { json, quiet, colours, listener: None };
         let waiting = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             let mut signal = 0;
             #[allow(unsafe_code)]

@@ -6,7 +6,7 @@ use llmpress_pipeline::{Options, Plan, Spread, Worked, listed};
 
 use crate::Outcome;
 use crate::args::{SpreadArgs, WorkerArgs};
-use crate::hub::{Held, resolve_source};
+use crate::hub::resolve_whole;
 use crate::progress::Bar;
 use crate::report::{Failure, Output, bytes};
 use crate::share;
@@ -31,7 +31,7 @@ fn work(args: &WorkerArgs, stop: &Stop, output: Output) -> Outcome {
             plan.share(share.jobs, share.rank)
         }
     };
-    let (spread, _held) = open(&plan, &args.spread, output)?;
+    let spread = open(&plan, &args.spread, output)?;
     let shards = units.iter().filter_map(|&unit| plan.shards.get(unit));
     let bar = Bar::new("worker", shards.map(|shard| shard.source_bytes).sum(), output);
     let options = options(&args.spread);
@@ -50,8 +50,8 @@ fn named(range: std::ops::RangeInclusive<usize>, units: usize) -> std::ops::Rang
     first..=last.min(first.max(units))
 }
 
-/// The plan with its source, and what has to stay while it is read.
-pub(crate) fn open(plan: &Plan, args: &SpreadArgs, output: Output) -> Result<(Spread, Held), Failure> {
+/// The plan with its source.
+pub(crate) fn open(plan: &Plan, args: &SpreadArgs, output: Output) -> Result<Spread, Failure> {
     let mut source = match (&args.source, &plan.source) {
         (Some(source), _) => source.clone(),
         (None, Some(source)) => PathBuf::from(source),
@@ -61,8 +61,8 @@ pub(crate) fn open(plan: &Plan, args: &SpreadArgs, output: Output) -> Result<(Sp
             ));
         }
     };
-    let held = resolve_source(&mut source, output)?;
-    Ok((Spread::open(plan, &source)?, held))
+    resolve_whole(&mut source, output)?;
+    Ok(Spread::open(plan, &source)?)
 }
 
 pub(crate) fn options(args: &SpreadArgs) -> Options {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::header::TensorInfo;
-use crate::{Dtype, Error, Result};
+use crate::{Dtype, Error, Mapped, Result};
 
 /// An open file and its name.
 #[derive(Debug)]
@@ -78,6 +78,14 @@ impl Component {
             }
             _ => Error::io(&self.file.path, "read", e),
         })
+    }
+
+    /// Its bytes in memory without a copy, mapped for this owner alone.
+    ///
+    /// # Errors
+    /// A file that was cut short, or that cannot be mapped; a component without bytes.
+    pub fn map(&self) -> Result<Mapped> {
+        Mapped::new(&self.file, self.start, self.bytes)
     }
 
     /// The whole component, refused as corrupt when larger than `limit` bytes.

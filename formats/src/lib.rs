@@ -41,6 +41,7 @@ mod index;
 mod known_files;
 mod layer_names;
 mod manifest;
+mod mapped;
 mod named;
 mod official;
 mod printable;
@@ -77,6 +78,7 @@ pub use manifest::{
     ComponentEntry, Digest, EncodingEntry, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE,
     Manifest, Producer, ShardEntry, Source, TensorEntry, UnitEntry,
 };
+pub use mapped::Mapped;
 pub use named::Named;
 pub use official::{PACKAGE_VERSION, dfloat11_config};
 pub use printable::printable;

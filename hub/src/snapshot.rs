@@ -133,8 +133,10 @@ impl Hub {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..AT_A_TIME.min(files.len()) {
-                scope.spawn(work);
+            let workers: Vec<_> = (0..AT_A_TIME.min(files.len())).map(|_| scope.spawn(work)).collect();
+            for worker in workers {
+                // Whoever hears of progress may unwind what is done, and is to see its own payload again.
+                worker.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
             }
         });
         match next.into_inner().unwrap_or_else(|e| e.into_inner()).1 {

@@ -317,3 +317,25 @@ fn two_that_download_the_same_at_once_both_have_it() {
     case.check(&both[0]);
     assert!(case.server.sent() <= 2 * (WEIGHTS as u64 + 200) + 6 * (256 << 10));
 }
+
+/// Has had enough as soon as something is there.
+struct Enough;
+
+impl Progress for Enough {
+    fn total(&self, _: u64) {}
+    fn advance(&self, _: u64) {
+        std::panic::resume_unwind(Box::new("enough"));
+    }
+    fn retreat(&self, _: u64) {}
+}
+
+#[test]
+fn who_hears_of_progress_may_unwind_a_download_which_goes_on_later() {
+    let case = Case::new(Faults::default());
+    let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        case.hub().snapshot(&id(), &Enough).map(|_| ())
+    }));
+    assert_eq!(unwound.unwrap_err().downcast_ref::<&str>(), Some(&"enough"));
+    let snapshot = case.hub().snapshot(&id(), &Count::default()).unwrap();
+    case.check(&snapshot.path);
+}

@@ -334,6 +334,18 @@ impl Linear {
         self.bias.as_deref()
     }
 
+    /// The product with every token of `x`, on the threads of the current pool: `out` becomes rows x tokens.
+    ///
+    /// # Errors
+    /// Other features than the columns; weights that cannot be read; a value that cannot be quantised.
+    pub fn multiply(&self, checkpoint: &Checkpoint, x: &Panels, out: &mut Panels) -> Result<()> {
+        if x.features() != self.cols {
+            let (cols, found) = (self.cols, x.features());
+            return Err(Error::Invalid(format!("{}: multiplies {cols} features, not {found}", self.tensor)));
+        }
+        multiply_all(checkpoint, &mut [Product::new(self, x, out)])
+    }
+
     /// One row in single precision.
     pub(crate) fn row(&self, checkpoint: &Checkpoint, row: usize, out: &mut [f32]) -> Result<()> {
         BUFFERS.with_borrow_mut(|buffers| {
