@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use llmpress_pipeline::Scratch;
 
-use crate::report::note;
+use crate::report::Output;
 
 const SIGNALS: [c_int; 2] = [libc::SIGINT, libc::SIGTERM];
 /// What a shell makes of a signal's number.
@@ -27,7 +27,7 @@ pub(crate) struct Stop {
 
 impl Stop {
     /// From here on the signals are this thread's and those that it starts, which leave them to one that waits for them.
-    pub(crate) fn install() -> Self {
+    pub(crate) fn install(output: Output) -> Self {
         let stop = Self { scratch: Scratch::default(), asked: Arc::default() };
         #[allow(unsafe_code)]
         // SAFETY: `sigset_t` is plain data that `sigemptyset` initialises; the calls only read and write it.
@@ -50,7 +50,7 @@ impl Stop {
             }
             asked.store(true, Ordering::SeqCst);
             scratch.remove_and_close();
-            note("stopped: units that are done stay; run it again to go on");
+            output.warn("stopped: units that are done stay; run it again to go on");
             #[allow(unsafe_code)]
             // SAFETY: ends the process at once; what has a name is whole.
             unsafe {

@@ -13,7 +13,7 @@ use crate::share;
 use crate::stop::Stop;
 
 pub(crate) fn run(args: &WorkerArgs, output: Output) -> Outcome {
-    let stop = Stop::install();
+    let stop = Stop::install(output);
     let done = work(args, &stop, output).map_err(Failure::of_worker);
     stop.wait_if_asked();
     done

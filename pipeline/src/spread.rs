@@ -60,7 +60,7 @@ impl Spread {
         &self.plan
     }
 
-    /// What is left to settle of it, where that is much.
+    /// What its method leaves as it was, where that is much.
     pub fn uncovered(&self) -> Option<Uncovered> {
         Uncovered::of(&self.view, &self.plan)
     }
