@@ -186,7 +186,7 @@ fn small_floats(dir: &Path, name: &str) -> u64 {
     let (rows, cols) = (6144u64, 8192u64);
     let module = "model.layers.0.mlp.up_proj";
     let experts = "model.layers.0.mlp.experts.gate_up_proj";
-    let (config, tensors): (&str, Vec<(String, Dtype, Vec<u64>)>) = match name {
+    let (config, tensors) = match name {
         "fp8" => (
             r#"{"quant_method": "fp8", "weight_block_size": [128, 128]}"#,
             vec![

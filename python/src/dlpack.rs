@@ -219,6 +219,12 @@ impl<'py> Borrowed<'py> {
         self.bytes
     }
 
+    /// Whether some byte is of both.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let ends = |one: &Self| one.address.saturating_add(one.bytes);
+        self.bytes > 0 && other.bytes > 0 && self.address < ends(other) && other.address < ends(self)
+    }
+
     /// Its bytes to write to.
     #[allow(unsafe_code)]
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {

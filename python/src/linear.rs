@@ -61,6 +61,9 @@ impl Linear {
                 ));
             }
         };
+        if x.overlaps(&out) {
+            return Err(invalid(py, "x and out share memory: give the product a place of its own"));
+        }
         let (x, out): (&[u8], &mut [u8]) = (x.as_mut_slice(), out.as_mut_slice());
         if tokens == 0 || rows == 0 || cols == 0 {
             out.fill(0);

@@ -193,6 +193,9 @@ def test_a_product_refuses_other_shapes(tinylm):
     for x, out in [((2, k + 1), (2, n)), ((2, k), (3, n)), ((2, k), (2, n + 1)), ((k,), (n,))]:
         with pytest.raises(llmpress.InvalidError, match="multiplies"):
             linear.multiply(np.zeros(x, np.float32), np.zeros(out, np.float32))
+    both = np.zeros(2 * (k + n), np.float32)
+    with pytest.raises(llmpress.InvalidError, match="share memory"):
+        linear.multiply(both[: 2 * k].reshape(2, k), both[k : k + 2 * n].reshape(2, n))
     with pytest.raises(llmpress.InvalidError, match="no matrix"):
         llmpress.open(tinylm).linear(VECTOR)
 
