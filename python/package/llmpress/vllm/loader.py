@@ -16,6 +16,7 @@ from vllm.config.load import LoadConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.weight_utils import enable_tqdm
+from vllm.platforms import current_platform
 
 from .._checkpoint import Checkpoint, open
 from .._directory import refuse_unfinished
@@ -61,8 +62,11 @@ class LlmpressModelLoader(DefaultModelLoader):
         directory = self._directory(model, revision) / (subfolder or "")
         processors = _processors()
         threads = self.load_config.model_loader_extra_config.get("num_threads")
-        if threads is None:
-            # Workers on one set of processors share it.
+        if threads is None and current_platform.is_cpu():
+            # vLLM gave each worker as many as it has processors.
+            threads = torch.get_num_threads()
+        elif threads is None:
+            # Workers share the processors.
             threads = max(1, len(processors) // get_tensor_model_parallel_world_size())
         with _on(processors):
             checkpoint = open(directory, threads=threads, stored=True)
@@ -79,7 +83,8 @@ class LlmpressModelLoader(DefaultModelLoader):
 
 
 def _processors() -> set[int]:
-    """The processors that any thread of this process may use: vLLM on processors binds each of its threads to one, this one too."""
+    """The processors that any thread of this process may use. OpenMP binds the threads that vLLM computes with to one each, this one too, and those
+    that are begun from it would all share that one."""
     found = set(os.sched_getaffinity(0))
     with contextlib.suppress(OSError):
         for thread in os.listdir("/proc/self/task"):

@@ -79,7 +79,7 @@ class LlmpressMethod(LinearMethodBase):
 
     def create_weights(
         self,
-        layer: torch.nn.Module,
+        layer: Any,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         input_size: int,
@@ -97,12 +97,12 @@ class LlmpressMethod(LinearMethodBase):
         shape = (sum(output_partition_sizes), input_size_per_partition)
         self._set_weight(layer, torch.empty(shape, dtype=params_dtype, device="meta"))
 
-    def _set_weight(self, layer: torch.nn.Module, data: torch.Tensor) -> None:
+    def _set_weight(self, layer: Any, data: torch.Tensor) -> None:
         weight = Parameter(data, requires_grad=False)
         set_weight_attrs(weight, dict(self.attributes))
         layer.register_parameter("weight", weight)
 
-    def _load(self, layer: torch.nn.Module, loader: Any, param: Parameter, loaded_weight: torch.Tensor, *shard: Any, **named: Any) -> None:
+    def _load(self, layer: Any, loader: Any, param: Parameter, loaded_weight: torch.Tensor, *shard: Any, **named: Any) -> None:
         if self.kept:
             raise UnsupportedError("weights that stay compressed cannot be loaded again: start anew")
         if self.placed is not None and isinstance(loaded_weight, Stored):
@@ -115,13 +115,13 @@ class LlmpressMethod(LinearMethodBase):
 
     def _place(self, out: torch.Tensor, source: Stored) -> None:
         assert self.placed is not None
-        width = out.stride(0)
-        if out.dim() != 2 or out.shape[1] != width or out.storage_offset() % width:
+        width, offset = out.stride(0), int(out.storage_offset())
+        if out.dim() != 2 or out.shape[1] != width or offset % width:
             part = source.part
             raise UnsupportedError(f"{part.checkpoint.root}: {part.name}: goes to some columns of a weight: leave --quantization llmpress out")
-        self.placed.append(Placed(out.storage_offset() // width, source.part))
+        self.placed.append(Placed(offset // width, source.part))
 
-    def _decode(self, layer: torch.nn.Module) -> None:
+    def _decode(self, layer: Any) -> None:
         """Gives the weight memory and decodes what was noted into it. Rows that nothing was loaded for, an embedding's padding, are zero."""
         if self.placed is None:
             return
@@ -131,7 +131,7 @@ class LlmpressMethod(LinearMethodBase):
         self.placed = None
         self._set_weight(layer, weight)
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         if self.kept:
             return
         gathers = isinstance(layer, VocabParallelEmbedding) and not isinstance(layer, ParallelLMHead)
@@ -146,7 +146,7 @@ class LlmpressMethod(LinearMethodBase):
         self._set_weight(layer, torch.empty(0, dtype=layer.weight.dtype, device="cpu"))
         self.kept = True
 
-    def _can_keep(self, layer: torch.nn.Module, multiplies: bool) -> bool:
+    def _can_keep(self, layer: Any, multiplies: bool) -> bool:
         """Whether all that the layer holds is compressed, with whole rows for an embedding, and whole matrices for products."""
         if not self.placed:
             return False
@@ -163,18 +163,18 @@ class LlmpressMethod(LinearMethodBase):
         # An embedding is one tensor, and may have padding after it.
         return len(self.placed) == 1 if isinstance(layer, VocabParallelEmbedding) else filled == rows
 
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if not self.kept:
             return self.plain.apply(layer, x, bias)
         out = linear(x, layer.llmpress_handle, layer.llmpress_rows)
         return out if bias is None else out + bias
 
-    def embedding(self, layer: torch.nn.Module, input_: torch.Tensor) -> torch.Tensor:
+    def embedding(self, layer: Any, input_: torch.Tensor) -> torch.Tensor:
         if not self.kept:
             return self.plain.embedding(layer, input_)
         return embedding(input_, layer.llmpress_handle, layer.embedding_dim, layer.params_dtype)
 
-    def tie_weights(self, layer: torch.nn.Module, embed_tokens: torch.nn.Module) -> torch.nn.Module:
+    def tie_weights(self, layer: Any, embed_tokens: Any) -> torch.nn.Module:
         # The embedding becomes the head: both have the same compressed bytes.
         embed_tokens.quant_method.tied = True
         return embed_tokens

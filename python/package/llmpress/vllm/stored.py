@@ -68,15 +68,15 @@ class Stored(torch.Tensor):
 
     part: Part
     #: Whether it is one item of a stack: `part` has one row, which is no dimension of this tensor.
-    item: bool
+    is_item: bool
 
     @staticmethod
-    def __new__(cls, part: Part, dtype: torch.dtype, item: bool = False) -> Stored:
+    def __new__(cls, part: Part, dtype: torch.dtype, is_item: bool = False) -> Stored:
         shape = list(part.checkpoint[part.name].shape)
         shape[0] = part.rows[1] - part.rows[0]
         shape[-1] = part.columns[1] - part.columns[0]
-        self = torch.Tensor._make_wrapper_subclass(cls, shape[1:] if item else shape, dtype=dtype, device="cpu")
-        self.part, self.item = part, item
+        self = torch.Tensor._make_wrapper_subclass(cls, shape[1:] if is_item else shape, dtype=dtype, device=torch.device("cpu"))
+        self.part, self.is_item = part, is_item
         return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -86,7 +86,7 @@ class Stored(torch.Tensor):
 
     def copy_to(self, out: torch.Tensor) -> None:
         """Decodes into `out`, of this shape."""
-        self.part.copy_to(out.unsqueeze(0) if self.item else out)
+        self.part.copy_to(out.unsqueeze(0) if self.is_item else out)
 
     def decoded(self) -> torch.Tensor:
         """Its numbers, in new memory."""
@@ -110,26 +110,26 @@ class Stored(torch.Tensor):
 
 
 def _same(tensor: Stored) -> Stored:
-    return Stored(tensor.part, tensor.dtype, tensor.item)
+    return Stored(tensor.part, tensor.dtype, tensor.is_item)
 
 
 def _slice(tensor: Stored, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Stored | None:
     dims = tensor.dim()
     dim = dim % dims
-    if tensor.item or step != 1 or dim not in (0, 1) or (dim == 1 and dims != 2):
+    if tensor.is_item or step != 1 or dim not in (0, 1) or (dim == 1 and dims != 2):
         return None
     first, stop, _ = slice(start, end).indices(tensor.shape[dim])
     offset = (tensor.part.columns if dim else tensor.part.rows)[0]
     cut = (offset + first, offset + max(first, stop))
-    return Stored(tensor.part._replace(**{"columns" if dim else "rows": cut}), tensor.dtype)
+    return Stored(tensor.part._replace(columns=cut) if dim else tensor.part._replace(rows=cut), tensor.dtype)
 
 
 def _select(tensor: Stored, dim: int, index: int) -> Stored | None:
     dims, count = tensor.dim(), tensor.shape[dim]
-    if tensor.item or dim % dims != 0 or dims < 3 or not -count <= index < count:
+    if tensor.is_item or dim % dims != 0 or dims < 3 or not -count <= index < count:
         return None
     row = tensor.part.rows[0] + index % count
-    return Stored(tensor.part._replace(rows=(row, row + 1)), tensor.dtype, item=True)
+    return Stored(tensor.part._replace(rows=(row, row + 1)), tensor.dtype, is_item=True)
 
 
 def _copy(out: torch.Tensor, source: Any, non_blocking: bool = False) -> torch.Tensor | None:
