@@ -9,7 +9,9 @@ import gc
 import importlib
 import importlib.metadata
 import importlib.util
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,6 +97,13 @@ def weights(directory, **options):
     """The names and tensors that vLLM's models are given."""
     loader = get_model_loader(LoadConfig(load_format="llmpress", use_tqdm_on_load=False, **options))
     return dict(loader._get_weights_iterator(loader.Source(str(directory), None)))
+
+
+def model_config(directory, tied=True):
+    """What a loader is told of the model."""
+    return SimpleNamespace(
+        model=str(directory), revision=None, quantization=None, hf_config=SimpleNamespace(tie_word_embeddings=tied), is_moe=False, multimodal_config=None
+    )
 
 
 class Block(torch.nn.Module):
@@ -208,9 +217,12 @@ def test_columns_are_decoded_some_rows_at_a_time(converted, restored, monkeypatc
     monkeypatch.setattr("llmpress.vllm.stored.PIECE_BYTES", 50 * HIDDEN * 2)
     name = f"{BLOCK}self_attn.o_proj.weight"
     tensor = weights(converted("fixed12"))[name].narrow(1, 64, 128).narrow(0, 5, 200)
-    out = torch.empty(200, 128, dtype=torch.bfloat16)
+    out, read, expected = torch.empty(200, 128, dtype=torch.bfloat16), [], restored("fixed12").torch(name)[5:205, 64:192]
+    original = llmpress.Checkpoint.torch
+    monkeypatch.setattr(llmpress.Checkpoint, "torch", lambda self, name, rows: read.append(rows) or original(self, name, rows))
     out.copy_(tensor)
-    assert torch.equal(out, restored("fixed12").torch(name)[5:205, 64:192])
+    assert [rows for rows in read if rows != (0, 0)] == [(5, 48), (48, 96), (96, 144), (144, 192), (192, 205)]
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -390,16 +402,35 @@ def test_a_model_is_loaded_and_what_is_missing_is_named(converted):
     loader = get_model_loader(LoadConfig(load_format="llmpress", model_loader_extra_config={"num_threads": 1}))
     assert isinstance(loader, ours.LlmpressModelLoader)
 
-    class Config:
-        model, revision, quantization, is_moe, multimodal_config = str(converted("fixed12")), None, None, False, None
-
+    config = model_config(converted("fixed12"))
     block = Block()
-    loader.load_weights(block, Config)
+    loader.load_weights(block, config)
     block.extra = torch.nn.Parameter(torch.zeros(1))
     monkeyed = block.load_weights
     block.load_weights = lambda tensors: monkeyed(tensors) - {"extra"}
     with pytest.raises(ValueError, match="extra"):
-        loader.load_weights(block, Config)
+        loader.load_weights(block, config)
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_a_head_that_the_model_would_leave_out_is_refused(differs, tinylm, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    shutil.copytree(tinylm, tmp_path / "model")
+    plain = llmpress.open(tinylm)
+    tensors = {name: plain.torch(name, copy=True) for name in plain}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["lm_head.weight"][-1, -1] += differs
+    for path in (tmp_path / "model").glob("model*"):
+        path.unlink()
+    safetensors.save_file(tensors, tmp_path / "model" / "model.safetensors")
+    llmpress.convert(tmp_path / "model", tmp_path / "out", to="planes")
+    loader = get_model_loader(LoadConfig(load_format="llmpress"))
+    loader.load_weights(Block(), model_config(tmp_path / "out", tied=False))
+    if not differs:
+        loader.load_weights(Block(), model_config(tmp_path / "out"))
+        return
+    with pytest.raises(llmpress.UnsupportedError, match="another matrix.*hf-overrides"):
+        loader.load_weights(Block(), model_config(tmp_path / "out"))
 
 
 def test_vllm_finds_the_plug_in_and_knows_its_names():
@@ -420,6 +451,9 @@ def test_the_load_format_is_chosen_for_directories_that_need_it(tinylm, converte
         return args.load_format
 
     assert chosen(converted("dfloat11")) == chosen(converted("rtn:w4,g64")) == "llmpress"
+    shutil.copytree(converted("dfloat11"), tmp_path / "official")
+    (tmp_path / "official" / "llmpress.json").unlink()
+    assert chosen(tmp_path / "official") == "llmpress"
     assert chosen(tinylm) == chosen(restored("dfloat11").root) == "auto"
     assert chosen(converted("dfloat11"), load_format="dummy") == "dummy"
     assert chosen(tinylm, quantization="llmpress") == "llmpress"

@@ -15,6 +15,7 @@ class ModelConfig:
     model: str
     revision: str | None = None
     quantization: str | None = None
+    hf_config: Any = None
 
 
 @dataclasses.dataclass

@@ -20,15 +20,20 @@ from vllm.platforms import current_platform
 
 from .._checkpoint import Checkpoint, open
 from .._directory import refuse_unfinished
-from .._errors import InvalidError
+from .._errors import InvalidError, UnsupportedError
 from .stored import stored
 
 #: What `--model-loader-extra-config` may have: those of vLLM's own loader that mean something here.
 OPTIONS = {"num_threads", "enable_weights_track"}
+#: Rows of two matrices that are compared at a time.
+COMPARED_ROWS = 4096
 
 
 class LlmpressModelLoader(DefaultModelLoader):
     """Loads any checkpoint that `llmpress.open` opens. It is vLLM's own loader but for where the tensors come from."""
+
+    #: Whether the model's head is its embedding.
+    _tied = False
 
     def __init__(self, load_config: LoadConfig) -> None:
         options = load_config.model_loader_extra_config
@@ -73,13 +78,37 @@ class LlmpressModelLoader(DefaultModelLoader):
         refuse_unfinished(checkpoint, "vLLM")
         return checkpoint
 
+    def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
+        self._tied = getattr(model_config.hf_config, "tie_word_embeddings", False)
+        super().load_weights(model, model_config)
+
     def _get_weights_iterator(self, source: DefaultModelLoader.Source) -> Generator[tuple[str, torch.Tensor], None, None]:
         self.counter_before_loading_weights = self.counter_before_loading_weights or time.perf_counter()
         checkpoint = self.open(source.model_or_path, source.revision, source.subfolder)
+        if self._tied:
+            _refuse_other_head(checkpoint)
         for name in tqdm(checkpoint, desc="Loading weights", disable=not enable_tqdm(self.load_config.use_tqdm_on_load)):
             if source.is_unused_weight is None or not source.is_unused_weight(name):
                 yield source.prefix + name, stored(checkpoint, name)
         checkpoint.check_unchanged()
+
+
+def _refuse_other_head(checkpoint: Checkpoint) -> None:
+    """Refuses a head that the model would leave out. vLLM looks for one by the names that files have, where a compressed one has others."""
+    head = next((name for name in checkpoint if name.endswith("lm_head.weight")), None)
+    embedding = next((name for name in checkpoint if name.endswith("embed_tokens.weight")), None)
+    if head is None or embedding is None:
+        return
+    rows = checkpoint[head].shape[0]
+    same = checkpoint[head].shape == checkpoint[embedding].shape and all(
+        torch.equal(*(checkpoint.torch(name, (at, min(at + COMPARED_ROWS, rows))) for name in (head, embedding)))
+        for at in range(0, rows, COMPARED_ROWS)
+    )
+    if not same:
+        raise UnsupportedError(
+            f"{checkpoint.root}: config.json says that {head} is {embedding}, but it is another matrix: serve it with "
+            """--hf-overrides '{"tie_word_embeddings": false}'"""
+        )
 
 
 def _processors() -> set[int]:

@@ -22,7 +22,7 @@ from .._errors import UnsupportedError
 
 #: Decoded bytes that are there beside the destination at most, where a copy goes through memory of its own.
 PIECE_BYTES = 64 << 20
-#: Rows that encodings store together at most.
+#: Rows of a matrix that encodings store together at most.
 TILE_ROWS = 16
 
 aten = torch.ops.aten
@@ -52,11 +52,15 @@ class Part(NamedTuple):
         if whole_rows and info.encoding != "raw" and out.device.type == "cpu" and out.dtype == dtype and out.is_contiguous():
             self.checkpoint.read_into(self.name, out.detach().as_subclass(torch.Tensor), self.rows)
             return
-        step = max(PIECE_BYTES * info.shape[0] // info.nbytes // TILE_ROWS, 1) * TILE_ROWS
-        for at in range(first, end, step):
-            stop = min(at + step, end)
+        # An item of a stack is many rows.
+        tile = TILE_ROWS if len(info.shape) == 2 else 1
+        step = max(PIECE_BYTES * info.shape[0] // info.nbytes // tile, 1) * tile
+        at = first
+        while at < end:
+            stop = min(at - at % step + step, end)
             decoded = self.checkpoint.torch(self.name, (at, stop))
             out[at - first : stop - first].copy_(decoded[..., slice(*self.columns)])
+            at = stop
 
 
 class Stored(torch.Tensor):
