@@ -257,6 +257,19 @@ def test_products_from_compressed_weights_are_those_of_the_plain_ones(to, conver
         assert torch.equal(layer.quant_method.apply(layer, x, bias), found + 1)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_fused_in_the_checkpoint_is_one_matrix(ranks, converted, restored, on_rank):
+    on_rank(ranks - 1, ranks)
+    name = f"{BLOCK}mlp.up_proj.weight"
+    layer = linears.MergedColumnParallelLinear(HIDDEN, [256, 512], bias=False, params_dtype=torch.float32, quant_config=LlmpressConfig())
+    layer.weight.weight_loader(layer.weight, weights(converted("fixed12"))[name])
+    layer.quant_method.process_weights_after_loading(layer)
+    assert layer.quant_method.kept == (ranks == 1)
+    x, plain = torch.sin(torch.arange(2 * HIDDEN, dtype=torch.float32)).reshape(2, -1), restored("fixed12").torch(name).float()
+    expected = x @ torch.cat([part.chunk(ranks)[-1] for part in plain.split([256, 512])]).T
+    assert (product(layer, x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def test_compressed_products_can_be_compiled(converted):
     block = Block(torch.float32, LlmpressConfig())
     block.load_weights(weights(converted("dfloat11")).items())

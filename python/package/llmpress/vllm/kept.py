@@ -29,6 +29,13 @@ class Placed(NamedTuple):
     def end(self) -> int:
         return self.row + self.part.rows[1] - self.part.rows[0]
 
+    def followed_by(self, other: Placed) -> Placed | None:
+        """Both as one, where they are next to each other in the tensor and in the layer."""
+        first, end = self.part.rows
+        if other.row != self.end or other.part != self.part._replace(rows=(end, other.part.rows[1])):
+            return None
+        return Placed(self.row, self.part._replace(rows=(first, other.part.rows[1])))
+
 
 class Kept:
     """The matrices of a layer whose weight is `[rows, columns]`. Rows that none of them fills are zero."""

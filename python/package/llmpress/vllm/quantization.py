@@ -119,7 +119,14 @@ class LlmpressMethod(LinearMethodBase):
         if out.dim() != 2 or out.shape[1] != width or offset % width:
             part = source.part
             raise UnsupportedError(f"{part.checkpoint.root}: {part.name}: goes to some columns of a weight: leave --quantization llmpress out")
-        self.placed.append(Placed(offset // width, source.part))
+        placed = Placed(offset // width, source.part)
+        before = self.placed[-1] if self.placed else None
+        # What is fused in the checkpoint comes in parts, one after the other.
+        joined = before and before.followed_by(placed)
+        if joined:
+            self.placed[-1] = joined
+        else:
+            self.placed.append(placed)
 
     def _decode(self, layer: Any) -> None:
         """Gives the weight memory and decodes what was noted into it. Rows that nothing was loaded for, an embedding's padding, are zero."""
