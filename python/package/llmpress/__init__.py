@@ -5,7 +5,7 @@
     >>> checkpoint = llmpress.open("OUT")
     >>> checkpoint.numpy("model.norm.weight")
 
-`import llmpress.transformers` teaches transformers to load what llmpress made.
+`import llmpress.transformers` teaches transformers to load what llmpress made; vLLM finds its plug-in, `llmpress.vllm`, by itself.
 """
 
 from ._checkpoint import Checkpoint, open

@@ -14,7 +14,6 @@ one with `llmpress.json`, or an official DFloat11 directory. No file of the dire
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import types
@@ -33,6 +32,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ._checkpoint import Checkpoint, open
+from ._directory import is_compressed, refuse_unfinished
 from ._errors import InvalidError, UnsupportedError
 from ._llmpress import Linear as Product
 
@@ -193,7 +193,7 @@ class LlmpressQuantizer(HfQuantizer):
             raise InvalidError("compressed weights are loaded from a directory: give from_pretrained its path")
         config = self.quantization_config
         checkpoint = open(Path(checkpoint_files[0]).parent, threads=config.threads or torch.get_num_threads())
-        _refuse(checkpoint)
+        refuse_unfinished(checkpoint, "transformers")
         self.checkpoint, self.held = checkpoint, set()
         dtype = dtype or torch.get_default_dtype()
         for parameter, tensor in _places(model, checkpoint, self).items():
@@ -243,19 +243,6 @@ class LlmpressQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
-
-
-def _refuse(checkpoint: Checkpoint) -> None:
-    """Refuses what modules of transformers would compute wrongly."""
-    online = [name for name in checkpoint.transforms if name.startswith("online: ")]
-    if online:
-        raise UnsupportedError(
-            f"{checkpoint.root}: has the transformation {online[0].removeprefix('online: ')}, which transformers does not go on with: restore the checkpoint"
-        )
-    config = checkpoint.config or {}
-    for key in ("drop_attn_list", "drop_mlp_list"):
-        if any((config.get(key), config.get("text_config", {}).get(key))):
-            raise UnsupportedError(f"{checkpoint.root}: sub-layers are gone ({key}), which transformers cannot leave out: convert with portable=True")
 
 
 def _places(model: PreTrainedModel, checkpoint: Checkpoint, quantizer: HfQuantizer) -> dict[str, str]:
@@ -316,16 +303,6 @@ def _files(root: Path) -> Iterator[Path]:
             yield path
 
 
-def _is_compressed(root: Path, config: dict[str, Any]) -> bool:
-    """Whether a directory, or a repository of the hub as far as `config.json` tells, holds weights that llmpress has to decode."""
-    try:
-        manifest = json.loads((root / "llmpress.json").read_bytes())
-    except (OSError, ValueError):
-        return "dfloat11_config" in config
-    units = manifest.get("units", {}).values() if isinstance(manifest, dict) else ()
-    return any(unit.get("encoding", {}).get("name") != "raw" for unit in units)
-
-
 _get_config_dict = PreTrainedConfig.get_config_dict.__func__
 _load_pretrained_model = PreTrainedModel._load_pretrained_model
 
@@ -335,7 +312,7 @@ def _config_dict_with_method(cls: Any, pretrained_model_name_or_path: Any, **kwa
     config, rest = _get_config_dict(cls, pretrained_model_name_or_path, **kwargs)
     if isinstance(config, dict) and not kwargs.get("gguf_file"):
         root = Path(os.fspath(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
-        if _is_compressed(root, config):
+        if is_compressed(root, config):
             config["quantization_config"] = {"quant_method": METHOD}
     return config, rest
 
