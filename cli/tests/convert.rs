@@ -298,6 +298,6 @@ fn bench_measures_every_method_and_runs_peers() {
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     let methods: Vec<&str> =
         report["rows"].as_array().unwrap().iter().map(|r| r["method"].as_str().unwrap()).collect();
-    assert_eq!(methods, ["copy", "zstd -3", "planes", "dfloat11", "fixed12", "other"]);
+    assert_eq!(methods, ["copy", "zstd -3", "planes", "dfloat11", "fixed12", "archive", "other"]);
     assert!(fails(&["bench", path(&tinylm()), "--runs", "1", "--peer", "false"]).contains("failed"));
 }
