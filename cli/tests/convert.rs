@@ -6,7 +6,7 @@ mod support;
 use llmpress_formats::{Checkpoint, Dtype};
 use support::{bf16, bytes, checkpoint, fails, ok, path, run, same_files, t, tiny_llama, tinylm};
 
-const METHODS: [&str; 3] = ["dfloat11", "fixed12", "planes"];
+const METHODS: [&str; 4] = ["dfloat11", "fixed12", "planes", "archive"];
 
 #[test]
 fn tinylm_converts_verifies_and_restores_by_every_method() {

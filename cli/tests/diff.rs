@@ -43,7 +43,7 @@ const NORM: &str = "model.layers.0.input_layernorm.weight";
 fn a_converted_checkpoint_is_identical_to_its_source() {
     let dir = tempfile::tempdir().unwrap();
     let count = Checkpoint::open(&tinylm()).unwrap().tensors().len();
-    for method in ["dfloat11", "fixed12", "planes"] {
+    for method in ["dfloat11", "fixed12", "planes", "archive"] {
         let out = dir.path().join(method);
         ok(&["convert", path(&tinylm()), path(&out), "--to", method]);
         let text = ok(&["diff", path(&tinylm()), path(&out)]);

@@ -55,7 +55,7 @@ fn perplexity_of_tinylm_is_the_published_one() {
 fn lossless_conversions_compute_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let text = tinylm().join("eval.txt");
-    for method in ["dfloat11", "fixed12", "planes"] {
+    for method in ["dfloat11", "fixed12", "planes", "archive"] {
         let out = dir.path().join(method);
         convert(&out, method);
         let report = json(&[

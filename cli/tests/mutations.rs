@@ -119,7 +119,7 @@ fn what_verify_passes_is_the_source_whatever_the_manifest_says() {
     std::fs::write(source.join("tokenizer.json"), "{}").unwrap();
     let original = tensors(&Checkpoint::open(&source).unwrap());
     let (mut passed, mut found, mut refused) = (0, 0, 0);
-    for (seed, method) in (1..).zip(["dfloat11", "fixed12", "planes"]) {
+    for (seed, method) in (1..).zip(["dfloat11", "fixed12", "planes", "archive"]) {
         let out = dir.path().join(method);
         ok(&["convert", path(&source), path(&out), "--to", method, "--max-shard-size", "30K"]);
         let made = files(&out);

@@ -101,7 +101,7 @@ fn metadata_survives_conversion_and_restoration() {
     let metadata = |file: &Path| ShardFile::open(file).unwrap().header().metadata().clone();
     let expected = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     assert_eq!(metadata(&source.join("model.safetensors")), expected);
-    for method in ["dfloat11", "fixed12", "planes"] {
+    for method in ["dfloat11", "fixed12", "planes", "archive"] {
         let (out, back) = (dir.path().join(method), dir.path().join(format!("{method}-back")));
         ok(&["convert", path(&source), path(&out), "--to", method, "--max-shard-size", "60K"]);
         let shards: Vec<_> = files(&out).into_keys().filter(|n| n.ends_with(".safetensors")).collect();

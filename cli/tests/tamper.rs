@@ -13,7 +13,7 @@ fn any_single_flipped_byte_is_found_and_named() {
     std::fs::write(source.join("tokenizer.json"), "{\"version\": \"1.0\"}").unwrap();
     let mut next = random(1);
     let mut flips = 0;
-    for method in ["dfloat11", "fixed12", "planes"] {
+    for method in ["dfloat11", "fixed12", "planes", "archive"] {
         let out = dir.path().join(method);
         ok(&["convert", path(&source), path(&out), "--to", method, "--max-shard-size", "100K"]);
         ok(&["verify", path(&out)]);
@@ -47,7 +47,7 @@ fn a_wrong_byte_never_becomes_a_wrong_restored_tensor() {
     let source = dir.path().join("source");
     support::checkpoint(&source, support::LLAMA, &support::tiny_llama());
     let mut next = random(2);
-    for method in ["dfloat11", "fixed12", "planes"] {
+    for method in ["dfloat11", "fixed12", "planes", "archive"] {
         let out = dir.path().join(method);
         ok(&["convert", path(&source), path(&out), "--to", method]);
         let file = out.join("model-00001-of-00001.safetensors");

@@ -74,7 +74,7 @@ fn bits(model: &Model) -> Vec<u32> {
 fn lossless_methods_keep_every_bit_of_the_logits() {
     for &name in CASES {
         let expected = bits(&open(&case(name)));
-        for to in ["dfloat11", "fixed12", "planes"] {
+        for to in ["dfloat11", "fixed12", "planes", "archive"] {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("out");
             let request = Request::new(Recipe::from_short(to).unwrap());
