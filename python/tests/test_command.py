@@ -55,7 +55,7 @@ def test_ctrl_c_ends_the_command_at_once(tinylm):
 
 
 def test_a_verb_that_prints_is_no_function():
-    with pytest.raises(llmpress.InvalidError, match="prints"):
+    with pytest.raises(llmpress.InvalidError, match="process of its own"):
         llmpress._jobs._call(["completions"], ["bash"], {}, None)
 
 
