@@ -75,8 +75,8 @@ def main():
             ),
             "bigsmall": (
                 [scripts / "bigsmall", "compress", file, "-o", packed.with_suffix(".bs"), "--no-progress"],
-                [scripts / "bigsmall", "decompress", packed.with_suffix(".bs"), "-o", back.with_suffix(".safetensors")],
-                [llmpress, "verify", back.with_suffix(".safetensors"), "--against", file, "--quiet"],
+                [scripts / "bigsmall", "decompress", packed.with_suffix(".bs"), "-o", back / file.name, "--no-progress"],
+                [llmpress, "verify", back, "--against", source, "--quiet"],
             ),
             "zipnn": (
                 [python, "-c", ZIPNN + "open(sys.argv[2], 'wb').write(z.compress(bytearray(a)))", file, packed],
@@ -93,8 +93,11 @@ def main():
             ins, outs = [], []
             try:
                 for _ in range(1 if tool == "zstd -19" else args.runs):
-                    for old in [packed, packed.with_suffix(".bs"), back, back.with_suffix(".safetensors")]:
+                    for old in [packed, packed.with_suffix(".bs"), back]:
                         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+                    if tool == "bigsmall":
+                        back.mkdir()
+                        shutil.copyfile(source / "config.json", back / "config.json")
                     ins.append(run(compress))
                     stored = next(p for p in [packed, packed.with_suffix(".bs")] if p.exists())
                     share = size(stored) / size(source if stored.is_dir() else file)
