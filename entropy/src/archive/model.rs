@@ -123,14 +123,16 @@ impl Model {
         0x7fff >> self.low
     }
 
-    /// The model and its scales as they are stored: a zstd frame.
+    /// The model and its scales, where it has classes, as they are stored: a zstd frame.
     ///
     /// # Errors
     /// [`Error::Invalid`] where zstd refuses.
     pub fn pack(&self, scales: &Scales) -> Result<Vec<u8>, Error> {
         let all = || self.frequencies.iter().flatten();
         let mut bytes: Vec<u8> = all().map(|f| *f as u8).chain(all().map(|f| (f >> 8) as u8)).collect();
-        bytes.extend(scales.rows.iter().chain(&scales.cols).map(|&scale| scale as u8));
+        if self.classes() > 1 {
+            bytes.extend(scales.rows.iter().chain(&scales.cols).map(|&scale| scale as u8));
+        }
         let mut context = CCtx::create();
         let level = CParameter::CompressionLevel(LEVEL);
         context.set_parameter(level).map_err(crate::planes::refused)?;
