@@ -9,6 +9,7 @@
 //! The cache is the one that `huggingface_hub` and its kin share: `models--org--name/{blobs,refs,snapshots}`. A blob appears there
 //! under its name when it is whole and its digest is right, never before.
 
+mod at_once;
 mod cache;
 mod client;
 mod digest;

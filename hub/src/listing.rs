@@ -94,3 +94,11 @@ pub(crate) fn is_plain(name: &str) -> bool {
         && !name.contains(['/', '\\', '"'])
         && !name.chars().any(char::is_control)
 }
+
+pub(crate) fn is_safetensors(name: &str) -> bool {
+    name.ends_with(".safetensors")
+}
+
+pub(crate) fn is_torch_file(name: &str) -> bool {
+    name.starts_with("pytorch_model") && name.ends_with(".bin")
+}

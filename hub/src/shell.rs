@@ -4,7 +4,11 @@
 //! model.safetensors:  8 bytes, the length of the header | header | (nothing is written: a hole)   as long as the real file
 //! ```
 //!
+//! Of torch's files, whose directory stands at their end, all but the storages is written ([`torch`]).
+//!
 //! What reads headers alone, a plan or a listing, works on it; weights read as zeros, so nothing else may.
+
+mod torch;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::cache::{Cache, time_of_blobs};
 use crate::client::{Client, Failed, begins_at, soon};
-use crate::listing::Remote;
+use crate::listing::{Remote, is_torch_file};
 use crate::{Error, Id, Result};
 
 /// What is asked for of a file of weights at first: most headers, and more than whatever compares beginnings of files reads.
@@ -50,10 +54,19 @@ impl Shell {
         date(&from, &File::options().write(true).open(&to).map_err(Error::io(&to, "open"))?, &to)
     }
 
-    /// Takes the beginning of a file of weights.
+    /// Takes what tells the tensors of a file of weights.
     pub(crate) fn begin(&self, client: &Client, cache: &Cache, file: &Remote) -> Result<()> {
         let path = self.path.join(&file.name);
-        let mut out = File::create_new(&path).map_err(Error::io(&path, "create"))?;
+        let mut out = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(Error::io(&path, "create"))?;
+        if is_torch_file(&file.name) {
+            torch::fill(client, file, &out, &path)?;
+            return date(&cache.blob(&file.digest), &out, &path);
+        }
         let mut bytes = part(client, file, 0, BEGINNING.min(file.bytes))?;
         if let Some(length) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)) {
             let end = length.saturating_add(8);

@@ -1,19 +1,17 @@
 //! A checkpoint in the cache, whole or by its headers.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use llmpress_formats::{Checkpoint, is_weights_file};
 
+use crate::at_once::at_once;
 use crate::cache::Cache;
 use crate::client::Client;
 use crate::download::download;
-use crate::listing::{Listing, Remote, listing};
+use crate::listing::{Listing, Remote, is_safetensors, is_torch_file, listing};
 use crate::progress::{Nobody, Progress};
 use crate::{Error, Id, Result, Settings, Shell};
 
-/// Files that are downloaded at a time.
-const AT_A_TIME: usize = 4;
 /// Other files than weights that are taken: tokenizers, templates, licences.
 const MOST_SMALL: u64 = 64 << 20;
 
@@ -49,10 +47,6 @@ impl Hub {
             return Ok(Headers::Whole(snapshot));
         }
         match listing(&self.client, id) {
-            Ok(listing) if is_torch(&listing) => Err(Error::Invalid(format!(
-                "{id} has its weights in pytorch_model.bin, which does not begin with a header: `convert` and the other verbs \
-                 download it whole"
-            ))),
             Ok(listing) => Ok(Headers::Shell(self.shell(id, &cache, &listing)?)),
             Err(error) => Ok(Headers::Whole(self.after(error, id, &cache)?)),
         }
@@ -73,23 +67,17 @@ impl Hub {
             Err(error) => return self.after(error, id, &cache),
         };
         let path = cache.snapshot(&found.commit);
-        let taken: Vec<&Remote> = if is_torch(&found) {
-            found.files.iter().filter(|file| is_small(file) || is_torch_file(&file.name)).collect()
-        } else {
-            let shell = self.shell(id, &cache, &found)?;
-            let checkpoint = Checkpoint::open(shell.path())?;
-            let shards: Vec<&Path> =
-                checkpoint.directory().shards().iter().map(|shard| shard.path()).collect();
-            let counts = |file: &&Remote| {
-                let shard = shards
-                    .iter()
-                    .any(|shard| shard.file_name().is_some_and(|name| name == file.name.as_str()));
-                shard || is_small(file)
-            };
-            found.files.iter().filter(counts).collect()
+        let shell = self.shell(id, &cache, &found)?;
+        let checkpoint = Checkpoint::open(shell.path())?;
+        let shards: Vec<&Path> = checkpoint.directory().shards().iter().map(|shard| shard.path()).collect();
+        let counts = |file: &&Remote| {
+            let shard =
+                shards.iter().any(|shard| shard.file_name().is_some_and(|name| name == file.name.as_str()));
+            shard || is_small(file)
         };
+        let taken: Vec<&Remote> = found.files.iter().filter(counts).collect();
         progress.total(taken.iter().map(|file| file.bytes).sum());
-        self.all(&taken, |file| download(&self.client, &cache, file, progress))?;
+        at_once(&taken, |file| download(&self.client, &cache, file, progress))?;
         let _lock = cache.lock(&found.commit)?;
         for file in &taken {
             cache.link(&found.commit, &file.name, &file.digest)?;
@@ -100,9 +88,14 @@ impl Hub {
 
     fn shell(&self, id: &Id, cache: &Cache, found: &Listing) -> Result<Shell> {
         let shell = Shell::new(id)?;
+        let weights = if found.files.iter().any(|file| is_safetensors(&file.name)) {
+            is_safetensors
+        } else {
+            is_torch_file
+        };
         let wanted: Vec<&Remote> =
-            found.files.iter().filter(|file| is_small(file) || is_safetensors(&file.name)).collect();
-        self.all(&wanted, |file| match is_safetensors(&file.name) {
+            found.files.iter().filter(|file| is_small(file) || weights(&file.name)).collect();
+        at_once(&wanted, |file| match weights(&file.name) {
             true => shell.begin(&self.client, cache, file),
             false => {
                 download(&self.client, cache, file, &Nobody)?;
@@ -110,39 +103,6 @@ impl Hub {
             }
         })?;
         Ok(shell)
-    }
-
-    /// Does something for all files, some at a time; the first error in their order counts.
-    fn all(&self, files: &[&Remote], each: impl Fn(&Remote) -> Result<()> + Sync) -> Result<()> {
-        let next = Mutex::new((0, None::<(usize, Error)>));
-        let take = || {
-            let mut next = next.lock().unwrap_or_else(|e| e.into_inner());
-            let at = next.0;
-            next.0 += 1;
-            // After an error nothing new is begun.
-            (next.1.is_none() && at < files.len()).then_some(at)
-        };
-        let work = || {
-            while let Some(at) = take() {
-                if let Err(error) = each(files[at]) {
-                    let mut next = next.lock().unwrap_or_else(|e| e.into_inner());
-                    if next.1.as_ref().is_none_or(|(first, _)| at < *first) {
-                        next.1 = Some((at, error));
-                    }
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..AT_A_TIME.min(files.len())).map(|_| scope.spawn(work)).collect();
-            for worker in workers {
-                // Whoever hears of progress may unwind what is done, and is to see its own payload again.
-                worker.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload));
-            }
-        });
-        match next.into_inner().unwrap_or_else(|e| e.into_inner()).1 {
-            Some((_, error)) => Err(error),
-            None => Ok(()),
-        }
     }
 
     /// What lies in the cache, where the hub may not be asked.
@@ -189,20 +149,6 @@ impl Headers {
             Self::Whole(snapshot) => &snapshot.path,
         }
     }
-}
-
-fn is_safetensors(name: &str) -> bool {
-    name.ends_with(".safetensors")
-}
-
-fn is_torch_file(name: &str) -> bool {
-    name.starts_with("pytorch_model") && name.ends_with(".bin")
-}
-
-/// Whether there is nothing but torch's own files.
-fn is_torch(listing: &Listing) -> bool {
-    let any = |of: fn(&str) -> bool| listing.files.iter().any(|file| of(&file.name));
-    !any(is_safetensors) && any(is_torch_file)
 }
 
 fn is_small(file: &Remote) -> bool {

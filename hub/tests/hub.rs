@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -240,23 +241,95 @@ fn headers_alone_open_like_the_checkpoint_and_take_no_weights() {
     assert!(!path.exists());
 }
 
+/// A repository of torch's files alone; the last storage of each part is so much longer than its tensor.
+fn of_torch(dir: &Path, longer: usize) {
+    repository(dir);
+    for name in ["model-00001-of-00002", "model-00002-of-00002", "consolidated"] {
+        std::fs::remove_file(dir.join(format!("{name}.safetensors"))).unwrap();
+    }
+    for name in ["model.safetensors.index.json", "pytorch_model.bin"] {
+        std::fs::remove_file(dir.join(name)).unwrap();
+    }
+    let parts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../formats/tests/torch/parts");
+    for entry in std::fs::read_dir(parts).unwrap().map(|entry| entry.unwrap()) {
+        let (name, bytes) = (entry.file_name(), std::fs::read(entry.path()).unwrap());
+        let to = dir.join(&name);
+        match longer {
+            0 => std::fs::write(to, bytes).unwrap(),
+            _ if name.to_string_lossy().ends_with(".json") => std::fs::write(to, bytes).unwrap(),
+            _ => std::fs::write(to, lengthened(&bytes, longer)).unwrap(),
+        }
+    }
+}
+
+/// The same archive with longer storages, and a comment as long as comments get.
+fn lengthened(archive: &[u8], longer: usize) -> Vec<u8> {
+    let archive = rawzip::ZipArchive::from_slice(archive).unwrap();
+    let mut out = rawzip::ZipArchiveWriter::new(Vec::new());
+    for record in archive.entries() {
+        let record = record.unwrap();
+        let name = String::from_utf8(record.file_path().as_bytes().to_vec()).unwrap();
+        let mut data = archive.get_entry(record.wayfinder()).unwrap().data().to_vec();
+        if name.contains("/data/") {
+            data.extend((0..longer).map(|i| i as u8));
+        }
+        let (mut entry, config) = out.new_file(name.as_str()).start().unwrap();
+        let mut writer = config.wrap(&mut entry);
+        writer.write_all(&data).unwrap();
+        let (_, descriptor) = writer.finish().unwrap();
+        entry.finish(descriptor).unwrap();
+    }
+    out.set_comment(vec![b'.'; 65_535]);
+    out.finish().unwrap()
+}
+
 #[test]
-fn where_there_are_no_safetensors_the_files_of_torch_are_taken() {
+fn where_there_are_no_safetensors_the_headers_of_torch_tell_its_tensors_without_storages() {
+    for (longer, most) in [(0, 6_000), (1_000_000, 2 * (384 << 10) + 6_000)] {
+        let case = Case::new(Faults::default());
+        let dir = tempfile::tempdir().unwrap();
+        of_torch(dir.path(), longer);
+        std::fs::write(dir.path().join("pytorch_model.fp32-00001-of-00009.bin"), [7; 500]).unwrap();
+        let server = Server::start("org/name", dir.path(), Faults::default());
+        let hub = Hub::new(Settings { endpoint: server.endpoint(), ..case.settings() });
+        let headers = hub.headers(&id()).unwrap();
+        let entries = |path: &Path| -> Vec<_> {
+            let checkpoint = Checkpoint::open(path).unwrap();
+            let shards = checkpoint.directory().shards().iter();
+            shards.map(|shard: &ShardFile| shard.entry().unwrap()).collect()
+        };
+        assert!(matches!(headers, Headers::Shell(_)));
+        assert_eq!(entries(headers.path()), entries(dir.path()));
+        assert!(server.sent() <= most, "{}", server.sent());
+        // And whole: what the headers name, and nothing else.
+        let snapshot = hub.snapshot(&id(), &Count::default()).unwrap();
+        for part in ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"] {
+            let (there, here) = (dir.path().join(part), snapshot.path.join(part));
+            assert!(std::fs::read(there).unwrap() == std::fs::read(here).unwrap());
+        }
+        assert!(!snapshot.path.join("pytorch_model.fp32-00001-of-00009.bin").exists());
+        assert!(server.asked().iter().all(|a| !a.path.contains("onnx")));
+    }
+}
+
+#[test]
+fn files_of_torch_that_are_none_are_found_before_anything_large_is_downloaded() {
     let case = Case::new(Faults::default());
     let dir = tempfile::tempdir().unwrap();
-    repository(dir.path());
-    for name in ["model-00001-of-00002", "model-00002-of-00002", "consolidated"] {
-        std::fs::remove_file(dir.path().join(format!("{name}.safetensors"))).unwrap();
+    of_torch(dir.path(), 0);
+    let part = dir.path().join("pytorch_model-00002-of-00002.bin");
+    let whole = lengthened(&std::fs::read(&part).unwrap(), 1_000_000);
+    let mut broken = whole.clone();
+    let directory = broken.windows(4).rposition(|four| four == b"PK\x01\x02").unwrap();
+    broken[directory] = 0;
+    for bytes in [vec![7; 2_000_000], whole[..900_000].to_vec(), broken, vec![]] {
+        std::fs::write(&part, &bytes).unwrap();
+        let server = Server::start("org/name", dir.path(), Faults::default());
+        let hub = Hub::new(Settings { endpoint: server.endpoint(), ..case.settings() });
+        let error = hub.snapshot(&id(), &Count::default()).unwrap_err().to_string();
+        assert!(error.contains("pytorch_model-00002-of-00002.bin"), "{error}");
+        assert!(server.sent() < 600_000, "{}", server.sent());
     }
-    let server = Server::start("org/name", dir.path(), Faults::default());
-    let hub = Hub::new(Settings { endpoint: server.endpoint(), ..case.settings() });
-    assert!(hub.headers(&id()).unwrap_err().to_string().contains("pytorch_model.bin"));
-    assert_eq!(server.sent(), 0);
-    let snapshot = hub.snapshot(&id(), &Count::default()).unwrap();
-    assert_eq!(std::fs::read(snapshot.path.join("pytorch_model.bin")).unwrap(), [7; 5000]);
-    assert!(
-        snapshot.path.join("config.json").exists() && server.asked().iter().all(|a| !a.path.contains("onnx"))
-    );
 }
 
 #[test]
