@@ -1,0 +1,7 @@
+//! All tests of this crate but those that measure their own process: one program is linked once, and runs them side by side.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod block;
+mod decoder;
+mod derivatives;
+mod reconstruct;
