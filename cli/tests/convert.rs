@@ -1,6 +1,8 @@
 //! Conversion, proof and restoration, as a user runs them.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+#[path = "convert/base.rs"]
+mod base;
 mod support;
 
 use llmpress_formats::{Checkpoint, Dtype};

@@ -2,6 +2,8 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod by_hand;
+#[path = "archive/delta.rs"]
+mod delta;
 
 use std::collections::BTreeMap;
 
