@@ -91,7 +91,11 @@ fn base_of(source: &Path, base: &Path) {
             while at < end {
                 let take = (end - at).min(piece.len() as u64) as usize;
                 file.read_exact_at(&mut piece[..take], at).unwrap();
-                piece[..take].iter_mut().step_by(2).enumerate().for_each(|(i, low)| *low ^= (i % 11 & 3) as u8);
+                piece[..take]
+                    .iter_mut()
+                    .step_by(2)
+                    .enumerate()
+                    .for_each(|(i, low)| *low ^= (i % 11 & 3) as u8);
                 file.write_all_at(&piece[..take], at).unwrap();
                 at += take as u64;
             }

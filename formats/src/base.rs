@@ -60,7 +60,13 @@ impl Base {
     }
 
     /// The tensor of this name, whose bytes have this digest, to read another of the same dtype and shape by.
-    pub(crate) fn tensor(&self, name: &str, dtype: Dtype, shape: &[u64], blake3: Digest) -> Result<BaseTensor> {
+    pub(crate) fn tensor(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[u64],
+        blake3: Digest,
+    ) -> Result<BaseTensor> {
         let Some(checkpoint) = &self.checkpoint else {
             return Err(Error::Invalid(format!(
                 "tensor {name}: is stored as its difference from that of {} (BLAKE3 {blake3}): say with --base DIR where that \

@@ -137,7 +137,14 @@ impl Encoded {
         };
         let mut components = Named::new();
         components.insert(encoding::raw::DATA, component.clone());
-        Self { encoding: Encoding::Raw, parts: vec![part], components, within: Vec::new(), instead_of: None, base: None }
+        Self {
+            encoding: Encoding::Raw,
+            parts: vec![part],
+            components,
+            within: Vec::new(),
+            instead_of: None,
+            base: None,
+        }
     }
 
     fn reader(&self, name: &str) -> Result<UnitReader> {
@@ -159,7 +166,8 @@ impl Encoded {
 impl Unit {
     pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: impl Into<Named<Component>>) -> Self {
         let components = components.into();
-        let encoded = Encoded { encoding, parts, components, within: Vec::new(), instead_of: None, base: None };
+        let encoded =
+            Encoded { encoding, parts, components, within: Vec::new(), instead_of: None, base: None };
         Self::of(Stored::Encoded(Box::new(encoded)))
     }
 
@@ -208,7 +216,8 @@ impl Unit {
             }
         }
         let components = components.into();
-        let encoded = Encoded { encoding, parts: vec![part], components, within, instead_of: None, base: None };
+        let encoded =
+            Encoded { encoding, parts: vec![part], components, within, instead_of: None, base: None };
         Self::of(Stored::Encoded(Box::new(encoded)))
     }
 
@@ -895,7 +904,9 @@ fn manifest_units(
     let expected = match &manifest.base {
         Some(base) => Some(BaseEntry::new(base.name.clone(), of_base.into_iter())),
         None if of_base.is_empty() => None,
-        None => return Err(Error::corrupt(path, None, "has tensors that are stored by a base, and names none")),
+        None => {
+            return Err(Error::corrupt(path, None, "has tensors that are stored by a base, and names none"));
+        }
     };
     if expected != manifest.base {
         return Err(Error::corrupt(path, None, "base: its digest is not that of the tensors stored by it"));

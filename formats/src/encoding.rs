@@ -239,9 +239,7 @@ impl UnitReader {
             Encoding::Archive(archive) => {
                 Kind::Archive(Box::new(archive::Reader::open(set, parts, *archive)?))
             }
-            Encoding::Delta(delta) => {
-                Kind::Delta(Box::new(delta::Reader::open(set, parts, *delta, base)?))
-            }
+            Encoding::Delta(delta) => Kind::Delta(Box::new(delta::Reader::open(set, parts, *delta, base)?)),
             Encoding::Same { tensor } => {
                 return Err(Error::Invalid(format!("unit {unit}: is stored as tensor {tensor}")));
             }

@@ -77,8 +77,8 @@ pub use index::INDEX_FILE;
 pub use known_files::{is_known_file, is_model_file, is_weights_file};
 pub use layer_names::{LayerNames, Part};
 pub use manifest::{
-    BaseEntry, ComponentEntry, Digest, EncodingEntry, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE,
-    Manifest, Producer, ShardEntry, Source, TensorEntry, UnitEntry,
+    BaseEntry, ComponentEntry, Digest, EncodingEntry, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS,
+    MANIFEST_FILE, Manifest, Producer, ShardEntry, Source, TensorEntry, UnitEntry,
 };
 pub use mapped::Mapped;
 pub use named::Named;

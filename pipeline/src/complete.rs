@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use llmpress_formats::{
-    Checkpoint, Digest, Directory, Encoding, Error as FormatError, FORMAT_VERSION, FileEntry, Manifest, Source,
+    Checkpoint, Digest, Directory, Encoding, Error as FormatError, FORMAT_VERSION, FileEntry, Manifest,
+    Source,
 };
 use rayon::prelude::*;
 

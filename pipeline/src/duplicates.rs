@@ -51,10 +51,12 @@ impl Duplicates {
         for mut names in alike.into_values() {
             names.sort_unstable_by_key(|(name, _)| *name);
             let looked = groups(vec![names], |name, tensor| look(checkpoint, name, tensor))?;
-            let same = groups(looked.into_values().collect(), |name, tensor| whole(checkpoint, name, tensor))?;
+            let same =
+                groups(looked.into_values().collect(), |name, tensor| whole(checkpoint, name, tensor))?;
             for (digest, names) in same {
                 if let [(first, _), others @ ..] = &names[..] {
-                    let as_first = |(name, _): &(&str, _)| ((*name).to_owned(), ((*first).to_owned(), digest));
+                    let as_first =
+                        |(name, _): &(&str, _)| ((*name).to_owned(), ((*first).to_owned(), digest));
                     found.extend(others.iter().map(as_first));
                 }
             }
@@ -80,7 +82,9 @@ fn groups<'a>(
     for set in sets.into_iter().filter(|set| set.len() > 1) {
         let digests: Vec<Digest> =
             set.par_iter().map(|(name, tensor)| digest(name, tensor)).collect::<Result<_>>()?;
-        set.into_iter().zip(digests).for_each(|(tensor, digest)| found.entry(digest).or_default().push(tensor));
+        set.into_iter()
+            .zip(digests)
+            .for_each(|(tensor, digest)| found.entry(digest).or_default().push(tensor));
     }
     found.retain(|_, set| set.len() > 1);
     Ok(found)

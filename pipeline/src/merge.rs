@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use llmpress_formats::{
-    BaseEntry, CONFIG_FILE, Checkpoint, Config, Digest, Encoding, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest,
-    QUANTISATION_KEYS, Source, TensorEntry, Transform, UnitEntry, UnitPattern, WEIGHTS_KEY, block_counts,
-    dfloat11_config, pattern_dict, write_atomic, write_atomic_with, write_json,
+    BaseEntry, CONFIG_FILE, Checkpoint, Config, Digest, Encoding, FORMAT_VERSION, FileEntry, INDEX_FILE,
+    Manifest, QUANTISATION_KEYS, Source, TensorEntry, Transform, UnitEntry, UnitPattern, WEIGHTS_KEY,
+    block_counts, dfloat11_config, pattern_dict, write_atomic, write_atomic_with, write_json,
 };
 use serde::{Serialize, Serializer};
 
@@ -106,7 +106,8 @@ fn base(checkpoint: &Checkpoint, units: &BTreeMap<String, UnitEntry>) -> Result<
             tensors.extend(unit.tensors.iter().map(|tensor| (tensor.as_str(), delta.base_blake3)));
         }
     }
-    let entry = || BaseEntry::new(base.name().to_owned(), tensors.iter().map(|(name, digest)| (*name, *digest)));
+    let entry =
+        || BaseEntry::new(base.name().to_owned(), tensors.iter().map(|(name, digest)| (*name, *digest)));
     Ok((!tensors.is_empty()).then(entry))
 }
 

@@ -151,9 +151,7 @@ fn compare(checkpoint: &Checkpoint, unit: &SettledUnit<'_>, slots: &Slots, work:
     let base = checkpoint.stored_by();
     let open = || UnitReader::open_on(&unit.name, &unit.coding.encoding, &parts, &components, base);
     let (reader, other) = match &unit.coding.encoding {
-        Encoding::Same { tensor } => {
-            (None, Some(UnitSource::new(checkpoint, std::slice::from_ref(tensor))?))
-        }
+        Encoding::Same { tensor } => (None, Some(UnitSource::new(checkpoint, std::slice::from_ref(tensor))?)),
         _ => (Some(open()?), None),
     };
     let decode = |offset: u64, out: &mut [u8]| -> Result<()> {

@@ -50,12 +50,7 @@ pub(crate) fn describe(checkpoint: &Checkpoint, carried: &Carried) -> Result<Sou
             files.insert(name, FileEntry { bytes: bytes.len() as u64, blake3: Digest::of(&bytes) });
         }
     }
-    Ok(Source {
-        name: checkpoint.own_name(),
-        kind: checkpoint.kind().name().to_owned(),
-        shards,
-        files,
-    })
+    Ok(Source { name: checkpoint.own_name(), kind: checkpoint.kind().name().to_owned(), shards, files })
 }
 
 /// The name of a model: that of what it was converted from, where that is known.

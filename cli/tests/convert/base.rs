@@ -16,7 +16,9 @@ fn updated(words: &[u8], seed: u64) -> Vec<u8> {
     let near = |pair: &[u8]| {
         let word = u16::from_le_bytes([pair[0], pair[1]]);
         let by = next();
-        word.wrapping_add((by & by >> 8 & 7) as u16).wrapping_sub((by >> 20 & by >> 30 & 7) as u16).to_le_bytes()
+        word.wrapping_add((by & by >> 8 & 7) as u16)
+            .wrapping_sub((by >> 20 & by >> 30 & 7) as u16)
+            .to_le_bytes()
     };
     words.chunks_exact(2).flat_map(near).collect()
 }
@@ -97,7 +99,11 @@ fn a_fine_tune_is_restored_bit_for_bit_from_its_base() {
         ("b.added", "archive", false),
     ] {
         let found = encoding(&out, tensor);
-        assert_eq!((&found["name"], found.get("coded").is_some()), (&stored.into(), coded), "{tensor}: {found}");
+        assert_eq!(
+            (&found["name"], found.get("coded").is_some()),
+            (&stored.into(), coded),
+            "{tensor}: {found}"
+        );
     }
     let manifest: serde_json::Value =
         serde_json::from_slice(&std::fs::read(out.join("llmpress.json")).unwrap()).unwrap();
@@ -166,9 +172,12 @@ fn whatever_reads_a_difference_asks_for_its_base() {
     }
     let error = fails(&["convert", path(&out), path(&at("no")), "--to", "planes"]);
     let known = Checkpoint::open(&out).unwrap();
-    let first = known.manifest().unwrap().units.values().find_map(|unit| {
-        Some(unit.encoding.value()["base_blake3"].as_str()?.to_owned())
-    });
+    let first = known
+        .manifest()
+        .unwrap()
+        .units
+        .values()
+        .find_map(|unit| Some(unit.encoding.value()["base_blake3"].as_str()?.to_owned()));
     assert!(error.contains(&first.unwrap()) || error.contains(&digest), "{error}");
     // What is stored can be checked without.
     ok(&["verify", path(&out), "--no-decode"]);
@@ -205,7 +214,10 @@ fn another_base_is_refused_by_its_digest() {
     }
     let verified = run(&["verify", path(&out), "--base", path(&bit)]);
     let text = String::from_utf8_lossy(&verified.stdout).into_owned();
-    assert!(verified.status.code() == Some(1) && text.contains("a.f16") && text.contains("instead of"), "{text}");
+    assert!(
+        verified.status.code() == Some(1) && text.contains("a.f16") && text.contains("instead of"),
+        "{text}"
+    );
     // Where there is nothing to do with a base.
     for args in [
         &["restore", path(&tuned), path(&at("back")), "--base", path(&base)][..],
@@ -221,7 +233,8 @@ fn another_base_is_refused_by_its_digest() {
         assert!(fails(args).contains("--to archive"), "{args:?}");
     }
     checkpoint(&at("unlike"), LLAMA, &[t("other.weight", Dtype::BF16, &[64, 64], bf16(1, 4096))]);
-    let unlike = fails(&["convert", path(&tuned), path(&at("x")), "--to", "archive", "--base", path(&at("unlike"))]);
+    let unlike =
+        fails(&["convert", path(&tuned), path(&at("x")), "--to", "archive", "--base", path(&at("unlike"))]);
     assert!(unlike.contains("has no tensor with the name") && !at("x").exists(), "{unlike}");
 }
 
@@ -248,7 +261,16 @@ fn differences_do_not_depend_on_threads_memory_plans_or_interruptions() {
     std::fs::write(at("plan.json"), plan).unwrap();
     ok(&["convert", path(&tuned), path(&at("planned")), "--plan", path(&at("plan.json")), "--quiet"]);
     same_files(&whole, &at("planned"));
-    ok(&["worker", "--plan", path(&at("plan.json")), path(&at("worked")), "--num-jobs", "1", "--job-rank", "0"]);
+    ok(&[
+        "worker",
+        "--plan",
+        path(&at("plan.json")),
+        path(&at("worked")),
+        "--num-jobs",
+        "1",
+        "--job-rank",
+        "0",
+    ]);
     ok(&["merge", "--plan", path(&at("plan.json")), path(&at("worked")), "--quiet"]);
     same_files(&whole, &at("worked"));
     for step in 0..8u32 {
@@ -266,7 +288,17 @@ fn differences_do_not_depend_on_threads_memory_plans_or_interruptions() {
     // What another base made is not gone on with.
     let other = at("renamed");
     std::fs::rename(&base, &other).unwrap();
-    let args = ["convert", path(&tuned), path(&whole), "--resume", "--quiet", "--to", "archive", "--max-shard-size", "40K"];
+    let args = [
+        "convert",
+        path(&tuned),
+        path(&whole),
+        "--resume",
+        "--quiet",
+        "--to",
+        "archive",
+        "--max-shard-size",
+        "40K",
+    ];
     let refused = fails(&[&args[..], &["--base", path(&other)]].concat());
     assert!(refused.contains("made with another base (base)"), "{refused}");
     assert!(fails(&args).contains("made as its difference from base"));
@@ -328,7 +360,16 @@ fn tensors_with_the_same_bytes_are_stored_once() {
     same_files(&out, &again);
     let plan = ok(&[&["plan", path(&source), "--json"], &args[..]].concat());
     std::fs::write(at("plan.json"), plan).unwrap();
-    ok(&["worker", "--plan", path(&at("plan.json")), path(&at("worked")), "--num-jobs", "1", "--job-rank", "0"]);
+    ok(&[
+        "worker",
+        "--plan",
+        path(&at("plan.json")),
+        path(&at("worked")),
+        "--num-jobs",
+        "1",
+        "--job-rank",
+        "0",
+    ]);
     ok(&["merge", "--plan", path(&at("plan.json")), path(&at("worked")), "--quiet"]);
     same_files(&out, &at("worked"));
     ok(&["convert", path(&out), path(&at("archived")), "--to", "archive"]);

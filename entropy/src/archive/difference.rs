@@ -224,10 +224,7 @@ fn symbols(low: u32, bins: &[u64]) -> [u64; SYMBOLS] {
 /// encoded, also where a part of the elements was counted.
 fn escape_rare(symbols: &mut [u64; SYMBOLS]) {
     let n: u64 = symbols.iter().sum();
-    let (escape, others) = match symbols.split_last_mut() {
-        Some(parts) => parts,
-        None => return,
-    };
+    let Some((escape, others)) = symbols.split_last_mut() else { return };
     for count in others.iter_mut().filter(|count| count.saturating_mul(u64::from(TOTAL) * 16) < n) {
         *escape += std::mem::take(count);
     }

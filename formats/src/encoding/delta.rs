@@ -125,9 +125,8 @@ impl Differences {
         })?;
         let chunked = Chunked::open(set, part.bytes / (u64::from(part.dtype.bits()) / 8))?;
         let stored = set.get(MODEL)?;
-        let model =
-            Model::unpack_without_sign(coded.low, coded.classes, &stored.read_all(MAX_TABLES)?)
-                .map_err(|e| stored.corrupt(e.to_string()))?;
+        let model = Model::unpack_without_sign(coded.low, coded.classes, &stored.read_all(MAX_TABLES)?)
+            .map_err(|e| stored.corrupt(e.to_string()))?;
         Ok(Self { layout, chunked, model, top: coded.top })
     }
 

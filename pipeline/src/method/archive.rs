@@ -8,8 +8,8 @@ mod chunks;
 mod timed;
 
 use llmpress_entropy::archive::{self, CHUNK_ELEMENTS, Choice, Histogram, Layout, Means, Model, Scales};
-use llmpress_formats::encoding::archive as names;
 use llmpress_formats::encoding::Encoding;
+use llmpress_formats::encoding::archive as names;
 use llmpress_formats::{Dtype, Tensor};
 
 pub(super) use self::chunks::{Chunk, Chunks, Coder, Words};

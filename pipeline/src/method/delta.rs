@@ -53,7 +53,10 @@ impl Room for Delta {
         let names = [unit.first_name().to_owned()];
         let base = UnitSource::new(base, &names)?;
         if base.bytes() != unit.bytes() {
-            return Err(Error::Invalid(format!("tensor {}: has another size in the base", unit.first_name())));
+            return Err(Error::Invalid(format!(
+                "tensor {}: has another size in the base",
+                unit.first_name()
+            )));
         }
         let suits = Archive.fit(first) == Fit::Suits;
         let layout = names::layout(first.dtype).filter(|_| suits);
@@ -101,7 +104,9 @@ impl Room for Delta {
 /// The base that a checkpoint is to be stored by.
 fn base_of(checkpoint: &Checkpoint) -> Result<&Checkpoint> {
     let base = checkpoint.stored_by().and_then(|base| base.checkpoint());
-    base.ok_or_else(|| Error::Invalid("the plan stores tensors by a base: say with --base which it is".into()))
+    base.ok_or_else(|| {
+        Error::Invalid("the plan stores tensors by a base: say with --base which it is".into())
+    })
 }
 
 /// What a tensor and that of its base have to do with each other.
@@ -142,7 +147,8 @@ fn look(
             source.resize(len.div_ceil(2), 0);
             let mut of_base = vec![0u16; len.div_ceil(2)];
             let bytes = bytemuck::cast_slice_mut::<u16, u8>(source).get_mut(..len).unwrap_or_default();
-            let base_bytes = bytemuck::cast_slice_mut::<u16, u8>(&mut of_base).get_mut(..len).unwrap_or_default();
+            let base_bytes =
+                bytemuck::cast_slice_mut::<u16, u8>(&mut of_base).get_mut(..len).unwrap_or_default();
             unit.read(offset, bytes)?;
             base.read(offset, base_bytes)?;
             let same = bytes == base_bytes;
@@ -201,7 +207,15 @@ impl Coder for OnBase {
     fn encode(&self, words: Words<'_>, first: u64, chunk: &mut Chunk) -> Result<()> {
         let name = words.unit.first_name();
         let base = UnitSource::new(base_of(words.unit.checkpoint())?, &[name.to_owned()])?;
-        let Chunk { encoder, words: of_chunk, classes, data, base: (base_words, bytes), differences: found, .. } = chunk;
+        let Chunk {
+            encoder,
+            words: of_chunk,
+            classes,
+            data,
+            base: (base_words, bytes),
+            differences: found,
+            ..
+        } = chunk;
         Words { unit: &base, wide: words.wide }.read(first, of_chunk.len(), base_words, bytes)?;
         classes_of_base(self.layout, self.choice.top, self.choice.model.classes(), base_words, classes);
         differences(base_words, of_chunk, found)
