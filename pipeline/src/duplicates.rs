@@ -38,7 +38,7 @@ impl Duplicates {
             return Ok(Self::default());
         }
         let takes_part = [Method::Archive, Method::Planes, Method::Delta];
-        let mut alike: BTreeMap<(Dtype, &[u64]), Vec<(&str, &Tensor)>> = BTreeMap::new();
+        let mut alike: BTreeMap<(Dtype, &[u64]), Named<'_>> = BTreeMap::new();
         for unit in plan.units().filter(|unit| takes_part.contains(&unit.method)) {
             for name in &unit.tensors {
                 let tensor = checkpoint.tensor(name)?;

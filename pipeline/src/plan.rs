@@ -250,7 +250,6 @@ impl Plan {
             finished.or_else(|| kept_unit(&chain.view, tensor).map(Unit::stored_bytes))
         };
         let mut plan = Self::make(&chain.view, &chain.stand_in, max_shard_bytes, &kept)?;
-        let absolute = |dir: &Path| dir.canonicalize().ok()?.into_os_string().into_string().ok();
         plan.source = absolute(dir);
         plan.base = request.base.as_deref().and_then(absolute);
         plan.recipe = chain.recipe;
@@ -394,6 +393,11 @@ impl Plan {
             compressed_source: is_compressed(checkpoint) || base.is_some_and(is_compressed),
         }
     }
+}
+
+/// A path that holds wherever it is read.
+fn absolute(dir: &Path) -> Option<String> {
+    dir.canonicalize().ok()?.into_os_string().into_string().ok()
 }
 
 fn planned_units(
