@@ -95,7 +95,7 @@ fn base_of(source: &Path, base: &Path) {
                     .iter_mut()
                     .step_by(2)
                     .enumerate()
-                    .for_each(|(i, low)| *low ^= (i % 11 & 3) as u8);
+                    .for_each(|(i, low)| *low ^= ((i % 11) & 3) as u8);
                 file.write_all_at(&piece[..take], at).unwrap();
                 at += take as u64;
             }
