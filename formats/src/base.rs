@@ -69,8 +69,8 @@ impl Base {
     ) -> Result<BaseTensor> {
         let Some(checkpoint) = &self.checkpoint else {
             return Err(Error::Invalid(format!(
-                "tensor {name}: is stored as its difference from that of {} (BLAKE3 {blake3}): say with --base DIR where that \
-                 checkpoint is; for what does not take --base, `llmpress restore OUT DIR --base BASE` makes the whole checkpoint",
+                "tensor {name}: is stored as its difference from that of {} (BLAKE3 {blake3}): restore and verify take --base DIR, where \
+                 that checkpoint is; whatever else is to be done with it takes what `llmpress restore OUT DIR --base BASE` makes",
                 self.name
             )));
         };
