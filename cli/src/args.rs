@@ -136,6 +136,10 @@ pub(crate) struct RecipeArgs {
     /// A TOML file with passes, the method, and exceptions by tensor name.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) recipe: Option<PathBuf>,
+    /// Store a fine-tune as its difference from this checkpoint, which it was trained from; for --to archive. Reading it takes the same
+    /// base.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) base: Option<PathBuf>,
     /// An exception by tensor name, after those of the recipe: TENSORS is a regular expression of whole names, TO a method
     /// or, where a pass quantises, a quantiser, such as 'model.embed_tokens.weight=rtn:w8,g64'; may be given several times,
     /// and the last that matches counts.
@@ -472,7 +476,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) calibration: CalibrationArgs,
     /// A plan made by `llmpress plan --json`.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "What to make",
-          conflicts_with_all = ["to", "recipe", "rules", "pattern_file", "tied_embedding", "entropy_code", "target_bits", "target_ratio", "epochs", "seed", "max_shard_size", "calib", "ranking", "portable"])]
+          conflicts_with_all = ["to", "recipe", "base", "rules", "pattern_file", "tied_embedding", "entropy_code", "target_bits", "target_ratio", "epochs", "seed", "max_shard_size", "calib", "ranking", "portable"])]
     pub(crate) plan: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -480,7 +484,8 @@ pub(crate) struct ConvertArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  llmpress restore OUT BACK")]
+  llmpress restore OUT BACK
+  llmpress restore OUT BACK --base BASE")]
 #[command(next_help_heading = "What to make")]
 pub(crate) struct RestoreArgs {
     /// The compressed checkpoint: llmpress or official DFloat11.
@@ -489,6 +494,9 @@ pub(crate) struct RestoreArgs {
     /// The directory to make.
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) out: PathBuf,
+    /// The checkpoint that it is stored as its difference from.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) base: Option<PathBuf>,
     /// Most bytes in one shard, such as 500M or 5GB.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub(crate) max_shard_size: u64,
@@ -539,11 +547,14 @@ pub(crate) struct VerifyArgs {
     /// Compare every tensor with the one of this checkpoint, bit for bit.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "What to check")]
     pub(crate) against: Option<PathBuf>,
+    /// The checkpoint that it is stored as its difference from.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "What to check")]
+    pub(crate) base: Option<PathBuf>,
     /// Check the digests of the stored bytes only, without decoding.
     #[arg(long, conflicts_with = "against", help_heading = "What to check")]
     pub(crate) no_decode: bool,
     /// Also run both models on a text and compare their logits, then 32 greedy tokens, bit for bit.
-    #[arg(long, requires = "against", requires = "text", help_heading = "Logits")]
+    #[arg(long, requires = "against", requires = "text", conflicts_with = "base", help_heading = "Logits")]
     pub(crate) logits: bool,
     /// The text to run on.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "logits", help_heading = "Logits")]

@@ -1,6 +1,6 @@
 //! `llmpress convert`: carry out a plan.
 
-use llmpress_formats::printable;
+use llmpress_formats::{Base, printable};
 use llmpress_pipeline::{Options, Plan, Request, Summary, convert, convert_request, view};
 
 use crate::Outcome;
@@ -16,7 +16,10 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> Outcome {
         Some(path) => {
             let saved = llmpress_formats::read_input(path, 1 << 30)?;
             let recipe = Plan::recipe_of_json(&saved)?;
-            let checkpoint = view(recipe.open(&args.dir)?, &recipe.passes)?;
+            let mut checkpoint = view(recipe.open(&args.dir)?, &recipe.passes)?;
+            if let Some(base) = Plan::parse(&saved)?.base {
+                checkpoint = checkpoint.to_store_by(Base::open(base.as_ref())?);
+            }
             let plan = Plan::from_json(&checkpoint, &saved)?;
             let files = plan.files.iter().map(|(name, text)| (name.clone(), text.clone().into_bytes()));
             let options = Options { extra_files: files.collect(), ..options };

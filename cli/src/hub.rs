@@ -82,6 +82,10 @@ fn whole(path: &mut PathBuf) -> Vec<(&mut PathBuf, Needs)> {
     vec![(path, Needs::Whole)]
 }
 
+fn with_base<'a>(path: &'a mut PathBuf, base: &'a mut Option<PathBuf>) -> Vec<(&'a mut PathBuf, Needs)> {
+    whole(path).into_iter().chain(base.as_mut().map(whole).unwrap_or_default()).collect()
+}
+
 /// The checkpoints that a verb reads.
 fn checkpoints(command: &mut Command) -> Vec<(&mut PathBuf, Needs)> {
     match command {
@@ -89,14 +93,18 @@ fn checkpoints(command: &mut Command) -> Vec<(&mut PathBuf, Needs)> {
             true => whole(&mut args.dir),
             false => headers(&mut args.dir),
         },
-        Command::Plan(args) => headers(&mut args.dir),
+        Command::Plan(args) => {
+            let base = args.recipe.base.as_mut().map(whole).unwrap_or_default();
+            headers(&mut args.dir).into_iter().chain(base).collect()
+        }
         Command::Doctor(args) => args.model.as_mut().map(headers).unwrap_or_default(),
-        Command::Convert(args) => whole(&mut args.dir),
+        Command::Convert(args) => with_base(&mut args.dir, &mut args.recipe.base),
         Command::Rank(args) => whole(&mut args.dir),
         Command::Export(args) => whole(&mut args.dir),
-        Command::Restore(args) => whole(&mut args.dir),
+        Command::Restore(args) => with_base(&mut args.dir, &mut args.base),
         Command::Verify(args) => {
-            [Some(&mut args.dir), args.against.as_mut()].into_iter().flatten().flat_map(whole).collect()
+            let against = args.against.as_mut().map(whole).unwrap_or_default();
+            with_base(&mut args.dir, &mut args.base).into_iter().chain(against).collect()
         }
         Command::Diff(args) => [&mut args.a, &mut args.b].into_iter().flat_map(whole).collect(),
         Command::Eval(EvalCommand::Ppl(args)) => whole(&mut args.model),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use llmpress_entropy::dfloat11::Histogram;
-use llmpress_formats::{Checkpoint, Dtype, Encoding, StoredSize, Transform, printable};
+use llmpress_formats::{BaseEntry, Checkpoint, Dtype, Encoding, StoredSize, Transform, printable};
 use llmpress_model::Model;
 use serde::Serialize;
 
@@ -41,6 +41,9 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<CacheSize>,
     tied: BTreeMap<String, String>,
+    /// The checkpoint that its tensors are stored by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<BaseEntry>,
     /// Weights beside the checkpoint that are no part of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_out: Vec<String>,
@@ -192,7 +195,8 @@ fn report(
         count.tensors += 1;
         count.bytes += t.bytes;
         if args.tensors {
-            let encoding = unit.map_or("", |u| u.encoding().name());
+            let own = checkpoint.units().get(name).filter(|u| matches!(u.encoding(), Encoding::Same { .. }));
+            let encoding = own.or(unit).map_or("", |u| u.encoding().name());
             tensors.push(Row {
                 name: name.clone(),
                 dtype: t.dtype.name(),
@@ -223,6 +227,7 @@ fn report(
         transforms: Transform::summary(checkpoint.transforms()),
         cache: cache.map(CacheSize::new),
         tied: checkpoint.tied().clone(),
+        base: checkpoint.manifest().and_then(|manifest| manifest.base.clone()),
         left_out: checkpoint.directory().left_out().to_vec(),
         unused,
         tensors,
@@ -308,6 +313,13 @@ fn text(report: &Report) -> String {
         }
         text.push('\n');
         text.push_str(&table(&rows));
+    }
+    if let Some(base) = &report.base {
+        text.push_str(&format!(
+            "\ndelta: its difference from {} (BLAKE3 of its tensors {}), which restore and verify take as --base\n",
+            printable(&base.name),
+            base.blake3
+        ));
     }
     for (name, target) in &report.tied {
         text.push_str(&format!("\n{} is tied to {}\n", printable(name), printable(target)));

@@ -62,5 +62,5 @@ pub(crate) fn request(args: &RecipeArgs, calibration: CalibrationText) -> Result
         }
         recipe.passes.iter_mut().for_each(llmpress_pipeline::Pass::make_portable);
     }
-    Ok(Request { recipe, calibration, rankings: args.ranking.clone() })
+    Ok(Request { recipe, calibration, rankings: args.ranking.clone(), base: args.base.clone() })
 }

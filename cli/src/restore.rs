@@ -1,6 +1,6 @@
 //! `llmpress restore`: back to a plain checkpoint.
 
-use llmpress_formats::Checkpoint;
+use llmpress_formats::{Base, Checkpoint};
 use llmpress_model::undone;
 use llmpress_pipeline::restore;
 
@@ -11,7 +11,11 @@ use crate::progress::Bar;
 use crate::report::Output;
 
 pub(crate) fn run(args: &RestoreArgs, output: Output) -> Outcome {
-    let checkpoint = undone(Checkpoint::open_plain(&args.dir)?)?;
+    let mut checkpoint = Checkpoint::open_plain(&args.dir)?;
+    if let Some(base) = &args.base {
+        checkpoint = checkpoint.with_base(&Base::open(base)?)?;
+    }
+    let checkpoint = undone(checkpoint)?;
     let total = checkpoint.tensors().values().map(|t| t.bytes).sum();
     let bar = Bar::new("restore", total, output);
     let summary = restore(&checkpoint, &args.out, args.max_shard_size, &options(&args.job), &bar);

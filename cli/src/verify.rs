@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, Manifest, printable};
+use llmpress_formats::{Base, Checkpoint, Manifest, printable};
 use llmpress_pipeline::{Counted, Pass, Progress, recorded_passes, view};
 use llmpress_validation::{
     Comparison, DigestReport, LogitComparison, Quantised, bit_exact, in_one_basis, logits_exact,
@@ -42,6 +42,7 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     let mut faults = 0;
     // Against a source every tensor is decoded anyway; its digests are checked if there are any.
     let manifest = Manifest::read(&args.dir)?;
+    let base = base(args, manifest.as_ref())?;
     if manifest.is_some() || args.against.is_none() {
         let decode = !args.no_decode && args.against.is_none();
         let stored = manifest.iter().flat_map(|m| m.shards.values()).map(|s| s.bytes);
@@ -49,7 +50,7 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
             manifest.iter().flat_map(|m| m.tensors.values()).filter_map(|t| t.dtype.byte_len(&t.shape));
         let total = stored.chain(decoded.filter(|_| decode)).fold(0, u64::saturating_add);
         let bar = Bar::new("verify", total, output);
-        let digests = verify_digests(&args.dir, decode, &|n| bar.advance(n));
+        let digests = verify_digests(&args.dir, decode, base.as_ref(), &|n| bar.advance(n));
         let seconds = bar.finish();
         let digests = digests?;
         faults += digests.faults.len();
@@ -58,7 +59,10 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
     }
     // A damaged directory need not open: its faults are reported all the same.
     if let Some(against) = args.against.as_ref().filter(|_| faults == 0) {
-        let checkpoint = Checkpoint::open_plain(&args.dir)?;
+        let mut checkpoint = Checkpoint::open_plain(&args.dir)?;
+        if let Some(base) = &base {
+            checkpoint = checkpoint.with_base(base)?;
+        }
         let passes = match &manifest {
             Some(manifest) => recorded_passes(&manifest.recipe)?,
             None => Vec::new(),
@@ -104,6 +108,29 @@ fn verify(args: &VerifyArgs, output: Output) -> Outcome {
         return Err(Failure::Findings(format!("{}: {faults} faults were found", args.dir.display())));
     }
     Ok(())
+}
+
+/// The base, where the checkpoint is stored by one and is to be decoded.
+fn base(args: &VerifyArgs, manifest: Option<&Manifest>) -> Result<Option<Base>, Failure> {
+    let of = manifest.and_then(|manifest| manifest.base.as_ref());
+    match (&args.base, of) {
+        (Some(base), Some(_)) => Ok(Some(Base::open(base)?)),
+        (None, None) => Ok(None),
+        (None, Some(_)) if args.no_decode => Ok(None),
+        (None, Some(of)) => Err(llmpress_formats::Error::Invalid(format!(
+            "{}: is stored as its difference from {} (BLAKE3 of its tensors {}): say with --base DIR where that checkpoint is, or \
+             check the stored bytes alone with --no-decode",
+            args.dir.display(),
+            of.name,
+            of.blake3
+        ))
+        .into()),
+        (Some(_), None) => Err(llmpress_formats::Error::Invalid(format!(
+            "{}: is not stored as its difference from another checkpoint: leave --base out",
+            args.dir.display()
+        ))
+        .into()),
+    }
 }
 
 /// Runs both models on a text.

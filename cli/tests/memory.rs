@@ -4,6 +4,7 @@
 mod support;
 
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use llmpress_formats::encoding::ggml::Blocks;
@@ -71,6 +72,64 @@ fn peak_memory_keeps_its_promise() {
             }
         }
         std::fs::remove_dir_all(&source).unwrap();
+    }
+}
+
+/// What a checkpoint of [`checkpoint`] was trained from: the last bits of its words are others.
+fn base_of(source: &Path, base: &Path) {
+    std::fs::create_dir(base).unwrap();
+    for entry in std::fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        let to = base.join(path.file_name().unwrap());
+        std::fs::copy(&path, &to).unwrap();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let file = std::fs::File::options().read(true).write(true).open(&to).unwrap();
+            let mut length = [0; 8];
+            file.read_exact_at(&mut length, 0).unwrap();
+            let (mut at, end) = (8 + u64::from_le_bytes(length), file.metadata().unwrap().len());
+            let mut piece = vec![0; 1 << 20];
+            while at < end {
+                let take = (end - at).min(piece.len() as u64) as usize;
+                file.read_exact_at(&mut piece[..take], at).unwrap();
+                piece[..take]
+                    .iter_mut()
+                    .step_by(2)
+                    .enumerate()
+                    .for_each(|(i, low)| *low ^= ((i % 11) & 3) as u8);
+                file.write_all_at(&piece[..take], at).unwrap();
+                at += take as u64;
+            }
+        }
+    }
+}
+
+#[test]
+fn differences_are_made_and_undone_within_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (source, base, packed) = (at("source"), at("base"), at("packed"));
+    checkpoint(&source, 1, 192);
+    base_of(&source, &base);
+    ok(&["convert", path(&base), path(&packed), "--to", "archive", "--quiet"]);
+    for (max, jobs) in [("72M", "1"), ("96M", "2"), ("160M", "4")] {
+        let allowed = max.trim_end_matches('M').parse::<u64>().unwrap() << 20;
+        for base in [&base, &packed] {
+            let (out, back) = (at("out"), at("back"));
+            let bound = ["--base", path(base), "--max-memory", max, "--jobs", jobs, "--json"];
+            for args in [
+                &["convert", path(&source), path(&out), "--to", "archive"][..],
+                &["restore", path(&out), path(&back)],
+            ] {
+                let summary: serde_json::Value = serde_json::from_str(&ok(&[args, &bound].concat())).unwrap();
+                let peak = summary["peak_memory_bytes"].as_u64().unwrap();
+                println!("{args:?}, {jobs} jobs: {} KiB of {max}", peak >> 10);
+                assert!(peak <= allowed, "{args:?}: {} KiB of {max}", peak >> 10);
+            }
+            let stored = std::fs::metadata(out.join("model-00001-of-00001.safetensors")).unwrap().len();
+            assert!(stored < 40 << 20, "{stored}");
+            std::fs::remove_dir_all(&out).unwrap();
+            std::fs::remove_dir_all(&back).unwrap();
+        }
     }
 }
 

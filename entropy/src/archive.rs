@@ -11,11 +11,13 @@
 //!
 //! Symbols go through rANS: 32 states in turn, 12-bit frequencies, 16 bits at a time. Sign and low bits are as good as random and are
 //! stored as they are. Rows and columns of trained matrices differ in scale, which shifts the distribution of exponents: classes follow
-//! the sum of a row's and a column's scale.
+//! the sum of a row's and a column's scale. Words that are differences ([`differences`]) have no sign: their part is all of the upper
+//! bits, and `low` bits an element are stored as they are.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod decode;
+mod difference;
 mod encode;
 mod low_bits;
 mod model;
@@ -24,6 +26,7 @@ mod survey;
 
 use crate::Error;
 pub use decode::Decoder;
+pub use difference::{DifferenceChoice, Differences, add_to_base, classes_of_base, differences};
 pub use encode::Encoder;
 pub use model::{MAX_CLASSES, Model, Parameters, SYMBOLS};
 pub use survey::{Choice, Histogram, Layout, Means, Scales, counted, sampled};
@@ -80,7 +83,7 @@ impl<'a> Parts<'a> {
         }
         let (_, after) = rest.split_at_checked(2 * words).ok_or_else(short)?;
         let (escapes, low_bits) = after.split_at_checked(2 * escapes).ok_or_else(short)?;
-        let wanted = low_bits::bytes(model.low(), elements);
+        let wanted = model.stored().bytes(elements);
         if low_bits.len() != wanted {
             return Err(Error::corrupt(
                 "data",

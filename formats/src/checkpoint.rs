@@ -5,7 +5,7 @@
 //!                          '--- read a byte or row range into the caller's buffer ---'
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -16,7 +16,8 @@ use crate::encoding::scaled::{self, ScaledPart};
 use crate::encoding::{self, Encoding, Part, UnitReader, foreign};
 use crate::manifest::{MANIFEST_FILE, Manifest, UnitEntry};
 use crate::{
-    Component, Config, Directory, Dtype, Error, Named, Remake, Result, ShardFile, Transform, official,
+    Base, BaseEntry, Component, Config, Digest, Directory, Dtype, Error, Named, Remake, Result, ShardFile,
+    Transform, official,
 };
 
 /// What a matrix that another tool quantised appears as.
@@ -122,6 +123,8 @@ struct Encoded {
     within: Vec<(&'static str, Unit)>,
     /// Where that was whose place it took.
     instead_of: Option<(PathBuf, u64)>,
+    /// What a difference is from.
+    base: Option<Base>,
 }
 
 impl Encoded {
@@ -134,12 +137,20 @@ impl Encoded {
         };
         let mut components = Named::new();
         components.insert(encoding::raw::DATA, component.clone());
-        Self { encoding: Encoding::Raw, parts: vec![part], components, within: Vec::new(), instead_of: None }
+        Self {
+            encoding: Encoding::Raw,
+            parts: vec![part],
+            components,
+            within: Vec::new(),
+            instead_of: None,
+            base: None,
+        }
     }
 
     fn reader(&self, name: &str) -> Result<UnitReader> {
         let Encoding::Scaled(scaled) = self.encoding else {
-            return UnitReader::open(name, &self.encoding, &self.parts, &self.components);
+            let base = self.base.as_ref();
+            return UnitReader::open_on(name, &self.encoding, &self.parts, &self.components, base);
         };
         let [part] = &self.parts[..] else {
             return Err(Error::Invalid(format!("unit {name}: holds no single matrix")));
@@ -155,8 +166,35 @@ impl Encoded {
 impl Unit {
     pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: impl Into<Named<Component>>) -> Self {
         let components = components.into();
-        let encoded = Encoded { encoding, parts, components, within: Vec::new(), instead_of: None };
+        let encoded =
+            Encoded { encoding, parts, components, within: Vec::new(), instead_of: None, base: None };
         Self::of(Stored::Encoded(Box::new(encoded)))
+    }
+
+    /// The same by this base.
+    fn on(mut self, base: Base) -> Self {
+        if let Stored::Encoded(encoded) = &mut self.stored {
+            encoded.base = Some(base);
+        }
+        self.made = OnceLock::new();
+        self
+    }
+
+    /// The same, and what is within it, by this base, where they are stored by one.
+    ///
+    /// # Errors
+    /// A base that lacks a tensor.
+    fn with_base(mut self, base: &Base) -> Result<Self> {
+        if let Stored::Encoded(encoded) = &mut self.stored {
+            let within = std::mem::take(&mut encoded.within).into_iter();
+            encoded.within =
+                within.map(|(name, unit)| Ok((name, unit.with_base(base)?))).collect::<Result<_>>()?;
+        }
+        let Encoding::Delta(delta) = *self.encoding() else { return Ok(self) };
+        for part in self.parts() {
+            base.tensor(&part.name, part.dtype, &part.shape, delta.base_blake3)?;
+        }
+        Ok(self.on(base.clone()))
     }
 
     /// The same in the place of another unit.
@@ -178,7 +216,8 @@ impl Unit {
             }
         }
         let components = components.into();
-        let encoded = Encoded { encoding, parts: vec![part], components, within, instead_of: None };
+        let encoded =
+            Encoded { encoding, parts: vec![part], components, within, instead_of: None, base: None };
         Self::of(Stored::Encoded(Box::new(encoded)))
     }
 
@@ -280,6 +319,8 @@ impl Unit {
         match (&self.stored, self.made.get().and_then(|made| made.reader.get())) {
             // A header that was read has sizes that fit.
             (Stored::Plain(_), _) | (_, Some(_)) => Ok(()),
+            // It was seen to fit when the checkpoint was opened.
+            (Stored::Encoded(encoded), None) if matches!(encoded.encoding, Encoding::Same { .. }) => Ok(()),
             (Stored::Encoded(_), None) => self.open_reader(name).map(|_| ()),
         }
     }
@@ -322,6 +363,8 @@ pub struct Checkpoint {
     pub(crate) remake: Option<Arc<dyn Remake>>,
     /// Names in the source of tensors that an edit renamed.
     pub(crate) origins: BTreeMap<String, String>,
+    /// What it is to be stored by.
+    stored_by: Option<Base>,
 }
 
 impl Checkpoint {
@@ -381,6 +424,7 @@ impl Checkpoint {
             transforms: Vec::new(),
             remake: None,
             origins: BTreeMap::new(),
+            stored_by: None,
         })
     }
 
@@ -473,10 +517,13 @@ impl Checkpoint {
             (dequantised, plain) = (dequantised || !taken.is_empty(), plain && taken.is_empty());
             units = stored;
         }
-        let (tensors, units) = match plain {
+        let (mut tensors, units) = match plain {
             true => (plain_tensors(&directory), OnceLock::new()),
             false => (collect_tensors(root, &units)?, OnceLock::from(units)),
         };
+        if let Some(units) = units.get() {
+            follow_same(root, units, &mut tensors)?;
+        }
         let tied = match &manifest {
             Some(manifest) => manifest.tied.clone(),
             None => tied_head(config.as_ref(), &tensors),
@@ -502,7 +549,39 @@ impl Checkpoint {
             transforms,
             remake: None,
             origins: BTreeMap::new(),
+            stored_by: None,
         })
+    }
+
+    /// The checkpoint with the base that its tensors are stored by.
+    ///
+    /// # Errors
+    /// A checkpoint that is not stored so; a base that lacks a tensor of the same name, dtype and shape. (The bytes of one are compared with
+    /// their digest when it is first read.)
+    pub fn with_base(mut self, base: &Base) -> Result<Self> {
+        if self.manifest.as_ref().is_none_or(|manifest| manifest.base.is_none()) {
+            return Err(Error::Invalid(format!(
+                "{}: is not stored as its difference from another checkpoint: leave --base out",
+                self.root().display()
+            )));
+        }
+        let units = self.units.take().unwrap_or_default();
+        let on_base = units.into_iter().map(|(name, unit)| Ok((name, unit.with_base(base)?)));
+        let units = on_base.collect::<Result<BTreeMap<_, _>>>()?;
+        self.units = OnceLock::from(units);
+        Ok(self)
+    }
+
+    /// The checkpoint, to be stored as its difference from a base: what it is does not change.
+    #[must_use]
+    pub fn to_store_by(mut self, base: Base) -> Self {
+        self.stored_by = Some(base);
+        self
+    }
+
+    /// What it is to be stored by ([`Self::to_store_by`]).
+    pub fn stored_by(&self) -> Option<&Base> {
+        self.stored_by.as_ref()
     }
 
     /// What the directory is.
@@ -788,6 +867,8 @@ fn manifest_units(
     directory: &Directory,
 ) -> Result<BTreeMap<String, Unit>> {
     let mut units = BTreeMap::new();
+    let base = manifest.base.as_ref().map(|base| Base::named(&base.name));
+    let mut of_base: BTreeMap<&str, Digest> = BTreeMap::new();
     for (name, entry) in &manifest.units {
         let encoding = entry.encoding(path, name)?;
         let mut components = BTreeMap::new();
@@ -810,9 +891,60 @@ fn manifest_units(
             })?;
             parts.push(Part { name: tensor.clone(), dtype: t.dtype, shape: t.shape.clone(), bytes });
         }
-        units.insert(name.clone(), Unit::new(encoding, parts, components));
+        let delta = if let Encoding::Delta(delta) = &encoding { Some(*delta) } else { None };
+        let mut unit = Unit::new(encoding, parts, components);
+        if let Some(delta) = delta {
+            of_base.extend(entry.tensors.iter().map(|tensor| (tensor.as_str(), delta.base_blake3)));
+            if let Some(base) = &base {
+                unit = unit.on(base.clone());
+            }
+        }
+        units.insert(name.clone(), unit);
+    }
+    let expected = match &manifest.base {
+        Some(base) => Some(BaseEntry::new(base.name.clone(), of_base.into_iter())),
+        None if of_base.is_empty() => None,
+        None => {
+            return Err(Error::corrupt(path, None, "has tensors that are stored by a base, and names none"));
+        }
+    };
+    if expected != manifest.base {
+        return Err(Error::corrupt(path, None, "base: its digest is not that of the tensors stored by it"));
     }
     Ok(units)
+}
+
+/// Gives tensors that are stored as another one the place of that one.
+fn follow_same(
+    root: &Path,
+    units: &BTreeMap<String, Unit>,
+    tensors: &mut BTreeMap<String, Tensor>,
+) -> Result<()> {
+    let all: Vec<_> = units
+        .iter()
+        .filter_map(|(name, unit)| match unit.encoding() {
+            Encoding::Same { tensor } => Some((name, unit, tensor)),
+            _ => None,
+        })
+        .collect();
+    // By what they were before any was followed: a chain is refused in whatever order its links come.
+    let same: BTreeSet<&str> =
+        all.iter().flat_map(|(_, unit, _)| unit.parts()).map(|part| part.name.as_str()).collect();
+    for (name, unit, target) in all {
+        let corrupt = |what: &str| Error::corrupt(root, Some(name), format!("is stored as {target}, {what}"));
+        let [part] = unit.parts() else { return Err(corrupt("but is not one tensor")) };
+        if !unit.components().is_empty() {
+            return Err(corrupt("but has components of its own"));
+        }
+        let found = tensors.get(target).filter(|_| !same.contains(target.as_str()));
+        let found = found.ok_or_else(|| corrupt("which is no tensor that is stored itself"))?;
+        if found.dtype != part.dtype || found.shape != part.shape {
+            return Err(corrupt("which has another dtype or shape"));
+        }
+        let found = found.clone();
+        tensors.insert(part.name.clone(), found);
+    }
+    Ok(())
 }
 
 /// Puts matrices in the place of the small floats and scales that store them. Gives the names of these.

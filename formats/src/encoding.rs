@@ -11,6 +11,8 @@
 
 pub mod abq;
 pub mod archive;
+mod chunked;
+pub mod delta;
 pub mod dfloat11;
 pub mod fixed12;
 pub mod foreign;
@@ -25,7 +27,7 @@ pub mod sparse24;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Component, Dtype, Error, Named, Result};
+use crate::{Base, Component, Dtype, Error, Named, Result};
 use foreign::{Codes, Foreign};
 use ggml::Ggml;
 pub use packed::PackedUnit;
@@ -51,6 +53,13 @@ pub enum Encoding {
     },
     /// Floats of 16 or 8 bits as small as their magnitudes allow ([`archive`]).
     Archive(archive::Archive),
+    /// By the tensor of the same name in another checkpoint ([`delta`]).
+    Delta(delta::Delta),
+    /// The bytes of another tensor of the checkpoint, which has the same dtype and shape.
+    Same {
+        /// Its name.
+        tensor: String,
+    },
     /// Codes of 1 to 8 bits as bit planes ([`abq`]).
     Abq(abq::Abq),
     /// Two kept values in four, and where they lie ([`sparse24`]).
@@ -70,8 +79,8 @@ pub enum Encoding {
 
 impl Encoding {
     /// Every encoding this version reads, by its name in the manifest.
-    pub const NAMES: [&'static str; 8] =
-        ["raw", "planes", "dfloat11", "fixed12", "archive", "abq", "sparse24", "lowrank"];
+    pub const NAMES: [&'static str; 10] =
+        ["raw", "planes", "dfloat11", "fixed12", "archive", "delta", "same", "abq", "sparse24", "lowrank"];
 
     /// The name in the manifest.
     pub fn name(&self) -> &'static str {
@@ -81,6 +90,8 @@ impl Encoding {
             Self::Dfloat11 => "dfloat11",
             Self::Fixed12 { .. } => "fixed12",
             Self::Archive(_) => "archive",
+            Self::Delta(_) => "delta",
+            Self::Same { .. } => "same",
             Self::Abq(_) => "abq",
             Self::Sparse24(_) => "sparse24",
             Self::Lowrank(_) => "lowrank",
@@ -98,6 +109,8 @@ impl Encoding {
             Self::Dfloat11 => &dfloat11::COMPONENTS,
             Self::Fixed12 { .. } => &fixed12::COMPONENTS,
             Self::Archive(_) => &archive::COMPONENTS,
+            Self::Delta(_) => &delta::COMPONENTS,
+            Self::Same { .. } => &[],
             Self::Abq(_) => &abq::COMPONENTS,
             Self::Sparse24(_) => &sparse24::COMPONENTS,
             Self::Lowrank(_) => &lowrank::COMPONENTS,
@@ -117,7 +130,7 @@ impl Encoding {
             Self::Scaled(scaled) => Some(scaled.widths()),
             Self::Ggml(ggml) => ggml.widths(),
             Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => None,
-            Self::Archive(_) | Self::Foreign(_) => None,
+            Self::Archive(_) | Self::Delta(_) | Self::Same { .. } | Self::Foreign(_) => None,
         }
     }
 
@@ -126,7 +139,7 @@ impl Encoding {
     pub fn is_lossy(&self) -> bool {
         match self {
             Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => false,
-            Self::Archive(_) => false,
+            Self::Archive(_) | Self::Delta(_) | Self::Same { .. } => false,
             Self::Scaled(_) | Self::Ggml(_) => false,
             Self::Sparse24(sparse) => sparse.is_lossy(),
             Self::Abq(_) | Self::Lowrank(_) | Self::Foreign(_) => true,
@@ -185,6 +198,7 @@ enum Kind {
     Dfloat11(dfloat11::Reader),
     Fixed12(fixed12::Reader),
     Archive(Box<archive::Reader>),
+    Delta(Box<delta::Reader>),
     Abq(abq::Reader),
     Sparse24(sparse24::Reader),
     Lowrank(Box<lowrank::Reader>),
@@ -202,6 +216,20 @@ impl UnitReader {
         parts: &[Part],
         components: &Named<Component>,
     ) -> Result<Self> {
+        Self::open_on(unit, encoding, parts, components, None)
+    }
+
+    /// The same of a unit that may be stored by that of a base.
+    ///
+    /// # Errors
+    /// As for [`Self::open`]; a base that is not the one that it was stored with.
+    pub fn open_on(
+        unit: &str,
+        encoding: &Encoding,
+        parts: &[Part],
+        components: &Named<Component>,
+        base: Option<&Base>,
+    ) -> Result<Self> {
         let set = ComponentSet { unit, prefix: "", components };
         Ok(Self(match encoding {
             Encoding::Raw => Kind::Raw(raw::Reader::open(set, parts)?),
@@ -210,6 +238,10 @@ impl UnitReader {
             Encoding::Fixed12 { base } => Kind::Fixed12(fixed12::Reader::open(set, parts, *base)?),
             Encoding::Archive(archive) => {
                 Kind::Archive(Box::new(archive::Reader::open(set, parts, *archive)?))
+            }
+            Encoding::Delta(delta) => Kind::Delta(Box::new(delta::Reader::open(set, parts, *delta, base)?)),
+            Encoding::Same { tensor } => {
+                return Err(Error::Invalid(format!("unit {unit}: is stored as tensor {tensor}")));
             }
             Encoding::Abq(abq) => Kind::Abq(abq::Reader::open(set, parts, *abq)?),
             Encoding::Sparse24(sparse) => Kind::Sparse24(sparse24::Reader::open(set, parts, *sparse)?),
@@ -283,6 +315,7 @@ impl UnitReader {
             Kind::Raw(r) => r.read(offset, out),
             Kind::Planes(r) => r.read(offset, out),
             Kind::Archive(r) => r.read(offset, out),
+            Kind::Delta(r) => r.read(offset, out),
             Kind::Abq(r) => r.read(offset, out),
             Kind::Sparse24(r) => r.read(offset, out),
             Kind::Lowrank(r) => r.read(offset, out),

@@ -22,6 +22,7 @@
 //! ```
 
 mod architecture;
+mod base;
 pub mod blueprint;
 mod checkpoint;
 mod component;
@@ -57,6 +58,7 @@ pub use architecture::{
     KNOWN_MODEL_TYPES, PatternDict, Traits, UnitPattern, block_counts, block_linears, derive_units,
     pattern_dict,
 };
+pub use base::Base;
 pub use blueprint::Blueprint;
 pub use checkpoint::{Checkpoint, Kind, StoredSize, Tensor, Unit};
 pub use component::Component;
@@ -75,8 +77,8 @@ pub use index::INDEX_FILE;
 pub use known_files::{is_known_file, is_model_file, is_weights_file};
 pub use layer_names::{LayerNames, Part};
 pub use manifest::{
-    ComponentEntry, Digest, EncodingEntry, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS, MANIFEST_FILE,
-    Manifest, Producer, ShardEntry, Source, TensorEntry, UnitEntry,
+    BaseEntry, ComponentEntry, Digest, EncodingEntry, FORMAT_VERSION, FileEntry, KNOWN_REQUIREMENTS,
+    MANIFEST_FILE, Manifest, Producer, ShardEntry, Source, TensorEntry, UnitEntry,
 };
 pub use mapped::Mapped;
 pub use named::Named;

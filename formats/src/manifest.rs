@@ -23,7 +23,7 @@ use crate::{Dtype, Encoding, Error, Named, Result};
 /// The manifest's file name. A directory is complete when it is there.
 pub const MANIFEST_FILE: &str = "llmpress.json";
 /// The version this crate writes.
-pub const FORMAT_VERSION: (u32, u32) = (1, 4);
+pub const FORMAT_VERSION: (u32, u32) = (1, 5);
 /// What a manifest may require of a reader, as far as this version knows.
 pub const KNOWN_REQUIREMENTS: [&str; 1] = [TRANSFORMS];
 /// The largest manifest that is read.
@@ -37,7 +37,7 @@ const DIGEST_FIELD: &str = "\"manifest_blake3\": \"";
 const DIGEST_TAIL: &[u8] = b"\"\n}\n";
 
 /// A BLAKE3 digest, 64 lower-case hexadecimal digits in JSON.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
@@ -96,6 +96,9 @@ pub struct Manifest {
     pub producer: Producer,
     /// The checkpoint it was made from.
     pub source: Source,
+    /// The checkpoint that tensors are stored by ([`crate::encoding::delta`]), where any are.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub base: Option<BaseEntry>,
     /// The recipe that ran, in canonical form.
     pub recipe: serde_json::Value,
     /// Logical tensors by name.
@@ -141,6 +144,26 @@ pub struct Source {
     pub shards: BTreeMap<String, ShardEntry>,
     /// The other files that were read: index, configuration, copied files.
     pub files: BTreeMap<String, FileEntry>,
+}
+
+/// A checkpoint that tensors are stored by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseEntry {
+    /// The directory's name (not its path); that of the repository in a hub's cache.
+    pub name: String,
+    /// BLAKE3 of a line for each tensor that is stored so, sorted by name: the digest of the base's tensor, two spaces, the name.
+    pub blake3: Digest,
+}
+
+impl BaseEntry {
+    /// Of the digests of a base's tensors by name.
+    pub fn new<'a>(name: String, tensors: impl Iterator<Item = (&'a str, Digest)>) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        tensors.for_each(|(tensor, digest)| {
+            hasher.update(format!("{digest}  {tensor}\n").as_bytes());
+        });
+        Self { name, blake3: hasher.finalize().into() }
+    }
 }
 
 /// Size and digest of a file.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use llmpress_calibrate::{Calibration, Cut, Texts};
 use llmpress_formats::{
-    Checkpoint, Digest, Encoding, Manifest, Removal, ShardFile, Tensor, Transform, UnitEntry,
+    Base, Checkpoint, Digest, Encoding, Manifest, Removal, ShardFile, Tensor, Transform, UnitEntry,
 };
 use llmpress_model::{Model, Tokenizer, folded};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
@@ -76,12 +76,14 @@ pub struct Request {
     pub calibration: CalibrationText,
     /// Saved rankings to use instead, for the calibrated passes in order.
     pub rankings: Vec<PathBuf>,
+    /// The checkpoint by which what is archived is stored, as its difference from it.
+    pub base: Option<PathBuf>,
 }
 
 impl Request {
     /// A recipe whose passes need nothing.
     pub fn new(recipe: Recipe) -> Self {
-        Self { recipe, calibration: CalibrationText::default(), rankings: Vec::new() }
+        Self { recipe, calibration: CalibrationText::default(), rankings: Vec::new(), base: None }
     }
 
     /// The saved rankings that do not say which model they were made of: nobody can tell whether they fit.
@@ -98,8 +100,21 @@ impl Request {
         Ok(unmarked)
     }
 
+    /// A view of the source, to be stored by the base where there is one.
+    fn on_base(&self, view: Checkpoint) -> Result<Checkpoint> {
+        Ok(match &self.base {
+            Some(base) => view.to_store_by(Base::open(base)?),
+            None => view,
+        })
+    }
+
     /// Refuses what nothing would be done with.
     pub(crate) fn check(&self) -> Result<()> {
+        if self.base.is_some() && (self.recipe.to != Method::Archive || !self.recipe.passes.is_empty()) {
+            return Err(Error::Invalid(
+                "--base is for --to archive, which stores a fine-tune as its difference from its base, and for no pass before it".into(),
+            ));
+        }
         let calibrated = |pass: &&Pass| matches!(pass, Pass::Prune(pass) if pass.calibrated());
         let count = self.recipe.passes.iter().filter(calibrated).count();
         let by_rules = self
@@ -346,7 +361,7 @@ pub(crate) fn settle(
         recipe.passes.push(Pass::Remove(removal));
         made.push(None);
     }
-    let view = view_after(request.recipe.open(dir)?, &recipe.passes, &made)?;
+    let view = request.on_base(view_after(request.recipe.open(dir)?, &recipe.passes, &made)?)?;
     Ok(Settled { recipe, view, files })
 }
 
@@ -845,7 +860,8 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     let stand_in = stand_in(&recipe, &passes);
     let forecasts = recipe.passes.iter().zip(passes).map(|(pass, (_, forecast))| (pass.clone(), forecast));
     let passes = forecasts.collect();
-    Ok(Forecasts { passes, recipe, stand_in, view: checkpoint, finished, needs_whole_model, files })
+    let view = request.on_base(checkpoint)?;
+    Ok(Forecasts { passes, recipe, stand_in, view, finished, needs_whole_model, files })
 }
 
 /// Whether a quantiser that is given no text goes by one matrix at a time, so that each can be quantised wherever it is stored.

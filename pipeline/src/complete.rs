@@ -10,11 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use llmpress_formats::{
-    Checkpoint, Digest, Directory, Error as FormatError, FORMAT_VERSION, FileEntry, Manifest, Source,
+    Checkpoint, Digest, Directory, Encoding, Error as FormatError, FORMAT_VERSION, FileEntry, Manifest,
+    Source,
 };
 use rayon::prelude::*;
 
 use crate::job::Job;
+use crate::progress::Silent;
 use crate::{Progress, Result};
 
 /// Bytes that are hashed at a time.
@@ -48,7 +50,10 @@ pub(crate) fn difference(
     if let Some(what) = damage(root, manifest, &done, progress) {
         return Ok(Some(what));
     }
-    other_tensor(job.checkpoint, manifest, progress)
+    match other_tensor(job.checkpoint, manifest, progress)? {
+        None => other_base(job.checkpoint, manifest),
+        other => Ok(other),
+    }
 }
 
 /// The same of what it was made from, and by: as far as the manifest tells, without a look at the output.
@@ -66,6 +71,14 @@ pub(crate) fn other_origin(manifest: &Manifest, job: Job<'_>) -> Result<Option<S
     let source = crate::source::describe(job.checkpoint, job.carried)?;
     if let Some(what) = other_source(&manifest.source, &source) {
         return Ok(Some(format!("made from another source ({what})")));
+    }
+    let base = job.checkpoint.stored_by().map(|base| base.name());
+    match (base, manifest.base.as_ref().map(|base| base.name.as_str())) {
+        (Some(base), Some(other)) if base != other => {
+            return Ok(Some(format!("made with another base ({other})")));
+        }
+        (None, Some(other)) => return Ok(Some(format!("made as its difference from {other}"))),
+        _ => {}
     }
     for (name, bytes) in job.extra_files {
         if manifest.files.get(name).is_none_or(|entry| entry.blake3 != Digest::of(bytes)) {
@@ -157,6 +170,24 @@ fn other_tensor(
         match digest {
             Ok(digest) if manifest.tensors.get(*name).is_some_and(|t| t.blake3 == digest) => None,
             Ok(_) => Some(Ok(format!("made from another source (its {name} was another)"))),
+            Err(e) => Some(Err(e.into())),
+        }
+    });
+    other.transpose()
+}
+
+/// A tensor of the base that is another one than the output was made with.
+fn other_base(checkpoint: &Checkpoint, manifest: &Manifest) -> Result<Option<String>> {
+    let Some(base) = checkpoint.stored_by().and_then(|base| base.checkpoint()) else { return Ok(None) };
+    let units: Vec<_> = manifest.units.iter().collect();
+    let other = units.par_iter().find_map_any(|(name, unit)| {
+        let Encoding::Delta(delta) = unit.encoding(base.root(), name).ok()? else { return None };
+        let tensor = unit.tensors.first()?;
+        let found = base.tensor(tensor).map(|found| found.bytes);
+        let digest = found.and_then(|bytes| digest(bytes, |at, piece| base.read(tensor, at, piece), &Silent));
+        match digest {
+            Ok(digest) if digest == delta.base_blake3 => None,
+            Ok(_) => Some(Ok(format!("made with another base (its {tensor} was another)"))),
             Err(e) => Some(Err(e.into())),
         }
     });

@@ -14,6 +14,7 @@ use llmpress_formats::{Checkpoint, Kind, MANIFEST_FILE, Producer, ShardEntry, Un
 
 use crate::carried::carried;
 use crate::chain::{Earlier, settle};
+use crate::duplicates::Duplicates;
 use crate::job::Job;
 use crate::merge::merge;
 use crate::output::{Output, Permissions, Prepared};
@@ -215,10 +216,14 @@ fn shards(
     progress.start(todo().map(|u| u.source_bytes * u.method.room().reads()).sum());
     let work =
         Work { piece_bytes: budget.piece_bytes, batch: budget.jobs * 2, threads: Threads::Pool, progress };
+    let duplicates = match missing.is_empty() {
+        true => Duplicates::default(),
+        false => Duplicates::find(checkpoint, plan)?,
+    };
     std::thread::scope(|scope| {
         let mut publishing: Option<std::thread::ScopedJoinHandle<'_, Result<(&str, Receipt)>>> = None;
         for shard in missing {
-            let encoded = encode_shard(checkpoint, shard, &output.root.join(&shard.file), work)?;
+            let encoded = encode_shard(checkpoint, shard, &output.root.join(&shard.file), &duplicates, work)?;
             if let Some((file, receipt)) = publishing.take().map(join).transpose()? {
                 done.insert(file, receipt);
             }

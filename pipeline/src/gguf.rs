@@ -273,6 +273,7 @@ fn finish(
         requires: Vec::new(),
         producer: options.producer.clone(),
         source: crate::source::describe(job.checkpoint, job.carried)?,
+        base: None,
         recipe,
         tensors: BTreeMap::new(),
         units: BTreeMap::new(),

@@ -19,6 +19,7 @@ mod chain;
 mod complete;
 mod convert;
 mod coverage;
+mod duplicates;
 mod error;
 mod export;
 mod fingerprint;

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use llmpress_formats::{
-    CONFIG_FILE, Checkpoint, Config, Digest, FORMAT_VERSION, FileEntry, INDEX_FILE, Manifest,
-    QUANTISATION_KEYS, Source, TensorEntry, Transform, UnitPattern, WEIGHTS_KEY, block_counts,
-    dfloat11_config, pattern_dict, write_atomic, write_atomic_with, write_json,
+    BaseEntry, CONFIG_FILE, Checkpoint, Config, Digest, Encoding, FORMAT_VERSION, FileEntry, INDEX_FILE,
+    Manifest, QUANTISATION_KEYS, Source, TensorEntry, Transform, UnitEntry, UnitPattern, WEIGHTS_KEY,
+    block_counts, dfloat11_config, pattern_dict, write_atomic, write_atomic_with, write_json,
 };
 use serde::{Serialize, Serializer};
 
@@ -76,11 +76,13 @@ pub(crate) fn merge(
         shards.insert(file, receipt.shard);
         units.extend(receipt.units);
     }
+    let base = base(checkpoint, &units)?;
     let mut manifest = Manifest {
         format_version: format!("{}.{}", FORMAT_VERSION.0, FORMAT_VERSION.1),
         requires: Transform::requirements(checkpoint.transforms()),
         producer: options.producer.clone(),
         source,
+        base,
         recipe: serde_json::to_value(&plan.recipe).map_err(|e| Error::Invalid(format!("recipe: {e}")))?,
         tensors,
         units,
@@ -93,6 +95,20 @@ pub(crate) fn merge(
     };
     check_unchanged(checkpoint, plan)?;
     Ok(manifest.write(&output.root.join(job.last_file()))?)
+}
+
+/// The base, where any tensor is stored by it.
+fn base(checkpoint: &Checkpoint, units: &BTreeMap<String, UnitEntry>) -> Result<Option<BaseEntry>> {
+    let Some(base) = checkpoint.stored_by() else { return Ok(None) };
+    let mut tensors = BTreeMap::new();
+    for (name, unit) in units {
+        if let Encoding::Delta(delta) = unit.encoding(checkpoint.root(), name)? {
+            tensors.extend(unit.tensors.iter().map(|tensor| (tensor.as_str(), delta.base_blake3)));
+        }
+    }
+    let entry =
+        || BaseEntry::new(base.name().to_owned(), tensors.iter().map(|(name, digest)| (*name, *digest)));
+    Ok((!tensors.is_empty()).then(entry))
 }
 
 /// Those of the checkpoint: what is stored anew is still turned and scaled.

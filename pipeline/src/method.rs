@@ -3,6 +3,7 @@
 mod abq;
 mod archive;
 mod coded;
+mod delta;
 mod dfloat11;
 mod exported;
 mod fixed12;
@@ -15,6 +16,7 @@ pub(crate) mod timed;
 
 use std::str::FromStr;
 
+use llmpress_formats::Tensor;
 use llmpress_formats::foreign::Layout;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +24,7 @@ use crate::{Error, Result};
 pub(crate) use exported::Target;
 pub(crate) use kept::kept_unit;
 pub(crate) use raw::coding as raw_coding;
-use room::Room;
+use room::{Fit, Room};
 
 /// The list of methods: name, room. Those that nobody asks for come last.
 macro_rules! methods {
@@ -68,6 +70,8 @@ methods! {
     /// The codes of a checkpoint that another tool quantised; the rest as it is.
     Abq => abq::Abq,
     ;
+    /// By a base, where `archive` is asked for and there is one.
+    Delta => delta::Delta,
     /// What a pass or the source stores under a lossy encoding stays as it is.
     Kept => kept::Kept,
     /// The same, but for its codes, which go through an entropy coder.
@@ -84,6 +88,15 @@ impl Method {
     /// The name on the command line and in recipes.
     pub fn name(self) -> &'static str {
         self.room().name()
+    }
+
+    /// The method that a tensor by itself really gets.
+    pub(crate) fn alone(asked: Self, tensor: &Tensor) -> Self {
+        match asked.room().fit(tensor) {
+            Fit::Suits => asked,
+            Fit::Planes if Self::Planes.room().fit(tensor) == Fit::Suits => Self::Planes,
+            Fit::Planes | Fit::Raw => Self::Raw,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::budget::{Budget, Needs};
 use crate::fingerprint::fingerprint;
 use crate::method::kept_unit;
-use crate::method::room::{Asked, Fit, missing_tensor};
+use crate::method::room::{Asked, missing_tensor};
 use crate::pass::Pass;
 use crate::recipe::Compiled;
 use crate::{Error, Method, QuantiseForecast, Recipe, Request, Result};
@@ -36,6 +36,9 @@ pub struct Plan {
     /// The checkpoint that it is of: a directory, or a name on the hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// The base that tensors are stored by: a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// The recipe it carries out.
     pub recipe: Recipe,
     /// Most source bytes of a shard (a larger unit has one of its own).
@@ -172,6 +175,7 @@ impl Plan {
         compiled.methods().try_for_each(|method| method.room().check_source(checkpoint))?;
         let mut units = planned_units(checkpoint, recipe, &compiled, kept)?;
         check_bf16(checkpoint, recipe.to, &units)?;
+        check_base(checkpoint, &units)?;
         check_stored_names(checkpoint, &units)?;
         let position = |unit: &PlannedUnit| {
             let tensor = unit.tensors.first().and_then(|t| checkpoint.tensors().get(t));
@@ -212,6 +216,7 @@ impl Plan {
             plan_version: PLAN_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source: None,
+            base: None,
             recipe: recipe.clone(),
             max_shard_bytes,
             fingerprint: fingerprint(checkpoint, recipe, max_shard_bytes)?,
@@ -245,7 +250,8 @@ impl Plan {
             finished.or_else(|| kept_unit(&chain.view, tensor).map(Unit::stored_bytes))
         };
         let mut plan = Self::make(&chain.view, &chain.stand_in, max_shard_bytes, &kept)?;
-        plan.source = dir.canonicalize().ok().and_then(|dir| dir.into_os_string().into_string().ok());
+        plan.source = absolute(dir);
+        plan.base = request.base.as_deref().and_then(absolute);
         plan.recipe = chain.recipe;
         plan.needs_whole_model = chain.needs_whole_model;
         plan.files = chain.files;
@@ -377,14 +383,21 @@ impl Plan {
             let tensor = checkpoint.tensors().get(unit.tensors.first()?)?;
             Some(unit.method.room().handy_bytes(tensor))
         });
+        let base = checkpoint.stored_by().and_then(|base| base.checkpoint());
+        let is_compressed = |c: &Checkpoint| c.units().values().any(|unit| unit.encoding().name() != "raw");
         Needs {
             indivisible: indivisible.max().unwrap_or(0),
             handy: handy.max().unwrap_or(0),
             largest_unit: self.units().map(|u| u.source_bytes).max().unwrap_or(0),
-            tensors: checkpoint.tensors().len() as u64,
-            compressed_source: checkpoint.units().values().any(|u| u.encoding().name() != "raw"),
+            tensors: (checkpoint.tensors().len() + base.map_or(0, |base| base.tensors().len())) as u64,
+            compressed_source: is_compressed(checkpoint) || base.is_some_and(is_compressed),
         }
     }
+}
+
+/// A path that holds wherever it is read.
+fn absolute(dir: &Path) -> Option<String> {
+    dir.canonicalize().ok()?.into_os_string().into_string().ok()
 }
 
 fn planned_units(
@@ -478,7 +491,8 @@ fn planned_units(
                 asked.name()
             )));
         }
-        let method = single_method(asked, tensor);
+        let by_base = asked == Method::Archive && is_in_base(checkpoint, name, tensor);
+        let method = if by_base { Method::Delta } else { Method::alone(asked, tensor) };
         units.push(PlannedUnit {
             name: name.clone(),
             method,
@@ -504,13 +518,25 @@ fn is_made_sparse(checkpoint: &Checkpoint, tensor: &Tensor) -> bool {
         && checkpoint.units().get(&tensor.unit).is_some_and(|u| matches!(u.encoding(), Encoding::Sparse24(_)))
 }
 
-/// The method that a unit of one tensor really gets.
-fn single_method(asked: Method, tensor: &Tensor) -> Method {
-    match asked.room().fit(tensor) {
-        Fit::Suits => asked,
-        Fit::Planes if Method::Planes.room().fit(tensor) == Fit::Suits => Method::Planes,
-        Fit::Planes | Fit::Raw => Method::Raw,
+/// Whether the base that a checkpoint is to be stored by has a tensor of the same name, dtype and shape.
+fn is_in_base(checkpoint: &Checkpoint, name: &str, tensor: &Tensor) -> bool {
+    let base = checkpoint.stored_by().and_then(|base| base.checkpoint());
+    let found = base.and_then(|base| base.tensor(name).ok());
+    found.is_some_and(|found| found.dtype == tensor.dtype && found.shape == tensor.shape)
+}
+
+/// A base that has nothing to do with the checkpoint is a mistake worth an error before any work.
+fn check_base(checkpoint: &Checkpoint, units: &[PlannedUnit]) -> Result<()> {
+    let Some(base) = checkpoint.stored_by().and_then(|base| base.checkpoint()) else { return Ok(()) };
+    if units.iter().any(|unit| unit.method == Method::Delta) {
+        return Ok(());
     }
+    Err(Error::Invalid(format!(
+        "--base {}: has no tensor with the name, dtype and shape of one of {} that is to be archived: give the checkpoint that it \
+         was trained from, or leave --base out",
+        base.root().display(),
+        checkpoint.root().display()
+    )))
 }
 
 /// A method for BF16 that finds none of it is a mistake worth an error before any work.

@@ -9,12 +9,14 @@ use std::path::Path;
 
 use llmpress_formats::encoding::{self, ComponentSpec, Part, UnitReader};
 use llmpress_formats::{
-    Checkpoint, Component, Digest, EncodingEntry, Named, ShardWriter, SlotPlan, UnitEntry,
+    Checkpoint, Component, Digest, Encoding, EncodingEntry, Named, ShardWriter, SlotPlan, UnitEntry,
 };
 
+use crate::duplicates::Duplicates;
 use crate::method::room::Encoder;
 use crate::plan::PlannedShard;
 use crate::sink::{Encoded, Slots};
+use crate::source::UnitSource;
 use crate::survey::{SettledUnit, settle};
 use crate::work::{Work, each, pieces};
 use crate::{Error, Result};
@@ -55,10 +57,11 @@ pub(crate) fn encode_shard(
     checkpoint: &Checkpoint,
     shard: &PlannedShard,
     path: &Path,
+    duplicates: &Duplicates,
     work: Work<'_>,
 ) -> Result<EncodedShard> {
     let settled = each(shard.units.iter().map(|u| (u.source_bytes, u)).collect(), work, |planned, work| {
-        settle(checkpoint, planned, work)
+        settle(checkpoint, planned, duplicates, work)
     })?;
     let mut units: Vec<SettledUnit<'_>> = settled.into_iter().flatten().collect();
     units.sort_by(|a, b| a.name.cmp(&b.name));
@@ -145,7 +148,16 @@ fn compare(checkpoint: &Checkpoint, unit: &SettledUnit<'_>, slots: &Slots, work:
     }
     let components: Named<Component> =
         slots.iter().map(|(name, slot)| ((*name).to_owned(), slot.component().clone())).collect();
-    let reader = UnitReader::open(&unit.name, &unit.coding.encoding, &parts, &components)?;
+    let base = checkpoint.stored_by();
+    let open = || UnitReader::open_on(&unit.name, &unit.coding.encoding, &parts, &components, base);
+    let (reader, other) = match &unit.coding.encoding {
+        Encoding::Same { tensor } => (None, Some(UnitSource::new(checkpoint, std::slice::from_ref(tensor))?)),
+        _ => (Some(open()?), None),
+    };
+    let decode = |offset: u64, out: &mut [u8]| -> Result<()> {
+        other.iter().try_for_each(|other| other.read(offset, out))?;
+        Ok(reader.iter().try_for_each(|reader| reader.read(offset, out))?)
+    };
     // Readers decode whole strips and chunks: cut where they do.
     let step = unit.coding.step.max(1);
     let piece = (work.piece_bytes / step).max(1) * step;
@@ -160,7 +172,7 @@ fn compare(checkpoint: &Checkpoint, unit: &SettledUnit<'_>, slots: &Slots, work:
             let source = &mut bytemuck::cast_slice_mut::<u64, u8>(source)[..len];
             let decoded = &mut bytemuck::cast_slice_mut::<u64, u8>(decoded)[..len];
             unit.source.read(offset, source)?;
-            reader.read(offset, decoded)?;
+            decode(offset, decoded)?;
             if source != decoded {
                 let at = source.iter().zip(decoded.iter()).take_while(|(a, b)| a == b).count();
                 return Err(Error::Mismatch { unit: unit.name.clone(), offset: offset + at as u64 });

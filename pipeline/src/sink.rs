@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use llmpress_formats::{ComponentEntry, Digest, Slot};
+use llmpress_formats::encoding::{ComponentSpec, Encoding, stored_name};
+use llmpress_formats::{ComponentEntry, Digest, ShardWriter, Slot};
 
 use crate::source::UnitSource;
 use crate::work::{Threads, Work};
@@ -78,9 +79,33 @@ impl Sink {
         self.at
     }
 
-    /// Says how large a component that was written at the end of a shard came to be.
-    pub(crate) fn settle(&mut self, slot: Slot) {
-        self.slot = slot;
+    /// Ends a unit of which this component was written at the end of the shard: gives each of its components a place, this one as large as it
+    /// came to be, and writes the rest.
+    pub(crate) fn end_unit(
+        mut self,
+        unit: &str,
+        encoding: &Encoding,
+        specs: Vec<ComponentSpec>,
+        rest: &[(&'static str, &[u8])],
+        writer: &mut ShardWriter,
+        work: Work<'_>,
+    ) -> Result<(BTreeMap<String, ComponentEntry>, Slots)> {
+        let mut slots = Slots::new();
+        for spec in specs {
+            let stored = stored_name(unit, encoding, spec.name);
+            slots.insert(spec.name, writer.place(&stored, spec.dtype, &spec.shape)?);
+        }
+        let (mut components, placed) = (BTreeMap::new(), slots.clone());
+        if let Some(slot) = slots.remove(self.name) {
+            self.slot = slot;
+        }
+        self.finish(&mut components)?;
+        for (name, bytes) in rest {
+            let mut sink = Self::take(&mut slots, name, work)?;
+            sink.append(bytes)?;
+            sink.finish(&mut components)?;
+        }
+        Ok((components, placed))
     }
 
     /// Checks that the component is full.

@@ -50,30 +50,12 @@ pub(crate) fn describe(checkpoint: &Checkpoint, carried: &Carried) -> Result<Sou
             files.insert(name, FileEntry { bytes: bytes.len() as u64, blake3: Digest::of(&bytes) });
         }
     }
-    let root = checkpoint.root().canonicalize().ok();
-    Ok(Source {
-        name: root.as_deref().and_then(name).unwrap_or("checkpoint").to_owned(),
-        kind: checkpoint.kind().name().to_owned(),
-        shards,
-        files,
-    })
+    Ok(Source { name: checkpoint.own_name(), kind: checkpoint.kind().name().to_owned(), shards, files })
 }
 
 /// The name of a model: that of what it was converted from, where that is known.
 pub(crate) fn name_of(checkpoint: &Checkpoint) -> String {
-    let root = checkpoint.root().canonicalize().ok();
-    let own = || root.as_deref().and_then(name).unwrap_or("checkpoint").to_owned();
-    checkpoint.manifest().map_or_else(own, |manifest| manifest.source.name.clone())
-}
-
-/// The name of a checkpoint: its directory's, or in the cache of a hub the repository's.
-fn name(root: &Path) -> Option<&str> {
-    let snapshots = root.parent()?;
-    let repository = snapshots.parent().and_then(|repository| repository.file_name()?.to_str());
-    match repository.and_then(|repository| repository.strip_prefix("models--")) {
-        Some(words) if snapshots.ends_with("snapshots") => words.rsplit("--").next(),
-        _ => root.file_name()?.to_str(),
-    }
+    checkpoint.manifest().map_or_else(|| checkpoint.own_name(), |manifest| manifest.source.name.clone())
 }
 
 /// The tensors of a unit as one run of bytes.

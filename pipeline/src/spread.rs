@@ -44,7 +44,8 @@ impl Spread {
                  prunings by a --ranking"
             )));
         }
-        let request = Request::new(saved.recipe.clone());
+        let base = saved.base.as_ref().map(PathBuf::from);
+        let request = Request { base, ..Request::new(saved.recipe.clone()) };
         let (plan, view, recipe) = Plan::forecast_with_stand_in(dir, &request, saved.max_shard_bytes)?;
         plan.check_same(saved)?;
         let carried = carried(&view)?;

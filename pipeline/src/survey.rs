@@ -2,16 +2,21 @@
 //!
 //! ```text
 //! planned unit --(its method's room)--> coding, or why not: raw tensors
+//!              '--a tensor before it has the same bytes--> nothing but its name
 //! ```
 
-use llmpress_formats::Checkpoint;
+use llmpress_formats::{Checkpoint, Encoding};
 
+use crate::duplicates::Duplicates;
 use crate::method::raw_coding;
-use crate::method::room::Coding;
+use crate::method::room::{Coding, Elsewhere, Encoder};
 use crate::plan::PlannedUnit;
 use crate::source::UnitSource;
 use crate::work::Work;
 use crate::{Method, Result};
+
+/// Bytes whose ends any dtype's elements share.
+const SAME_STEP: usize = 16;
 
 /// A unit whose encoding is settled.
 pub(crate) struct SettledUnit<'a> {
@@ -26,9 +31,20 @@ pub(crate) struct SettledUnit<'a> {
 pub(crate) fn settle<'a>(
     checkpoint: &'a Checkpoint,
     planned: &PlannedUnit,
+    duplicates: &Duplicates,
     work: Work<'_>,
 ) -> Result<Vec<SettledUnit<'a>>> {
     let source = UnitSource::new(checkpoint, &planned.tensors)?;
+    if let Some((tensor, digest)) = duplicates.get(source.first_name()) {
+        let coding = Coding {
+            encoding: Encoding::Same { tensor: tensor.to_owned() },
+            spec: Vec::new(),
+            step: SAME_STEP,
+            encoder: Encoder::Sized(Box::new(Elsewhere { digest, reads: planned.method.room().reads() - 1 })),
+            fallback: None,
+        };
+        return Ok(vec![SettledUnit { name: planned.name.clone(), source, coding, fallback: None }]);
+    }
     let first = checkpoint.tensor(planned.tensors.first().unwrap_or(&planned.name))?;
     let reason = match planned.method.room().survey(&source, first, work)? {
         Ok(mut coding) => {

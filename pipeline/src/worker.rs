@@ -15,6 +15,7 @@ use llmpress_formats::{Error as FormatError, Manifest, ShardEntry};
 use tempfile::TempDir;
 
 use crate::convert::{join, pool};
+use crate::duplicates::Duplicates;
 use crate::joint::{Joined, Joint, Private, put};
 use crate::partial::partial_view;
 use crate::plan::PlannedShard;
@@ -117,7 +118,8 @@ impl Spread {
         match Joint::join(out, self.job(), scratch)? {
             Joined::Complete => worked.found = shards.iter().map(|shard| shard.number).collect(),
             Joined::Work(joint) => {
-                let step = Step { spread: self, out, joint: &joint, scratch, budget, progress };
+                let duplicates = pool.install(|| Duplicates::find(&self.view, &self.plan))?;
+                let step = Step { spread: self, out, joint: &joint, scratch, budget, duplicates, progress };
                 pool.install(|| step.make_all(&shards, &mut worked))?;
             }
         }
@@ -135,6 +137,7 @@ struct Step<'a> {
     joint: &'a Joint,
     scratch: &'a Scratch,
     budget: Budget,
+    duplicates: Duplicates,
     progress: &'a dyn Progress,
 }
 
@@ -204,13 +207,13 @@ impl Step<'_> {
         };
         let own = private.path().join(&shard.file);
         if !self.spread.quantises() {
-            return Ok((encode_shard(&self.spread.view, shard, &own, work)?, private));
+            return Ok((encode_shard(&self.spread.view, shard, &own, &self.duplicates, work)?, private));
         }
         let stage = private.path().join("passes");
         std::fs::create_dir(&stage).map_err(|e| FormatError::io(&stage, "create", e))?;
         let names = shard.units.iter().flat_map(|unit| &unit.tensors).cloned().collect();
         let view = partial_view(&self.spread.dir, &self.spread.plan.recipe, names, &stage)?;
-        Ok((encode_shard(&view, shard, &own, work)?, private))
+        Ok((encode_shard(&view, shard, &own, &self.duplicates, work)?, private))
     }
 
     /// Puts a shard in its place, and then its receipt.

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use llmpress_formats::{
-    Checkpoint, Component, Digest, Error, MANIFEST_FILE, Manifest, Result, ShardEntry, open_file,
+    Base, Checkpoint, Component, Digest, Error, MANIFEST_FILE, Manifest, Result, ShardEntry, open_file,
 };
 use rayon::prelude::*;
 use serde::Serialize;
@@ -49,8 +49,14 @@ pub struct Fault {
 
 /// Checks a converted directory against its manifest. With `decode`, every tensor is also decoded and
 /// compared with the digest that the manifest has of it. Wrong bytes are reported, not returned as errors; only
-/// a directory whose manifest is missing or itself damaged is an error.
-pub fn verify_digests(root: &Path, decode: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<DigestReport> {
+/// a directory whose manifest is missing or itself damaged is an error. Decoding what is stored as its difference from another checkpoint
+/// takes that one.
+pub fn verify_digests(
+    root: &Path,
+    decode: bool,
+    base: Option<&Base>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<DigestReport> {
     let Some(manifest) = Manifest::read(root)? else {
         return Err(Error::Invalid(format!(
             "{}: has no {MANIFEST_FILE}, so there are no digests to check; compare with --against",
@@ -85,7 +91,13 @@ pub fn verify_digests(root: &Path, decode: bool, progress: &(dyn Fn(u64) + Sync)
             fault(name, None, what);
         }
     }
-    match Checkpoint::open(root) {
+    let opened = Checkpoint::open(root);
+    // A base that does not fit is no fault of the directory.
+    let opened = match (opened, base) {
+        (Ok(checkpoint), Some(base)) => Ok(checkpoint.with_base(base)?),
+        (opened, _) => opened,
+    };
+    match opened {
         Ok(checkpoint) => {
             check_claims(&checkpoint, &manifest, decode, &fault);
             (report.components, report.decoded) =

@@ -1,6 +1,8 @@
 //! Conversion, proof and restoration, as a user runs them.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod base;
+
 use crate::support::{
     self, bf16, bytes, checkpoint, fails, ok, path, run, same_files, t, tiny_llama, tinylm,
 };

@@ -131,7 +131,7 @@ fn what_verify_passes_is_the_source_whatever_the_manifest_says() {
             }
             let text = rendered(&manifest);
             std::fs::write(out.join("llmpress.json"), &text).unwrap();
-            let check = || verify_digests(&out, true, &|_| {});
+            let check = || verify_digests(&out, true, None, &|_| {});
             let result = catch_unwind(AssertUnwindSafe(check))
                 .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&text)));
             match result {

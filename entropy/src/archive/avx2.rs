@@ -4,7 +4,8 @@ use std::arch::x86_64::*;
 
 use super::decode::{Decoder, ESCAPED, Progress, note_escapes};
 use super::encode::Backwards;
-use super::{ESCAPE, LANES, PROBABILITY_BITS, Parts, START, SYMBOLS, TOTAL, low_bits};
+use super::low_bits::Stored;
+use super::{ESCAPE, LANES, Model, PROBABILITY_BITS, Parts, START, SYMBOLS, TOTAL};
 
 /// Proof that the processor has AVX2 and BMI2.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +40,7 @@ impl Avx2 {
     #[allow(unsafe_code)]
     pub(super) fn states(
         self,
-        low: u32,
-        base: u16,
+        model: &Model,
         steps: &[u32],
         classes: &[u8],
         words: &[u16],
@@ -49,9 +49,9 @@ impl Avx2 {
         // SAFETY: `detect`, the only way to a `self`, saw AVX2 and what counts bits.
         unsafe {
             if classes.is_empty() {
-                states::<false>(low, base, steps, classes, words, backwards);
+                states::<false>(model, steps, classes, words, backwards);
             } else {
-                states::<true>(low, base, steps, classes, words, backwards);
+                states::<true>(model, steps, classes, words, backwards);
             }
         }
     }
@@ -63,18 +63,18 @@ impl Avx2 {
         unsafe { classes(row, cols, shift, last, out) }
     }
 
-    /// [`low_bits::pack`].
+    /// [`Stored::pack`].
     #[allow(unsafe_code)]
-    pub(super) fn pack(self, low: u32, words: &[u16], out: &mut Vec<u8>) {
+    pub(super) fn pack(self, stored: Stored, words: &[u16], out: &mut Vec<u8>) {
         // SAFETY: `detect`, the only way to a `self`, saw BMI2.
-        unsafe { pack(low, words, out) }
+        unsafe { pack(stored, words, out) }
     }
 
-    /// [`low_bits::unpack`].
+    /// [`Stored::unpack`].
     #[allow(unsafe_code)]
-    pub(super) fn unpack(self, low: u32, packed: &[u8], words: &mut [u16]) {
+    pub(super) fn unpack(self, stored: Stored, packed: &[u8], words: &mut [u16]) {
         // SAFETY: `detect`, the only way to a `self`, saw BMI2.
-        unsafe { unpack(low, packed, words) }
+        unsafe { unpack(stored, packed, words) }
     }
 }
 
@@ -202,8 +202,7 @@ static GIVEN: [[u32; 8]; 256] = {
 #[target_feature(enable = "avx2,popcnt")]
 #[allow(unsafe_code)]
 fn states<const CLASSES: bool>(
-    low: u32,
-    base: u16,
+    model: &Model,
     steps: &[u32],
     classes: &[u8],
     words: &[u16],
@@ -219,7 +218,8 @@ fn states<const CLASSES: bool>(
         // SAFETY: eight lanes.
         *state = unsafe { _mm256_loadu_si256(lanes.as_ptr().cast()) };
     }
-    let (base, shift) = (set(u32::from(base)), _mm_cvtsi32_si128(low as i32));
+    let (base, shift) = (set(u32::from(model.base())), _mm_cvtsi32_si128(model.low() as i32));
+    let magnitude = set(u32::from(model.magnitude()));
     let zero = _mm256_setzero_si256();
     // Signed conversion of unsigned states, and a half so that no quotient is near a whole number.
     let half = _mm256_set1_pd(2_147_483_648.5);
@@ -231,7 +231,7 @@ fn states<const CLASSES: bool>(
             let first = group * LANES + 8 * eight;
             // SAFETY: the group is a whole one.
             let word = unsafe { _mm_loadu_si128(words.as_ptr().add(first).cast()) };
-            let part = _mm256_and_si256(_mm256_cvtepu16_epi32(word), set(0x7fff));
+            let part = _mm256_and_si256(_mm256_cvtepu16_epi32(word), magnitude);
             let part = _mm256_srl_epi32(part, shift);
             let is_zero = _mm256_cmpeq_epi32(part, zero);
             let symbol = _mm256_sub_epi32(part, base);
@@ -317,16 +317,16 @@ fn classes(row: i8, cols: &[i8], shift: u32, last: i8, out: &mut Vec<u8>) {
 }
 
 /// The fields of four words.
-fn fields(low: u32) -> u64 {
-    u64::from(low_bits::mask(low)) * 0x0001_0001_0001_0001
+fn fields(stored: Stored) -> u64 {
+    u64::from(stored.mask()) * 0x0001_0001_0001_0001
 }
 
 #[target_feature(enable = "bmi2")]
-fn pack(low: u32, words: &[u16], out: &mut Vec<u8>) {
-    let (each, fields) = (low as usize + 1, fields(low));
+fn pack(stored: Stored, words: &[u16], out: &mut Vec<u8>) {
+    let (each, fields) = (stored.each(), fields(stored));
     let groups = words.chunks_exact(8);
     let rest = groups.remainder();
-    out.reserve(low_bits::bytes(low, words.len()) + 16);
+    out.reserve(stored.bytes(words.len()) + 16);
     for group in groups {
         let four = |from: usize| -> u64 {
             let mut four = [0u16; 4];
@@ -338,12 +338,12 @@ fn pack(low: u32, words: &[u16], out: &mut Vec<u8>) {
         out.extend_from_slice(&bits.to_le_bytes());
         out.truncate(end);
     }
-    low_bits::pack(low, rest, out);
+    stored.pack(rest, out);
 }
 
 #[target_feature(enable = "bmi2")]
-fn unpack(low: u32, packed: &[u8], words: &mut [u16]) {
-    let (each, fields) = (low as usize + 1, fields(low));
+fn unpack(stored: Stored, packed: &[u8], words: &mut [u16]) {
+    let (each, fields) = (stored.each(), fields(stored));
     let mut at = 0;
     let mut groups = words.chunks_exact_mut(8);
     for group in groups.by_ref() {
@@ -361,7 +361,7 @@ fn unpack(low: u32, packed: &[u8], words: &mut [u16]) {
         spread(u128::from_le_bytes(whole), each, fields, group);
         at += each;
     }
-    low_bits::unpack(low, packed.get(at..).unwrap_or_default(), groups.into_remainder());
+    stored.unpack(packed.get(at..).unwrap_or_default(), groups.into_remainder());
 }
 
 #[target_feature(enable = "bmi2")]

@@ -1,6 +1,6 @@
 //! Decoding, 32 elements at a time.
 
-use super::{ESCAPE, LANES, Model, PROBABILITY_BITS, Parts, START, TOTAL, low_bits};
+use super::{ESCAPE, LANES, Model, PROBABILITY_BITS, Parts, START, TOTAL};
 use crate::Error;
 
 /// Decodes chunks by one model.
@@ -18,7 +18,8 @@ impl<'a> Decoder<'a> {
         Self { model, entries: model.entries() }
     }
 
-    /// Decodes a chunk into words: floats of 16 bits; those of 8 have their sign in bit 15 and their magnitude in the lowest 7.
+    /// Decodes a chunk into words: floats of 16 bits; those of 8 have their sign in bit 15 and their magnitude in the lowest 7; what
+    /// [`differences`](super::differences) gives, where the model is one without a sign.
     /// `classes` are those of the elements ([`classes`](super::classes)), none where the model has one.
     ///
     /// On an error the content of `out` is unspecified.
@@ -46,10 +47,10 @@ impl<'a> Decoder<'a> {
         parts.escape(model, &progress.places, out)?;
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = avx2 {
-            avx2.unpack(model.low(), parts.low_bits, out);
+            avx2.unpack(model.stored(), parts.low_bits, out);
             return Ok(());
         }
-        low_bits::unpack(model.low(), parts.low_bits, out);
+        model.stored().unpack(parts.low_bits, out);
         Ok(())
     }
 

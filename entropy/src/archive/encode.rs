@@ -4,7 +4,7 @@
 //! words given:   | slack | ............ at --> last element's first |      each goes before those of the elements after it
 //! ```
 
-use super::{CHUNK_ELEMENTS, ESCAPE, LANES, Model, PROBABILITY_BITS, START, SYMBOLS, TOTAL, low_bits};
+use super::{CHUNK_ELEMENTS, ESCAPE, LANES, Model, PROBABILITY_BITS, START, SYMBOLS, TOTAL};
 use crate::Error;
 
 /// Words below the first that is given: whole vectors are written.
@@ -98,7 +98,7 @@ impl Encoder {
         backwards.run(model, steps, classes, words, tail);
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = super::avx2::Avx2::detect().filter(|_| fast) {
-            avx2.states(model.low(), model.base(), steps, classes, words, backwards);
+            avx2.states(model, steps, classes, words, backwards);
         }
         backwards.run(model, steps, classes, words, 0);
         if backwards.lost {
@@ -113,17 +113,17 @@ impl Encoder {
         data.extend_from_slice(bytemuck::cast_slice(&backwards.escapes));
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = super::avx2::Avx2::detect().filter(|_| fast) {
-            avx2.pack(model.low(), words, data);
+            avx2.pack(model.stored(), words, data);
             return Ok(());
         }
-        low_bits::pack(model.low(), words, data);
+        model.stored().pack(words, data);
         Ok(())
     }
 }
 
 /// A word's symbol, if its class has it, and its part.
 fn symbol(model: &Model, word: u16) -> (u8, u16) {
-    let part = (word & 0x7fff) >> model.low();
+    let part = (word & model.magnitude()) >> model.low();
     let symbol = match (part, part.wrapping_sub(model.base())) {
         (0, _) => 0,
         (_, symbol @ 1..=254) => symbol as u8,

@@ -7,6 +7,7 @@
 
 use zstd::zstd_safe::{CCtx, CParameter, DCtx};
 
+use super::low_bits::Stored;
 use super::{PROBABILITY_BITS, Scales, TOTAL};
 use crate::Error;
 
@@ -41,6 +42,8 @@ pub struct Model {
     low: u32,
     base: u16,
     shift: u32,
+    /// Whether bit 15 of a word is a sign, which is stored as it is.
+    sign: bool,
     frequencies: Vec<[u16; SYMBOLS]>,
 }
 
@@ -66,7 +69,21 @@ impl Model {
                 return Err(corrupt(format!("the frequencies of class {class} sum to {sum}, not {TOTAL}")));
             }
         }
-        Ok(Self { low, base, shift, frequencies })
+        Ok(Self { low, base, shift, sign: true, frequencies })
+    }
+
+    /// The most low bits of words without a sign: so the part of no symbol but an escape has bit 15.
+    pub const MAX_LOW_WITHOUT_SIGN: u32 = 7;
+
+    /// A model of words without a sign ([`differences`](super::differences)): parts are all bits above `low`, the first symbol's is 1.
+    ///
+    /// # Errors
+    /// As for [`Model::new`]; more low bits than [`Model::MAX_LOW_WITHOUT_SIGN`].
+    pub fn without_sign(low: u32, frequencies: Vec<[u16; SYMBOLS]>) -> Result<Self, Error> {
+        if low > Self::MAX_LOW_WITHOUT_SIGN {
+            return Err(Error::corrupt("model", format!("{low} low bits of words without a sign")));
+        }
+        Ok(Self { sign: false, ..Self::new(low, 0, 0, frequencies)? })
     }
 
     /// Bits of the magnitude below a symbol.
@@ -120,7 +137,19 @@ impl Model {
     }
 
     pub(super) fn largest_part(&self) -> u16 {
-        0x7fff >> self.low
+        self.magnitude() >> self.low
+    }
+
+    /// The bits of a word that are no sign.
+    #[inline]
+    pub(super) fn magnitude(&self) -> u16 {
+        if self.sign { 0x7fff } else { 0xffff }
+    }
+
+    /// The bits of a word that are stored as they are.
+    #[inline]
+    pub(super) fn stored(&self) -> Stored {
+        Stored { low: self.low, sign: self.sign }
     }
 
     /// The model and its scales, where it has classes, as they are stored: a zstd frame.
@@ -139,6 +168,19 @@ impl Model {
         let mut frame = Vec::new();
         crate::planes::compress(&mut context, &bytes, &mut frame)?;
         Ok(frame)
+    }
+
+    /// What [`Model::pack`] stored of a model without a sign.
+    ///
+    /// # Errors
+    /// As for [`Model::unpack`] and [`Model::without_sign`].
+    pub fn unpack_without_sign(low: u32, classes: usize, frame: &[u8]) -> Result<Self, Error> {
+        if !(1..=MAX_CLASSES).contains(&classes) {
+            return Err(Error::corrupt("model", format!("{classes} classes")));
+        }
+        let mut tables = vec![0; classes * 2 * SYMBOLS];
+        crate::planes::decompress(&mut DCtx::create(), frame, &mut tables)?;
+        Self::without_sign(low, tables_of(&tables))
     }
 
     /// What [`Model::pack`] stored, for a matrix of `rows` and `cols`. Of one class there are no scales.
@@ -164,17 +206,22 @@ impl Model {
         let mut unpacked = vec![0; bytes];
         crate::planes::decompress(&mut DCtx::create(), frame, &mut unpacked)?;
         let (frequencies, scales) = unpacked.split_at(2 * tables);
-        let (lower, upper) = frequencies.split_at(tables);
-        let both = lower.chunks_exact(SYMBOLS).zip(upper.chunks_exact(SYMBOLS));
-        let frequencies = both.map(|(lower, upper)| {
-            let mut table = [0; SYMBOLS];
-            let bytes = lower.iter().zip(upper);
-            table.iter_mut().zip(bytes).for_each(|(f, (&low, &high))| *f = u16::from_le_bytes([low, high]));
-            table
-        });
-        let model = Self::new(low, base, shift, frequencies.collect())?;
+        let model = Self::new(low, base, shift, tables_of(frequencies))?;
         let (rows, cols) = scales.split_at(rows);
         let signed = |scales: &[u8]| scales.iter().map(|&scale| scale as i8).collect();
         Ok((model, Scales { rows: signed(rows), cols: signed(cols) }))
     }
+}
+
+/// Frequencies as they are stored: the low bytes of all, then the high ones.
+fn tables_of(stored: &[u8]) -> Vec<[u16; SYMBOLS]> {
+    let (lower, upper) = stored.split_at(stored.len() / 2);
+    let both = lower.chunks_exact(SYMBOLS).zip(upper.chunks_exact(SYMBOLS));
+    let tables = both.map(|(lower, upper)| {
+        let mut table = [0; SYMBOLS];
+        let bytes = lower.iter().zip(upper);
+        table.iter_mut().zip(bytes).for_each(|(f, (&low, &high))| *f = u16::from_le_bytes([low, high]));
+        table
+    });
+    tables.collect()
 }

@@ -1,7 +1,7 @@
 //! One element after the other.
 
 use super::decode::Decoder;
-use super::{ESCAPE, LANES, PROBABILITY_BITS, Parts, START, TOTAL, low_bits};
+use super::{ESCAPE, LANES, PROBABILITY_BITS, Parts, START, TOTAL};
 use crate::Error;
 
 /// [`Decoder::decode_chunk`], one element at a time.
@@ -39,6 +39,6 @@ pub(super) fn decode_chunk(
     }
     parts.check_end(&states, at)?;
     parts.escape(model, &places, out)?;
-    low_bits::unpack(model.low(), parts.low_bits, out);
+    model.stored().unpack(parts.low_bits, out);
     Ok(())
 }

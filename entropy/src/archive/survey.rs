@@ -433,7 +433,7 @@ fn base_of(folded: &[Vec<u64>], part_of: impl Fn(usize) -> usize) -> u16 {
 }
 
 /// Bits of a class's symbols, its escapes and its table.
-fn cost(symbols: &[u64; SYMBOLS]) -> f64 {
+pub(super) fn cost(symbols: &[u64; SYMBOLS]) -> f64 {
     let n: u64 = symbols.iter().sum();
     let of_all = log2(n);
     let used = symbols.iter().filter(|&&count| count > 0);
@@ -450,7 +450,7 @@ fn entropy_of(scales: &[i8]) -> f64 {
 }
 
 /// Frequencies for counts: none is 0 that occurs, and they sum to 4096.
-fn frequencies(symbols: &[u64; SYMBOLS]) -> [u16; SYMBOLS] {
+pub(super) fn frequencies(symbols: &[u64; SYMBOLS]) -> [u16; SYMBOLS] {
     let n: u64 = symbols.iter().sum();
     let mut all = [0u16; SYMBOLS];
     if n == 0 {

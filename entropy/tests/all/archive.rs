@@ -256,3 +256,108 @@ proptest! {
         }
     }
 }
+
+/// Words through the coder of differences and back, by both of its paths. Gives the bytes that they take.
+fn through_base(layout: Layout, base: &[u16], words: &[u16]) -> usize {
+    let DifferenceChoice { model, top, .. } = DifferenceChoice::of(layout, base, words).unwrap();
+    let (mut of_elements, mut found) = (Vec::new(), Vec::new());
+    classes_of_base(layout, top, model.classes(), base, &mut of_elements);
+    differences(base, words, &mut found).unwrap();
+    let (mut data, mut slow) = (Vec::new(), Vec::new());
+    let mut encoder = Encoder::new(&model);
+    encoder.encode_chunk(&of_elements, &found, &mut data).unwrap();
+    encoder.encode_chunk_reference(&of_elements, &found, &mut slow).unwrap();
+    assert!(data == slow, "{} elements", words.len());
+    let frame = model.pack(&Scales::default()).unwrap();
+    let stored = Model::unpack_without_sign(model.low(), model.classes(), &frame).unwrap();
+    assert!(stored == model);
+    let decoder = Decoder::new(&stored);
+    for decode in [Decoder::decode_chunk, Decoder::decode_chunk_reference] {
+        let mut out = vec![0xaaaa; words.len()];
+        decode(&decoder, &of_elements, &data, &mut out).unwrap();
+        add_to_base(base, &mut out).unwrap();
+        assert!(out == words, "{} elements", words.len());
+    }
+    data.len() + frame.len()
+}
+
+/// Weights and what an update of such a size makes of them.
+fn fine_tune(count: usize, update: f32, seed: u64) -> (Vec<u16>, Vec<u16>) {
+    let mut numbers = Numbers::new(seed);
+    let word = |value: f32| (value.to_bits().wrapping_add(0x8000) >> 16) as u16;
+    let base: Vec<u16> = (0..count).map(|_| word(0.02 * normal(&mut numbers))).collect();
+    let tuned = base
+        .iter()
+        .map(|&base| word(f32::from_bits(u32::from(base) << 16) + 0.02 * update * normal(&mut numbers)));
+    let tuned = tuned.collect();
+    (base, tuned)
+}
+
+#[test]
+fn small_updates_take_few_bits_and_none_almost_nothing() {
+    let count = 1 << 18;
+    let mut last = 0.0;
+    for (update, most) in [(0.0, 0.03), (0.001, 1.4), (0.01, 4.2), (0.1, 7.7)] {
+        let (base, words) = fine_tune(count, update, 5);
+        let bits = through_base(Layout::BF16, &base, &words) as f64 * 8.0 / count as f64;
+        assert!(last < bits && bits < most, "{update}: {bits}");
+        last = bits;
+    }
+}
+
+#[test]
+fn every_difference_of_every_layout_survives() {
+    let all: Vec<u16> = (0..=u16::MAX).collect();
+    for layout in [Layout::BF16, Layout::F16] {
+        for base in [0, 1, 0x7f80, 0x7fff, 0x8000, 0xffff] {
+            through_base(layout, &vec![base; all.len()], &all);
+            through_base(layout, &all, &vec![base; all.len()]);
+        }
+        let mut shuffled = all.clone();
+        let mut random = Numbers::new(7);
+        for i in (1..shuffled.len()).rev() {
+            shuffled.swap(i, random.below(i + 1));
+        }
+        through_base(layout, &all, &shuffled);
+        through_base(layout, &all, &all);
+    }
+    let bytes = |step: usize| -> Vec<u8> { (0..256 * 256).map(|i| (i / step) as u8).collect() };
+    let (mut base, mut words) = (Vec::new(), Vec::new());
+    widen(&bytes(1), &mut base);
+    widen(&bytes(256), &mut words);
+    for layout in [Layout::F8_E4M3, Layout::F8_E5M2] {
+        through_base(layout, &base, &words);
+    }
+}
+
+#[test]
+fn differences_of_what_does_not_fit_are_refused() {
+    let (base, words) = fine_tune(100, 0.01, 9);
+    assert!(matches!(DifferenceChoice::of(Layout::BF16, &base[1..], &words), Err(Error::Invalid(_))));
+    assert!(matches!(DifferenceChoice::of(Layout::BF16, &[], &[]), Err(Error::Invalid(_))));
+    assert!(matches!(differences(&base[1..], &words, &mut Vec::new()), Err(Error::Invalid(_))));
+    assert!(matches!(add_to_base(&base, &mut [0; 99]), Err(Error::Invalid(_))));
+    let model = DifferenceChoice::of(Layout::BF16, &base, &words).unwrap().model;
+    let frame = model.pack(&Scales::default()).unwrap();
+    for (low, classes) in [(8, model.classes()), (0, model.classes() + 1), (0, 0), (0, 17)] {
+        let refused = Model::unpack_without_sign(low, classes, &frame);
+        assert!(matches!(refused, Err(Error::Corrupt { .. })), "{low} {classes}: {refused:?}");
+    }
+    for cut in 0..frame.len() {
+        assert!(Model::unpack_without_sign(model.low(), model.classes(), &frame[..cut]).is_err());
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_words_over_any_base_survive(
+        pairs in proptest::collection::vec((any::<u16>(), any::<u16>(), any::<bool>()), 1..700),
+        f16 in any::<bool>(),
+    ) {
+        let base: Vec<u16> = pairs.iter().map(|pair| pair.0).collect();
+        // Half of them near, the others anywhere: NaN, infinities and both zeros among them.
+        let words: Vec<u16> =
+            pairs.iter().map(|&(base, word, near)| if near { base.wrapping_add(word % 8) } else { word }).collect();
+        through_base(if f16 { Layout::F16 } else { Layout::BF16 }, &base, &words);
+    }
+}

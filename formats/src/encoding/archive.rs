@@ -11,13 +11,12 @@ use llmpress_entropy::archive::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::chunked::{Chunked, Fault};
 use super::{ComponentSet, ComponentSpec, Part, single};
-use crate::{Component, Dtype, Error, Result};
+use crate::{Dtype, Error, Result};
 
-/// The chunks.
-pub const CHUNKS: &str = "chunks";
-/// Their lengths.
-pub const LENGTHS: &str = "lengths";
+pub use super::chunked::{CHUNKS, LENGTHS};
+
 /// What they share.
 pub const MODEL: &str = "model";
 /// All of them.
@@ -88,11 +87,8 @@ pub fn components(elements: u64, chunks: u64, model: u64) -> Vec<ComponentSpec> 
 /// Reads any elements of what was coded so.
 #[derive(Debug)]
 pub(super) struct Reader {
-    chunks: Component,
+    chunked: Chunked,
     dtype: Dtype,
-    elements: u64,
-    /// Start of each chunk, and their end.
-    starts: Vec<u64>,
     model: Model,
     scales: Scales,
 }
@@ -109,19 +105,7 @@ impl Reader {
             )));
         }
         let elements = part.bytes / (u64::from(part.dtype.bits()) / 8);
-        let chunks = set.get(CHUNKS)?;
-        let table = set.get(LENGTHS)?;
-        table.require(Dtype::U8, elements.div_ceil(CHUNK_ELEMENTS as u64) * 4)?;
-        let lengths: Vec<u32> =
-            bytemuck::allocation::pod_collect_to_vec(&table.read_all(u64::from(u32::MAX))?);
-        let mut starts = Vec::with_capacity(lengths.len() + 1);
-        let mut at = 0u64;
-        starts.push(at);
-        for length in lengths {
-            at += u64::from(length);
-            starts.push(at);
-        }
-        chunks.require(Dtype::U8, at)?;
+        let chunked = Chunked::open(&set, elements)?;
         let stored = set.get(MODEL)?;
         let (rows, cols) = if archive.classes == 1 { (0, 0) } else { sides(&part.shape) };
         // The chunks hold the elements, so that no more is allocated than a multiple of what is there.
@@ -134,7 +118,7 @@ impl Reader {
         let (model, scales) =
             Model::unpack(parameters, rows as usize, cols as usize, &stored.read_all(most)?)
                 .map_err(|e| stored.corrupt(e.to_string()))?;
-        Ok(Self { chunks, dtype: part.dtype, elements, starts, model, scales })
+        Ok(Self { chunked, dtype: part.dtype, model, scales })
     }
 
     pub(super) fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
@@ -154,41 +138,12 @@ impl Reader {
 
     /// Decodes elements `first..`.
     fn words(&self, first: u64, out: &mut [u16]) -> Result<()> {
-        let end = first.checked_add(out.len() as u64).filter(|&end| end <= self.elements);
-        let end =
-            end.ok_or_else(|| Error::Invalid(format!("tensor {}: range past the end", self.chunks.name())))?;
         let decoder = Decoder::new(&self.model);
-        let (mut stored, mut of_elements, mut whole) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut rest, mut at) = (out, first);
-        while at < end {
-            let chunk = (at / CHUNK_ELEMENTS as u64) as usize;
-            let start = chunk as u64 * CHUNK_ELEMENTS as u64;
-            let elements = (self.elements - start).min(CHUNK_ELEMENTS as u64) as usize;
-            let skip = (at - start) as usize;
-            let take = (elements - skip).min(rest.len());
-            let (now, later) = rest.split_at_mut(take);
-            rest = later;
-            let corrupt = |e: llmpress_entropy::Error| self.chunks.corrupt(format!("chunk {chunk}: {e}"));
-            let &[from, to] = self.starts.get(chunk..chunk + 2).unwrap_or_default() else {
-                return Err(self.chunks.corrupt(format!("chunk {chunk} is missing")));
-            };
-            // No chunk is larger than its elements at four bytes each, and what every chunk has.
-            if to - from > elements as u64 * 4 + 1024 {
-                return Err(self.chunks.corrupt(format!("chunk {chunk}: {} bytes", to - from)));
-            }
-            stored.resize((to - from) as usize, 0);
-            self.chunks.read_at(from, &mut stored)?;
-            classes(&self.model, &self.scales.rows, &self.scales.cols, start, elements, &mut of_elements)
-                .map_err(corrupt)?;
-            if take == elements {
-                decoder.decode_chunk(&of_elements, &stored, now).map_err(corrupt)?;
-            } else {
-                whole.resize(elements, 0);
-                decoder.decode_chunk(&of_elements, &stored, &mut whole).map_err(corrupt)?;
-                now.copy_from_slice(whole.get(skip..skip + take).unwrap_or_default());
-            }
-            at += take as u64;
-        }
-        Ok(())
+        let (rows, cols) = (&self.scales.rows, &self.scales.cols);
+        let mut of_elements = Vec::new();
+        self.chunked.words(first, out, |start, stored, words| -> Result<(), Fault> {
+            classes(&self.model, rows, cols, start, words.len(), &mut of_elements)?;
+            Ok(decoder.decode_chunk(&of_elements, stored, words)?)
+        })
     }
 }

@@ -1,6 +1,8 @@
 //! `archive` to the bit, whatever the dtype, the shape and the range that is read, and what its reader refuses.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod delta;
+
 use std::collections::BTreeMap;
 
 use crate::by_hand::{Raw, open, raw};

@@ -6,14 +6,16 @@
 
 use std::path::{Path, PathBuf};
 
-use llmpress_formats::{Checkpoint, Digest, Encoding, Kind, QuantizeSite, Transform};
+use llmpress_formats::{Base, Checkpoint, Digest, Encoding, Kind, QuantizeSite, Transform};
 
 /// Versions that have quantised and transformed checkpoints.
-const WITH_ABQ: [&str; 3] = ["1.2", "1.3", "1.4"];
+const WITH_ABQ: [&str; 4] = ["1.2", "1.3", "1.4", "1.5"];
 /// Versions that have matrices of two in four.
-const WITH_SPARSE: [&str; 2] = ["1.3", "1.4"];
+const WITH_SPARSE: [&str; 3] = ["1.3", "1.4", "1.5"];
 /// Versions that have `archive`.
-const WITH_ARCHIVE: [&str; 1] = ["1.4"];
+const WITH_ARCHIVE: [&str; 2] = ["1.4", "1.5"];
+/// Versions that have tensors stored by a base, and by others.
+const WITH_DELTA: [&str; 1] = ["1.5"];
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -23,7 +25,7 @@ fn golden() -> PathBuf {
 fn every_released_version_still_decodes() {
     let source = Checkpoint::open(&golden().join("source")).unwrap();
     let mut checked = 0;
-    for version in ["1.0", "1.1", "1.2", "1.3", "1.4"] {
+    for version in ["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"] {
         let more = WITH_ARCHIVE.contains(&version).then_some("archive");
         for encoding in ["dfloat11", "fixed12", "planes"].into_iter().chain(more) {
             let checkpoint = Checkpoint::open(&golden().join(version).join(encoding)).unwrap();
@@ -40,6 +42,34 @@ fn every_released_version_still_decodes() {
         }
     }
     assert!(checked > 30, "{checked}");
+}
+
+#[test]
+fn differences_from_a_base_of_every_released_version_still_decode() {
+    let base = Base::open(&golden().join("source")).unwrap();
+    let tuned = Checkpoint::open(&golden().join("tuned")).unwrap();
+    for version in WITH_DELTA {
+        let stored =
+            Checkpoint::open(&golden().join(version).join("delta")).unwrap().with_base(&base).unwrap();
+        let manifest = stored.manifest().unwrap();
+        assert_eq!(manifest.base.as_ref().unwrap().name, "source");
+        assert!(stored.tensors().keys().eq(tuned.tensors().keys()));
+        let mut forms = std::collections::BTreeSet::new();
+        for (name, entry) in &manifest.tensors {
+            let bytes = stored.read_tensor(name).unwrap();
+            assert!(bytes == tuned.read_tensor(name).unwrap(), "{version} {name}");
+            assert_eq!(Digest::of(&bytes), entry.blake3, "{version} {name}");
+            forms.insert(match stored.units()[name].encoding() {
+                Encoding::Delta(delta) if delta.coded.is_some() => "difference",
+                Encoding::Delta(_) => "equal",
+                other => other.name(),
+            });
+        }
+        assert!(
+            ["difference", "equal", "planes", "same"].iter().all(|form| forms.contains(form)),
+            "{forms:?}"
+        );
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use llmpress_formats::encoding::{ComponentSpec, Part, UnitReader};
-use llmpress_formats::{Component, Dtype, Encoding, Error, Named, ShardWriter, SlotPlan};
+use llmpress_formats::{Base, Component, Dtype, Encoding, Error, Named, ShardWriter, SlotPlan};
 
 /// A component by hand: dtype, shape, bytes.
 pub(crate) type Raw = (Dtype, Vec<u64>, Vec<u8>);
@@ -14,6 +14,17 @@ pub(crate) fn open(
     dtype: Dtype,
     shape: &[u64],
     stored: &BTreeMap<String, Raw>,
+) -> Result<UnitReader, Error> {
+    open_on(encoding, dtype, shape, stored, None)
+}
+
+/// The same of a unit by a base.
+pub(crate) fn open_on(
+    encoding: &Encoding,
+    dtype: Dtype,
+    shape: &[u64],
+    stored: &BTreeMap<String, Raw>,
+    base: Option<&Base>,
 ) -> Result<UnitReader, Error> {
     let dir = tempfile::tempdir().unwrap();
     let mut order: Vec<_> = stored.iter().collect();
@@ -37,7 +48,7 @@ pub(crate) fn open(
     }
     let bytes = dtype.byte_len(shape).unwrap_or(0);
     let part = Part { name: "u".to_owned(), dtype, shape: shape.to_vec(), bytes };
-    UnitReader::open("u", encoding, &[part], &components)
+    UnitReader::open_on("u", encoding, &[part], &components, base)
 }
 
 /// Components as something in memory gives them.

@@ -102,6 +102,7 @@ pub(crate) fn write(from: &Path, to: &Path, abq: impl Fn(&str) -> Option<Abq>) {
             shards: BTreeMap::new(),
             files: BTreeMap::new(),
         },
+        base: None,
         recipe: json!({"to": "abq"}),
         tensors,
         units,

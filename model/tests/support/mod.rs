@@ -99,6 +99,7 @@ pub(crate) fn write(dir: &Path, like: &Path, tensors: &Tensors, transforms: &[Tr
             shards: BTreeMap::new(),
             files: BTreeMap::new(),
         },
+        base: None,
         recipe: serde_json::json!({"to": "raw"}),
         tensors: tensors.keys().map(|name| (name.clone(), entry(name))).collect(),
         units: tensors.keys().map(|name| (name.clone(), unit(name))).collect(),

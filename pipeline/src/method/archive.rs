@@ -4,18 +4,17 @@
 //! unit: sample --> floor --> means of rows and columns --> histogram by class --> model --> chunks
 //! ```
 
+mod chunks;
 mod timed;
 
-use std::collections::BTreeMap;
-
-use llmpress_entropy::archive::{self, CHUNK_ELEMENTS, Choice, Histogram, Layout, Means, Scales};
+use llmpress_entropy::archive::{self, CHUNK_ELEMENTS, Choice, Histogram, Layout, Means, Model, Scales};
+use llmpress_formats::encoding::Encoding;
 use llmpress_formats::encoding::archive as names;
-use llmpress_formats::encoding::{self, Encoding};
-use llmpress_formats::{Dtype, ShardWriter, Tensor};
+use llmpress_formats::{Dtype, Tensor};
 
-use super::room::{Coding, Encoder, Fit, Room, StreamedEncoder, Survey, share};
+pub(super) use self::chunks::{Chunk, Chunks, Coder, Words};
+use super::room::{Coding, Encoder, Fit, Room, Survey, share};
 use super::timed::Timed;
-use crate::sink::{Encoded, Sink, Slots, SourceDigests};
 use crate::source::UnitSource;
 use crate::work::{Work, pieces};
 use crate::{Error, Result};
@@ -67,46 +66,40 @@ impl Room for Archive {
         let Some(layout) = names::layout(first.dtype) else {
             return Ok(Err(format!("is {}, which has no exponents to code", first.dtype.name())));
         };
-        let words = Words { unit, wide: first.dtype.bits() == 16 };
-        let choice = choice(layout, &words, names::sides(&first.shape), work)?;
-        let expected = choice.expected_bits / 8.0;
-        if expected >= first.bytes as f64 {
-            return Ok(Err(format!("would take {expected:.0} bytes instead of {}", first.bytes)));
-        }
-        Ok(Ok(Coding {
-            encoding: Encoding::Archive(names::Archive::of(&choice.model)),
-            spec: names::components(words.elements(), first.bytes, first.bytes),
-            step: names::chunk_bytes(first.dtype),
-            encoder: Encoder::Streamed(Box::new(Chunks { choice, wide: words.wide })),
-            fallback: None,
-        }))
+        let found = surveyed(unit, first, layout, work)?;
+        Ok(coding_of(unit, first, found))
     }
 }
 
-/// The elements of a unit as words.
-#[derive(Clone, Copy)]
-struct Words<'a> {
-    unit: &'a UnitSource<'a>,
-    /// Whether elements have 16 bits, not 8.
-    wide: bool,
+/// The model for a tensor, and the bytes that it is expected to take.
+pub(super) fn surveyed(
+    unit: &UnitSource<'_>,
+    first: &Tensor,
+    layout: Layout,
+    work: Work<'_>,
+) -> Result<(Choice, f64)> {
+    let words = Words::of(unit, first.dtype);
+    let choice = choice(layout, &words, names::sides(&first.shape), work)?;
+    let elements = words.elements();
+    let counted: u64 = archive::counted(elements, 0, elements).map(|range| range.end - range.start).sum();
+    let expected = choice.expected_bits / 8.0 * (elements as f64 / counted.max(1) as f64);
+    Ok((choice, expected))
 }
 
-impl Words<'_> {
-    fn elements(&self) -> u64 {
-        self.unit.bytes() / if self.wide { 2 } else { 1 }
+/// How a tensor is stored by its model, or why it is not.
+pub(super) fn coding_of(unit: &UnitSource<'_>, first: &Tensor, (choice, expected): (Choice, f64)) -> Survey {
+    if expected >= first.bytes as f64 {
+        return Err(format!("would take {expected:.0} bytes instead of {}", first.bytes));
     }
-
-    /// Elements `first..first + count`, and their bytes where these are not the words themselves.
-    fn read(&self, first: u64, count: usize, words: &mut Vec<u16>, bytes: &mut Vec<u8>) -> Result<()> {
-        if self.wide {
-            words.resize(count, 0);
-            return self.unit.read(2 * first, bytemuck::cast_slice_mut(words));
-        }
-        bytes.resize(count, 0);
-        self.unit.read(first, bytes)?;
-        archive::widen(bytes, words);
-        Ok(())
-    }
+    let words = Words::of(unit, first.dtype);
+    let coder = Alone(choice);
+    Ok(Coding {
+        encoding: coder.encoding(),
+        spec: names::components(words.elements(), first.bytes, first.bytes),
+        step: names::chunk_bytes(first.dtype),
+        encoder: Encoder::Streamed(Box::new(Chunks { coder, wide: words.wide })),
+        fallback: None,
+    })
 }
 
 /// The model for a unit's elements.
@@ -155,98 +148,27 @@ fn choice(layout: Layout, words: &Words<'_>, (rows, cols): (u64, u64), work: Wor
     histogram.choose(&scales).map_err(|e| Error::Invalid(e.to_string()))
 }
 
-/// Encodes chunk after chunk by a model.
-struct Chunks {
-    choice: Choice,
-    wide: bool,
-}
+/// Codes a tensor by itself.
+struct Alone(Choice);
 
-impl StreamedEncoder for Chunks {
-    fn encode(
-        &self,
-        name: &str,
-        unit: &UnitSource<'_>,
-        writer: &mut ShardWriter,
-        work: Work<'_>,
-    ) -> Result<(Encoded, Slots)> {
-        let Choice { model, scales, .. } = &self.choice;
-        let encoding = Encoding::Archive(names::Archive::of(model));
-        let stored_name = |component| encoding::stored_name(name, &encoding, component);
-        let words = Words { unit, wide: self.wide };
-        let invalid = |e: llmpress_entropy::Error| Error::Invalid(format!("tensor {name}: {e}"));
-        let room = writer.open_end(&stored_name(names::CHUNKS));
-        let mut data = Sink::new(names::CHUNKS, room, work.threads);
-        let mut digests = SourceDigests::new(unit, work.threads);
-        let mut lengths: Vec<u32> = Vec::new();
-        let all: Vec<(u64, usize)> = pieces(words.elements(), CHUNK_ELEMENTS).collect();
-        let mut buffers: Vec<Chunk> = Vec::new();
-        buffers.resize_with(work.batch.min(all.len()), || Chunk::new(model));
-        for batch in all.chunks(work.batch.max(1)) {
-            buffers.truncate(batch.len());
-            work.threads.map(
-                buffers.iter_mut().zip(batch).collect(),
-                || (),
-                |(), (chunk, &(first, count))| {
-                    words.read(first, count, &mut chunk.words, &mut chunk.bytes)?;
-                    chunk.encode(scales, first).map_err(invalid)
-                },
-            )?;
-            let (written, ()) = work.threads.join(
-                || buffers.iter().try_for_each(|chunk| data.append(&chunk.data)),
-                || buffers.iter().for_each(|chunk| digests.update(chunk.source(self.wide))),
-            );
-            written?;
-            // A chunk has at most 2^18 elements of some bytes each.
-            lengths.extend(buffers.iter().map(|chunk| chunk.data.len() as u32));
-            work.progress.advance(buffers.iter().map(|chunk| chunk.source(self.wide).len() as u64).sum());
-        }
-        let frame = model.pack(scales).map_err(invalid)?;
-        let mut slots = Slots::new();
-        for spec in names::components(words.elements(), data.written(), frame.len() as u64) {
-            slots.insert(spec.name, writer.place(&stored_name(spec.name), Dtype::U8, &spec.shape)?);
-        }
-        let mut components = BTreeMap::new();
-        let placed = slots.clone();
-        if let Some(slot) = slots.remove(names::CHUNKS) {
-            data.settle(slot);
-        }
-        data.finish(&mut components)?;
-        for (component, bytes) in
-            [(names::LENGTHS, bytemuck::cast_slice(&lengths)), (names::MODEL, frame.as_slice())]
-        {
-            let mut sink = Sink::take(&mut slots, component, work)?;
-            sink.append(bytes)?;
-            sink.finish(&mut components)?;
-        }
-        Ok((Encoded { tensors: digests.finish(), components }, placed))
-    }
-}
-
-/// A chunk's buffers.
-struct Chunk {
-    encoder: archive::Encoder,
-    words: Vec<u16>,
-    bytes: Vec<u8>,
-    classes: Vec<u8>,
-    data: Vec<u8>,
-}
-
-impl Chunk {
-    fn new(model: &archive::Model) -> Self {
-        let encoder = archive::Encoder::new(model);
-        Self { encoder, words: Vec::new(), bytes: Vec::new(), classes: Vec::new(), data: Vec::new() }
+impl Coder for Alone {
+    fn model(&self) -> &Model {
+        &self.0.model
     }
 
-    /// Encodes the words, the first of which is element `first`.
-    fn encode(&mut self, scales: &Scales, first: u64) -> std::result::Result<(), llmpress_entropy::Error> {
-        let Self { encoder, words, classes, data, .. } = self;
-        archive::classes(encoder.model(), &scales.rows, &scales.cols, first, words.len(), classes)?;
-        data.clear();
-        encoder.encode_chunk(classes, words, data)
+    fn encoding(&self) -> Encoding {
+        Encoding::Archive(names::Archive::of(&self.0.model))
     }
 
-    /// The bytes that the words came from.
-    fn source(&self, wide: bool) -> &[u8] {
-        if wide { bytemuck::cast_slice(&self.words) } else { &self.bytes }
+    fn frame(&self) -> std::result::Result<Vec<u8>, llmpress_entropy::Error> {
+        self.0.model.pack(&self.0.scales)
+    }
+
+    fn encode(&self, words: Words<'_>, first: u64, chunk: &mut Chunk) -> Result<()> {
+        let Choice { model, scales: Scales { rows, cols }, .. } = &self.0;
+        let Chunk { encoder, words: of_chunk, classes, data, .. } = chunk;
+        archive::classes(model, rows, cols, first, of_chunk.len(), classes)
+            .and_then(|()| encoder.encode_chunk(classes, of_chunk, data))
+            .map_err(|e| Error::Invalid(format!("tensor {}: {e}", words.unit.first_name())))
     }
 }

@@ -2,8 +2,6 @@
 
 mod timed;
 
-use std::collections::BTreeMap;
-
 use llmpress_entropy::planes;
 use llmpress_formats::encoding::planes::{self as names, Split};
 use llmpress_formats::encoding::{self, Encoding};
@@ -120,19 +118,9 @@ impl StreamedEncoder for Frames {
             lengths.extend(buffers.iter().flat_map(|chunk| &chunk.lengths));
             work.progress.advance(batch.iter().map(|&(_, len)| len as u64).sum());
         }
-        let mut slots = Slots::new();
-        for spec in names::components(unit.bytes(), split.width, data.written()) {
-            slots.insert(spec.name, writer.place(&stored_name(spec.name), Dtype::U8, &spec.shape)?);
-        }
-        let mut components = BTreeMap::new();
-        let placed = slots.clone();
-        if let Some(slot) = slots.remove(names::PLANES) {
-            data.settle(slot);
-        }
-        data.finish(&mut components)?;
-        let mut table = Sink::take(&mut slots, names::LENGTHS, work)?;
-        table.append(bytemuck::cast_slice(&lengths))?;
-        table.finish(&mut components)?;
+        let specs = names::components(unit.bytes(), split.width, data.written());
+        let rest = [(names::LENGTHS, bytemuck::cast_slice(&lengths))];
+        let (components, placed) = data.end_unit(name, &encoding_of(split), specs, &rest, writer, work)?;
         Ok((Encoded { tensors: digests.finish(), components }, placed))
     }
 }

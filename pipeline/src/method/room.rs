@@ -6,8 +6,10 @@
 //!                 '--> why not: the unit's tensors stay raw
 //! ```
 
+use std::collections::BTreeMap;
+
 use llmpress_formats::encoding::{ComponentSpec, Encoding};
-use llmpress_formats::{Checkpoint, Dtype, PatternDict, ShardWriter, Tensor, UnitPattern};
+use llmpress_formats::{Checkpoint, Digest, Dtype, PatternDict, ShardWriter, Tensor, UnitPattern};
 use llmpress_model::Weights;
 
 use super::timed::Timed;
@@ -156,6 +158,21 @@ pub(crate) trait StreamedEncoder: Send + Sync {
         writer: &mut ShardWriter,
         work: Work<'_>,
     ) -> Result<(Encoded, Slots)>;
+}
+
+/// Writes nothing: the tensor is stored elsewhere, as bytes that have this digest.
+pub(crate) struct Elsewhere {
+    pub(crate) digest: Digest,
+    /// How often the unit would have been read until now.
+    pub(crate) reads: u64,
+}
+
+impl SizedEncoder for Elsewhere {
+    fn encode(&self, unit: &UnitSource<'_>, _slots: Slots, work: Work<'_>) -> Result<Encoded> {
+        work.progress.advance(unit.bytes() * self.reads);
+        let tensors = unit.tensors().iter().map(|tensor| (tensor.name.clone(), self.digest)).collect();
+        Ok(Encoded { tensors, components: BTreeMap::new() })
+    }
 }
 
 /// Why components that are as large as the source are not worth having.

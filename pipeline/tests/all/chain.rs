@@ -19,7 +19,7 @@ fn tinylm() -> PathBuf {
 fn request(chain: &str, windows: usize, length: usize) -> Request {
     let texts = Texts { files: vec![tinylm().join("calib.txt")] };
     let calibration = CalibrationText { texts, windows: Some(windows), length, seed: None };
-    Request { recipe: Recipe::from_short(chain).unwrap(), calibration, rankings: Vec::new() }
+    Request { recipe: Recipe::from_short(chain).unwrap(), calibration, rankings: Vec::new(), base: None }
 }
 
 fn options(resume: bool) -> Options {

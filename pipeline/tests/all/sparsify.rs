@@ -22,7 +22,7 @@ fn tinylm() -> PathBuf {
 fn request(recipe: Recipe, texts: bool) -> Request {
     let files = if texts { vec![tinylm().join("calib.txt")] } else { Vec::new() };
     let calibration = CalibrationText { texts: Texts { files }, windows: Some(8), length: 64, seed: None };
-    Request { recipe, calibration, rankings: Vec::new() }
+    Request { recipe, calibration, rankings: Vec::new(), base: None }
 }
 
 fn short(chain: &str, texts: bool) -> Request {

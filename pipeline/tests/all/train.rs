@@ -19,7 +19,7 @@ fn tinylm() -> PathBuf {
 fn request(chain: &str, texts: bool) -> Request {
     let files = if texts { vec![tinylm().join("calib.txt")] } else { Vec::new() };
     let calibration = CalibrationText { texts: Texts { files }, windows: Some(16), length: 16, seed: None };
-    Request { recipe: Recipe::from_short(chain).unwrap(), calibration, rankings: Vec::new() }
+    Request { recipe: Recipe::from_short(chain).unwrap(), calibration, rankings: Vec::new(), base: None }
 }
 
 fn options(resume: bool) -> Options {

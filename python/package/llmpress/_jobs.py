@@ -76,6 +76,7 @@ def _rules(rules: Any) -> list[str]:
 def _recipe(
     to: str | None,
     recipe: Pathish | None,
+    base: Pathish | None,
     rules: dict[str, str] | Iterable[str],
     max_shard_size: int | str | None,
     ranking: Iterable[Pathish],
@@ -91,6 +92,7 @@ def _recipe(
     return {
         "to": to,
         "recipe": None if recipe is None else os.fspath(recipe),
+        "base": base,
         "rule": _rules(rules),
         "max_shard_size": max_shard_size,
         "ranking": _paths(ranking),
@@ -130,6 +132,7 @@ def plan(
     *,
     to: str | None = None,
     recipe: Pathish | None = None,
+    base: Pathish | None = None,
     rules: dict[str, str] | Iterable[str] = (),
     max_shard_size: int | str | None = None,
     ranking: Iterable[Pathish] = (),
@@ -155,7 +158,7 @@ def plan(
     Args:
         device: Also say what the model takes of a GPU's memory ("cuda"), with `context` tokens.
     """
-    options = _recipe(to, recipe, rules, max_shard_size, ranking, portable, pattern_file, tied_embedding, entropy_code, target_bits, target_ratio, epochs, seed)
+    options = _recipe(to, recipe, base, rules, max_shard_size, ranking, portable, pattern_file, tied_embedding, entropy_code, target_bits, target_ratio, epochs, seed)
     options |= {"calib_windows": calib_windows, "calib_window": calib_window, "jobs": jobs, "max_memory": max_memory, "device": device, "context": context}
     return _call(["plan"], [path], options, progress)
 
@@ -166,6 +169,7 @@ def convert(
     *,
     to: str | None = None,
     recipe: Pathish | None = None,
+    base: Pathish | None = None,
     rules: dict[str, str] | Iterable[str] = (),
     plan: Pathish | dict[str, Any] | None = None,
     max_shard_size: int | str | None = None,
@@ -198,6 +202,7 @@ def convert(
         out: The directory to make.
         to: The method or a chain, such as "dfloat11", "fixed12", "gptq:w4,g128", "drop:attn=8+dfloat11".
         recipe: A TOML file that says so instead.
+        base: The checkpoint that this one was trained from: with `to="archive"` it is stored as its difference from it.
         rules: Exceptions by tensor name, `{REGULAR_EXPRESSION: METHOD}`.
         plan: What :func:`plan` gave, or a file that holds it.
         max_shard_size: Most source bytes in a shard, as a number or such as "5GB".
@@ -213,7 +218,7 @@ def convert(
     Returns:
         `out`, `source_bytes`, `output_bytes`, `ratio`, `seconds`, `gb_per_second`, `shards`, `resumed_shards`, `fallbacks` and more.
     """
-    options = _recipe(to, recipe, rules, max_shard_size, ranking, portable, pattern_file, tied_embedding, entropy_code, target_bits, target_ratio, epochs, seed)
+    options = _recipe(to, recipe, base, rules, max_shard_size, ranking, portable, pattern_file, tied_embedding, entropy_code, target_bits, target_ratio, epochs, seed)
     options |= {
         "calib": _paths(calib),
         "calib_windows": calib_windows,
@@ -265,6 +270,7 @@ def restore(
     path: Pathish,
     out: Pathish,
     *,
+    base: Pathish | None = None,
     max_shard_size: int | str | None = None,
     jobs: int | None = None,
     max_memory: int | str | None = None,
@@ -272,8 +278,9 @@ def restore(
     force: bool = False,
     progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
-    """Turns a compressed checkpoint back into a plain one: byte for byte where nothing was lost. `llmpress restore --json`."""
-    options = {"max_shard_size": max_shard_size, "jobs": jobs, "max_memory": max_memory, "resume": resume, "force": force}
+    """Turns a compressed checkpoint back into a plain one: byte for byte where nothing was lost. What is stored as its difference from another takes that
+    one as `base`. `llmpress restore --json`."""
+    options = {"base": base, "max_shard_size": max_shard_size, "jobs": jobs, "max_memory": max_memory, "resume": resume, "force": force}
     return _call(["restore"], [path, out], options, progress)
 
 
@@ -307,6 +314,7 @@ def verify(
     path: Pathish,
     *,
     against: Pathish | None = None,
+    base: Pathish | None = None,
     no_decode: bool = False,
     logits: bool = False,
     text: Pathish | None = None,
@@ -318,13 +326,14 @@ def verify(
     progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """Checks every digest of a converted checkpoint and decodes every tensor; with `against`, compares it with its source bit for bit (of quantised
-    tensors, says how far they are). `llmpress verify --json`.
+    tensors, says how far they are). What is stored as its difference from another takes that one as `base`. `llmpress verify --json`.
 
     Raises:
         FindingsError: Something is not as it should be; its `report` is what would have been returned.
     """
     options = {
         "against": against,
+        "base": base,
         "no_decode": no_decode,
         "logits": logits,
         "text": text,
