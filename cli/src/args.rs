@@ -461,6 +461,7 @@ pub(crate) struct SpreadArgs {
   llmpress convert MODEL OUT --to gptq:w4,g128 --calib text.txt
   llmpress convert MODEL OUT --to abq:w4a4,rotate --calib text.txt
   llmpress convert MODEL OUT --to abq:w2a8,learn=block,maps --calib text.txt --samples 128 --epochs 4
+  llmpress convert MODEL OUT --to abq:w2a8,rotate,learn=model --calib text.txt --samples 512 --epochs 1
   llmpress convert MODEL OUT --to sparse24:sparsegpt,reconstruct+fixed12 --calib text.txt
   llmpress convert MODEL OUT --to dfloat11 --resume     after an interruption")]
 pub(crate) struct ConvertArgs {

@@ -5,13 +5,15 @@
 //! by matrices, by norms <-- sub-layer <-- ... <-- last norm <-- derivative by it                      Decoder::backward
 //! ```
 //!
-//! A window at a time: its streams and what each sub-layer's way back needs are in memory, gradients are added up.
+//! A window at a time: its streams and what each sub-layer's way back needs are in memory, gradients are added up. A residual stream
+//! that is turned (R1) is turned back before the last norm, and so are derivatives on their way from it.
 
 use llmpress_formats::{Error, Result};
+use llmpress_kernels::cpu::Hadamard;
 use llmpress_model::{Model, Panels};
 use rayon::prelude::*;
 
-use crate::net::{Scratch, add_norm_gradient, all_norms_back, norm};
+use crate::net::{Scratch, add_norm_gradient, all_norms_back, norm, turn};
 use crate::{Given, Gradients, Kept, Net};
 
 /// Values that a task adds.
@@ -24,6 +26,8 @@ pub struct Decoder {
     norm: Vec<f32>,
     norm_tensor: String,
     eps: f32,
+    /// What turns the residual stream (R1).
+    turn: Option<Hadamard>,
 }
 
 /// What a window leaves for the way back, and the room for both.
@@ -31,6 +35,8 @@ pub struct Decoder {
 pub struct DecoderKept {
     /// The residual stream before each sub-layer, and after the last.
     streams: Vec<Panels>,
+    /// The last of them turned back, where it is turned.
+    outlet: Panels,
     kept: Vec<Kept>,
     added: Panels,
     hidden: Panels,
@@ -65,21 +71,13 @@ impl DecoderGradients {
 }
 
 impl Decoder {
-    /// Of a model.
+    /// Of a model, whose layers are folded already where it has transformations.
     ///
     /// # Errors
-    /// A family with parts that have no derivatives; experts, whose tokens depend on what is learned; a sub-layer whose matrices quantise what they share to other bits each; a
-    /// turned residual stream.
+    /// A family with parts that have no derivatives; experts, whose tokens depend on what is learned; a sub-layer whose matrices quantise what they share to other bits each.
     pub fn new(model: &Model) -> Result<Self> {
         crate::check(model)?;
         let outlet = model.outlet();
-        if outlet.turn.is_some() {
-            return Err(Error::Invalid(
-                "the residual stream of this model is turned (R1), and a decoder is trained as its checkpoint stores it: undo the \
-                 rotation first"
-                    .to_owned(),
-            ));
-        }
         let net = |site| {
             Net::new(model, site).ok_or_else(|| {
                 Error::Invalid(format!(
@@ -93,6 +91,7 @@ impl Decoder {
             norm: outlet.norm.to_vec(),
             norm_tensor: outlet.norm_tensor.to_owned(),
             eps: model.config().norm_eps,
+            turn: outlet.turn.cloned(),
         })
     }
 
@@ -139,7 +138,15 @@ impl Decoder {
             let next = sum(&stream, &kept.added, std::mem::take(&mut kept.streams[at]));
             kept.streams[at] = std::mem::replace(&mut stream, next);
         }
-        norm(&stream, last.unwrap_or(&self.norm), self.eps, &mut kept.hidden);
+        let outlet = match &self.turn {
+            Some(by) => {
+                kept.outlet.clone_from(&stream);
+                turn(by, &mut kept.outlet, false);
+                &kept.outlet
+            }
+            None => &stream,
+        };
+        norm(outlet, last.unwrap_or(&self.norm), self.eps, &mut kept.hidden);
         kept.streams[self.nets.len()] = stream;
         Ok(())
     }
@@ -153,13 +160,17 @@ impl Decoder {
         kept: &mut DecoderKept,
         gradients: &mut DecoderGradients,
     ) {
-        let DecoderKept { streams, kept, d: by_stream, dy, dx, scratch, .. } = kept;
+        let DecoderKept { streams, outlet, kept, d: by_stream, dy, dx, scratch, .. } = kept;
         let Some(stream) = streams.last() else { return };
+        let stream = if self.turn.is_some() { &*outlet } else { stream };
         if !gradients.norm.is_empty() {
             add_norm_gradient(stream, d, self.eps, &mut gradients.norm);
         }
         by_stream.clone_from(d);
         all_norms_back(stream, last.unwrap_or(&self.norm), self.eps, by_stream);
+        if let Some(by) = &self.turn {
+            turn(by, by_stream, true);
+        }
         let all = self.nets.iter().zip(given).zip(streams).zip(kept).zip(&mut gradients.sub_layers);
         for (at, ((((net, given), stream), kept), gradients)) in all.enumerate().rev() {
             kept.swap_scratch(scratch);

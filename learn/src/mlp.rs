@@ -12,7 +12,7 @@ use llmpress_model::{Activation, Panels};
 use rayon::prelude::*;
 
 use crate::linear::{Back, ByToken, Room, add_gradient, back};
-use crate::net::{Given, Gradients, Part, round};
+use crate::net::{Given, Gradients, Part, round, turn};
 
 /// Values that a task gates.
 const PIECE: usize = 1 << 14;
@@ -101,13 +101,8 @@ impl Mlp {
     }
 
     fn turn(&self, x: &mut Panels, forward: bool) {
-        let Some(by) = &self.turn else { return };
-        let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
-        let panels: Vec<_> = x.panels_mut().zip(widths).collect();
-        panels.into_par_iter().for_each(
-            |(data, width)| {
-                if forward { by.forward(data, width) } else { by.back(data, width) }
-            },
-        );
+        if let Some(by) = &self.turn {
+            turn(by, x, forward);
+        }
     }
 }

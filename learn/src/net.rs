@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use llmpress_formats::{Error, Result};
-use llmpress_kernels::cpu::rms_norm;
+use llmpress_kernels::cpu::{Hadamard, rms_norm};
 use llmpress_model::{Body, Linear, Model, Panels, SubLayer, rounded_inputs};
 use rayon::prelude::*;
 
@@ -420,6 +420,17 @@ pub(crate) fn round(x: &mut Panels, bits: Option<u8>) -> bool {
     let Ok(values) = rounded_inputs(x, bits) else { return false };
     *x = values;
     true
+}
+
+/// Turns every token, forward or back.
+pub(crate) fn turn(by: &Hadamard, x: &mut Panels, forward: bool) {
+    let widths: Vec<usize> = (0..x.count()).map(|panel| x.width(panel)).collect();
+    let panels: Vec<_> = x.panels_mut().zip(widths).collect();
+    panels.into_par_iter().for_each(
+        |(data, width)| {
+            if forward { by.forward(data, width) } else { by.back(data, width) }
+        },
+    );
 }
 
 fn whole(linear: &Linear, matrix: usize) -> Part {

@@ -16,7 +16,7 @@ use llmpress_formats::{
 };
 use llmpress_model::{Model, Tokenizer, folded};
 use llmpress_prune::{self as prune, PRUNING_FILE, Ranking};
-use llmpress_quantize::{Learn, Lesson, Spec};
+use llmpress_quantize::{Learn, Spec};
 use llmpress_sparsify::Reconstruct;
 use llmpress_sparsify::ast::Text;
 
@@ -26,8 +26,8 @@ use crate::method::room::Fit;
 use crate::pass::{Pass, apply};
 use crate::progress::{Counted, Progress, Task, Watch};
 use crate::quantise::{
-    Assigned, Run, check_sparse, expected_bytes, expected_sparse_bytes, forecast as forecast_of_quantiser,
-    is_sparse, record_files, run, sparse_of_view, targets,
+    Assigned, Run, check_sparse, check_whole_fits, expected_bytes, expected_sparse_bytes,
+    forecast as forecast_of_quantiser, is_sparse, record_files, run, sparse_of_view, targets,
 };
 use crate::recipe::Compiled;
 use crate::sparsify::{self, Choices};
@@ -202,7 +202,7 @@ impl Made {
                 train::of_sub_layers(&blocks.lessons()?)
             }
             (Self::Blocks(blocks), Pass::Trained(_)) => train::record_files(&blocks.lessons()?),
-            (Self::Blocks(blocks), _) => record_files(&blocks.lessons::<Lesson>()?),
+            (Self::Blocks(blocks), _) => record_files(blocks.lessons()?),
             (Self::Output(_), _) => Ok(BTreeMap::new()),
         }
     }
@@ -297,7 +297,9 @@ pub(crate) fn settle(
                 let step = Finishing { number, recipe: &recipe, request, earlier };
                 let (done, units) = match pass {
                     Pass::Quantise(quantiser) => {
-                        let (done, units) = Quantising { step, quantiser: *quantiser }.run(before, watch)?;
+                        let again = || view_after(request.recipe.open(dir)?, &recipe.passes, &made);
+                        let quantising = Quantising { step, quantiser: *quantiser, again: &again };
+                        let (done, units) = quantising.run(before, watch)?;
                         (Pass::Quantised(done), units)
                     }
                     Pass::Sparsify(sparsifier) => {
@@ -504,6 +506,8 @@ impl Training<'_> {
 struct Quantising<'a> {
     step: Finishing<'a>,
     quantiser: Quantiser,
+    /// What it quantises, once more.
+    again: &'a dyn Fn() -> Result<Checkpoint>,
 }
 
 impl Quantising<'_> {
@@ -533,6 +537,8 @@ impl Quantising<'_> {
         let specs_text: Vec<String> =
             specs.iter().map(|(name, s)| format!("{name} {}", Quantiser::of(*s))).collect();
         let identity = format!("{before_it}\n{digest}\n{}\n{}", self.quantiser, specs_text.join("\n"));
+        let window = calibration.as_ref().map_or(0, Calibration::length);
+        check_whole_fits(&before, &specs, window, earlier.memory)?;
         let mut blocks = self.step.blocks(&self.quantiser, &identity)?;
         let pass = Run {
             specs: &specs,
@@ -540,6 +546,7 @@ impl Quantising<'_> {
             with,
             calibration: calibration.as_ref(),
             memory: earlier.memory,
+            again: self.again,
         };
         run(before, &pass, &mut blocks, watch)?;
         Ok((done, Made::Blocks(blocks)))

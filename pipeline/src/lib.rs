@@ -47,6 +47,7 @@ mod space;
 mod sparsify;
 mod spread;
 mod stage;
+mod steps;
 mod survey;
 mod train;
 mod work;

@@ -10,13 +10,14 @@ mod record;
 mod run;
 mod sparse;
 mod targets;
+mod whole;
 
 use llmpress_quantize::Quantiser;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use data_free::run as run_by_matrix;
 pub use forecast::QuantiseForecast;
-pub(crate) use forecast::{expected_bytes, forecast};
+pub(crate) use forecast::{check_whole_fits, expected_bytes, forecast};
 pub(crate) use record::files as record_files;
 pub(crate) use run::{Pass as Run, run};
 pub(crate) use sparse::{

@@ -16,7 +16,7 @@ use llmpress_calibrate::Texts;
 use llmpress_formats::Checkpoint;
 use llmpress_learn::Decoder;
 use llmpress_model::{Model, Tokenizer};
-use llmpress_sparsify::ast::Text;
+use llmpress_sparsify::ast::{self, Text};
 pub use llmpress_sparsify::ast::{Ast, Evaluated};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -61,7 +61,8 @@ pub(crate) fn text(source: Checkpoint, texts: &Texts, settings: &Ast) -> Result<
     }
     let model = Model::open(Arc::new(source))?;
     if !settings.blockwise {
-        Decoder::new(&model)
+        ast::check(&model)
+            .and_then(|()| Decoder::new(&model))
             .map_err(|e| Error::Invalid(format!("{settings}: {e}; `blockwise` trains the others")))?;
     }
     let ids = texts.ids(&Tokenizer::open(model.checkpoint().root())?, model.vocab_size())?;

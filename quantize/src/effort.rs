@@ -23,9 +23,9 @@ pub(crate) struct Text {
 }
 
 impl Text {
-    /// Learning a weight of a matrix of `cols`, in times of quantising it: 0 where it is not to be learned.
+    /// Learning a weight of a matrix of `cols`, in times of quantising it: 0 where it is not to be learned, or with the whole model afterwards.
     pub(crate) fn learning(self, spec: &Spec, cols: u64, alone: bool) -> u64 {
-        let Some(learn) = spec.learn else { return 0 };
+        let Some(learn) = spec.by_layer() else { return 0 };
         let steps = u64::from(learn.steps(spec.abq.bits, self.windows));
         let step = if alone { cols / SWEEPS } else { PRODUCTS.saturating_mul(self.window) };
         let quantising = self.tokens.saturating_mul(2).saturating_add(cols);

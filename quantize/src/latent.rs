@@ -16,9 +16,11 @@
 //! first steps would undo what error feedback gained); and those with roundings by steps of signs, all of which come to half a
 //! step of the grid (SignRound, Cheng et al., 2023, section 3).
 
+use std::io::{Read, Write};
+
 use llmpress_formats::Result;
 use llmpress_formats::encoding::abq::{Packed, Zero};
-use llmpress_learn::{Adam, Rate, Variable};
+use llmpress_learn::{Adam, Rate, Variable, read_values, write_values};
 use rayon::prelude::*;
 
 use crate::line::{Line, round};
@@ -26,10 +28,25 @@ use crate::on_grid::OnGrid;
 use crate::rounding::Rounding;
 use crate::{Grid, LearnedPart, Spec, ZeroPoint};
 
-/// How fast places move, in steps of the grid.
-const PLACES: f32 = 0.006;
-/// How fast scales and offsets move: of the scale at the start.
-const LINES: f32 = 0.001;
+/// How fast what is learned of a matrix moves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rates {
+    /// Places, in steps of the grid.
+    pub(crate) places: f32,
+    /// Scales and offsets: of the scale at the start.
+    pub(crate) lines: f32,
+}
+
+/// Those of sub-layers and blocks.
+const RATES: Rates = Rates { places: 0.006, lines: 0.001 };
+
+impl Rates {
+    /// Those of a whole model, of a matrix of so many columns: what all places of a row do together, moved by signs that go with what they
+    /// multiply, grows with the columns. Measured on 256 of them.
+    pub(crate) fn of_whole(cols: usize) -> Self {
+        Self { places: 0.256 / cols.max(1) as f32, lines: 0.0003 }
+    }
+}
 /// How far a scale may go, as a share of its start.
 const SCALES: std::ops::RangeInclusive<f32> = 0.25..=4.0;
 /// What a place may lie beyond the last codes.
@@ -47,6 +64,14 @@ pub(crate) struct Latent {
     shift: Vec<f32>,
     weights: Vec<f32>,
     part: LearnedPart,
+    rates: Rates,
+}
+
+/// Codes and grids that a matrix had.
+pub(crate) struct Snapshot {
+    codes: Vec<u8>,
+    /// Scales and offsets as they are stored, one after the other.
+    lines: Vec<[f32; 2]>,
 }
 
 /// One row of it.
@@ -119,10 +144,111 @@ impl Latent {
             }
         };
         let rows: Vec<Row> = weights.par_chunks_exact(cols).enumerate().map(row).collect();
-        let mut latent =
-            Self { spec, rounding, cols, rows, shift: Vec::new(), weights: vec![0.0; weights.len()], part };
+        let weights = vec![0.0; weights.len()];
+        let mut latent = Self { spec, rounding, cols, rows, shift: Vec::new(), weights, part, rates: RATES };
         latent.weigh();
         latent
+    }
+
+    /// With other rates.
+    pub(crate) fn with(self, rates: Rates) -> Self {
+        Self { rates, ..self }
+    }
+
+    /// What is learned, before it is rounded: places, their means, and of each row scales, offsets and the means of both.
+    pub(crate) fn write(&self, to: &mut dyn Write) -> std::io::Result<()> {
+        for row in &self.rows {
+            let lines: Vec<f32> = row.groups.iter().flat_map(|group| [group.scale, group.offset]).collect();
+            let means = [&row.by_place.first, &row.by_place.second, &row.by_line.first, &row.by_line.second];
+            [&row.places, &lines].into_iter().chain(means).try_for_each(|values| write_values(values, to))?;
+        }
+        Ok(())
+    }
+
+    /// Takes up what [`Self::write`] wrote of the same start.
+    pub(crate) fn read(&mut self, from: &mut dyn Read) -> std::io::Result<()> {
+        let (rounding, real) = (self.rounding, self.spec.zero == ZeroPoint::Real);
+        for row in &mut self.rows {
+            let mut lines = vec![0.0; 2 * row.groups.len()];
+            let (places, lines_of) = (&mut row.by_place, &mut row.by_line);
+            let means = [&mut places.first, &mut places.second, &mut lines_of.first, &mut lines_of.second];
+            let all = [&mut row.places, &mut lines].into_iter().chain(means);
+            all.into_iter().try_for_each(|values| read_values(values, from))?;
+            for (group, line) in row.groups.iter_mut().zip(lines.chunks_exact(2)) {
+                (group.scale, group.offset) = (line[0], line[1]);
+                group.line = rounding.of(match real {
+                    true => Line::real(group.scale, group.offset),
+                    false => Line::on_code(group.scale, group.line.zero as u8),
+                });
+            }
+        }
+        self.weigh();
+        Ok(())
+    }
+
+    /// What it would be stored as now.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let lines = self.rows.iter().flat_map(|row| &row.groups);
+        Snapshot {
+            codes: self.codes(),
+            lines: lines.map(|group| [group.line.scale, group.line.offset]).collect(),
+        }
+    }
+
+    /// Back to the codes and grids of a snapshot: places are held within the reach of their codes, means are forgotten.
+    pub(crate) fn go_back(&mut self, snapshot: &Snapshot) {
+        let (rounding, real) = (self.rounding, self.spec.zero == ZeroPoint::Real);
+        let mut lines = snapshot.lines.iter();
+        for (row, codes) in self.rows.iter_mut().zip(snapshot.codes.chunks_exact(self.cols)) {
+            for (place, code) in row.places.iter_mut().zip(codes) {
+                let code = f32::from(*code);
+                *place = place.clamp(code - BEYOND, code + BEYOND);
+            }
+            for (group, [scale, offset]) in row.groups.iter_mut().zip(&mut lines) {
+                (group.scale, group.offset) = (*scale, *offset);
+                group.line = rounding.of(match real {
+                    true => Line::real(*scale, *offset),
+                    false => Line::on_code(*scale, group.line.zero as u8),
+                });
+            }
+            for adam in [&mut row.by_place, &mut row.by_line] {
+                adam.first.fill(0.0);
+                adam.second.fill(0.0);
+            }
+        }
+        self.weigh();
+    }
+
+    /// A snapshot of as much room, to be read into.
+    pub(crate) fn room(&self) -> Snapshot {
+        let groups = self.rows.iter().map(|row| row.groups.len()).sum();
+        Snapshot { codes: vec![0; self.weights.len()], lines: vec![[0.0; 2]; groups] }
+    }
+
+    /// What is stored of a snapshot of it.
+    pub(crate) fn pack(&self, snapshot: &Snapshot) -> Result<Packed<'static>> {
+        let real = self.spec.zero == ZeroPoint::Real;
+        let now = self.rows.iter().flat_map(|row| &row.groups);
+        let lines = now.zip(&snapshot.lines).map(|(group, [scale, offset])| match real {
+            true => Line::real(*scale, *offset),
+            false => Line::on_code(*scale, group.line.zero as u8),
+        });
+        let grid = Grid::of_lines(self.spec, self.rows.len(), self.cols, lines.collect(), self.rounding);
+        grid.pack(&snapshot.codes)
+    }
+
+    fn codes(&self) -> Vec<u8> {
+        let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
+        let mut codes = Vec::with_capacity(self.weights.len());
+        for (at, row) in self.rows.iter().enumerate() {
+            for (group_at, (places, group)) in row.places.chunks(step).zip(&row.groups).enumerate() {
+                let shift = self.shift_of(at, group_at * step..group_at * step + places.len());
+                let shift = shift.iter().copied().chain(std::iter::repeat(0.0));
+                let shifted = places.iter().zip(shift).map(|(place, by)| place + by / group.line.scale);
+                codes.extend(shifted.map(|place| round(place, top) as u8));
+            }
+        }
+        codes
     }
 
     /// Weights of places and lines.
@@ -148,6 +274,18 @@ impl Latent {
     fn shift_of(&self, row: usize, columns: std::ops::Range<usize>) -> &[f32] {
         let at = row * self.cols;
         self.shift.get(at + columns.start..at + columns.end).unwrap_or_default()
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn write(&self, to: &mut dyn Write) -> std::io::Result<()> {
+        to.write_all(&self.codes)?;
+        write_values(self.lines.as_flattened(), to)
+    }
+
+    pub(crate) fn read(&mut self, from: &mut dyn Read) -> std::io::Result<()> {
+        from.read_exact(&mut self.codes)?;
+        read_values(self.lines.as_flattened_mut(), from)
     }
 }
 
@@ -184,16 +322,7 @@ impl OnGrid for Latent {
     }
 
     fn finish(self: Box<Self>) -> Result<(Packed<'static>, Vec<f32>)> {
-        let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
-        let mut codes = Vec::with_capacity(self.weights.len());
-        for (at, row) in self.rows.iter().enumerate() {
-            for (group_at, (places, group)) in row.places.chunks(step).zip(&row.groups).enumerate() {
-                let shift = self.shift_of(at, group_at * step..group_at * step + places.len());
-                let shift = shift.iter().copied().chain(std::iter::repeat(0.0));
-                let shifted = places.iter().zip(shift).map(|(place, by)| place + by / group.line.scale);
-                codes.extend(shifted.map(|place| round(place, top) as u8));
-            }
-        }
+        let codes = self.codes();
         let lines = self.rows.iter().flat_map(|row| row.groups.iter().map(|group| group.line)).collect();
         let grid = Grid::of_lines(self.spec, self.rows.len(), self.cols, lines, self.rounding);
         Ok((grid.pack(&codes)?, self.weights))
@@ -208,6 +337,7 @@ impl Variable for Latent {
     fn step(&mut self, gradient: &[f32], rate: &Rate) {
         let (step, top) = (self.spec.abq.group_columns(self.cols), f32::from(self.spec.top()));
         let (rounding, real, part) = (self.rounding, self.spec.zero == ZeroPoint::Real, self.part);
+        let rates = self.rates;
         let (cols, shift) = (self.cols, &self.shift);
         let rows = self.rows.par_iter_mut().zip(gradient.par_chunks_exact(cols)).enumerate().with_min_len(8);
         rows.for_each(|(row_at, (row, gradient))| {
@@ -226,7 +356,7 @@ impl Variable for Latent {
                         let second = &mut row.by_place.second[columns];
                         let all = places.iter_mut().zip(gradient).zip(first).zip(second);
                         for (((place, g), first), second) in all {
-                            let down = PLACES * rate.step(first, second, g * line.scale);
+                            let down = rates.places * rate.step(first, second, g * line.scale);
                             *place = (*place - down).max(-BEYOND).min(top + BEYOND);
                         }
                     }
@@ -242,7 +372,7 @@ impl Variable for Latent {
                     LearnedPart::Clip => {}
                 }
                 let means = |adam: &mut Adam, at: usize, g: f32| {
-                    LINES * group.start * rate.step(&mut adam.first[at], &mut adam.second[at], g)
+                    rates.lines * group.start * rate.step(&mut adam.first[at], &mut adam.second[at], g)
                 };
                 let scale = group.scale - means(&mut row.by_line, at, by_scale);
                 let offset = match real {
@@ -410,6 +540,44 @@ mod tests {
                 unit.decode_row(at, &mut row).unwrap();
                 assert_eq!(row, values, "{zero:?}");
             }
+        }
+    }
+
+    #[test]
+    fn going_back_leaves_the_codes_and_grids_that_were_there_and_a_state_leaves_all() {
+        let (rows, cols) = (4, 70);
+        let (weights, goal) = (numbers(rows * cols, 7), numbers(rows * cols, 8));
+        for zero in [ZeroPoint::Real, ZeroPoint::Integer, ZeroPoint::Symmetric] {
+            let (mut latent, start) = latent(spec(2, zero), &weights, cols);
+            let down = |latent: &mut Latent, steps: std::ops::Range<u32>| {
+                for step in steps {
+                    let away = latent.weights().iter().zip(&goal).map(|(w, g)| w - g).collect::<Vec<f32>>();
+                    latent.step(&away, &Rate::at(step, 400));
+                }
+            };
+            down(&mut latent, 0..150);
+            let (then, snapshot) = (latent.weights().to_vec(), latent.snapshot());
+            assert!(then != start, "{zero:?}");
+            let mut bytes = Vec::new();
+            latent.write(&mut bytes).unwrap();
+            snapshot.write(&mut bytes).unwrap();
+            down(&mut latent, 150..300);
+            let later = latent.weights().to_vec();
+            assert!(later != then, "{zero:?}");
+            latent.go_back(&snapshot);
+            assert_eq!(latent.weights(), then, "{zero:?}");
+            let unit = latent.pack(&latent.snapshot()).unwrap();
+            let mut row = vec![0.0; cols];
+            unit.decode_row(1, &mut row).unwrap();
+            assert_eq!(row, then[cols..2 * cols], "{zero:?}");
+            // As written, it goes on as it went.
+            let (mut again, _) = self::latent(spec(2, zero), &weights, cols);
+            let (mut room, from) = (again.room(), &mut &bytes[..]);
+            again.read(from).unwrap();
+            room.read(from).unwrap();
+            assert!(from.is_empty() && room.codes == snapshot.codes && room.lines == snapshot.lines);
+            down(&mut again, 150..300);
+            assert_eq!(again.weights(), later, "{zero:?}");
         }
     }
 

@@ -5,6 +5,7 @@
 //!
 //! a matrix on its grids    latent.rs     a sub-layer at a time    here
 //!                                        a block at a time        block.rs, with what else is learned: beside.rs
+//!                                        all of them, at last     ../whole.rs
 //! ```
 
 mod beside;
@@ -69,7 +70,7 @@ impl ToLearn {
         let specs: Vec<Option<Spec>> = net
             .tensors()
             .iter()
-            .map(|tensor| specs.get(tensor).copied().filter(|spec| spec.learn.is_some()))
+            .map(|tensor| specs.get(tensor).copied().filter(|spec| spec.by_layer().is_some()))
             .collect();
         let (SubLayer::Attention(layer) | SubLayer::Mlp(layer)) = site;
         let mlp = matches!(site, SubLayer::Mlp(_));
@@ -134,7 +135,8 @@ impl ToLearn {
 /// How long is learned, and from which of so many windows: the longest that any spec asks for; `at` is which sub-layer or block it is.
 /// None where nothing is.
 fn settings<'a>(specs: impl Iterator<Item = &'a Spec>, windows: usize, at: u64) -> Option<Settings> {
-    let of_spec = |spec: &Spec| spec.learn.map(|learn| (learn.steps(spec.abq.bits, windows), learn.seed));
+    let of_spec =
+        |spec: &Spec| spec.by_layer().map(|learn| (learn.steps(spec.abq.bits, windows), learn.seed));
     let (steps, seed) = specs.filter_map(of_spec).max()?;
     let seed = seed.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     Some(Settings { steps, batch: 1, seed, rate: 1.0 })

@@ -5,6 +5,7 @@
 //! weights (+ h, the squares of what each column multiplies) --> Grid: scales and zero points as they are stored
 //! weights, Grid (+ Factor of the Hessian)                   --> codes --> a finished unit
 //! model, specs, calibration                                 --> run: block by block, to a Sink
+//! model as that left it, dense model                        --> whole: learned end to end
 //! model (+ calibration)                                     --> fold: transformations that make it easier to quantise
 //! ```
 
@@ -30,6 +31,7 @@ mod run;
 mod search;
 mod short;
 mod spec;
+mod whole;
 mod widths;
 
 pub use fold::{Rotate, Smooth, Transformations, rotations, smoothing};
@@ -45,4 +47,8 @@ pub use quantiser::Quantiser;
 pub use report::{Finished, Learned, Report};
 pub use run::{FinishedBlock, Job, Sink, State, run};
 pub use spec::{Beside, Grain, Learn, LearnedPart, Rung, Spec, ZeroPoint};
+pub use whole::{
+    LearnedWhole, Record, Stepped, WholeTask, check as check_whole, learn_whole, whole_divergence_svg,
+    whole_loss_svg,
+};
 pub use widths::{MeanBits, Measured, assign as assign_widths, expected_bits};

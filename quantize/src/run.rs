@@ -29,6 +29,7 @@ use crate::learn::{StreamsOf, ToLearn, ToLearnBlock, each_by_itself};
 use crate::lesson::{Lesson, Taught};
 use crate::matrix::{Input, Matrix, quantise};
 use crate::report::Finished;
+use crate::whole::check as check_whole;
 use crate::{Grain, Learn, Rung, Spec};
 
 /// What is to be done.
@@ -54,9 +55,9 @@ impl Job<'_> {
             && (0..layers).flat_map(|layer| model.inputs_of(layer)).any(|input| self.makes_up_for(&input))
     }
 
-    /// Whether anything is learned.
+    /// Whether anything is learned by layers.
     fn learns(&self) -> bool {
-        self.calibration.is_some() && self.specs.values().any(|spec| spec.learn.is_some())
+        self.calibration.is_some() && self.specs.values().any(|spec| spec.by_layer().is_some())
     }
 
     /// What may be learned, and from how many windows.
@@ -147,7 +148,8 @@ pub struct FinishedBlock {
     pub transforms: Vec<Transform>,
 }
 
-/// Quantises a model's tensors. The model is as before at the end.
+/// Quantises a model's tensors. The model is as before at the end. What is to be learned with the whole model is left as the rungs below do: see
+/// [`crate::learn_whole`].
 ///
 /// # Errors
 /// A family whose matrices or streams passes do not change, by name; a transformation that it does not support; a tensor that is not there, or is no matrix; a setting that the encoding
@@ -263,6 +265,7 @@ impl<'a> Plan<'a> {
             .collect();
         let by_itself = |input: &&SharedInput| each_by_itself(model, input.sub_layer, job.specs);
         let alone = inputs.iter().flatten().filter(by_itself).flat_map(|input| &input.tensors);
+        check_whole(model, job.specs)?;
         let text = job.calibration.map_or(Text::default(), |calibration| Text {
             tokens: calibration.tokens() as u64,
             windows: calibration.windows().len(),
@@ -371,7 +374,7 @@ impl<'a> Plan<'a> {
     /// How a tensor is learned by itself, where it is.
     fn alone(&self, tensor: &str) -> Option<Alone> {
         let spec = self.job.specs.get(tensor).filter(|_| self.alone.contains(tensor))?;
-        let learn = spec.learn?;
+        let learn = spec.by_layer()?;
         Some(Alone {
             steps: learn.steps(spec.abq.bits, self.text.windows),
             seed: learn.seed,

@@ -56,8 +56,12 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
                 }
             }
             "smooth" if value.is_none() => with.smooth = true,
-            "learn" if matches!(value, None | Some("block")) => {
-                let grain = if value.is_none() { Grain::SubLayer } else { Grain::Block };
+            "learn" if matches!(value, None | Some("block" | "model")) => {
+                let grain = match value {
+                    None => Grain::SubLayer,
+                    Some("block") => Grain::Block,
+                    Some(_) => Grain::Model,
+                };
                 if learn.replace(grain).is_some() {
                     return Err(bad("learns twice".to_owned()));
                 }
@@ -106,7 +110,7 @@ pub(crate) fn parse(text: &str) -> Result<Quantiser> {
                 (None, None, None) => {
                     return Err(bad(format!(
                         "there is no option {option:?}: g128 (or other groups), int, symmetric, rotate, smooth, qkv4 (or \
-                         other bits), kv8 or kv4, learn, learn=block, clip, round, scale, compensate, correct, maps, steps=400, epochs=8, seed=0"
+                         other bits), kv8 or kv4, learn, learn=block, learn=model, clip, round, scale, compensate, correct, maps, steps=400, epochs=8, seed=0"
                     )));
                 }
             },
@@ -195,7 +199,11 @@ pub(crate) fn print(quantiser: &Quantiser) -> String {
         let steps = learn.steps.map(|steps| format!(",steps={steps}")).unwrap_or_default();
         let epochs = learn.epochs.map(|epochs| format!(",epochs={epochs}")).unwrap_or_default();
         let seed = if learn.seed == 0 { String::new() } else { format!(",seed={}", learn.seed) };
-        let grain = if learn.grain == Grain::Block { "=block" } else { "" };
+        let grain = match learn.grain {
+            Grain::SubLayer => "",
+            Grain::Block => "=block",
+            Grain::Model => "=model",
+        };
         let of = match learn.of {
             LearnedPart::Places => "",
             LearnedPart::Clip => ",clip",
@@ -229,6 +237,7 @@ mod tests {
             ("abq:w2,learn,seed=0", "gptq:w2,learn"),
             ("abq:w2,round,learn", "gptq:w2,learn,round"),
             ("abq:w2,learn,epochs=12", "gptq:w2,learn,epochs=12"),
+            ("abq:w2a8,learn=model,steps=9,rotate", "gptq:w2a8,rotate=r1r2r4,learn=model,steps=9"),
             (
                 "abq:w2*a8,maps,correct,scale,compensate,clip,learn=block,steps=9",
                 "gptq:w2*a8,learn=block,clip,scale,compensate,correct,maps,steps=9",
@@ -299,6 +308,10 @@ mod tests {
             ("gptq:w4,learn,epochs=2,steps=5", "give one of them"),
             ("gptq:w4,learn,scale", "say learn=block"),
             ("gptq:w4,learn=layer", "there is no option"),
+            ("gptq:w4,learn=model,scale", "say learn=block"),
+            ("gptq:w4,learn=model,maps", "say learn=block"),
+            ("gptq:w4,learn=model,learn", "learns twice"),
+            ("grid:w4,learn=model", "is no start to learn from"),
             ("gptq:w4,learn,clip,round", "says twice what of a matrix"),
             ("gptq:w4,learn,learn=block", "learns twice"),
             ("gptq:w4,maps", "say learn as well"),

@@ -60,6 +60,8 @@ pub enum Grain {
     /// Those of both sub-layers of a block, towards what the original gives out on its own stream and on that of the model
     /// as it is quantised so far (ABQ-LLM).
     Block,
+    /// All of the decoder, towards what the dense model says of the next token: once every block is quantised.
+    Model,
 }
 
 /// What of a matrix is learned.
@@ -90,7 +92,7 @@ pub struct Beside {
 /// How matrices are learned together, from where error feedback leaves them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Learn {
-    /// Steps, a window each; by width where neither they nor epochs are said ([`Self::steps`]).
+    /// Steps, a window each, or four of them where the whole model is learned; by width where neither they nor epochs are said ([`Self::steps`]).
     pub steps: Option<u32>,
     /// How often each window is seen, where that is said instead.
     pub epochs: Option<u32>,
@@ -126,10 +128,15 @@ impl Learn {
         )))
     }
 
+    /// Windows of a step.
+    pub fn batch(&self) -> u64 {
+        if self.grain == Grain::Model { u64::from(crate::whole::BATCH) } else { 1 }
+    }
+
     /// Steps at a width, of so many windows: the fewer bits the more there is to gain.
     pub fn steps(&self, bits: u8, windows: usize) -> u32 {
         let by_epochs = self.epochs.map(|epochs| {
-            let steps = u64::from(epochs).saturating_mul(windows as u64);
+            let steps = u64::from(epochs).saturating_mul(windows as u64).div_ceil(self.batch());
             u32::try_from(steps).unwrap_or(u32::MAX).clamp(1, Self::MOST_STEPS)
         });
         self.steps.or(by_epochs).unwrap_or(match bits {
@@ -181,13 +188,23 @@ impl Spec {
                 }
                 _ => {}
             }
-            if learn.grain == Grain::SubLayer && learn.beside != Beside::default() {
+            if learn.grain != Grain::Block && learn.beside != Beside::default() {
                 return Err(Error::Invalid(
                     "scale, compensate, correct and maps are of whole blocks: say learn=block".to_owned(),
                 ));
             }
         }
         Ok(())
+    }
+
+    /// How it is learned with its sub-layer or block, where it is.
+    pub(crate) fn by_layer(&self) -> Option<Learn> {
+        self.learn.filter(|learn| learn.grain != Grain::Model)
+    }
+
+    /// How it is learned with the whole model, where it is.
+    pub fn whole(&self) -> Option<Learn> {
+        self.learn.filter(|learn| learn.grain == Grain::Model)
     }
 
     /// The greatest code.

@@ -123,7 +123,7 @@ struct Lines {
     tokens: u64,
 }
 
-impl Watch for Lines {
+impl Watch<Record> for Lines {
     fn tell(&mut self, record: Record) -> llmpress_formats::Result<()> {
         let seconds = self.started.elapsed().as_secs_f64();
         match record {

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! W is kept whole: what is dropped goes on learning and comes back where it outgrows what is kept. `settings.rs` has what a run is
-//! asked for, `optimiser.rs` the update, `matrix.rs` and `vector.rs` what is learned, `student.rs` all of it, `text.rs` the windows,
-//! `trainer.rs` a step and an evaluation, `train.rs` the loop, `blockwise.rs` another for models that do not fit, `state.rs` what resumes it, `record.rs` what is told of it.
+//! asked for, `optimiser.rs` the update, `matrix.rs` and `vector.rs` what is learned, `student.rs` all of it, `trainer.rs` a step and an
+//! evaluation, `train.rs` a run, `blockwise.rs` another for models that do not fit, `state.rs` what resumes it, `record.rs` what is told
+//! of it. Windows, the loss and the loop are `learn`'s.
 
 mod blockwise;
 mod matrix;
@@ -19,16 +20,15 @@ mod record;
 mod settings;
 mod state;
 mod student;
-mod text;
 mod train;
 mod trainer;
 mod vector;
 
 pub use blockwise::{BlockwiseSink, BlockwiseTask, train_blockwise};
+pub use llmpress_learn::{Evaluated, Text, Then, Watch, Window};
 pub use matrix::Start;
 pub use picture::{divergence_svg, flips_svg, loss_svg, perplexity_svg};
-pub use record::{Evaluated, Record, Stepped};
+pub use record::{Record, Stepped};
 pub use settings::Ast;
 pub use student::{Outcome, TrainedNorm};
-pub use text::{Text, Window};
-pub use train::{Task, Then, Watch, measure, train};
+pub use train::{Task, check, measure, train};

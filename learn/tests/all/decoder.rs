@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use llmpress_formats::Checkpoint;
+use llmpress_formats::{Checkpoint, Rotation, RotationSite, ScaleSite, Scales, Transform};
+use llmpress_kernels::cpu::Hadamard;
 use llmpress_learn::{Decoder, DecoderGradients, DecoderKept, Distillation, Given, Head, HeadRoom, Turned};
-use llmpress_model::{Model, Panels, Skips, Unobserved};
+use llmpress_model::{MlpConfig, Model, Panels, Skips, Unobserved};
 use llmpress_numbers::Numbers;
 
 /// Every dense one, and each form of rotary embedding, window, norm and bias that differs in its derivative.
@@ -34,6 +35,41 @@ const FAMILIES: [&str; 18] = [
 fn open(family: &str) -> Model {
     let dir: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden").join(family);
     Model::open(Arc::new(Checkpoint::open(&dir).unwrap())).unwrap()
+}
+
+/// Those whose residual stream can be turned, each with every other part that an architecture may have then.
+const TURNED: [&str; 5] = ["llama", "qwen2", "qwen3", "phi3", "mistral"];
+
+/// A model with R1, R2 and R4 folded into its layers.
+fn turned(family: &str) -> Model {
+    let mut model = open(family);
+    let rotation = |site, size: usize, seed| {
+        let factors = Hadamard::new(size, None).unwrap().factors().to_vec();
+        Transform::Rotation { site, rotation: Rotation { size: size as u32, factors, seed: Some(seed) } }
+    };
+    let mut list = Vec::new();
+    for layer in 0..model.config().layers.len() {
+        let sites = [ScaleSite::AttentionNorm, ScaleSite::MlpNorm].into_iter().zip(model.norms(layer));
+        for (site, norm) in sites {
+            list.extend(norm.map(|norm| Transform::Scale { site, layer, scales: Scales::new(norm) }));
+        }
+    }
+    let MlpConfig::Dense { intermediate } = model.config().layers[0].mlp else {
+        panic!("{family} has experts")
+    };
+    list.push(rotation(RotationSite::Residual, model.config().hidden_size, 1));
+    list.push(rotation(RotationSite::Value, model.config().head_dim, 2));
+    list.push(rotation(RotationSite::Down, intermediate, 3));
+    model.transform(list).unwrap();
+    (0..model.config().layers.len()).for_each(|layer| model.fold_layer(layer).unwrap());
+    assert!(model.outlet().turn.is_some());
+    model
+}
+
+/// Every family, and turned ones.
+fn models() -> impl Iterator<Item = (String, Model)> {
+    let plain = FAMILIES.into_iter().map(|family| (family.to_owned(), open(family)));
+    plain.chain(TURNED.into_iter().map(|family| (format!("{family}, turned"), turned(family))))
 }
 
 fn ids(model: &Model, tokens: usize, by: usize) -> Vec<u32> {
@@ -102,8 +138,7 @@ fn run(
 
 #[test]
 fn logits_of_every_family_are_those_of_the_model() {
-    for family in FAMILIES {
-        let model = open(family);
+    for (family, model) in models() {
         let decoder = Decoder::new(&model).unwrap();
         let weights = Weights::of(&model, &decoder);
         let mut kept = DecoderKept::default();
@@ -123,8 +158,7 @@ fn logits_of_every_family_are_those_of_the_model() {
 
 #[test]
 fn derivatives_of_the_distilled_loss_are_those_of_differences() {
-    for family in FAMILIES {
-        let model = open(family);
+    for (family, model) in models() {
         let decoder = Decoder::new(&model).unwrap();
         let head = Head::new(&model).unwrap();
         let mut weights = Weights::of(&model, &decoder);

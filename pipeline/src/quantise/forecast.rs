@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use llmpress_calibrate::Cut;
 use llmpress_formats::encoding::abq;
 use llmpress_formats::{Checkpoint, Tensor, block_linears};
+use llmpress_learn::{Head, MOST_LOGIT_BYTES};
 use llmpress_quantize::{
     Grain, InputShape, Rung, Spec, Transformations, block_peak_bytes, expected_bits, makes_up,
 };
@@ -12,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::run::MEMORY;
 use super::targets::Assigned;
-use crate::Result;
+use super::whole;
+use crate::{Error, Result};
 
 /// What the process takes besides weights and activations: code, tables, buffers of the threads.
 const BASE_BYTES: u64 = 64 << 20;
@@ -22,6 +24,16 @@ const WORK_BYTES: u64 = 13;
 const LEARN_BYTES: u64 = 24;
 /// More of them where scales or a compensation are learned beside: what it is moved from and by, and the derivative by that.
 const BESIDE_BYTES: u64 = 12;
+/// Bytes of a weight where the whole model is learned: what its sub-layer takes, and its code in the best state and in the one that may be better.
+const WHOLE_BYTES: u64 = LEARN_BYTES + 2;
+/// Those of a weight that stays as it is there: itself, turned, and a derivative that nobody takes.
+const STILL_BYTES: u64 = 12;
+/// Those of a group's grid there: before and after it is rounded, at the start, means, twice in states.
+const GRID_BYTES: u64 = 60;
+/// Bytes of a weight in a state of it: place, means, code; of which one lies beside the next.
+const STATE_BYTES: u64 = 2 * 13;
+/// Values of a token that each layer keeps for the way back, in sizes of its inputs.
+const KEPT: u64 = 24;
 /// Products with each weight that a token takes in a step of learning: forward, and back to weights and inputs.
 const LEARN_PRODUCTS: u128 = 3;
 /// One in so many tries moves a code of an expert that is learned, which takes as many products as there are columns.
@@ -113,7 +125,16 @@ pub(crate) fn forecast(
                     (parent(sub_layer(name)), LEARN_BYTES + BESIDE_BYTES)
                 }
                 Grain::Block => (parent(sub_layer(name)), LEARN_BYTES),
+                Grain::Model => ("", 0),
             };
+            if learn.grain == Grain::Model {
+                let tokens = u128::from(learn.steps(spec.abq.bits, windows as usize))
+                    * u128::from(learn.batch())
+                    * u128::from(window);
+                // The dense model, too.
+                products += (LEARN_PRODUCTS + 1) * tokens * u128::from(weights);
+                continue;
+            }
             let more: &mut u64 = learned.entry(of).or_default();
             *more = more.saturating_add(weights.saturating_mul(bytes));
             let steps = u128::from(learn.steps(spec.abq.bits, windows as usize)) * u128::from(weights);
@@ -122,7 +143,8 @@ pub(crate) fn forecast(
                 _ => LEARN_PRODUCTS * steps * u128::from(window),
             };
         }
-        both |= spec.learn.is_some() || spec.rung == Rung::Gptq && makes_up(tokens, cols);
+        both |= spec.learn.is_some_and(|learn| learn.grain != Grain::Model)
+            || spec.rung == Rung::Gptq && makes_up(tokens, cols);
         if spec.rung == Rung::Gptq {
             products += u128::from(weights) * u128::from(cols);
             if inputs.insert((sub_layer(name), cols)) {
@@ -149,7 +171,62 @@ pub(crate) fn forecast(
     let work = largest.saturating_mul(WORK_BYTES).max(feedback_bytes(view, specs)?).max(learning);
     let folded = if with.is_empty() { 0 } else { folded_bytes(view, specs)? };
     found.memory_bytes = BASE_BYTES.saturating_add(work).saturating_add(streams).saturating_add(folded);
+    if whole::is_wanted(specs) {
+        // One after the other.
+        found.memory_bytes = found.memory_bytes.max(whole_bytes(view, specs, window)?);
+        found.stream_bytes = found.stream_bytes.max(found.weights.saturating_mul(STATE_BYTES));
+    }
     Ok(found)
+}
+
+/// What learning the whole model takes in memory, by windows of so many tokens: everything that is learned at once, the head of both
+/// models, what a window keeps for the way back, some logits.
+pub(crate) fn whole_bytes(view: &Checkpoint, specs: &BTreeMap<String, Spec>, window: u64) -> Result<u64> {
+    let config = |name: &str| {
+        let value = view.config().and_then(|c| c.get(name)).and_then(serde_json::Value::as_u64);
+        value.unwrap_or(0)
+    };
+    let (hidden, vocab, layers) = (config("hidden_size"), config("vocab_size"), config("num_hidden_layers"));
+    let mut bytes = BASE_BYTES;
+    let names = view.tensors().keys().map(String::as_str);
+    for name in block_linears(view.config().and_then(|c| c.model_type()), names).into_iter().flatten() {
+        let (rows, cols) = abq::matrix(&view.tensor(&name)?.shape).unwrap_or_default();
+        let weights = rows.saturating_mul(cols);
+        let more = match specs.get(&name).filter(|spec| spec.whole().is_some()) {
+            Some(spec) => {
+                let groups = rows.saturating_mul(spec.abq.groups(cols as usize) as u64);
+                weights.saturating_mul(WHOLE_BYTES).saturating_add(groups.saturating_mul(GRID_BYTES))
+            }
+            None => weights.saturating_mul(STILL_BYTES),
+        };
+        bytes = bytes.saturating_add(more);
+    }
+    let kept = window.saturating_mul(4 * KEPT * hidden).saturating_mul(layers);
+    let more = [Head::bytes(vocab, hidden), kept, MOST_LOGIT_BYTES as u64];
+    Ok(more.into_iter().fold(bytes, u64::saturating_add))
+}
+
+/// Refuses to learn the whole model in less memory than it takes.
+///
+/// # Errors
+/// [`Error::Limit`], with both, and what takes less.
+pub(crate) fn check_whole_fits(
+    view: &Checkpoint,
+    specs: &BTreeMap<String, Spec>,
+    window: usize,
+    memory: Option<u64>,
+) -> Result<()> {
+    let Some(allowed) = memory.filter(|_| whole::is_wanted(specs)) else { return Ok(()) };
+    let needed = whole_bytes(view, specs, window as u64)?;
+    if needed <= allowed {
+        return Ok(());
+    }
+    Err(Error::Limit(format!(
+        "learn=model has all that it learns in memory: {} MiB at {WHOLE_BYTES} bytes a weight, the head in single precision and a window of \
+         {window} tokens; --max-memory allows {} MiB: learn=block has a block at a time",
+        needed.div_ceil(1 << 20),
+        allowed >> 20
+    )))
 }
 
 /// What a transformed block takes in single precision, and as much again for the original's.

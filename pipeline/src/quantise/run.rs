@@ -1,7 +1,7 @@
 //! Running a quantising pass: the crate `quantize` computes, a stage keeps. Without a text and transformations no model is
 //! opened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use llmpress_quantize::{
     assign_widths,
 };
 
-use super::data_free;
 use super::targets::Assigned;
+use super::{data_free, whole};
 use crate::Result;
 use crate::blocks::{Blocks, Made, Save, WIDTHS_FILE};
 use crate::measuring::Measuring;
@@ -33,6 +33,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) calibration: Option<&'a Calibration>,
     /// Bytes of memory that the job may take.
     pub(crate) memory: Option<u64>,
+    /// What is to be quantised, once more.
+    pub(crate) again: &'a dyn Fn() -> Result<Checkpoint>,
 }
 
 /// Does what is left of a pass after the finished blocks.
@@ -45,7 +47,8 @@ pub(crate) fn run(
     if pass.calibration.is_none() && pass.with.is_empty() && pass.assigned.is_none() {
         return data_free::run(&before, pass.specs, blocks, watch);
     }
-    let model = &mut Model::open(before)?;
+    let mut opened = Model::open(before.clone())?;
+    let model = &mut opened;
     let memory = pass.memory.map_or(MEMORY, |all| (all / 4).min(MEMORY));
     let room = Room { memory, file: blocks.scratch() };
     let mut specs = pass.specs.clone();
@@ -76,7 +79,19 @@ pub(crate) fn run(
     let state = State { blocks: blocks.count(), residuals: residuals.flatten() };
     let layers = model.config().layers.len();
     let mut kept = Kept { blocks, watch, progress: None, layers, lessons: Vec::new() };
-    Ok(llmpress_quantize::run(model, job, state, &mut kept)?)
+    llmpress_quantize::run(model, job, state, &mut kept)?;
+    let linears: BTreeSet<String> =
+        (0..layers).flat_map(|layer| model.inputs_of(layer)).flat_map(|input| input.tensors).collect();
+    // A block a layer, and one for what is in none.
+    let finished = layers + usize::from(specs.keys().any(|tensor| !linears.contains(tensor)));
+    drop(kept);
+    drop(opened);
+    match pass.calibration {
+        Some(calibration) if whole::is_wanted(&specs) && blocks.count() == finished => {
+            whole::run((before, (pass.again)()?), (&specs, calibration), blocks, watch)
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Measured for Measuring<'_> {

@@ -13,24 +13,13 @@
 use std::collections::BTreeMap;
 
 use llmpress_sparsify::ast::{Record, divergence_svg, flips_svg, loss_svg, perplexity_svg};
-use serde::Serialize;
 
+use crate::Result;
 use crate::sparsify::Line;
-use crate::{Error, Result};
+use crate::steps::lines;
 
 /// The name of the record.
 const TRAINING_FILE: &str = "training.jsonl";
-
-/// The lines.
-pub(crate) fn lines(records: &[impl Serialize]) -> Result<Vec<u8>> {
-    let mut lines = Vec::new();
-    for record in records {
-        serde_json::to_writer(&mut lines, record)
-            .map_err(|e| Error::Invalid(format!("{TRAINING_FILE}: {e}")))?;
-        lines.push(b'\n');
-    }
-    Ok(lines)
-}
 
 /// The file of a run that trained sub-layers by themselves, by its name: a line a sub-layer.
 pub(crate) fn of_sub_layers(lessons: &[Line]) -> Result<BTreeMap<String, Vec<u8>>> {

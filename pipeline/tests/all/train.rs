@@ -9,7 +9,8 @@ use llmpress_calibrate::Texts;
 use llmpress_formats::encoding::lowrank::Base;
 use llmpress_formats::{Checkpoint, Encoding, Producer};
 use llmpress_pipeline::{
-    CalibrationText, Counted, Options, Plan, Progress, Recipe, Request, Task, Watch, convert_request,
+    CalibrationText, Counted, Options, PassForecast, Plan, Progress, Recipe, Request, Task, Watch,
+    convert_request,
 };
 
 fn tinylm() -> PathBuf {
@@ -105,6 +106,70 @@ fn stopped_it_keeps_a_state_and_goes_on_to_the_same_bytes() {
     // Done already: the same job finds nothing to do.
     convert(&out, &request, true, &after(u64::MAX)).unwrap();
     assert!(files(&out) == expected);
+}
+
+#[test]
+fn a_whole_quantised_model_is_learned_stopped_and_resumed_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, out, start) = (dir.path().join("whole"), dir.path().join("out"), dir.path().join("start"));
+    let request = request("gptq:w2a8,rotate,learn=model,steps=5", true);
+    convert(&whole, &request, false, &after(u64::MAX)).unwrap();
+    let expected = files(&whole);
+    for name in ["learning.jsonl", "learning-loss.svg", "learning-divergence.svg"] {
+        assert!(expected.contains_key(name), "{name}");
+    }
+    let lines = String::from_utf8(expected["learning.jsonl"].clone()).unwrap();
+    assert_eq!(lines.lines().filter(|line| line.contains("\"loss\"")).count(), 5);
+    assert_eq!(lines.lines().filter(|line| line.contains("\"perplexity\"")).count(), 6);
+    let error = convert(&out, &request, false, &after(2 * 4 * 15)).unwrap_err();
+    assert!(error.contains("--resume"), "{error}");
+    assert!(out.join(".llmpress/passes/1/training.state").exists() && !out.join("llmpress.json").exists());
+    let more = after(3 * 4 * 15);
+    assert!(convert(&out, &request, true, &more).is_err());
+    assert_eq!(more.done.load(Ordering::SeqCst), 3 * 4 * 15, "the first two were not made again");
+    convert(&out, &request, true, &after(u64::MAX)).unwrap();
+    assert!(files(&out) == expected);
+    convert(&out, &request, true, &after(u64::MAX)).unwrap();
+    assert!(files(&out) == expected);
+    // The rungs below left it in the same form, with other codes where learning was better.
+    let plain = self::request("gptq:w2a8,rotate", true);
+    convert(&start, &plain, false, &after(u64::MAX)).unwrap();
+    let open = |path: &Path| Checkpoint::open(path).unwrap();
+    let (start, out) = (open(&start), open(&out));
+    let mut others = 0;
+    for (name, unit) in start.units().iter().filter(|(name, _)| name.contains("_proj")) {
+        let now = &out.units()[name];
+        assert!(unit.encoding() == now.encoding() && unit.stored_bytes() == now.stored_bytes(), "{name}");
+        others += usize::from(out.read_tensor(name).unwrap() != start.read_tensor(name).unwrap());
+    }
+    let told = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let held: Vec<f64> =
+        told.filter_map(|line| line["divergence"].as_f64().filter(|_| line["dense"].is_f64())).collect();
+    assert_eq!(held.len(), 6);
+    assert!(others == 0 || others > 28, "{others}");
+}
+
+#[test]
+fn a_whole_model_that_does_not_fit_the_memory_is_refused_with_what_it_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let request = request("gptq:w2,learn=model,steps=2", true);
+    let (plan, _) = Plan::forecast(&tinylm(), &request, 4 << 30).unwrap();
+    let take = |memory: u64| {
+        let out = dir.path().join(memory.to_string());
+        let options = Options { max_memory: Some(memory), ..options(false) };
+        let run = convert_request(&tinylm(), &out, &request, 4 << 30, &options, &after(u64::MAX));
+        run.map(drop).map_err(|e| e.to_string())
+    };
+    let error = take(128 << 20).unwrap_err();
+    assert!(
+        error.contains("learn=model") && error.contains("128 MiB") && error.contains("learn=block"),
+        "{error}"
+    );
+    let needed = plan.passes.iter().find_map(|pass| match &pass.forecast {
+        PassForecast::Finish(found) => Some(found.memory_bytes),
+        PassForecast::Prune(_) => None,
+    });
+    take(needed.unwrap()).unwrap();
 }
 
 #[test]

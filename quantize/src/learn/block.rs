@@ -61,7 +61,7 @@ impl ToLearnBlock {
         let specs = block.parts().map(|net| {
             let tensors = net.map_or(&[][..], |net| net.tensors());
             let specs = tensors.iter().map(|tensor| specs.get(tensor).copied());
-            specs.map(|spec| spec.filter(|spec| spec.learn.is_some())).collect::<Vec<_>>()
+            specs.map(|spec| spec.filter(|spec| spec.by_layer().is_some())).collect::<Vec<_>>()
         });
         let all = || specs.iter().flatten().flatten();
         if !all().any(whole) {

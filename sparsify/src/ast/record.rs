@@ -1,5 +1,6 @@
 //! What is told of a run as it goes.
 
+use llmpress_learn::Evaluated;
 use serde::{Deserialize, Serialize};
 
 /// A step. Holds no times: it is the same whenever it is made.
@@ -25,19 +26,6 @@ pub struct Stepped {
     /// Quads whose masks changed, where masks were found again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flips: Option<u64>,
-}
-
-/// The windows that no step sees, after some steps.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Evaluated {
-    /// After so many steps.
-    pub step: u32,
-    /// Perplexity.
-    pub perplexity: f64,
-    /// That of the dense model.
-    pub dense: f64,
-    /// KL to the dense model at temperature 1, nats a token.
-    pub divergence: f64,
 }
 
 /// Either, as a line.

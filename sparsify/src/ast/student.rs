@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use llmpress_formats::{Dtype, Error, Result};
-use llmpress_learn::{Decoder, DecoderGradients, Given, Turned};
+use llmpress_learn::{Decoder, DecoderGradients, Given, GivenAll, Turned};
 use llmpress_model::Model;
 
 use super::matrix::{Matrix, Start};
@@ -60,6 +60,24 @@ pub(super) struct Student {
     pub(super) parts: Vec<Part>,
     pub(super) last: Vector,
     last_tensor: String,
+}
+
+impl llmpress_learn::Student for Student {
+    fn lend(&self, then: &mut dyn FnMut(GivenAll<'_>) -> Result<()>) -> Result<()> {
+        let seen: Vec<Vec<&[f32]>> =
+            self.parts.iter().map(|part| part.matrices.iter().map(Either::seen).collect()).collect();
+        let given: Vec<Given<'_>> = self
+            .parts
+            .iter()
+            .zip(&seen)
+            .map(|(part, seen)| Given {
+                norm: Some(&part.norm.seen),
+                turned: Some(&part.turned),
+                ..Given::of(seen)
+            })
+            .collect();
+        then((&given, Some(&self.last.seen)))
+    }
 }
 
 impl Student {
@@ -136,23 +154,6 @@ impl Student {
             let seen: Vec<&[f32]> = part.matrices.iter().map(Either::seen).collect();
             net.turn(&seen, &mut part.turned);
         }
-    }
-
-    /// What the decoder computes with.
-    pub(super) fn with<T>(&self, then: impl FnOnce((&[Given<'_>], Option<&[f32]>)) -> T) -> T {
-        let seen: Vec<Vec<&[f32]>> =
-            self.parts.iter().map(|part| part.matrices.iter().map(Either::seen).collect()).collect();
-        let given: Vec<Given<'_>> = self
-            .parts
-            .iter()
-            .zip(&seen)
-            .map(|(part, seen)| Given {
-                norm: Some(&part.norm.seen),
-                turned: Some(&part.turned),
-                ..Given::of(seen)
-            })
-            .collect();
-        then((&given, Some(&self.last.seen)))
     }
 
     /// The norm of all derivatives of what is trained.

@@ -1,14 +1,14 @@
-//! The loop.
+//! A run.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use llmpress_formats::{Error, Result};
+use llmpress_learn::{Evaluated, Order, Schedule, Text, Watch, Window, train as run};
 use llmpress_model::Model;
 
-use super::record::{Evaluated, Record, Stepped};
+use super::Record;
 use super::student::Outcome;
-use super::text::{Order, Text, Window};
 use super::trainer::Trainer;
 use super::{Ast, Start};
 
@@ -29,45 +29,19 @@ pub struct Task<'a> {
     pub evaluate: u32,
 }
 
-/// Follows a run.
-pub trait Watch {
-    /// The run goes on after so many steps: 0 where it begins.
-    fn begin(&mut self, step: u32) {
-        let _ = step;
+/// Refuses a model that is not trained as its checkpoint stores it.
+///
+/// # Errors
+/// A turned residual stream, whose norms cannot be trained: they stand outside of the rotation.
+pub fn check(model: &Model) -> Result<()> {
+    if model.outlet().turn.is_none() {
+        return Ok(());
     }
-
-    /// A step or an evaluation is done.
-    ///
-    /// # Errors
-    /// It cannot be told: the run ends.
-    fn tell(&mut self, record: Record) -> Result<()>;
-
-    /// A step is done. What is returned says whether a state is to be written, by [`Self::keep`], and whether the run is to end
-    /// there.
-    fn then(&mut self, step: u32) -> Then {
-        let _ = step;
-        Then::Go
-    }
-
-    /// Keeps a state: `write` writes it.
-    ///
-    /// # Errors
-    /// It cannot be kept: the run ends.
-    fn keep(&mut self, step: u32, write: &mut dyn FnMut(&mut dyn Write, &Path) -> Result<()>) -> Result<()> {
-        let _ = (step, write);
-        Ok(())
-    }
-}
-
-/// What follows a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    /// The next one.
-    Go,
-    /// A state, then the next one.
-    Keep,
-    /// A state, and nothing more.
-    Stop,
+    Err(Error::Invalid(
+        "the residual stream of this model is turned (R1), and a decoder is trained as its checkpoint stores it: undo the \
+         rotation first"
+            .to_owned(),
+    ))
 }
 
 /// Trains. `from` is a state that [`Watch::keep`] kept, with its path for errors; one of another run is not taken up. None where
@@ -78,42 +52,19 @@ pub enum Then {
 pub fn train(
     task: Task<'_>,
     from: Option<(&mut dyn Read, &Path)>,
-    watch: &mut dyn Watch,
+    watch: &mut dyn Watch<Record>,
 ) -> Result<Option<Outcome>> {
     let Task { dense, starts, text, settings, judge, evaluate } = task;
     if text.window() != settings.window as usize {
         return Err(Error::Invalid("the text is cut into other windows than is asked for".to_owned()));
     }
-    let mut trainer = Trainer::new(dense, starts, settings)?;
-    let key = key(&task);
-    if let Some((from, path)) = from {
-        trainer.load(&key, from, path)?;
+    let mut trainer = Trainer::new(dense, starts, settings, (judge, key(&task)))?;
+    let mut order = Order::new(text.seen(), u64::from(settings.seed));
+    let schedule = Schedule { steps: settings.steps, batch: settings.batch, evaluate };
+    match run(&mut trainer, &mut order, schedule, from, watch)? {
+        true => trainer.student.finish().map(Some),
+        false => Ok(None),
     }
-    watch.begin(trainer.step);
-    let mut order = Order::new(text, u64::from(settings.seed));
-    if trainer.step == 0 {
-        watch.tell(Record::Evaluated(trainer.evaluate(judge)?))?;
-    }
-    while trainer.step < settings.steps {
-        let first = u64::from(trainer.step) * u64::from(settings.batch);
-        let windows: Vec<_> = (first..first + u64::from(settings.batch)).map(|n| order.get(n)).collect();
-        let stepped: Stepped = trainer.step(&windows)?;
-        watch.tell(Record::Stepped(stepped))?;
-        let last = trainer.step == settings.steps;
-        if last || (evaluate > 0 && trainer.step.is_multiple_of(evaluate)) {
-            let found: Evaluated = trainer.evaluate(judge)?;
-            watch.tell(Record::Evaluated(found))?;
-        }
-        let then = watch.then(trainer.step);
-        if then != Then::Go {
-            let step = trainer.step;
-            watch.keep(step, &mut |to, path| trainer.save(&key, to, path))?;
-        }
-        if then == Then::Stop && !last {
-            return Ok(None);
-        }
-    }
-    trainer.student.finish().map(Some)
 }
 
 /// What training left, on some windows: as stored, beside the dense model.
@@ -121,9 +72,9 @@ pub fn train(
 /// # Errors
 /// What is not of that model; weights that cannot be read.
 pub fn measure(dense: &Model, outcome: &Outcome, windows: &[Window<'_>]) -> Result<Evaluated> {
-    let mut trainer = Trainer::new(dense, &outcome.matrices, Ast::default())?;
+    let mut trainer = Trainer::new(dense, &outcome.matrices, Ast::default(), (windows, [0; 32]))?;
     trainer.student.take_norms(&outcome.norms)?;
-    trainer.evaluate(windows)
+    trainer.measure()
 }
 
 /// Of what run a state is.

@@ -1,13 +1,15 @@
 //! A step, and an evaluation.
 
+use std::io::{Read, Write};
+use std::path::Path;
+
 use llmpress_formats::{Error, Result};
-use llmpress_learn::{Decoder, DecoderGradients, DecoderKept, Distillation, Head, HeadRoom, Loss};
-use llmpress_model::{Model, Panels, Skips, Unobserved};
+use llmpress_learn::{Decoder, Distiller, Evaluated, Training, Window};
+use llmpress_model::Model;
 
 use super::optimiser::Update;
-use super::record::{Evaluated, Stepped};
+use super::record::{Record, Stepped};
 use super::student::Student;
-use super::text::Window;
 use super::vector::squares;
 use super::{Ast, Start};
 
@@ -16,64 +18,68 @@ const CLIP: f64 = 1.0;
 
 /// A model in training.
 pub(super) struct Trainer<'a> {
-    dense: &'a Model,
     settings: Ast,
-    decoder: Decoder,
-    head: Head,
+    distiller: Distiller<'a>,
     pub(super) student: Student,
     /// The greatest decay.
     decay: f32,
-    gradients: DecoderGradients,
-    kept: DecoderKept,
-    room: HeadRoom,
-    d: Panels,
+    /// The windows to judge by.
+    judge: &'a [Window<'a>],
+    /// Of what run it is.
+    pub(super) key: [u8; 32],
     /// Steps done.
     pub(super) step: u32,
 }
 
 impl<'a> Trainer<'a> {
-    pub(super) fn new(dense: &'a Model, starts: &[Start], settings: Ast) -> Result<Self> {
+    pub(super) fn new(
+        dense: &'a Model,
+        starts: &[Start],
+        settings: Ast,
+        (judge, key): (&'a [Window<'a>], [u8; 32]),
+    ) -> Result<Self> {
         settings.check()?;
+        super::check(dense)?;
         let decoder = Decoder::new(dense)?;
         let student = Student::new(&decoder, dense, starts, settings.slorb)?;
         Ok(Self {
-            dense,
             settings,
-            head: Head::new(dense)?,
+            distiller: Distiller::new((dense, dense), decoder)?,
             decay: settings.lambda(student.matrices().map(|matrix| squares(&matrix.dense)).sum()),
             student,
-            gradients: decoder.gradients(),
-            kept: DecoderKept::default(),
-            room: HeadRoom::default(),
-            d: Panels::default(),
+            judge,
+            key,
             step: 0,
-            decoder,
         })
     }
 
-    /// One step on some windows.
-    pub(super) fn step(&mut self, windows: &[Window<'_>]) -> Result<Stepped> {
+    /// What the student does on windows that it is not trained on.
+    pub(super) fn measure(&mut self) -> Result<Evaluated> {
+        Ok(Evaluated::of(self.step, &self.distiller.measure(&self.student, self.judge)?))
+    }
+
+    /// After a state was taken up.
+    pub(super) fn see(&mut self) {
+        self.student.matrices_mut().for_each(super::matrix::Matrix::see);
+        self.student.vectors_mut().for_each(super::vector::Vector::see);
+        self.student.turn(self.distiller.decoder());
+    }
+}
+
+impl Training for Trainer<'_> {
+    type Record = Record;
+
+    fn steps(&self) -> u32 {
+        self.step
+    }
+
+    fn step(&mut self, windows: &[Window<'_>]) -> Result<Option<Record>> {
         let number = self.step + 1;
-        let tokens = windows.iter().map(|window| window.ids.len()).sum();
-        let how = Distillation { kd: self.settings.kd, tokens };
-        let mut loss = Loss::default();
-        for window in windows {
-            let teacher = match how.kd > 0.0 {
-                true => Some(hidden(self.dense, window.ids)?),
-                false => None,
-            };
-            let Self { dense, decoder, head, student, gradients, kept, room, d, .. } = self;
-            let of_window: Result<Loss> = student.with(|given| {
-                decoder.forward(dense, given, window.ids, kept)?;
-                let loss = head.distil(teacher.as_ref(), kept.hidden(), window.labels, how, room, d)?;
-                decoder.backward(given, d, kept, gradients);
-                Ok(loss)
-            });
-            // What the forward refuses is NaN or infinite where it is to be quantised: a loss that says nothing, too.
-            loss.add(of_window?);
-        }
-        let norm = self.student.norm(&self.gradients);
-        let mean = loss.mean(how.kd);
+        let kd = self.settings.kd;
+        // What the forward refuses is NaN or infinite where it is to be quantised: a loss that says nothing, too.
+        let loss = self.distiller.add(&self.student, windows, kd)?;
+        let norm = self.student.norm(self.distiller.gradients());
+        let mean = loss.mean(kd);
         if !mean.is_finite() || !norm.is_finite() {
             return Err(Error::Invalid(format!(
                 "the loss of step {number} is {mean} and its derivatives' norm {norm}: give a lower rate (lr={} or less), or look for \
@@ -83,53 +89,33 @@ impl<'a> Trainer<'a> {
         }
         let update = Update::at(self.step, &self.settings, self.decay, (CLIP / norm.max(CLIP)) as f32);
         let choose = self.settings.every > 0 && number.is_multiple_of(self.settings.every);
-        let flips = self.student.step(&self.gradients, update, choose);
-        self.gradients.clear();
-        self.student.turn(&self.decoder);
+        let flips = self.student.step(self.distiller.gradients(), update, choose);
+        self.distiller.gradients().clear();
+        self.student.turn(self.distiller.decoder());
         self.step = number;
-        let each = |sum: f64| sum / tokens.max(1) as f64;
-        Ok(Stepped {
+        let each = |sum: f64| sum / loss.tokens.max(1) as f64;
+        Ok(Some(Record::Stepped(Stepped {
             step: number,
-            tokens: u64::from(number) * tokens as u64,
+            tokens: u64::from(number) * loss.tokens as u64,
             loss: mean,
-            divergence: (how.kd > 0.0).then_some(each(loss.divergence) / 4.0),
+            divergence: (kd > 0.0).then_some(each(loss.divergence) / 4.0),
             likelihood: each(loss.likelihood),
             gradient: norm,
             rate: update.rate,
             lambda: update.lambda,
             flips: choose.then_some(flips),
-        })
+        })))
     }
 
-    /// What the student does on windows that it is not trained on.
-    pub(super) fn evaluate(&mut self, windows: &[Window<'_>]) -> Result<Evaluated> {
-        let mut loss = Loss::default();
-        for window in windows {
-            let teacher = hidden(self.dense, window.ids)?;
-            let Self { dense, decoder, head, student, kept, room, .. } = self;
-            student.with(|given| decoder.forward(dense, given, window.ids, kept))?;
-            loss.add(head.measure(&teacher, kept.hidden(), window.labels, room)?);
-        }
-        let each = |sum: f64| sum / loss.tokens.max(1) as f64;
-        Ok(Evaluated {
-            step: self.step,
-            perplexity: each(loss.likelihood).exp(),
-            dense: each(loss.of_teacher).exp(),
-            divergence: each(loss.divergence),
-        })
+    fn evaluate(&mut self) -> Result<Option<Record>> {
+        Ok(Some(Record::Evaluated(self.measure()?)))
     }
 
-    /// After a state was taken up.
-    pub(super) fn see(&mut self) {
-        self.student.matrices_mut().for_each(super::matrix::Matrix::see);
-        self.student.vectors_mut().for_each(super::vector::Vector::see);
-        self.student.turn(&self.decoder);
+    fn save(&self, to: &mut dyn Write, path: &Path) -> Result<()> {
+        self.write(to, path)
     }
-}
 
-/// What the head multiplies after a window.
-fn hidden(model: &Model, ids: &[u32]) -> Result<Panels> {
-    let mut cache = model.cache(ids.len());
-    cache.announce(ids.len());
-    model.hidden(ids, &mut cache, &Skips::new(), &mut Unobserved)
+    fn load(&mut self, from: &mut dyn Read, path: &Path) -> Result<()> {
+        self.read(from, path)
+    }
 }

@@ -54,7 +54,7 @@ struct Log {
     state: Vec<u8>,
 }
 
-impl Watch for Log {
+impl Watch<Record> for Log {
     fn tell(&mut self, record: Record) -> Result<()> {
         match record {
             Record::Stepped(step) => self.steps.push(step),

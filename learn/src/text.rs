@@ -83,9 +83,14 @@ impl Text {
     /// Windows of a single token.
     pub fn calibration(&self, most: usize, seed: u64) -> Result<Calibration> {
         let count = self.seen.len().min(most);
-        let mut order = Order::new(self, seed);
+        let mut order = Order::new(self.seen(), seed);
         let ids: Vec<u32> = (0..count as u64).flat_map(|number| order.get(number).ids.to_vec()).collect();
         Calibration::new(&ids, Cut { windows: count, length: self.window, seed: None }, None)
+    }
+
+    /// Windows that steps see, in the text's order.
+    pub fn seen(&self) -> Vec<Window<'_>> {
+        self.seen.iter().map(|&at| self.at(at)).collect()
     }
 
     fn at(&self, window: usize) -> Window<'_> {
@@ -109,34 +114,36 @@ pub struct Window<'a> {
 /// Gives windows out: each once before any comes again, every time in another order. Where it is depends on how many were given
 /// out alone.
 #[derive(Debug)]
-pub(super) struct Order<'a> {
-    text: &'a Text,
+pub struct Order<'a> {
+    windows: Vec<Window<'a>>,
     seed: u64,
-    /// Which pass over the text `order` is of.
+    /// Which pass over the windows `order` is of.
     pass: Option<u64>,
     order: Vec<usize>,
 }
 
 impl<'a> Order<'a> {
-    pub(super) fn new(text: &'a Text, seed: u64) -> Self {
-        Self { text, seed, pass: None, order: Vec::new() }
+    /// Of these windows.
+    pub fn new(windows: Vec<Window<'a>>, seed: u64) -> Self {
+        Self { windows, seed, pass: None, order: Vec::new() }
     }
 
-    /// Window `number`, from 0, of all that are given out.
-    pub(super) fn get(&mut self, number: u64) -> Window<'a> {
-        let count = self.text.seen.len().max(1) as u64;
+    /// Window `number`, from 0, of all that are given out; an empty one where there is none.
+    pub fn get(&mut self, number: u64) -> Window<'a> {
+        let count = self.windows.len().max(1) as u64;
         let pass = number / count;
         if self.pass != Some(pass) {
             let seed = self.seed.wrapping_add(pass.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let mut random = ChaCha8Rng::seed_from_u64(seed);
-            self.order.clone_from(&self.text.seen);
+            self.order = (0..self.windows.len()).collect();
             for i in (1..self.order.len()).rev() {
                 // The bias of a remainder over 64 bits is far below what anyone could see.
                 self.order.swap(i, (random.next_u64() % (i as u64 + 1)) as usize);
             }
             self.pass = Some(pass);
         }
-        self.text.at(self.order.get((number % count) as usize).copied().unwrap_or_default())
+        let at = self.order.get((number % count) as usize);
+        at.and_then(|at| self.windows.get(*at)).copied().unwrap_or(Window { ids: &[], labels: &[] })
     }
 }
 
@@ -149,7 +156,7 @@ mod tests {
         let text = Text::new((0..4001).collect(), 4, 1).unwrap();
         let held: Vec<u32> = text.held().iter().map(|w| w.ids[0]).collect();
         assert!((10..=16).contains(&held.len()) && text.windows() + held.len() == 1000);
-        let mut order = Order::new(&text, 7);
+        let mut order = Order::new(text.seen(), 7);
         let passes: Vec<Vec<u32>> = (0..3)
             .map(|pass| {
                 let numbers = pass * text.windows() as u64..(pass + 1) * text.windows() as u64;
@@ -173,8 +180,8 @@ mod tests {
         }
         assert!(passes[0] != passes[1] && passes[1] != passes[2]);
         // Wherever one begins.
-        assert_eq!(Order::new(&text, 7).get(1500), order.get(1500));
-        assert!((0..50).any(|n| Order::new(&text, 8).get(n) != order.get(n)));
+        assert_eq!(Order::new(text.seen(), 7).get(1500), order.get(1500));
+        assert!((0..50).any(|n| Order::new(text.seen(), 8).get(n) != order.get(n)));
     }
 
     #[test]
