@@ -183,7 +183,7 @@ fn models_in_fp8_run_and_convert_to_the_same_logits_bit_for_bit() {
     let of_fp8 = coded.units().values().filter(|unit| unit.encoding().name() == "dfloat8");
     let (bytes, stored) = of_fp8
         .fold((0, 0), |(bytes, stored), unit| (bytes + unit.decoded_size().1, stored + unit.stored_bytes()));
-    assert!(bytes == 6_291_456 && stored * 100 < bytes * 84, "{stored} of {bytes}");
+    assert!(bytes == 6_291_456 && stored * 100 < bytes * 87, "{stored} of {bytes}");
     let text = tinylm().join("eval.txt");
     let ppl = ["eval", "ppl", "--text", path(&text), "--limit", "2", "--json"];
     let of = |model: &str| {

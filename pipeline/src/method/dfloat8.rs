@@ -30,7 +30,7 @@ impl Room for Dfloat8 {
     }
 
     fn expected_bytes(&self, _tensor: Option<&Tensor>, bytes: u64) -> u64 {
-        share(bytes, 82)
+        share(bytes, 86)
     }
 
     fn components(&self) -> &'static [&'static str] {
