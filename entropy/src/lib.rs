@@ -3,6 +3,7 @@
 //! ```text
 //! BF16 words --+-- dfloat11: 8-bit sign+mantissa, Huffman-coded exponents, entry points every 8 bytes
 //!              +-- fixed12:  8-bit sign+mantissa, 4-bit exponent codes in tensor-core tiles, escapes
+//! FP8 ------------- dfloat8:  4-bit sign+mantissa, exponents as in dfloat11
 //! floats ---------- archive:  upper bits of magnitudes through rANS, by the scales of rows and columns
 //! any bytes  ----- planes:   byte planes through zstd, in chunks
 //! ```
@@ -13,6 +14,7 @@
 pub mod archive;
 pub mod bf16;
 pub mod dfloat11;
+pub mod dfloat8;
 mod error;
 pub mod fixed12;
 mod isa;

@@ -262,6 +262,13 @@ impl Unit {
         &self.encoded().parts
     }
 
+    /// How one of its components is stored, where that is a unit itself: elements or scales of small floats.
+    pub fn encoding_within(&self, component: &str) -> Option<&Encoding> {
+        let Stored::Encoded(encoded) = &self.stored else { return None };
+        let found = encoded.within.iter().find(|(name, _)| *name == component);
+        found.map(|(_, unit)| unit.encoding())
+    }
+
     /// Its components by their last name.
     pub fn components(&self) -> &Named<Component> {
         &self.encoded().components
@@ -850,6 +857,20 @@ impl Checkpoint {
         let first = matrix.saturating_mul(of_matrix);
         let rows = first.saturating_add(columns.start)..first.saturating_add(columns.end);
         unit.reader(&tensor.unit)?.stored_rows(rows, out).unwrap_or_else(|| Err(other()))
+    }
+
+    /// What the small floats of a matrix are multiplied with ([`crate::encoding::scaled`]): block by block in rows of blocks, in single precision,
+    /// a global scale among it.
+    ///
+    /// # Errors
+    /// No such tensor; one that is not stored so; a global scale that is no number.
+    pub fn scales(&self, name: &str) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name)?;
+        let other = || Error::Invalid(format!("tensor {name}: is not stored as small floats with scales"));
+        match self.unit_of(tensor)?.reader(&tensor.unit)?.scales() {
+            Some(scales) if tensor.is_stored() => scales,
+            _ => Err(other()),
+        }
     }
 
     /// A whole tensor in memory.

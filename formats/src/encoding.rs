@@ -14,6 +14,7 @@ pub mod archive;
 mod chunked;
 pub mod delta;
 pub mod dfloat11;
+pub mod dfloat8;
 pub mod fixed12;
 pub mod foreign;
 pub mod ggml;
@@ -46,6 +47,8 @@ pub enum Encoding {
     },
     /// DFloat11, as the published format stores it ([`dfloat11`]).
     Dfloat11,
+    /// FP8 in DFloat11's stream ([`dfloat8`]).
+    Dfloat8,
     /// Sign and mantissa bytes and 4-bit exponent codes in tiles ([`fixed12`]).
     Fixed12 {
         /// What is added to a code and the sign to give the exponent.
@@ -79,8 +82,10 @@ pub enum Encoding {
 
 impl Encoding {
     /// Every encoding this version reads, by its name in the manifest.
-    pub const NAMES: [&'static str; 10] =
-        ["raw", "planes", "dfloat11", "fixed12", "archive", "delta", "same", "abq", "sparse24", "lowrank"];
+    pub const NAMES: [&'static str; 11] = [
+        "raw", "planes", "dfloat11", "dfloat8", "fixed12", "archive", "delta", "same", "abq", "sparse24",
+        "lowrank",
+    ];
 
     /// The name in the manifest.
     pub fn name(&self) -> &'static str {
@@ -88,6 +93,7 @@ impl Encoding {
             Self::Raw => "raw",
             Self::Planes { .. } => "planes",
             Self::Dfloat11 => "dfloat11",
+            Self::Dfloat8 => "dfloat8",
             Self::Fixed12 { .. } => "fixed12",
             Self::Archive(_) => "archive",
             Self::Delta(_) => "delta",
@@ -107,6 +113,7 @@ impl Encoding {
             Self::Raw => &[raw::DATA],
             Self::Planes { .. } => &[planes::PLANES, planes::LENGTHS],
             Self::Dfloat11 => &dfloat11::COMPONENTS,
+            Self::Dfloat8 => &dfloat8::COMPONENTS,
             Self::Fixed12 { .. } => &fixed12::COMPONENTS,
             Self::Archive(_) => &archive::COMPONENTS,
             Self::Delta(_) => &delta::COMPONENTS,
@@ -130,7 +137,7 @@ impl Encoding {
             Self::Scaled(scaled) => Some(scaled.widths()),
             Self::Ggml(ggml) => ggml.widths(),
             Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => None,
-            Self::Archive(_) | Self::Delta(_) | Self::Same { .. } | Self::Foreign(_) => None,
+            Self::Dfloat8 | Self::Archive(_) | Self::Delta(_) | Self::Same { .. } | Self::Foreign(_) => None,
         }
     }
 
@@ -139,7 +146,7 @@ impl Encoding {
     pub fn is_lossy(&self) -> bool {
         match self {
             Self::Raw | Self::Planes { .. } | Self::Dfloat11 | Self::Fixed12 { .. } => false,
-            Self::Archive(_) | Self::Delta(_) | Self::Same { .. } => false,
+            Self::Dfloat8 | Self::Archive(_) | Self::Delta(_) | Self::Same { .. } => false,
             Self::Scaled(_) | Self::Ggml(_) => false,
             Self::Sparse24(sparse) => sparse.is_lossy(),
             Self::Abq(_) | Self::Lowrank(_) | Self::Foreign(_) => true,
@@ -196,6 +203,7 @@ enum Kind {
     Raw(raw::Reader),
     Planes(planes::Reader),
     Dfloat11(dfloat11::Reader),
+    Dfloat8(dfloat8::Reader),
     Fixed12(fixed12::Reader),
     Archive(Box<archive::Reader>),
     Delta(Box<delta::Reader>),
@@ -235,6 +243,7 @@ impl UnitReader {
             Encoding::Raw => Kind::Raw(raw::Reader::open(set, parts)?),
             Encoding::Planes { rotate } => Kind::Planes(planes::Reader::open(set, parts, *rotate)?),
             Encoding::Dfloat11 => Kind::Dfloat11(dfloat11::Reader::open(set, parts)?),
+            Encoding::Dfloat8 => Kind::Dfloat8(dfloat8::Reader::open(set, parts)?),
             Encoding::Fixed12 { base } => Kind::Fixed12(fixed12::Reader::open(set, parts, *base)?),
             Encoding::Archive(archive) => {
                 Kind::Archive(Box::new(archive::Reader::open(set, parts, *archive)?))
@@ -305,6 +314,14 @@ impl UnitReader {
         }
     }
 
+    /// What small floats are multiplied with, block by block in rows of blocks, in single precision; `None` for other encodings.
+    pub(crate) fn scales(&self) -> Option<Result<Vec<f32>>> {
+        match &self.0 {
+            Kind::Scaled(reader) => Some(reader.all_scales()),
+            _ => None,
+        }
+    }
+
     /// Decodes bytes `offset .. offset + out.len()` of the unit: its tensors' little-endian bytes,
     /// joined in order. Both ends must lie on whole elements.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
@@ -316,6 +333,7 @@ impl UnitReader {
             Kind::Planes(r) => r.read(offset, out),
             Kind::Archive(r) => r.read(offset, out),
             Kind::Delta(r) => r.read(offset, out),
+            Kind::Dfloat8(r) => r.read(offset, out),
             Kind::Abq(r) => r.read(offset, out),
             Kind::Sparse24(r) => r.read(offset, out),
             Kind::Lowrank(r) => r.read(offset, out),

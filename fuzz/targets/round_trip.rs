@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llmpress_entropy::{dfloat11, fixed12, planes};
+use llmpress_entropy::{dfloat8, dfloat11, fixed12, planes};
 
 fuzz_target!(|input: (Vec<u16>, u8, u8)| {
     let (words, cols, width) = input;
@@ -18,6 +18,23 @@ fuzz_target!(|input: (Vec<u16>, u8, u8)| {
         let mut out = vec![0; words.len()];
         dfloat11::decode_span(&code, &span, 0, &mut out).expect("what was encoded decodes");
         assert_eq!(out, words);
+    }
+    let small: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    if let Ok(unit) = dfloat8::encode(&small) {
+        let code = dfloat11::Code::from_luts(&unit.luts).expect("its own tables are valid");
+        assert!(dfloat8::fits(&code));
+        let mut sign_mantissa = Vec::new();
+        dfloat8::unpack(&unit.sign_mantissa, 0, small.len(), &mut sign_mantissa);
+        let span = dfloat11::Span {
+            encoded_exponent: &unit.encoded_exponent,
+            gaps: &unit.gaps,
+            output_positions: &unit.output_positions,
+            sign_mantissa: &sign_mantissa,
+        };
+        let (mut out, mut back) = (vec![0; small.len()], vec![0; small.len()]);
+        dfloat11::decode_span(&code, &span, 0, &mut out).expect("what was encoded decodes");
+        dfloat8::narrow(&out, &mut back);
+        assert_eq!(back, small);
     }
     let cols = usize::from(cols) + 1;
     let matrix = &words[..words.len() / cols * cols];

@@ -1,4 +1,4 @@
-// DFloat11 to plain BF16 (docs/format.md, section 4.3).
+// DFloat11 to plain BF16 (docs/format.md, section 4.3), and FP8 weights in the same stream, times their scales (section 4.11).
 //
 //   a block of threads = one 4,096-byte block of the stream at a time, two windows (16 bytes) a thread
 //   how many codes start in a thread's windows is counted once, when a unit is loaded -> prefix sums tell where its symbols go
@@ -94,6 +94,32 @@ count_dfloat11(const u8* stream, const u8* gaps, const u8* luts, u32 rows, u8* c
 DEVICE u32 two_weights(u32 sm, u32 e) { return (sm & 0x807f807fu) | e << 7; }
 DEVICE u16 one_weight(u32 sm, u32 e) { return (u16)((sm & 0x80) << 8 | e << 7 | (sm & 0x7f)); }
 
+// What FP8 weights are multiplied with: a scale for every block of `height` rows and `width` columns. Rows are a multiple of eight
+// long, and blocks as wide as that or as a row, so that eight weights in a row share a scale.
+struct Scales {
+    const float* values;
+    u32 cols, height, width;
+
+    DEVICE_METHOD float at(u32 element) const {
+        u32 row = element / cols, col = element - row * cols;
+        return values[row / height * ((cols + width - 1) / width) + col / width];
+    }
+};
+
+// An FP8 weight (E4M3) times its scale, rounded to BF16: `half` is its sign and mantissa, e its exponent.
+DEVICE float scaled_weight(u32 half, u32 e, float scale) {
+    float value = e ? __uint_as_float((e + 120) << 23 | (half & 7) << 20) : __fmul_rn((float)(half & 7), 0.001953125f);
+    return __fmul_rn(__uint_as_float(__float_as_uint(value) | (half & 8) << 28), scale);
+}
+// Exponents are below 16 in bytes of `e`; what is no number stays none, with one pattern of bits.
+DEVICE u32 two_scaled(u32 halves, u32 e, float scale) {
+    u32 low = e & 15, high = e >> 8 & 15;
+    u32 both = floats_to_bf16x2(scaled_weight(halves & 15, low, scale), scaled_weight(halves >> 4 & 15, high, scale));
+    if (low == 15 && (halves & 7) == 7) both = (both & 0xffff0000u) | 0x7fc0;
+    if (high == 15 && (halves >> 4 & 7) == 7) both = (both & 0xffffu) | 0x7fc00000u;
+    return both;
+}
+
 // stream: whole blocks and 16 bytes more. gaps: 5 bits a window, most significant first. positions: blocks + 1 entries that
 // ascend. table: `entries` of up to four symbols in x, the first in the lowest bits, and in y the bits that they take together
 // and, 16 bits up, eight times their number. The first 2^10 are those of the next 10 bits; zero in y: the code is longer, and x
@@ -103,10 +129,12 @@ DEVICE u16 one_weight(u32 sm, u32 e) { return (u16)((sm & 0x80) << 8 | e << 7 | 
 // owners: none, or of each block whose weights it holds: bit 31 where some belong to no expert, and two experts, each by its number
 // plus one at bits 0 and 15, both 0x7fff where there are more. Then only blocks with bit 31 are decoded, or with `wanted` those of
 // experts for which it is not zero.
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8* counts, const u8* sign_mantissa,
-                const uint2* table, u32 entries, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out,
-                const u32* owners, const u32* wanted) {
+//
+// FP8: `sign_mantissa` has half a byte a weight, and `scales` what they are multiplied with.
+template <bool FP8>
+DEVICE void decode(const u8* stream, const u8* gaps, const u32* positions, const u8* counts, const u8* sign_mantissa,
+                   const uint2* table, u32 entries, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out,
+                   const u32* owners, const u32* wanted, Scales scales) {
     let_later_begin();
     Shared shared;
     uint2* symbols = shared.take<uint2>(entries);
@@ -222,12 +250,35 @@ decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8
         }
         __syncthreads();
 
-        const u8* signs = sign_mantissa + first;
         u16* to = out + first;
         const u8* own = exponents + offset;
         u32 head = min((8 - offset) % 8, total);
-        if (thread < head) to[thread] = one_weight(signs[thread], own[thread]);
         u32 eights = (total - head) / 8;
+        u32 tail = head + 8 * eights + thread;
+        if constexpr (FP8) {
+            auto single = [&](u32 place) {
+                u32 element = first + place;
+                u32 half = sign_mantissa[element / 2] >> 4 * (element % 2) & 15;
+                to[place] = (u16)two_scaled(half, own[place], scales.at(element));
+            };
+            if (thread < head) single(thread);
+            if (tail < total) single(tail);
+            const u32* halves = (const u32*)(sign_mantissa + (first + head) / 2);
+            for (u32 i = thread; i < eights; i += THREADS) {
+                u32 place = head + 8 * i, h = load_once(halves + i);
+                float scale = scales.at(first + place);
+                uint2 e = *(const uint2*)(own + place);
+                uint4 words;
+                words.x = two_scaled(h, e.x, scale);
+                words.y = two_scaled(h >> 8, e.x >> 16, scale);
+                words.z = two_scaled(h >> 16, e.y, scale);
+                words.w = two_scaled(h >> 24, e.y >> 16, scale);
+                *(uint4*)(to + place) = words;
+            }
+            continue;
+        }
+        const u8* signs = sign_mantissa + first;
+        if (thread < head) to[thread] = one_weight(signs[thread], own[thread]);
         auto join = [&](u32 i, uint2 sm) {
             u32 place = head + 8 * i;
             uint2 e = *(const uint2*)(own + place);
@@ -247,7 +298,23 @@ decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8
             join(i + THREADS, other);
         }
         if (i < eights) join(i, load_once(from_signs + i));
-        u32 tail = head + 8 * eights + thread;
         if (tail < total) to[tail] = one_weight(signs[tail], own[tail]);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+decode_dfloat11(const u8* stream, const u8* gaps, const u32* positions, const u8* counts, const u8* sign_mantissa,
+                const uint2* table, u32 entries, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out,
+                const u32* owners, const u32* wanted) {
+    decode<false>(stream, gaps, positions, counts, sign_mantissa, table, entries, luts, rows, blocks, capacity, out, owners,
+                  wanted, Scales{});
+}
+
+// scales: F32 [ceil(rows of the matrix / height), ceil(cols / width)].
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+decode_dfloat8(const u8* stream, const u8* gaps, const u32* positions, const u8* counts, const u8* sign_mantissa,
+               const uint2* table, u32 entries, const u8* luts, u32 rows, u32 blocks, u32 capacity, u16* out,
+               const float* scales, u32 cols, u32 height, u32 width) {
+    decode<true>(stream, gaps, positions, counts, sign_mantissa, table, entries, luts, rows, blocks, capacity, out, nullptr,
+                 nullptr, Scales{scales, cols, height, width});
 }

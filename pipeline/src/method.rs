@@ -5,6 +5,7 @@ mod archive;
 mod coded;
 mod delta;
 mod dfloat11;
+mod dfloat8;
 mod exported;
 mod fixed12;
 mod kept;
@@ -58,6 +59,8 @@ methods! {
     Planes => planes::Planes,
     /// The published DFloat11 format; BF16 linears of repeated blocks, and the head.
     Dfloat11 => dfloat11::Dfloat11,
+    /// FP8 weights with entropy-coded exponents; the rest as it is.
+    Dfloat8 => dfloat8::Dfloat8,
     /// Fixed 12 bits a weight; BF16 matrices.
     Fixed12 => fixed12::Fixed12,
     /// Floats of 16 and 8 bits as small as their magnitudes allow: for storage and transfer.
@@ -126,7 +129,7 @@ mod tests {
                 .parse::<Method>()
                 .unwrap_err()
                 .to_string()
-                .contains("raw, planes, dfloat11, fixed12, archive")
+                .contains("raw, planes, dfloat11, dfloat8, fixed12, archive")
         );
     }
 }

@@ -87,25 +87,8 @@ pub(crate) fn histograms<H: Send>(
     })
 }
 
-/// Runs `encode_piece` over batches of pieces and `join` over each batch's results in order. Results
-/// are reused as buffers.
-pub(crate) fn batches<P: Default + Send>(
-    source: &UnitSource<'_>,
-    piece_bytes: usize,
-    work: Work<'_>,
-    encode_piece: impl Fn(usize, &[u16], &mut P) -> Result<()> + Sync,
-    join: impl FnMut(&[(Vec<u16>, P)]) -> Result<()>,
-) -> Result<()> {
-    let all: Vec<(u64, usize)> = pieces(source.bytes(), piece_bytes).collect();
-    let encode = |i: usize, &(offset, len): &(u64, usize), words: &mut Vec<u16>, out: &mut P| {
-        words.resize(len / 2, 0);
-        source.read(offset, bytemuck::cast_slice_mut(words))?;
-        encode_piece(i, words, out)
-    };
-    batches_of(&all, work, encode, join)
-}
-
-/// [`batches`] of pieces of any kind: `encode` reads a piece's words and encodes them.
+/// Runs `encode`, which reads a piece's words and encodes them, over batches of pieces, and `join` over each batch's results in
+/// order. Results are reused as buffers.
 pub(crate) fn batches_of<T: Sync, P: Default + Send>(
     all: &[T],
     work: Work<'_>,

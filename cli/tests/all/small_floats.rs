@@ -93,7 +93,7 @@ fn e4m3(value: f32, magnitudes: &[f32]) -> u8 {
 }
 
 /// The example as FP8 with a scale for every block of 128 x 128 of the linears.
-fn fp8_model(dir: &Path) {
+pub(crate) fn fp8_model(dir: &Path) {
     let source = Checkpoint::open(&tinylm()).unwrap();
     let magnitude = |byte: u8| match byte >> 3 {
         0 => f32::from(byte) * 2f32.powi(-9),
@@ -161,7 +161,7 @@ fn models_in_fp8_run_and_convert_to_the_same_logits_bit_for_bit() {
     // Nothing is BF16 there but an embedding that is the head too.
     let error = fails(&["convert", path(&at("fp8")), path(&at("none")), "--to", "dfloat11"]);
     assert!(error.contains("--to planes") && error.contains("restore it first"), "{error}");
-    for to in ["planes", "fixed12", "raw"] {
+    for to in ["planes", "fixed12", "raw", "archive", "dfloat8"] {
         let out = at(to);
         ok(&["convert", path(&at("fp8")), path(&out), "--to", to]);
         ok(&["verify", path(&out), "--against", path(&at("fp8"))]);
@@ -179,6 +179,11 @@ fn models_in_fp8_run_and_convert_to_the_same_logits_bit_for_bit() {
         assert!(logits(&back, Weights::Stored) == expected, "{to}");
         assert_eq!(Checkpoint::open(&back).unwrap().tensor(weight).unwrap().dtype, Dtype::F8_E4M3, "{to}");
     }
+    let coded = Checkpoint::open(&at("dfloat8")).unwrap();
+    let of_fp8 = coded.units().values().filter(|unit| unit.encoding().name() == "dfloat8");
+    let (bytes, stored) = of_fp8
+        .fold((0, 0), |(bytes, stored), unit| (bytes + unit.decoded_size().1, stored + unit.stored_bytes()));
+    assert!(bytes == 6_291_456 && stored * 100 < bytes * 87, "{stored} of {bytes}");
     let text = tinylm().join("eval.txt");
     let ppl = ["eval", "ppl", "--text", path(&text), "--limit", "2", "--json"];
     let of = |model: &str| {
@@ -188,6 +193,7 @@ fn models_in_fp8_run_and_convert_to_the_same_logits_bit_for_bit() {
         told["perplexity"].clone()
     };
     assert!(of("fp8").is_number() && of("fp8") == of("planes") && of("fp8") == of("plain"));
+    assert!(of("fp8") == of("dfloat8"));
 }
 
 #[test]

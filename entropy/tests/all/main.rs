@@ -3,6 +3,7 @@
 
 mod archive;
 mod dfloat11;
+mod dfloat8;
 mod fixed12;
 mod golden;
 mod planes;

@@ -11,6 +11,7 @@
 
 use std::sync::OnceLock;
 
+use llmpress_entropy::dfloat8;
 use llmpress_entropy::dfloat11::{BLOCK_BYTES, BLOCK_GAP_BYTES, Code, Layout, Span, decode_span};
 
 use super::{ComponentSet, ComponentSpec, Part, require_bf16};
@@ -82,6 +83,8 @@ pub(crate) fn read_split_positions(component: &Component, elements: u64) -> Resu
 #[derive(Debug)]
 pub(super) struct Reader {
     elements: u64,
+    /// Whether signs and mantissas take half a byte each ([`super::dfloat8`]).
+    halves: bool,
     luts: Component,
     encoded: Component,
     sign_mantissa: Component,
@@ -100,9 +103,22 @@ struct Tables {
 impl Reader {
     pub(super) fn open(set: ComponentSet<'_>, parts: &[Part]) -> Result<Self> {
         require_bf16(&set, parts)?;
-        let elements = parts.iter().map(|p| p.bytes / 2).sum::<u64>();
+        let reader = Self::of(&set, parts.iter().map(|p| p.bytes / 2).sum::<u64>(), false)?;
+        let splits = read_split_positions(&set.get(SPLIT_POSITIONS)?, reader.elements)?;
+        let expected = split_positions(parts.iter().map(|p| p.bytes / 2));
+        if !splits.iter().copied().eq(expected.iter().map(|&e| e as u64)) {
+            return Err(set
+                .get(SPLIT_POSITIONS)?
+                .corrupt(format!("is {splits:?} where the shapes of the unit's tensors give {expected:?}")));
+        }
+        Ok(reader)
+    }
+
+    /// Of the components that hold so many weights.
+    pub(super) fn of(set: &ComponentSet<'_>, elements: u64, halves: bool) -> Result<Self> {
         let reader = Self {
             elements,
+            halves,
             luts: set.get(LUTS)?,
             encoded: set.get(ENCODED_EXPONENT)?,
             sign_mantissa: set.get(SIGN_MANTISSA)?,
@@ -110,7 +126,7 @@ impl Reader {
             gaps: set.get(GAPS)?,
             tables: OnceLock::new(),
         };
-        reader.sign_mantissa.require(Dtype::U8, elements)?;
+        reader.sign_mantissa.require(Dtype::U8, if halves { elements.div_ceil(2) } else { elements })?;
         reader.encoded.require(Dtype::U8, reader.encoded.bytes)?;
         // A last code that ends on the edge of a block: official files lack the entry of the block
         // that holds only tail bits.
@@ -127,13 +143,6 @@ impl Reader {
         if reader.output_positions.bytes != 4 * blocks {
             reader.output_positions.require(Dtype::U8, 4 * (blocks + 1))?;
         }
-        let splits = read_split_positions(&set.get(SPLIT_POSITIONS)?, elements)?;
-        let expected = split_positions(parts.iter().map(|p| p.bytes / 2));
-        if !splits.iter().copied().eq(expected.iter().map(|&e| e as u64)) {
-            return Err(set
-                .get(SPLIT_POSITIONS)?
-                .corrupt(format!("is {splits:?} where the shapes of the unit's tensors give {expected:?}")));
-        }
         Ok(reader)
     }
 
@@ -143,6 +152,9 @@ impl Reader {
         }
         let code = Code::from_luts(&self.luts.read_all(MAX_LUT_BYTES)?)
             .map_err(|e| self.luts.corrupt(e.to_string()))?;
+        if self.halves && !dfloat8::fits(&code) {
+            return Err(self.luts.corrupt("has codes of exponents that FP8 does not have".to_owned()));
+        }
         let mut positions: Vec<u32> =
             bytemuck::allocation::pod_collect_to_vec(&self.output_positions.read_all(u64::from(u32::MAX))?);
         if positions.len() as u64 == self.gaps.bytes / BLOCK_GAP_BYTES as u64 {
@@ -170,7 +182,8 @@ impl Reader {
         let Tables { code, positions } = self.tables()?;
         let blocks = positions.len() - 1;
         let mut block = positions.partition_point(|&p| u64::from(p) <= first).saturating_sub(1).min(blocks);
-        let (mut encoded, mut gaps, mut sign_mantissa) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut encoded, mut gaps) = (Vec::new(), Vec::new());
+        let (mut sign_mantissa, mut halves) = (Vec::new(), Vec::new());
         let mut at = first;
         let mut rest = out;
         while at < end {
@@ -197,8 +210,16 @@ impl Reader {
             self.encoded.read_at(bits_from, &mut encoded)?;
             gaps.resize((to - block) * BLOCK_GAP_BYTES, 0);
             self.gaps.read_at((block * BLOCK_GAP_BYTES) as u64, &mut gaps)?;
-            sign_mantissa.resize((to_symbol - from_symbol) as usize, 0);
-            self.sign_mantissa.read_at(from_symbol, &mut sign_mantissa)?;
+            let symbols = (to_symbol - from_symbol) as usize;
+            if self.halves {
+                let bytes = from_symbol / 2..to_symbol.div_ceil(2);
+                halves.resize((bytes.end - bytes.start) as usize, 0);
+                self.sign_mantissa.read_at(bytes.start, &mut halves)?;
+                dfloat8::unpack(&halves, (from_symbol % 2) as usize, symbols, &mut sign_mantissa);
+            } else {
+                sign_mantissa.resize(symbols, 0);
+                self.sign_mantissa.read_at(from_symbol, &mut sign_mantissa)?;
+            }
             let span = Span {
                 encoded_exponent: &encoded,
                 gaps: &gaps,

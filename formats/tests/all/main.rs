@@ -6,6 +6,7 @@ mod by_hand;
 
 mod abq;
 mod archive;
+mod dfloat8;
 mod discovery;
 mod foreign;
 mod gguf;

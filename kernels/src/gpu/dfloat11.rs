@@ -1,5 +1,6 @@
-//! DFloat11 units in device memory.
+//! DFloat11 units in device memory, and FP8 matrices in the same stream (`dfloat8`).
 
+use llmpress_entropy::dfloat8;
 use llmpress_entropy::dfloat11::{BLOCK_BYTES, BLOCK_GAP_BYTES, Code, MAX_BLOCK_SYMBOLS};
 
 use super::{Argument, Buffer, Error, Gpu, Launch, Result, View, size32};
@@ -23,12 +24,44 @@ pub struct Components<'a> {
     pub luts: &'a [u8],
     /// The stream.
     pub encoded_exponent: &'a [u8],
-    /// A byte a weight.
+    /// A byte a weight; half a byte of FP8.
     pub sign_mantissa: &'a [u8],
     /// Number of the first symbol of each block, then that of all. Official files may lack the last but one.
     pub output_positions: &'a [u32],
     /// 5 bits a window.
     pub gaps: &'a [u8],
+}
+
+/// What the FP8 weights of a matrix are multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales<'a> {
+    /// A scale for every block: [`ceil(rows / block[0])`, `ceil(cols / block[1])`], finite.
+    pub values: &'a [f32],
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub cols: usize,
+    /// Rows and columns that share a scale.
+    pub block: [usize; 2],
+}
+
+impl Scales<'_> {
+    /// Whether eight weights from a multiple of eight on always share a row and a scale, which is what the kernel goes by.
+    #[must_use]
+    pub fn in_eights(cols: usize, block: [usize; 2]) -> bool {
+        cols.is_multiple_of(8)
+            && block[0] > 0
+            && block[1] > 0
+            && (block[1].is_multiple_of(8) || block[1] >= cols)
+    }
+}
+
+/// [`Scales`] in device memory.
+#[derive(Debug)]
+struct Scaled {
+    values: Buffer,
+    cols: u32,
+    block: [u32; 2],
 }
 
 /// A unit.
@@ -49,6 +82,8 @@ pub struct Unit {
     /// Number of the first symbol of each block, then of all; and to which experts blocks belong, where there are any.
     starts: Vec<u32>,
     owners: Option<Buffer>,
+    /// Of FP8.
+    scaled: Option<Scaled>,
 }
 
 /// Of a block's owners: some of its weights belong to no expert.
@@ -71,10 +106,42 @@ impl Unit {
     /// [`Error::Invalid`] where components have other sizes, positions do not ascend or tables do not resolve; not so much
     /// memory.
     pub fn upload(gpu: &Gpu, c: &Components<'_>) -> Result<Self> {
+        Self::of(gpu, c, c.sign_mantissa.len(), None)
+    }
+
+    /// Copies an FP8 matrix to the device, to be decoded to BF16: each weight times its scale in single precision, rounded once.
+    ///
+    /// # Errors
+    /// Those of [`Self::upload`]; exponents that FP8 does not have; scales of another shape or that are not finite; blocks of which eight
+    /// weights in a row do not share one ([`Scales::in_eights`]).
+    pub fn upload_fp8(gpu: &Gpu, c: &Components<'_>, scales: &Scales<'_>) -> Result<Self> {
+        let invalid = |what: &str| Error::Invalid(format!("a dfloat8 matrix: {what}"));
+        let Scales { values, rows, cols, block } = *scales;
+        if !Scales::in_eights(cols, block) {
+            return Err(invalid("eight weights in a row have different scales"));
+        }
+        if values.len() != rows.div_ceil(block[0]) * cols.div_ceil(block[1])
+            || !values.iter().all(|s| s.is_finite())
+        {
+            return Err(invalid("its scales are of another shape, or not finite"));
+        }
+        let elements = rows.checked_mul(cols).filter(|n| n.div_ceil(2) == c.sign_mantissa.len());
+        let elements = elements.ok_or_else(|| invalid("components of other sizes"))?;
+        let code = Code::from_luts(c.luts).map_err(|e| invalid(&e.to_string()))?;
+        if !dfloat8::fits(&code) {
+            return Err(invalid("codes of exponents that FP8 does not have"));
+        }
+        // Wider blocks than the matrix are as wide as it is.
+        let block = [block[0].min(rows.max(1)), block[1].min(cols)].map(|side| side as u32);
+        let scaled = Scaled { values: gpu.upload(values)?, cols: size32("columns", cols)?, block };
+        Self::of(gpu, c, elements, Some(scaled))
+    }
+
+    fn of(gpu: &Gpu, c: &Components<'_>, elements: usize, scaled: Option<Scaled>) -> Result<Self> {
         let invalid = |what: &str| Error::Invalid(format!("a DFloat11 unit: {what}"));
         Code::from_luts(c.luts).map_err(|e| invalid(&e.to_string()))?;
         let blocks = c.encoded_exponent.len().div_ceil(BLOCK_BYTES);
-        let elements = u32::try_from(c.sign_mantissa.len()).map_err(|_| invalid("2^32 weights or more"))?;
+        let elements = u32::try_from(elements).map_err(|_| invalid("2^32 weights or more"))?;
         let mut positions = c.output_positions.to_vec();
         if positions.len() == blocks {
             positions.push(elements);
@@ -107,6 +174,7 @@ impl Unit {
             luts: gpu.upload(c.luts)?,
             starts: positions,
             owners: None,
+            scaled,
         };
         unit.count(gpu)?;
         // Decoding may begin before what was started earlier has ended, and counts as weights what this makes.
@@ -146,7 +214,8 @@ impl Unit {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let small = [&self.stream, &self.gaps, &self.positions, &self.counts, &self.table, &self.luts];
-        self.sign_mantissa.bytes() + small.iter().map(|buffer| buffer.bytes()).sum::<usize>()
+        let scales = self.scaled.as_ref().map_or(0, |scaled| scaled.values.bytes());
+        self.sign_mantissa.bytes() + scales + small.iter().map(|buffer| buffer.bytes()).sum::<usize>()
     }
 
     /// Says which elements belong to which of `experts` experts, so that they can be decoded by themselves: ranges that ascend and do
@@ -164,7 +233,7 @@ impl Unit {
         let inside = |(range, expert): &(std::ops::Range<usize>, usize)| {
             range.start <= range.end && range.end <= self.elements && *expert < experts
         };
-        if experts >= MANY as usize || !ascend || !ranges.iter().all(inside) {
+        if self.scaled.is_some() || experts >= MANY as usize || !ascend || !ranges.iter().all(inside) {
             return Err(Error::Invalid("a DFloat11 unit's experts overlap or lie outside of it".to_owned()));
         }
         let mut at = 0;
@@ -230,31 +299,39 @@ impl Unit {
             return Ok(());
         }
         let piece = |bytes: u32| bytes.next_multiple_of(16);
+        let mut arguments = vec![
+            self.stream.view().pointer(),
+            self.gaps.view().pointer(),
+            self.positions.view().pointer(),
+            self.counts.view().pointer(),
+            self.sign_mantissa.view().pointer(),
+            self.table.view().pointer(),
+            Argument::U32((self.table.bytes() / 8) as u32),
+            self.luts.view().pointer(),
+            Argument::U32(self.rows),
+            Argument::U32(self.blocks),
+            Argument::U32(self.capacity),
+            out.pointer(),
+        ];
+        match &self.scaled {
+            None => arguments.extend([owners, wanted]),
+            Some(Scaled { values, cols, block: [height, width] }) => arguments.extend([
+                values.view().pointer(),
+                Argument::U32(*cols),
+                Argument::U32(*height),
+                Argument::U32(*width),
+            ]),
+        }
         gpu.launch(&Launch {
             file: "dfloat11",
-            kernel: "decode_dfloat11",
+            kernel: if self.scaled.is_some() { "decode_dfloat8" } else { "decode_dfloat11" },
             grid: [self.blocks.min(RESIDENT * gpu.backend().multiprocessors()), 1, 1],
             block: THREADS as u32,
             shared: piece(self.table.bytes() as u32)
                 + piece(4 * THREADS as u32)
                 + piece(32)
                 + piece(self.capacity + 16),
-            arguments: &[
-                self.stream.view().pointer(),
-                self.gaps.view().pointer(),
-                self.positions.view().pointer(),
-                self.counts.view().pointer(),
-                self.sign_mantissa.view().pointer(),
-                self.table.view().pointer(),
-                Argument::U32((self.table.bytes() / 8) as u32),
-                self.luts.view().pointer(),
-                Argument::U32(self.rows),
-                Argument::U32(self.blocks),
-                Argument::U32(self.capacity),
-                out.pointer(),
-                owners,
-                wanted,
-            ],
+            arguments: &arguments,
             overlaps: true,
         })
     }

@@ -3,7 +3,7 @@
 
 use llmpress_emulator::Emulator;
 use llmpress_entropy::dfloat11::{EncodedUnit, encode};
-use llmpress_kernels::gpu::dfloat11::{Components, Unit};
+use llmpress_kernels::gpu::dfloat11::{Components, Scales, Unit};
 use llmpress_kernels::gpu::{Error, Gpu};
 use llmpress_numbers::Numbers;
 use proptest::prelude::*;
@@ -118,4 +118,82 @@ fn official_files_without_an_entry_decode_and_other_sizes_are_refused() {
     let mut swapped = all.clone();
     swapped.swap(0, 1);
     assert!(refused(&Components { output_positions: &swapped, ..c }));
+}
+
+/// FP8 weights as they are when they were scaled to the largest number; with `odd`, all patterns besides.
+fn bytes(seed: u64, count: usize, odd: bool) -> Vec<u8> {
+    let mut numbers = Numbers::new(seed);
+    let mut byte = || {
+        let state = numbers.bits();
+        let exponent = 15 - ((state >> 8).leading_zeros() - 8).min(15) as u8;
+        if odd && state % 61 == 0 { (state >> 40) as u8 } else { exponent << 3 | state as u8 & 0x87 }
+    };
+    (0..count).map(|_| byte()).collect()
+}
+
+/// What the byte of an FP8 weight stands for, by the formula of its format.
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let size = match (exponent, byte & 7) {
+        (15, 7) => return f32::NAN,
+        (0, _) => mantissa * 2f32.powi(-9),
+        _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+    };
+    if byte > 127 { -size } else { size }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn fp8_matrices_decode_to_their_weights_times_their_scales(
+        seed in any::<u64>(), rows in 1usize..90, eights in 1usize..60,
+        block in prop_oneof![Just([128, 128]), Just([1, 1000]), Just([1000, 1000]), Just([16, 16]), Just([7, 8])],
+    ) {
+        let cols = 8 * eights;
+        let weights = bytes(seed, rows * cols, seed % 3 == 0);
+        let Ok(unit) = llmpress_entropy::dfloat8::encode(&weights) else { return Ok(()) };
+        let [height, width]: [usize; 2] = block;
+        let across = cols.div_ceil(width);
+        let mut numbers = Numbers::new(seed ^ 1);
+        let sizes = [1.0, 1e-3, -3e-5, 1e38, 1e-38, 0.0];
+        let values: Vec<f32> = (0..rows.div_ceil(height) * across)
+            .map(|i| sizes[i % 6] * (1.0 + numbers.float()))
+            .collect();
+        let scales = Scales { values: &values, rows, cols, block };
+        let gpu = Gpu::new(if seed % 2 == 0 { Emulator::new() } else { Emulator::backwards() });
+        let positions = positions(&unit);
+        let on_gpu = Unit::upload_fp8(&gpu, &components(&unit, &positions), &scales).unwrap();
+        let out = gpu.allocate(2 * on_gpu.elements()).unwrap();
+        on_gpu.decode(&gpu, out.view()).unwrap();
+        let found: Vec<u16> = out.view().read(rows * cols).unwrap();
+        for (i, (found, byte)) in found.iter().zip(&weights).enumerate() {
+            let (row, col) = (i / cols, i % cols);
+            let value = e4m3(*byte) * values[row / height * across + col / width];
+            let wanted = if value.is_nan() { 0x7fc0 } else { half::bf16::from_f32(value).to_bits() };
+            prop_assert_eq!(*found, wanted, "weight {}, {} of {:#x}", row, col, byte);
+        }
+    }
+}
+
+#[test]
+fn scales_that_do_not_fit_an_fp8_matrix_are_refused() {
+    let weights = bytes(5, 40 * 64, false);
+    let unit = llmpress_entropy::dfloat8::encode(&weights).unwrap();
+    let all = positions(&unit);
+    let gpu = Gpu::new(Emulator::new());
+    let (c, ones) = (components(&unit, &all), vec![1.0; 100]);
+    let fine = Scales { values: &ones[..10], rows: 40, cols: 64, block: [8, 32] };
+    Unit::upload_fp8(&gpu, &c, &fine).unwrap();
+    let refused = |scales| matches!(Unit::upload_fp8(&gpu, &c, &scales), Err(Error::Invalid(_)));
+    assert!(refused(Scales { values: &ones[..9], ..fine }));
+    assert!(refused(Scales { values: &[f32::INFINITY; 10], ..fine }));
+    assert!(refused(Scales { values: &ones[..60], block: [4, 12], ..fine }));
+    assert!(refused(Scales { rows: 39, ..fine }));
+    // Exponents of BF16 are none of FP8.
+    let other = encode(&words(3, 1280, 40, 3)).unwrap();
+    assert!(matches!(
+        Unit::upload_fp8(&gpu, &components(&other, &positions(&other)), &fine),
+        Err(Error::Invalid(_))
+    ));
 }

@@ -15,7 +15,8 @@ use serde::Serialize;
 
 use super::session::{WORKSPACE_BYTES, chunk, heads, mlp_elements, padded, plan_bytes};
 use super::weights::{
-    LayerLinears, decodes_in_place, element, plain_bytes, stays_abq, stays_lowrank, stays_sparse, stored,
+    LayerLinears, decodes_in_place, element, plain_bytes, stays_abq, stays_fp8, stays_lowrank, stays_sparse,
+    stored,
 };
 use super::{RUN_LOGITS, layer_linears, routing};
 use crate::linear::Linear;
@@ -163,8 +164,10 @@ impl Sizes<'_> {
             for linear in layer.gate_up.iter().chain(&layer.down).flatten() {
                 self.expert(linear)?;
                 match self.encoding(linear)? {
-                    // Experts lie with their zeros and sums.
-                    Encoding::Sparse24(_) | Encoding::Lowrank(_) => self.bytes += plain_bytes(linear),
+                    // Experts lie with their zeros and sums, and FP8 decoded.
+                    Encoding::Sparse24(_) | Encoding::Lowrank(_) | Encoding::Scaled(_) => {
+                        self.bytes += plain_bytes(linear);
+                    }
                     _ => _ = self.matrix(linear, false)?,
                 }
             }
@@ -217,6 +220,18 @@ impl Sizes<'_> {
             let each = if abq.activation_bits.is_some() { 12 } else { 8 };
             self.bytes += codes + rows * abq.groups(cols) as u64 * each;
             return Ok(abq.activation_bits.is_none());
+        }
+        if self.planned.is_none()
+            && !table
+            && stays_fp8(&self.model.checkpoint, linear, self.weights)?.is_some()
+        {
+            let checkpoint = &self.model.checkpoint;
+            let elements = (linear.rows() * linear.cols()) as u64;
+            let stored = checkpoint.unit_of(checkpoint.tensor(linear.tensor())?)?.stored_bytes();
+            // A count for every 16 bytes of the stream, and scales in single precision.
+            self.bytes += stored + stored.saturating_sub(elements / 2) / 16;
+            self.scratch = self.scratch.max(2 * elements);
+            return Ok(false);
         }
         if let Some(in_fixed12) = stays_sparse(&encoding, self.weights, linear).filter(|_| !table) {
             self.bytes += sparse24::Matrix::bytes_of(linear.rows(), linear.cols(), in_fixed12);

@@ -4,6 +4,7 @@
 //! plain        [rows, cols]           BF16, F16 or F32, multiplied as it is
 //! fixed12      tiles                  multiplied as it is
 //! DFloat11     units of some tensors  decoded into one scratch buffer when a layer begins
+//! dfloat8      FP8 and its scales     decoded there when it is multiplied
 //! abq          tiles of codes         multiplied as it is; in integers where activations are quantised, too
 //! two in four  kept values, positions multiplied as it is, values plain or in fixed12
 //! lowrank      a base and sums        the base as above, sums plain or abq, of inputs added up
@@ -15,12 +16,14 @@ use std::mem::discriminant;
 use bytemuck::Pod;
 use llmpress_entropy::{dfloat11, fixed12};
 use llmpress_formats::encoding::abq::Abq;
+use llmpress_formats::encoding::dfloat11::{ENCODED_EXPONENT, GAPS, LUTS, OUTPUT_POSITIONS, SIGN_MANTISSA};
 use llmpress_formats::encoding::lowrank::{Base, BaseRows, Lowrank, Packed as WithSums, Sums};
+use llmpress_formats::encoding::scaled::{ELEMENTS, Scaled};
 use llmpress_formats::encoding::sparse24::{Inner, Kept, Packed};
 use llmpress_formats::{Checkpoint, Dtype, Encoding, Error, Result, encoding};
 use llmpress_kernels::gpu::abq::{self, integer};
 use llmpress_kernels::gpu::dense::{self, Element, padded, row_stride};
-use llmpress_kernels::gpu::dfloat11::{Components, Unit};
+use llmpress_kernels::gpu::dfloat11::{Components, Scales, Unit};
 use llmpress_kernels::gpu::fixed12::{Encoded, Matrix, Part};
 use llmpress_kernels::gpu::sparse24;
 use llmpress_kernels::gpu::{Buffer, Gpu, View};
@@ -59,7 +62,7 @@ pub(super) enum Source {
         matrix: integer::Matrix,
         label: u32,
     },
-    /// Elements from `first` on of a decoded unit.
+    /// Elements from `first` on of a decoded unit, of FP8 too.
     Dfloat11 {
         unit: usize,
         first: usize,
@@ -208,6 +211,9 @@ impl<'a> Loader<'a> {
         if let Some(abq) = stays_abq(&encoding, self.weights) {
             return Ok(Target::Abq(abq));
         }
+        if let Some(scaled) = stays_fp8(self.checkpoint, linear, self.weights)? {
+            return Ok(Target::Fp8(scaled));
+        }
         if let Some(in_fixed12) = stays_sparse(&encoding, self.weights, linear) {
             return Ok(Target::Sparse24 { in_fixed12 });
         }
@@ -275,6 +281,10 @@ impl<'a> Loader<'a> {
                         self.with(&[linear], Source::Dfloat11 { unit, first })?
                     }
                     Target::Fixed12 => self.fixed12_stack(&[linear])?,
+                    Target::Fp8(scaled) => {
+                        let unit = self.fp8(linear, scaled)?;
+                        self.with(&[linear], Source::Dfloat11 { unit, first: 0 })?
+                    }
                 };
                 one.whole = group.iter().map(|linear| linear.rows()).sum();
                 if let Source::WithSums { base, sums, .. } = &mut one.source {
@@ -344,7 +354,8 @@ impl<'a> Loader<'a> {
                 | Encoding::Abq(_)
                 | Encoding::Foreign(_)
                 | Encoding::Sparse24(_)
-                | Encoding::Lowrank(_),
+                | Encoding::Lowrank(_)
+                | Encoding::Scaled(_),
             ) => self.plain_stack(&[linear]),
             _ => self.matrix(linear),
         }
@@ -428,7 +439,6 @@ impl<'a> Loader<'a> {
 
     /// The unit that a matrix is stored in, and where it begins there.
     fn stored_unit(&mut self, linear: &Linear) -> Result<(usize, usize)> {
-        use encoding::dfloat11::{ENCODED_EXPONENT, GAPS, LUTS, OUTPUT_POSITIONS, SIGN_MANTISSA};
         let checkpoint = self.checkpoint;
         let info = checkpoint.tensor(linear.tensor())?;
         let (name, unit) = (&info.unit, checkpoint.unit_of(info)?);
@@ -448,6 +458,33 @@ impl<'a> Loader<'a> {
         })?;
         self.by_name.insert(name.clone(), index);
         Ok((index, first))
+    }
+
+    /// The unit that an FP8 matrix becomes.
+    fn fp8(&mut self, linear: &Linear, scaled: &Scaled) -> Result<usize> {
+        let checkpoint = self.checkpoint;
+        let name = &checkpoint.tensor(linear.tensor())?.unit;
+        let view = |component| checkpoint.view(name, &format!("{ELEMENTS}.{component}"));
+        let positions: Vec<u32> = bytemuck::pod_collect_to_vec(view(OUTPUT_POSITIONS)?);
+        let components = Components {
+            luts: view(LUTS)?,
+            encoded_exponent: view(ENCODED_EXPONENT)?,
+            sign_mantissa: view(SIGN_MANTISSA)?,
+            output_positions: &positions,
+            gaps: view(GAPS)?,
+        };
+        let scales = Scales {
+            values: &checkpoint.scales(linear.tensor())?,
+            rows: linear.rows(),
+            cols: linear.cols(),
+            block: scaled.block.map(|side| usize::try_from(side).unwrap_or(usize::MAX)),
+        };
+        let unit = Unit::upload_fp8(self.gpu, &components, &scales);
+        self.units.push(unit.map_err(|e| match device(e) {
+            Error::Invalid(what) => Error::Invalid(format!("tensor {}: {what}", linear.tensor())),
+            other => other,
+        })?);
+        Ok(self.units.len() - 1)
     }
 
     /// Matrices of two in four, one below the other.
@@ -601,6 +638,7 @@ pub(super) enum Target {
     Abq(Abq),
     Unit,
     Fixed12,
+    Fp8(Scaled),
     Sparse24 { in_fixed12: bool },
     WithSums(Lowrank),
 }
@@ -619,6 +657,30 @@ pub(super) fn stays_abq(encoding: &Encoding, weights: Weights) -> Option<Abq> {
         Encoding::Foreign(foreign) if foreign.activation_bits.is_some() => foreign.abq().ok(),
         _ => None,
     }
+}
+
+/// Whether FP8 weights stay in DFloat11's stream, decoded to BF16 for each product: then how they are scaled.
+pub(super) fn stays_fp8(
+    checkpoint: &Checkpoint,
+    linear: &Linear,
+    weights: Weights,
+) -> Result<Option<Scaled>> {
+    let info = checkpoint.tensor(linear.tensor())?;
+    if weights != Weights::Stored || !info.is_stored() || !decodes_in_place(linear) {
+        return Ok(None);
+    }
+    let unit = checkpoint.unit_of(info)?;
+    Ok(match unit.encoding() {
+        Encoding::Scaled(scaled)
+            if unit.encoding_within(ELEMENTS) == Some(&Encoding::Dfloat8)
+                && !scaled.transposed
+                && info.shape.len() == 2
+                && Scales::in_eights(linear.cols(), scaled.block.map(|side| side as usize)) =>
+        {
+            Some(*scaled)
+        }
+        _ => None,
+    })
 }
 
 /// Whether products run from two in four, and then whether kept values lie in fixed12: of BF16 matrices whose kept values are no codes.

@@ -1,26 +1,20 @@
 //! `dfloat11`: the published format; BF16 linears of repeated blocks, and the head, block by block.
 
+pub(super) mod stream;
 mod timed;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use llmpress_entropy::dfloat11;
-use llmpress_formats::encoding::Encoding;
 use llmpress_formats::encoding::dfloat11 as names;
 use llmpress_formats::{Checkpoint, Dtype, PatternDict, Tensor, Traits, UnitPattern, derive_units};
 use llmpress_model::Weights;
 
-use super::room::{
-    Asked, Coding, Encoder, Fit, Room, SizedEncoder, Survey, missing_tensor, share, would_not_shrink,
-};
+use super::room::{Asked, Fit, Room, Survey, missing_tensor, share};
 use super::timed::Timed;
-use crate::sink::{Encoded, Sink, Slots, SourceDigests};
 use crate::source::UnitSource;
-use crate::work::{Work, batches, histograms, pieces};
+use crate::work::Work;
 use crate::{Error, Result};
-
-/// Decoded ranges begin and end on whole elements of any dtype.
-const STEP: usize = 16;
+use stream::Form;
 
 pub(crate) struct Dfloat11;
 
@@ -94,52 +88,7 @@ impl Room for Dfloat11 {
     }
 
     fn survey(&self, unit: &UnitSource<'_>, _first: &Tensor, work: Work<'_>) -> Result<Survey> {
-        let histograms: Vec<dfloat11::Histogram> = histograms(unit, work, |words| {
-            let mut histogram = dfloat11::Histogram::new();
-            histogram.add(words);
-            histogram
-        })?;
-        let mut total = dfloat11::Histogram::new();
-        for histogram in &histograms {
-            total.merge(histogram);
-        }
-        let code = match dfloat11::Code::build(&total) {
-            Ok(code) => code,
-            Err(e) => return Ok(Err(e.to_string())),
-        };
-        let layout = match dfloat11::Layout::new(&code, &total) {
-            Ok(layout) => layout,
-            Err(e) => return Ok(Err(e.to_string())),
-        };
-        let mut at = dfloat11::Position::default();
-        let starts: Vec<dfloat11::Position> = histograms
-            .iter()
-            .map(|histogram| {
-                let start = at;
-                at.element += histogram.total();
-                at.bit += code.encoded_bits(histogram);
-                start
-            })
-            .collect();
-        if code.lengths().contains(&1) {
-            let most = most_block_symbols(unit, &code, &layout, &starts, work.piece_bytes)?;
-            if most > dfloat11::MAX_BLOCK_SYMBOLS {
-                return Ok(Err(dfloat11::Unrepresentable::BlockSymbols(most).to_string()));
-            }
-        }
-        let tensors = unit.tensors();
-        let splits = names::split_positions(tensors.iter().map(|t| t.bytes / 2));
-        let spec = names::components(&layout, code.luts().len() as u64, tensors.len() as u64);
-        if let Some(reason) = would_not_shrink(&spec, unit.bytes()) {
-            return Ok(Err(reason));
-        }
-        Ok(Ok(Coding {
-            encoding: Encoding::Dfloat11,
-            spec,
-            step: STEP,
-            encoder: Encoder::Sized(Box::new(Stream { code, layout, starts, splits })),
-            fallback: None,
-        }))
+        stream::survey(Form::Bf16, unit, work)
     }
 }
 
@@ -192,100 +141,4 @@ fn derived_units(asked: &Asked<'_>) -> Vec<UnitPattern> {
         .filter(|(name, t)| linear(t) && (asked.wanted)(name))
         .map(|(name, _)| name.as_str());
     derive_units(traits, linears)
-}
-
-/// The most symbols of a block. Only a code with a word of one bit can exceed what the official decoder
-/// has room for, so the extra pass is rare.
-fn most_block_symbols(
-    unit: &UnitSource<'_>,
-    code: &dfloat11::Code,
-    layout: &dfloat11::Layout,
-    starts: &[dfloat11::Position],
-    piece_bytes: usize,
-) -> Result<u64> {
-    let mut assembler = dfloat11::Assembler::new(layout);
-    let (mut piece, mut sections) = (dfloat11::Piece::default(), dfloat11::Sections::default());
-    let mut words: Vec<u16> = Vec::new();
-    for ((offset, len), start) in pieces(unit.bytes(), piece_bytes & !1).zip(starts) {
-        words.resize(len / 2, 0);
-        unit.read(offset, bytemuck::cast_slice_mut(&mut words))?;
-        dfloat11::encode_piece(code, *start, &words, &mut piece);
-        assembler.push(&piece, &mut sections);
-        sections = dfloat11::Sections::default();
-    }
-    Ok(assembler.most_block_symbols(layout.elements))
-}
-
-struct Stream {
-    code: dfloat11::Code,
-    layout: dfloat11::Layout,
-    /// Where each piece starts in the stream.
-    starts: Vec<dfloat11::Position>,
-    splits: Vec<i64>,
-}
-
-impl SizedEncoder for Stream {
-    fn encode(&self, unit: &UnitSource<'_>, mut slots: Slots, work: Work<'_>) -> Result<Encoded> {
-        let mut luts = Sink::take(&mut slots, names::LUTS, work)?;
-        luts.append(self.code.luts())?;
-        let mut splits = Sink::take(&mut slots, names::SPLIT_POSITIONS, work)?;
-        splits.append(bytemuck::cast_slice(&self.splits))?;
-        let mut encoded = Sink::take(&mut slots, names::ENCODED_EXPONENT, work)?;
-        let mut sign_mantissa = Sink::take(&mut slots, names::SIGN_MANTISSA, work)?;
-        let mut positions = Sink::take(&mut slots, names::OUTPUT_POSITIONS, work)?;
-        let mut gaps = Sink::take(&mut slots, names::GAPS, work)?;
-        let mut digests = SourceDigests::new(unit, work.threads);
-        let mut assembler = dfloat11::Assembler::new(&self.layout);
-        let mut sections = dfloat11::Sections::default();
-        let mut write = |sections: &mut dfloat11::Sections| -> Result<()> {
-            encoded.append(&sections.encoded_exponent)?;
-            positions.append(&sections.output_positions)?;
-            gaps.append(&sections.gaps)?;
-            sections.encoded_exponent.clear();
-            sections.output_positions.clear();
-            sections.gaps.clear();
-            Ok(())
-        };
-        batches::<dfloat11::Piece>(
-            unit,
-            work.piece_bytes & !1,
-            work,
-            |i, words, piece| {
-                let start = self.starts.get(i).copied().unwrap_or_default();
-                dfloat11::encode_piece(&self.code, start, words, piece);
-                Ok(())
-            },
-            |batch| {
-                for (_, piece) in batch {
-                    assembler.push(piece, &mut sections);
-                }
-                let (written, others) = work.threads.join(
-                    || write(&mut sections),
-                    || {
-                        let (mantissas, ()) = work.threads.join(
-                            || {
-                                batch
-                                    .iter()
-                                    .try_for_each(|(_, piece)| sign_mantissa.append(&piece.sign_mantissa))
-                            },
-                            || {
-                                batch
-                                    .iter()
-                                    .for_each(|(words, _)| digests.update(bytemuck::cast_slice(words)));
-                            },
-                        );
-                        mantissas
-                    },
-                );
-                written.and(others)
-            },
-        )?;
-        assembler.finish(&self.code, &mut sections).map_err(|e| Error::Invalid(e.to_string()))?;
-        write(&mut sections)?;
-        let mut components = BTreeMap::new();
-        for sink in [luts, splits, encoded, sign_mantissa, positions, gaps] {
-            sink.finish(&mut components)?;
-        }
-        Ok(Encoded { tensors: digests.finish(), components })
-    }
 }

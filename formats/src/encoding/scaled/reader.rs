@@ -150,22 +150,41 @@ impl Reader {
         let line_of = |row: u64| row / self.rows * lines + row % self.rows / height;
         let first = line_of(rows.start);
         let count = line_of(rows.end - 1) + 1 - first;
-        let of_scale = scale_bytes(self.scaled.scale).unwrap_or(1) as u64;
-        strip.scale_bytes.resize((count * groups * of_scale) as usize, 0);
-        self.scales.read(first * groups * of_scale, &mut strip.scale_bytes)?;
-        scales(self.scaled.scale, &strip.scale_bytes, &mut strip.scales);
-        if let Some(global) = self.global()? {
-            match self.scaled.global {
-                Some(Global::Divisor) => strip.scales.iter_mut().for_each(|scale| *scale /= global),
-                _ => strip.scales.iter_mut().for_each(|scale| *scale *= global),
-            }
-        }
+        self.read_scales(
+            first * groups..(first + count) * groups,
+            &mut strip.scale_bytes,
+            &mut strip.scales,
+        )?;
         strip.values.clear();
         strip.values.reserve(((rows.end - rows.start) * self.cols) as usize);
         for (row, bytes) in rows.zip(strip.bytes.chunks_exact(of_row.max(1) as usize)) {
             let at = ((line_of(row) - first) * groups) as usize;
             let scales = &strip.scales[at..at + groups as usize];
             self.row(bytes, scales, &mut strip.values);
+        }
+        Ok(())
+    }
+
+    /// The scales of all blocks, of all matrices one after the other, in single precision.
+    pub(crate) fn all_scales(&self) -> Result<Vec<f32>> {
+        let [height, width] = self.scaled.block;
+        let all = self.count * self.rows.div_ceil(height) * self.cols.div_ceil(width);
+        let (mut bytes, mut values) = (Vec::new(), Vec::new());
+        self.read_scales(0..all, &mut bytes, &mut values)?;
+        Ok(values)
+    }
+
+    /// Some scales, times or by the global one where there is one.
+    fn read_scales(&self, range: Range<u64>, bytes: &mut Vec<u8>, values: &mut Vec<f32>) -> Result<()> {
+        let of_scale = scale_bytes(self.scaled.scale).unwrap_or(1) as u64;
+        bytes.resize(((range.end - range.start) * of_scale) as usize, 0);
+        self.scales.read(range.start * of_scale, bytes)?;
+        scales(self.scaled.scale, bytes, values);
+        if let Some(global) = self.global()? {
+            match self.scaled.global {
+                Some(Global::Divisor) => values.iter_mut().for_each(|scale| *scale /= global),
+                _ => values.iter_mut().for_each(|scale| *scale *= global),
+            }
         }
         Ok(())
     }
