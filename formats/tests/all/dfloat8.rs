@@ -17,7 +17,7 @@ fn bytes(count: usize, seed: u64) -> Vec<u8> {
     let mut byte = || {
         let bits = numbers.bits();
         let exponent = 15 - ((bits >> 8).leading_zeros() - 8).min(15) as u8;
-        if bits % 97 == 0 { (bits >> 20) as u8 } else { exponent << 3 | bits as u8 & 0x87 }
+        if bits.is_multiple_of(97) { (bits >> 20) as u8 } else { exponent << 3 | bits as u8 & 0x87 }
     };
     (0..count).map(|_| byte()).collect()
 }

@@ -17,6 +17,9 @@ const WITH_ARCHIVE: [&str; 2] = ["1.4", "1.5"];
 /// Versions that have tensors stored by a base, and by others.
 const WITH_DELTA: [&str; 1] = ["1.5"];
 
+/// Versions that have `dfloat8`.
+const WITH_DFLOAT8: [&str; 1] = ["1.5"];
+
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
@@ -69,6 +72,22 @@ fn differences_from_a_base_of_every_released_version_still_decode() {
             ["difference", "equal", "planes", "same"].iter().all(|form| forms.contains(form)),
             "{forms:?}"
         );
+    }
+}
+
+#[test]
+fn fp8_of_every_released_version_still_decodes() {
+    let source = Checkpoint::open(&golden().join("source8")).unwrap();
+    for version in WITH_DFLOAT8 {
+        let checkpoint = Checkpoint::open(&golden().join(version).join("dfloat8")).unwrap();
+        let of = |name| checkpoint.unit_of(checkpoint.tensor(name).unwrap()).unwrap().encoding().name();
+        assert_eq!(["a.weight", "norm.weight"].map(of), ["dfloat8", "raw"]);
+        assert!(checkpoint.tensors().keys().eq(source.tensors().keys()));
+        for (name, entry) in &checkpoint.manifest().unwrap().tensors {
+            let bytes = checkpoint.read_tensor(name).unwrap();
+            assert!(bytes == source.read_tensor(name).unwrap(), "{version} {name}");
+            assert_eq!(Digest::of(&bytes), entry.blake3, "{version} {name}");
+        }
     }
 }
 

@@ -126,7 +126,7 @@ fn bytes(seed: u64, count: usize, odd: bool) -> Vec<u8> {
     let mut byte = || {
         let state = numbers.bits();
         let exponent = 15 - ((state >> 8).leading_zeros() - 8).min(15) as u8;
-        if odd && state % 61 == 0 { (state >> 40) as u8 } else { exponent << 3 | state as u8 & 0x87 }
+        if odd && state.is_multiple_of(61) { (state >> 40) as u8 } else { exponent << 3 | state as u8 & 0x87 }
     };
     (0..count).map(|_| byte()).collect()
 }
@@ -151,7 +151,7 @@ proptest! {
         block in prop_oneof![Just([128, 128]), Just([1, 1000]), Just([1000, 1000]), Just([16, 16]), Just([7, 8])],
     ) {
         let cols = 8 * eights;
-        let weights = bytes(seed, rows * cols, seed % 3 == 0);
+        let weights = bytes(seed, rows * cols, seed.is_multiple_of(3));
         let Ok(unit) = llmpress_entropy::dfloat8::encode(&weights) else { return Ok(()) };
         let [height, width]: [usize; 2] = block;
         let across = cols.div_ceil(width);
