@@ -9,6 +9,7 @@ mod dfloat8;
 mod exported;
 mod fixed12;
 mod kept;
+mod kept_fixed12;
 mod planes;
 mod raw;
 pub(crate) mod room;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 pub(crate) use exported::Target;
 pub(crate) use kept::kept_unit;
+pub(crate) use kept_fixed12::plain_values;
 pub(crate) use raw::coding as raw_coding;
 use room::{Fit, Room};
 
@@ -77,6 +79,9 @@ methods! {
     Delta => delta::Delta,
     /// What a pass or the source stores under a lossy encoding stays as it is.
     Kept => kept::Kept,
+    /// The same, but for the kept values of what has sums, which take fixed12.
+    #[serde(rename = "kept:fixed12")]
+    KeptFixed12 => kept_fixed12::KeptFixed12,
     /// The same, but for its codes, which go through an entropy coder.
     Coded => coded::Coded,
     /// What is quantised, as compressed-tensors packs it.

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::{Budget, Needs};
 use crate::fingerprint::fingerprint;
-use crate::method::kept_unit;
 use crate::method::room::{Asked, missing_tensor};
+use crate::method::{kept_unit, plain_values};
 use crate::pass::Pass;
 use crate::recipe::Compiled;
 use crate::{Error, Method, QuantiseForecast, Recipe, Request, Result};
@@ -411,7 +411,13 @@ fn planned_units(
     for (name, tensor) in checkpoint.tensors().iter().filter(|(name, _)| !compiled.method(name).1) {
         let Some(stored) = kept(name, tensor) else { continue };
         grouped.insert(name);
-        let method = if recipe.entropy_code { Method::Coded } else { Method::Kept };
+        let method = match compiled.method(name).0 {
+            _ if recipe.entropy_code => Method::Coded,
+            Method::Fixed12 | Method::Sparse24Fixed12 if plain_values(checkpoint, tensor).is_some() => {
+                Method::KeptFixed12
+            }
+            _ => Method::Kept,
+        };
         units.push(PlannedUnit {
             name: name.clone(),
             method,
@@ -542,7 +548,8 @@ fn check_base(checkpoint: &Checkpoint, units: &[PlannedUnit]) -> Result<()> {
 /// A method for BF16 that finds none of it is a mistake worth an error before any work.
 fn check_bf16(checkpoint: &Checkpoint, to: Method, units: &[PlannedUnit]) -> Result<()> {
     // What is left beside quantised tensors need not be of any kind.
-    let finished = [Method::Kept, Method::Coded, Method::Sparse24, Method::Sparse24Fixed12];
+    let finished =
+        [Method::Kept, Method::KeptFixed12, Method::Coded, Method::Sparse24, Method::Sparse24Fixed12];
     let stored = |u: &PlannedUnit| u.method == to || finished.contains(&u.method);
     if !to.room().bf16_only() || units.iter().any(stored) {
         return Ok(());

@@ -71,7 +71,7 @@ pub(crate) fn settle<'a>(
 
 /// Why what is kept was made otherwise than asked for, as whoever made it said.
 fn kept_fallback(checkpoint: &Checkpoint, planned: &PlannedUnit, unit: &str) -> Option<String> {
-    if !matches!(planned.method, Method::Kept | Method::Coded) {
+    if !matches!(planned.method, Method::Kept | Method::KeptFixed12 | Method::Coded) {
         return None;
     }
     let of_source = || checkpoint.manifest().and_then(|manifest| manifest.units.get(unit));

@@ -113,7 +113,7 @@ impl Workload {
 fn is_quantised(plan: &Plan, method: Method) -> bool {
     plan.needs_whole_model.is_none()
         && !plan.passes.is_empty()
-        && matches!(method, Method::Kept | Method::Coded)
+        && matches!(method, Method::Kept | Method::KeptFixed12 | Method::Coded)
 }
 
 /// GB/s of source that a core quantises by one matrix alone and then stores, as measured in docs/benchmarks.md ("On one core").

@@ -1,6 +1,7 @@
 //! Matrices of two in four at the program: made, looked at, verified, restored, packed again, run.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,37 @@ fn a_model_made_sparse_is_verified_by_its_errors_restored_packed_again_and_run()
     let logits = ["--logits", "--text", path(&text), "--limit", "1"];
     let refused = fails(&[&["verify", path(&out), "--against", path(&source)], &logits[..]].concat());
     assert!(refused.contains("made 2:4") && refused.contains("eval kld"), "{refused}");
+}
+
+#[test]
+fn kept_values_beside_sums_take_fixed12_and_the_model_stays_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (plain, direct, later, source) = (at("plain"), at("direct"), at("later"), tinylm());
+    ok(&["convert", path(&source), path(&plain), "--to", "sparse24:magnitude,slorb"]);
+    // At once, and of what was stored plainly: the same.
+    ok(&["convert", path(&source), path(&direct), "--to", "sparse24:magnitude,slorb+fixed12"]);
+    ok(&["convert", path(&plain), path(&later), "--to", "fixed12"]);
+    let bits = |model: &Path| -> f64 {
+        let found: serde_json::Value =
+            serde_json::from_str(&ok(&["inspect", path(model), "--json"])).unwrap();
+        found["quantised"].as_object().unwrap().values().next().unwrap()["bits_per_weight"].as_f64().unwrap()
+    };
+    assert_eq!(bits(&plain), 10.0);
+    for model in [&direct, &later] {
+        assert!((7.9..8.2).contains(&bits(model)), "{}", bits(model));
+        assert!(ok(&["verify", path(model)]).contains("every digest is right"));
+        assert!(ok(&["verify", path(model), "--against", path(&plain)]).contains("bit-identical"));
+        let text = source.join("eval.txt");
+        let logits = ["--logits", "--text", path(&text), "--limit", "1"];
+        ok(&[&["verify", path(model), "--against", path(&plain)], &logits[..]].concat());
+    }
+    let shard = "model-00001-of-00001.safetensors";
+    assert!(std::fs::read(direct.join(shard)).unwrap() == std::fs::read(later.join(shard)).unwrap());
+    // In two threads and in one, with pieces of a few rows: the same bytes.
+    let few = at("few");
+    ok(&["convert", path(&plain), path(&few), "--to", "fixed12", "--jobs", "1", "--max-memory", "64MB"]);
+    assert!(std::fs::read(few.join(shard)).unwrap() == std::fs::read(later.join(shard)).unwrap());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use llmpress_formats::encoding::abq::{self, Abq, ZeroKind};
 use llmpress_formats::encoding::{self, ComponentSpec, Encoding};
 use llmpress_formats::foreign::Codes;
-use llmpress_formats::{Checkpoint, Component, Digest, Error as FormatError, Tensor, Unit};
+use llmpress_formats::{Checkpoint, Component, ComponentEntry, Digest, Error as FormatError, Tensor, Unit};
 
 use super::room::{Coding, Encoder, Fit, Room, SizedEncoder, Survey};
 use crate::sink::{Encoded, Sink, Slots, SourceDigests};
@@ -162,37 +162,49 @@ pub(super) fn decoded_digests(unit: &UnitSource<'_>, work: Work<'_>) -> Result<V
 }
 
 /// Components to copy.
-struct Copy {
-    unit: String,
-    parts: Vec<(&'static str, Component)>,
+pub(super) struct Copy {
+    pub(super) unit: String,
+    pub(super) parts: Vec<(&'static str, Component)>,
 }
 
 impl SizedEncoder for Copy {
     fn encode(&self, unit: &UnitSource<'_>, mut slots: Slots, work: Work<'_>) -> Result<Encoded> {
         let mut components = BTreeMap::new();
-        let mut buffer = Vec::new();
-        for (name, component) in &self.parts {
-            let mut sink = Sink::take(&mut slots, name, work)?;
-            for (offset, len) in pieces(component.bytes(), work.piece_bytes) {
-                buffer.resize(len, 0);
-                component.read_at(offset, &mut buffer)?;
-                sink.append(&buffer)?;
-            }
-            sink.finish(&mut components)?;
-            self.check(unit.checkpoint(), name, component, &components)?;
-        }
+        self.copy(unit, &mut slots, work, &mut components)?;
         Ok(Encoded { tensors: decoded_digests(unit, work)?, components })
     }
 }
 
 impl Copy {
+    /// Copies them to where they are to lie.
+    pub(super) fn copy(
+        &self,
+        unit: &UnitSource<'_>,
+        slots: &mut Slots,
+        work: Work<'_>,
+        components: &mut BTreeMap<String, ComponentEntry>,
+    ) -> Result<()> {
+        let mut buffer = Vec::new();
+        for (name, component) in &self.parts {
+            let mut sink = Sink::take(slots, name, work)?;
+            for (offset, len) in pieces(component.bytes(), work.piece_bytes) {
+                buffer.resize(len, 0);
+                component.read_at(offset, &mut buffer)?;
+                sink.append(&buffer)?;
+            }
+            sink.finish(components)?;
+            self.check(unit.checkpoint(), name, component, components)?;
+        }
+        Ok(())
+    }
+
     /// A source with a manifest says what the bytes must be, also where they do not show in what they decode to.
     fn check(
         &self,
         checkpoint: &Checkpoint,
         name: &str,
         component: &Component,
-        copied: &BTreeMap<String, llmpress_formats::ComponentEntry>,
+        copied: &BTreeMap<String, ComponentEntry>,
     ) -> Result<()> {
         let said = checkpoint.manifest().and_then(|m| m.units.get(&self.unit)?.components.get(name));
         let is_of_source = component.path().parent() == Some(checkpoint.root());

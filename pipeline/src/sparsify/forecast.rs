@@ -20,8 +20,7 @@ const LEARN_PRODUCTS: u128 = 3;
 /// Bytes of a tensor that is made 2:4 and then stored by a method.
 pub(crate) fn stored_bytes(tensor: &Tensor, how: &Sparsifier, to: Method) -> u64 {
     let (rows, cols) = matrix(&tensor.shape).unwrap_or_default();
-    // With sums it stays as it is, values plain.
-    let encoded = matches!(to, Method::Fixed12 | Method::Sparse24Fixed12) && !how.slorb;
+    let encoded = matches!(to, Method::Fixed12 | Method::Sparse24Fixed12);
     let method = if encoded { Method::Sparse24Fixed12 } else { Method::Sparse24 };
     let sums = if how.slorb { rows * cols.div_ceil(GROUP as u64) } else { 0 };
     let sums = sums.saturating_mul(u64::from(tensor.dtype.bits())) / 8;
