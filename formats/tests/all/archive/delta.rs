@@ -11,8 +11,8 @@ use llmpress_formats::encoding::delta::{Coded, Delta};
 use llmpress_formats::{Base, Digest, Dtype, Encoding, RenderEntry, render};
 use llmpress_numbers::Numbers;
 
+use super::{DTYPES, bytes};
 use crate::by_hand::{Raw, open, open_on, raw};
-use crate::{DTYPES, bytes};
 
 fn words(dtype: Dtype, bytes: &[u8]) -> Vec<u16> {
     let mut words: Vec<u16> = Vec::new();
