@@ -193,8 +193,8 @@ fn chains_store_what_is_two_in_four_as_they_say_and_plans_know_it() {
     );
     check(
         "sparse24:magnitude,slorb+fixed12",
-        (9.99, 10.01),
-        &|e| matches!(e, Encoding::Lowrank(l) if l.sums.is_none() && l.block == 16),
+        (7.99, 8.3),
+        &|e| matches!(e, Encoding::Lowrank(l) if l.sums.is_none() && l.block == 16 && matches!(l.base, Base::Sparse24(s) if matches!(s.values, Some(Inner::Fixed12 { .. })))),
     );
     check(
         "sparse24:magnitude+rtn:w4,g64",
