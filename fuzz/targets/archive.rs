@@ -4,8 +4,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use llmpress_entropy::archive::{
-    Choice, Decoder, DifferenceChoice, Encoder, LANES, Layout, Model, Parameters, SYMBOLS, Scales, add_to_base, classes,
-    classes_of_base, differences,
+    Choice, Decoder, DifferenceChoice, Encoder, LANES, Layout, Model, Parameters, SYMBOLS, Scales,
+    add_to_base, classes, classes_of_base, differences,
 };
 
 /// Parameters, weights of some symbols, the number of elements, whether the header of the chunk is made sound, whether words have a sign, bytes.
@@ -54,7 +54,8 @@ fuzz_target!(|input: Input<'_>| {
         let scales = if sign { scales } else { Scales::default() };
         let frame = model.pack(&scales).expect("zstd has no reason to refuse");
         let unpacked = match sign {
-            true => Model::unpack(Parameters { low, base, shift, classes: count }, 9, 7, &frame).map(|found| found.0),
+            true => Model::unpack(Parameters { low, base, shift, classes: count }, 9, 7, &frame)
+                .map(|found| found.0),
             false => Model::unpack_without_sign(low, count, &frame),
         };
         assert!(unpacked.expect("its own frame") == model);
