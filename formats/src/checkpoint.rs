@@ -7,16 +7,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::config::DFLOAT11_KEY;
 use crate::discovery::STATE_DIR;
-use crate::encoding::scaled::{self, ScaledPart};
-use crate::encoding::{self, Encoding, Part, UnitReader, foreign};
+use crate::encoding::scaled;
+use crate::encoding::{self, Encoding, Part, foreign};
 use crate::manifest::{MANIFEST_FILE, Manifest, UnitEntry};
+use crate::unit::Unit;
 use crate::{
-    Base, BaseEntry, Component, Config, Digest, Directory, Dtype, Error, Named, Remake, Result, ShardFile,
+    Base, BaseEntry, Component, Config, Digest, Directory, Dtype, Error, Remake, Result, ShardFile,
     Transform, official,
 };
 
@@ -89,247 +90,6 @@ impl Tensor {
     /// Whether its bytes are what its unit stores: no edit made them zero, no view makes them of it.
     pub fn is_stored(&self) -> bool {
         !self.zero && !self.made
-    }
-}
-
-/// Tensors stored together under one encoding.
-#[derive(Debug)]
-pub struct Unit {
-    stored: Stored,
-    made: OnceLock<Box<Made>>,
-}
-
-/// What is made of a unit when it is asked for.
-#[derive(Debug, Default)]
-struct Made {
-    /// What a plain tensor looks like as an encoded one.
-    plain: OnceLock<Box<Encoded>>,
-    reader: OnceLock<UnitReader>,
-}
-
-/// A plain checkpoint may have a million tensors: what their headers say already is not repeated.
-#[derive(Debug)]
-enum Stored {
-    Plain(Component),
-    Encoded(Box<Encoded>),
-}
-
-#[derive(Debug)]
-struct Encoded {
-    encoding: Encoding,
-    parts: Vec<Part>,
-    components: Named<Component>,
-    /// What stores the components of small floats: units themselves, of whatever encoding.
-    within: Vec<(&'static str, Unit)>,
-    /// Where that was whose place it took.
-    instead_of: Option<(PathBuf, u64)>,
-    /// What a difference is from.
-    base: Option<Base>,
-}
-
-impl Encoded {
-    fn plain(component: &Component) -> Self {
-        let part = Part {
-            name: component.name().to_owned(),
-            dtype: component.dtype(),
-            shape: component.shape().to_vec(),
-            bytes: component.bytes(),
-        };
-        let mut components = Named::new();
-        components.insert(encoding::raw::DATA, component.clone());
-        Self {
-            encoding: Encoding::Raw,
-            parts: vec![part],
-            components,
-            within: Vec::new(),
-            instead_of: None,
-            base: None,
-        }
-    }
-
-    fn reader(&self, name: &str) -> Result<UnitReader> {
-        let Encoding::Scaled(scaled) = self.encoding else {
-            let base = self.base.as_ref();
-            return UnitReader::open_on(name, &self.encoding, &self.parts, &self.components, base);
-        };
-        let [part] = &self.parts[..] else {
-            return Err(Error::Invalid(format!("unit {name}: holds no single matrix")));
-        };
-        UnitReader::scaled(part, scaled, |component| {
-            let unit = self.within.iter().find(|(name, _)| *name == component).map(|(_, unit)| unit);
-            let missing = || Error::Invalid(format!("unit {name}: component {component} is missing"));
-            unit.ok_or_else(missing)?.open_reader(name)
-        })
-    }
-}
-
-impl Unit {
-    pub(crate) fn new(encoding: Encoding, parts: Vec<Part>, components: impl Into<Named<Component>>) -> Self {
-        let components = components.into();
-        let encoded =
-            Encoded { encoding, parts, components, within: Vec::new(), instead_of: None, base: None };
-        Self::of(Stored::Encoded(Box::new(encoded)))
-    }
-
-    /// The same by this base.
-    fn on(mut self, base: Base) -> Self {
-        if let Stored::Encoded(encoded) = &mut self.stored {
-            encoded.base = Some(base);
-        }
-        self.made = OnceLock::new();
-        self
-    }
-
-    /// The same, and what is within it, by this base, where they are stored by one.
-    ///
-    /// # Errors
-    /// A base that lacks a tensor.
-    fn with_base(mut self, base: &Base) -> Result<Self> {
-        if let Stored::Encoded(encoded) = &mut self.stored {
-            let within = std::mem::take(&mut encoded.within).into_iter();
-            encoded.within =
-                within.map(|(name, unit)| Ok((name, unit.with_base(base)?))).collect::<Result<_>>()?;
-        }
-        let Encoding::Delta(delta) = *self.encoding() else { return Ok(self) };
-        for part in self.parts() {
-            base.tensor(&part.name, part.dtype, &part.shape, delta.base_blake3)?;
-        }
-        Ok(self.on(base.clone()))
-    }
-
-    /// The same in the place of another unit.
-    pub(crate) fn instead_of(mut self, other: Option<&Self>) -> Self {
-        if let Stored::Encoded(encoded) = &mut self.stored {
-            encoded.instead_of = other.and_then(Self::position).map(|(path, at)| (path.to_owned(), at));
-        }
-        self
-    }
-
-    /// Small floats whose components are units.
-    fn scaled(encoding: Encoding, part: Part, within: Vec<(&'static str, Self)>) -> Self {
-        let mut components = BTreeMap::new();
-        for (component, unit) in &within {
-            for (name, stored) in unit.components().iter() {
-                let plain = *unit.encoding() == Encoding::Raw;
-                let name = if plain { (*component).to_owned() } else { format!("{component}.{name}") };
-                components.insert(name, stored.clone());
-            }
-        }
-        let components = components.into();
-        let encoded =
-            Encoded { encoding, parts: vec![part], components, within, instead_of: None, base: None };
-        Self::of(Stored::Encoded(Box::new(encoded)))
-    }
-
-    /// Its tensor, if it holds one and no more.
-    fn only_part(&self) -> Option<ScaledPart> {
-        match &self.stored {
-            Stored::Plain(component) => {
-                Some(ScaledPart { dtype: component.dtype(), shape: component.shape().to_vec() })
-            }
-            Stored::Encoded(encoded) => match &encoded.parts[..] {
-                [part] => Some(ScaledPart { dtype: part.dtype, shape: part.shape.clone() }),
-                _ => None,
-            },
-        }
-    }
-
-    fn of(stored: Stored) -> Self {
-        Self { stored, made: OnceLock::new() }
-    }
-
-    fn made(&self) -> &Made {
-        self.made.get_or_init(Box::default)
-    }
-
-    fn encoded(&self) -> &Encoded {
-        match &self.stored {
-            Stored::Encoded(encoded) => encoded,
-            Stored::Plain(component) => self.made().plain.get_or_init(|| Box::new(Encoded::plain(component))),
-        }
-    }
-
-    /// How it is stored.
-    pub fn encoding(&self) -> &Encoding {
-        match &self.stored {
-            Stored::Encoded(encoded) => &encoded.encoding,
-            Stored::Plain(_) => &Encoding::Raw,
-        }
-    }
-
-    /// Its tensors in order.
-    pub fn parts(&self) -> &[Part] {
-        &self.encoded().parts
-    }
-
-    /// How one of its components is stored, where that is a unit itself: elements or scales of small floats.
-    pub fn encoding_within(&self, component: &str) -> Option<&Encoding> {
-        let Stored::Encoded(encoded) = &self.stored else { return None };
-        let found = encoded.within.iter().find(|(name, _)| *name == component);
-        found.map(|(_, unit)| unit.encoding())
-    }
-
-    /// Its components by their last name.
-    pub fn components(&self) -> &Named<Component> {
-        &self.encoded().components
-    }
-
-    /// How many tensors it stores, and their size when decoded.
-    pub fn decoded_size(&self) -> (usize, u64) {
-        match &self.stored {
-            Stored::Encoded(encoded) => {
-                (encoded.parts.len(), encoded.parts.iter().map(|p| p.bytes).fold(0, u64::saturating_add))
-            }
-            Stored::Plain(component) => (1, component.bytes()),
-        }
-    }
-
-    /// Size of its components together.
-    pub fn stored_bytes(&self) -> u64 {
-        match &self.stored {
-            Stored::Encoded(encoded) => {
-                encoded.components.values().map(Component::bytes).fold(0, u64::saturating_add)
-            }
-            Stored::Plain(component) => component.bytes(),
-        }
-    }
-
-    /// Where its first component is: the file and the place in it; of what a pass finished, where that was of which it made it, so that
-    /// an order by positions depends neither on passes nor on where they keep what they finish.
-    pub fn position(&self) -> Option<(&Path, u64)> {
-        match &self.stored {
-            Stored::Encoded(encoded) => match &encoded.instead_of {
-                Some((path, at)) => Some((path, *at)),
-                None => encoded.components.values().map(|c| (c.path(), c.file_offset())).min(),
-            },
-            Stored::Plain(component) => Some((component.path(), component.file_offset())),
-        }
-    }
-
-    pub(crate) fn reader(&self, name: &str) -> Result<&UnitReader> {
-        if let Some(reader) = self.made().reader.get() {
-            return Ok(reader);
-        }
-        let reader = self.open_reader(name)?;
-        Ok(self.made().reader.get_or_init(|| reader))
-    }
-
-    fn open_reader(&self, name: &str) -> Result<UnitReader> {
-        match &self.stored {
-            Stored::Encoded(encoded) => encoded.reader(name),
-            Stored::Plain(component) => Encoded::plain(component).reader(name),
-        }
-    }
-
-    /// What opening its reader checks, without keeping one.
-    fn check(&self, name: &str) -> Result<()> {
-        match (&self.stored, self.made.get().and_then(|made| made.reader.get())) {
-            // A header that was read has sizes that fit.
-            (Stored::Plain(_), _) | (_, Some(_)) => Ok(()),
-            // It was seen to fit when the checkpoint was opened.
-            (Stored::Encoded(encoded), None) if matches!(encoded.encoding, Encoding::Same { .. }) => Ok(()),
-            (Stored::Encoded(_), None) => self.open_reader(name).map(|_| ()),
-        }
     }
 }
 
@@ -482,7 +242,7 @@ impl Checkpoint {
                 units.insert(unit.name, Unit::new(Encoding::Dfloat11, unit.parts, unit.components));
             }
             for (name, component) in stored {
-                if units.insert(name.clone(), Unit::of(Stored::Plain(component))).is_some() {
+                if units.insert(name.clone(), Unit::plain(component)).is_some() {
                     return Err(Error::corrupt(root, Some(&name), "is both a unit and a tensor"));
                 }
             }
@@ -495,7 +255,7 @@ impl Checkpoint {
                 units.insert(unit.name, Unit::new(encoding, vec![unit.part], unit.components));
             }
             for (name, component) in stored {
-                if units.insert(name.clone(), Unit::of(Stored::Plain(component))).is_some() {
+                if units.insert(name.clone(), Unit::plain(component)).is_some() {
                     return Err(Error::corrupt(
                         root,
                         Some(&name),
@@ -509,10 +269,7 @@ impl Checkpoint {
         let mut dequantised = units.values().any(|unit| matches!(unit.encoding(), Encoding::Foreign(_)));
         if numbers == Numbers::Dequantised && official.is_none() {
             let mut stored = if plain && scaled::method(root, config.as_ref()).is_some() {
-                directory
-                    .tensors()
-                    .map(|(s, i)| (i.name.clone(), Unit::of(Stored::Plain(s.component(i)))))
-                    .collect()
+                directory.tensors().map(|(s, i)| (i.name.clone(), Unit::plain(s.component(i)))).collect()
             } else {
                 std::mem::take(&mut units)
             };
@@ -630,9 +387,7 @@ impl Checkpoint {
     fn plain_units(&self) -> BTreeMap<String, Unit> {
         // Sorted already: the tree is built in one go.
         let tensors = self.directory.tensors();
-        tensors
-            .map(|(shard, info)| (info.name.clone(), Unit::of(Stored::Plain(shard.component(info)))))
-            .collect()
+        tensors.map(|(shard, info)| (info.name.clone(), Unit::plain(shard.component(info)))).collect()
     }
 
     /// Puts a unit in the place of one of its name.
@@ -702,7 +457,7 @@ impl Checkpoint {
     /// and the shapes of its tensors ask for.
     pub fn view(&self, unit: &str, component: &str) -> Result<&[u8]> {
         let found = self.units().get(unit);
-        if let Some(found) = found.filter(|unit| matches!(unit.stored, Stored::Encoded(_))) {
+        if let Some(found) = found.filter(|unit| unit.as_plain().is_none()) {
             found.reader(unit)?;
         }
         let stored = found.and_then(|u| u.components().get(component));
@@ -814,10 +569,10 @@ impl Checkpoint {
             )));
         }
         let unit = self.unit_of(tensor)?;
-        match &unit.stored {
+        match unit.as_plain() {
             // Its header says all there is to know: a reader for each of a million of them would take more than they do.
-            Stored::Plain(component) => component.read_at(offset, out),
-            Stored::Encoded(_) => unit.reader(&tensor.unit)?.read(tensor.unit_offset + offset, out),
+            Some(component) => component.read_at(offset, out),
+            None => unit.reader(&tensor.unit)?.read(tensor.unit_offset + offset, out),
         }
     }
 

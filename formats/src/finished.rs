@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::checkpoint::Unit;
 use crate::encoding::Part;
+use crate::unit::Unit;
 use crate::{Checkpoint, Component, Error, Result, ShardFile, UnitEntry};
 
 impl Checkpoint {

@@ -19,10 +19,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, Kind, Unit};
+use crate::checkpoint::{Checkpoint, Kind};
 use crate::encoding::ggml::Ggml;
 use crate::encoding::{self, Encoding, Part};
 use crate::header::{Header, TensorInfo};
+use crate::unit::Unit;
 use crate::{CONFIG_FILE, Component, Config, Directory, Dtype, Error, Result, ShardFile};
 use family::Family;
 use metadata::{Metadata, Stored};

@@ -53,6 +53,7 @@ mod shard;
 mod shard_writer;
 mod torch;
 mod transform;
+mod unit;
 
 pub use architecture::{
     KNOWN_MODEL_TYPES, PatternDict, Traits, UnitPattern, block_counts, block_linears, derive_units,
@@ -60,7 +61,7 @@ pub use architecture::{
 };
 pub use base::Base;
 pub use blueprint::Blueprint;
-pub use checkpoint::{Checkpoint, Kind, StoredSize, Tensor, Unit};
+pub use checkpoint::{Checkpoint, Kind, StoredSize, Tensor};
 pub use component::Component;
 pub use config::{CONFIG_FILE, Config, DFLOAT11_KEY, QUANTISATION_FILE, QUANTISATION_KEYS, WEIGHTS_KEY};
 pub use directory::Directory;
@@ -92,6 +93,7 @@ pub use shard_writer::{ShardWriter, Slot, SlotPlan, WrittenShard};
 pub use transform::{
     Order, PermutationSite, QuantizeSite, Rotation, RotationSite, ScaleSite, Scales, Transform,
 };
+pub use unit::Unit;
 
 /// Most bytes of all tensors, or of all shards, together. Far beyond any disk: sums and small multiples of sizes stay
 /// below 2^64.
