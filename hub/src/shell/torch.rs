@@ -25,6 +25,8 @@ const LARGEST: u64 = 64 << 20;
 const HEADER: u64 = 1 << 10;
 /// Ranges with less than this between them are asked for as one.
 const NEAR: u64 = 64 << 10;
+/// As long as these become so: each is in memory for a moment.
+const MOST: u64 = 8 << 20;
 
 /// Asks for all that is read of a file but its storages, and writes it where it stands. What is no zip file is left to whoever opens it.
 pub(super) fn fill(client: &Client, file: &Remote, out: &File, path: &Path) -> Result<()> {
@@ -60,13 +62,18 @@ fn entries(out: &File, bytes: u64) -> std::io::Result<Option<Vec<Range<u64>>>> {
     let Some(archive) = open(out)? else { return Ok(None) };
     let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
     let mut records = archive.entries(&mut buffer);
-    let mut wanted = Vec::new();
+    let (mut wanted, mut contents) = (Vec::new(), 0u64);
     while let Ok(record) = records.next_entry() {
         let Some(record) = record else { return Ok(Some(wanted)) };
         let name = record.file_path().as_bytes().to_vec();
         let storage =
             name.windows(6).any(|part| part == b"/data/") || record.compressed_size_hint() > LARGEST;
         let content = if storage { 0 } else { record.compressed_size_hint() };
+        contents = contents.saturating_add(content);
+        if contents > LARGEST {
+            // No file of torch's has so much beside its storages.
+            return Ok(None);
+        }
         let start = record.local_header_offset().min(bytes);
         let end = start.saturating_add(HEADER + name.len() as u64 + content).min(bytes);
         wanted.push(start..end);
@@ -83,9 +90,31 @@ fn missing(mut wanted: Vec<Range<u64>>, there: &[Range<u64>; 2]) -> Vec<Range<u6
         let range = range.start.max(beginning.end)..range.end.min(end.start);
         match joined.last_mut() {
             _ if range.is_empty() => {}
-            Some(last) if range.start <= last.end.saturating_add(NEAR) => last.end = last.end.max(range.end),
+            Some(last)
+                if range.start <= last.end.saturating_add(NEAR)
+                    && range.end.saturating_sub(last.start) <= MOST =>
+            {
+                last.end = last.end.max(range.end);
+            }
             _ => joined.push(range),
         }
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_ranges_are_asked_for_as_one_that_is_never_long() {
+        let ends = [0..1000, 90 << 20..91 << 20];
+        let small = missing(vec![5000..6000, 900..1100, 2000..3000], &ends);
+        assert_eq!(small, [1000..6000]);
+        // A header every 50 KB, up to the end: all of them, in pieces.
+        let many = (0..2000u64).map(|i| 50_000 * i..50_000 * i + 1000).collect();
+        let found = missing(many, &ends);
+        assert!(found.len() > 5 && found.iter().all(|range| range.end - range.start <= MOST));
+        assert!(found.windows(2).all(|pair| pair[0].end <= pair[1].start));
+    }
 }
