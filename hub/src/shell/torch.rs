@@ -110,7 +110,7 @@ mod tests {
     fn near_ranges_are_asked_for_as_one_that_is_never_long() {
         let ends = [0..1000, 90 << 20..91 << 20];
         let small = missing(vec![5000..6000, 900..1100, 2000..3000], &ends);
-        assert_eq!(small, [1000..6000]);
+        assert!(small.len() == 1 && small.first() == Some(&(1000..6000)), "{small:?}");
         // A header every 50 KB, up to the end: all of them, in pieces.
         let many = (0..2000u64).map(|i| 50_000 * i..50_000 * i + 1000).collect();
         let found = missing(many, &ends);
