@@ -63,6 +63,17 @@ impl Avx2 {
         unsafe { classes(row, cols, shift, last, out) }
     }
 
+    /// [`add_row_anywhere`](super::survey::add_row_anywhere), eight at a time.
+    #[allow(unsafe_code)]
+    pub(super) fn add_row(self, row: &[u16], floor: u16, ceiling: u16, sums: &mut [u32]) -> u64 {
+        #[target_feature(enable = "avx2")]
+        fn with_avx2(row: &[u16], floor: u16, ceiling: u16, sums: &mut [u32]) -> u64 {
+            super::survey::add_row_anywhere(row, floor, ceiling, sums)
+        }
+        // SAFETY: `detect`, the only way to a `self`, saw AVX2.
+        unsafe { with_avx2(row, floor, ceiling, sums) }
+    }
+
     /// [`Stored::pack`].
     #[allow(unsafe_code)]
     pub(super) fn pack(self, stored: Stored, words: &[u16], out: &mut Vec<u8>) {
@@ -326,7 +337,9 @@ fn pack(stored: Stored, words: &[u16], out: &mut Vec<u8>) {
     let (each, fields) = (stored.each(), fields(stored));
     let groups = words.chunks_exact(8);
     let rest = groups.remainder();
-    out.reserve(stored.bytes(words.len()) + 16);
+    let start = out.len();
+    out.resize(start + stored.bytes(words.len() - rest.len()) + 16, 0);
+    let mut at = start;
     for group in groups {
         let four = |from: usize| -> u64 {
             let mut four = [0u16; 4];
@@ -334,10 +347,13 @@ fn pack(stored: Stored, words: &[u16], out: &mut Vec<u8>) {
             _pext_u64(bytemuck::cast(four), fields)
         };
         let bits = u128::from(four(0)) | u128::from(four(4)) << (4 * each);
-        let end = out.len() + each;
-        out.extend_from_slice(&bits.to_le_bytes());
-        out.truncate(end);
+        // Sixteen bytes are written at a time, the later ones again by the next group.
+        if let Some(bytes) = out.get_mut(at..at + 16) {
+            bytes.copy_from_slice(&bits.to_le_bytes());
+        }
+        at += each;
     }
+    out.truncate(at);
     stored.pack(rest, out);
 }
 

@@ -9,6 +9,7 @@
 //! All sums are integers: their order does not matter. Of large tensors a part is counted ([`counted`]).
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use super::model::{MAX_CLASSES, SYMBOLS};
 use super::{ESCAPE, Model, TOTAL};
@@ -75,6 +76,9 @@ pub struct Means {
     cols: Vec<u64>,
 }
 
+/// Rows whose magnitudes are added up in 32 bits, before they go into 64.
+const ROWS_IN_32_BITS: usize = 1 << 16;
+
 impl Means {
     /// Of a matrix, before any of it was seen.
     #[must_use]
@@ -88,20 +92,18 @@ impl Means {
     pub fn part(&self, first: u64, words: &[u16]) -> Self {
         let width = self.cols.len().max(1) as u64;
         let mut cols = vec![0u64; self.cols.len()];
+        let mut sums = vec![0u32; self.cols.len()];
         let mut rows = Vec::new();
         let mut col = (first % width) as usize;
         let mut rest = words;
         while !rest.is_empty() {
             let (row, after) = rest.split_at((cols.len().max(1) - col).min(rest.len()));
             rest = after;
-            let mut sum = 0;
-            for (&word, sums) in row.iter().zip(cols.get_mut(col..).unwrap_or_default()) {
-                let magnitude = u64::from((word & 0x7fff).clamp(self.floor, self.ceiling));
-                *sums += magnitude;
-                sum += magnitude;
-            }
-            rows.push(sum);
+            rows.push(add_row(row, self.floor, self.ceiling, sums.get_mut(col..).unwrap_or_default()));
             col = 0;
+            if rows.len() % ROWS_IN_32_BITS == 0 || rest.is_empty() {
+                cols.iter_mut().zip(&mut sums).for_each(|(all, sum)| *all += u64::from(std::mem::take(sum)));
+            }
         }
         Self { floor: self.floor, ceiling: self.ceiling, first_row: first / width, rows, cols }
     }
@@ -113,6 +115,32 @@ impl Means {
         let rows = self.rows.get_mut(first..).unwrap_or_default();
         rows.iter_mut().zip(&part.rows).for_each(|(all, sum)| *all += sum);
     }
+}
+
+/// Adds the magnitudes of a part of a row to its columns' sums; their sum.
+fn add_row(row: &[u16], floor: u16, ceiling: u16, sums: &mut [u32]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = super::avx2::Avx2::detect() {
+        return avx2.add_row(row, floor, ceiling, sums);
+    }
+    add_row_anywhere(row, floor, ceiling, sums)
+}
+
+/// [`add_row`] in whatever instructions the caller is compiled for.
+#[inline(always)]
+pub(super) fn add_row_anywhere(row: &[u16], floor: u16, ceiling: u16, sums: &mut [u32]) -> u64 {
+    // So many magnitudes of 15 bits fit 32.
+    let parts = row.chunks(1 << 16).zip(sums.chunks_mut(1 << 16));
+    let of_part = |(row, sums): (&[u16], &mut [u32])| {
+        let mut total = 0u32;
+        for (&word, sum) in row.iter().zip(sums) {
+            let magnitude = u32::from((word & 0x7fff).max(floor).min(ceiling));
+            *sum += magnitude;
+            total += magnitude;
+        }
+        u64::from(total)
+    };
+    parts.map(of_part).sum()
 }
 
 /// How rows and columns compare with the whole, in quarters of an octave.
@@ -151,7 +179,7 @@ impl Scales {
 }
 
 /// Elements that are looked at first: so many runs of so many.
-const SAMPLE: (u64, u64) = (64, 1024);
+const SAMPLE: (u64, u64) = (64, 256);
 
 /// Which elements of a tensor are the sample of [`Layout::floor`].
 pub fn sampled(elements: u64) -> impl Iterator<Item = Range<u64>> {
@@ -165,13 +193,18 @@ pub fn sampled(elements: u64) -> impl Iterator<Item = Range<u64>> {
 
 /// Elements of a block that is counted or not, as a whole.
 const BLOCK: u64 = 1 << 14;
-/// One block in so many is counted of tensors of as many elements and more.
-const SAMPLED: (u64, u64) = (4, 1 << 22);
+/// One block in two is counted of tensors of the first many elements, one in four from the second on.
+const SAMPLED: (u64, u64) = (1 << 18, 1 << 22);
 
-/// Which of elements `first..end` of a tensor of `elements` are counted: all of them of a tensor of less than 4 Mi elements, else a
-/// block of 16 Ki in four.
+/// Which of elements `first..end` of a tensor of `elements` are counted: all of them of a tensor of less than 256 Ki elements, else a
+/// block of 16 Ki in two, of 4 Mi and more in four.
 pub fn counted(elements: u64, first: u64, end: u64) -> impl Iterator<Item = Range<u64>> {
-    let (block, step) = if elements < SAMPLED.1 { (u64::MAX, 1) } else { (BLOCK, SAMPLED.0) };
+    let (half, quarter) = SAMPLED;
+    let (block, step) = match elements {
+        _ if elements < half => (u64::MAX, 1),
+        _ if elements < quarter => (BLOCK, 2),
+        _ => (BLOCK, 4),
+    };
     (first / block..end.div_ceil(block))
         .filter(move |number| number % step == 0)
         .map(move |number| first.max(number * block)..end.min(number.saturating_add(1).saturating_mul(block)))
@@ -342,7 +375,8 @@ impl Choice {
         let at = |range: Range<u64>| words.get(range.start as usize..range.end as usize).unwrap_or_default();
         let mut scales = Scales::default();
         if Scales::may_pay(rows as u64, cols as u64) {
-            let sample: Vec<u16> = sampled(elements).flat_map(at).copied().collect();
+            let mut sample = Vec::new();
+            sampled(elements).for_each(|range| sample.extend_from_slice(at(range)));
             let none = Means::of(layout, layout.floor(&sample), rows, cols);
             let mut means = none.clone();
             means.add(&none.part(0, words));
@@ -481,6 +515,13 @@ pub(super) fn frequencies(symbols: &[u64; SYMBOLS]) -> [u16; SYMBOLS] {
 
 /// The binary logarithm, the same on every machine: as libraries differ in the last bit, choices by them would.
 fn log2(n: u64) -> f64 {
+    // Most counts are small, and small matrices have hardly more elements than counts.
+    static SMALL: LazyLock<Vec<f64>> = LazyLock::new(|| (0..1 << 12).map(log2_by_series).collect());
+    let small = usize::try_from(n).ok().and_then(|n| SMALL.get(n));
+    small.copied().unwrap_or_else(|| log2_by_series(n))
+}
+
+fn log2_by_series(n: u64) -> f64 {
     if n == 0 {
         return 0.0;
     }
@@ -499,15 +540,53 @@ mod tests {
 
     #[test]
     fn logarithms_are_right_to_a_millionth() {
-        for n in (1..2000).chain([u64::MAX, u64::MAX / 3, 1 << 40]) {
+        for n in (1..5000).chain([u64::MAX, u64::MAX / 3, 1 << 40]) {
             assert!((log2(n) - (n as f64).log2()).abs() < 1e-6, "{n}");
         }
         assert_eq!(log2(0), 0.0);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn sums_of_rows_and_columns_are_those_of_one_word_after_the_other(
+            words in proptest::collection::vec(proptest::prelude::any::<u16>(), 0..700),
+            width in 1usize..100,
+            col in 0usize..100,
+            floor in 0u16..=0x7fff,
+        ) {
+            let (rows, first) = (words.len() / width + 2, col % width);
+            let none = Means::of(Layout::BF16, floor, rows, width);
+            let mut found = none.clone();
+            found.add(&none.part(first as u64, &words));
+            let (mut of_rows, mut of_cols) = (vec![0u64; rows], vec![0u64; width]);
+            for (at, &word) in (first..).zip(&words) {
+                let magnitude = u64::from((word & 0x7fff).clamp(none.floor, none.ceiling));
+                of_rows[at / width] += magnitude;
+                of_cols[at % width] += magnitude;
+            }
+            proptest::prop_assert_eq!((found.rows, found.cols), (of_rows, of_cols));
+            let mut sums = vec![0; words.len()];
+            let total = add_row_anywhere(&words, none.floor, none.ceiling, &mut sums);
+            let mut fast = vec![0; words.len()];
+            proptest::prop_assert_eq!(add_row(&words, none.floor, none.ceiling, &mut fast), total);
+            proptest::prop_assert_eq!(fast, sums);
+        }
+    }
+
+    #[test]
+    fn sums_of_large_magnitudes_do_not_overflow() {
+        let words = vec![0xffff; (1 << 17) + 3];
+        let largest = Means { floor: 0, ceiling: 0x7fff, first_row: 0, rows: Vec::new(), cols: vec![0] };
+        let one_column = largest.part(0, &words);
+        assert_eq!(one_column.cols, [0x7fff * words.len() as u64]);
+        let one_row = Means { cols: vec![0; words.len()], ..largest }.part(0, &words);
+        assert_eq!(one_row.rows, [0x7fff * words.len() as u64]);
+    }
+
     #[test]
     fn what_is_counted_does_not_depend_on_how_a_tensor_is_cut() {
-        for elements in [1, 5000, SAMPLED.1 - 1, SAMPLED.1, SAMPLED.1 + 12_345] {
+        let (half, quarter) = SAMPLED;
+        for elements in [1, 5000, half - 1, half, half + 12_345, quarter - 1, quarter, quarter + 12_345] {
             let count = |step: usize| -> Vec<u64> {
                 let cuts = (0..elements).step_by(step).map(|at| at..(at + step as u64).min(elements));
                 let ranges = cuts.flat_map(|cut| counted(elements, cut.start, cut.end));
@@ -528,12 +607,12 @@ mod tests {
             let whole = joined(count(elements as usize));
             assert!(whole == joined(count(99_991)) && whole == joined(count(1 << 18)), "{elements}");
             let covered: u64 = whole.chunks(2).map(|ends| ends[1] - ends[0]).sum();
-            assert!(elements < SAMPLED.1 && covered == elements || covered >= elements / 4);
+            let least =
+                if elements < half { elements } else { elements / if elements < quarter { 2 } else { 4 } };
+            assert!(covered >= least, "{covered} of {elements}");
         }
         assert!(sampled(0).next().is_none());
-        assert!(
-            [1, 1023, 1024, 1025, 70_000, 1 << 30].into_iter().all(|n| sampled(n).all(|run| run.end <= n))
-        );
+        assert!([1, 255, 256, 257, 17_000, 1 << 30].into_iter().all(|n| sampled(n).all(|run| run.end <= n)));
     }
 
     #[test]
