@@ -3,25 +3,28 @@
 
     taskset -c 0 python archive_peers.py MODEL.safetensors --llmpress target/release/llmpress [--runs 3]
 
-MODEL.safetensors is one file, or a directory with one. Each tool is its own process, so that starting Python and reading
-and writing files count; `llmpress convert` and `restore` also hash everything, and `convert` decodes and compares what
-it wrote. Prints one JSON object a tool: {tool, share, compress_gbps, decompress_gbps}: size against the input's, and
-GB/s (1e9 bytes) of input, medians. What comes back is compared with the input, byte for byte where the tool keeps
-the file and by `llmpress verify` where it keeps the tensors.
+MODEL.safetensors is one file beside a config.json, or a directory with one model.safetensors. Each tool is its own process, so that
+starting Python and reading and writing files count; `llmpress convert` and `restore` also hash everything, and `convert` decodes and
+compares what it wrote. Prints one JSON object a tool: {tool, share, compress_gbps, decompress_gbps}: size against the input's, and GB/s (1e9
+bytes) of input and processor time, user and system, medians. What comes back is compared with the input, byte for byte where the tool keeps the file and by `llmpress verify`
+where it keeps the tensors. Before them two bounds, of whole files: each float tensor's exponents at their entropy and all else as it is, and its
+magnitudes (exponent and mantissa) at theirs and the sign as it is, without any table.
 
-    pip install lmzip==1.3.0 bigsmall==4.0.0 zipnn==0.5.4 zstandard==0.25.0
+    pip install lmzip==1.3.0 bigsmall==4.0.0 zipnn==0.5.4 zstandard==0.25.0 numpy==2.4.4
 """
 
 import argparse
 import filecmp
 import json
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import numpy
 
 ZSTD = "import sys, zstandard as z; a, b = open(sys.argv[1], 'rb'), open(sys.argv[2], 'wb')\n"
 ZIPNN = (
@@ -36,12 +39,51 @@ def size(path):
 
 
 def run(command):
-    """Seconds that a command takes."""
-    start = time.perf_counter()
+    """Seconds of processor time that a command takes, user and system."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: {(done.stderr or done.stdout)[-800:]}")
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+# Of each dtype that has exponents: its width, and the lowest bit and the bits of the exponent.
+FLOATS = {"BF16": ("<u2", 7, 8), "F16": ("<u2", 10, 5), "F8_E4M3": ("u1", 3, 4), "F8_E5M2": ("u1", 2, 5)}
+
+
+def entropy(values):
+    """Bits of values by their own frequencies."""
+    counts = numpy.bincount(values)
+    counts = counts[counts > 0].astype(float)
+    return float((counts * numpy.log2(counts.sum() / counts)).sum())
+
+
+def header(file):
+    """Bytes before the data of a safetensors file, and its tensors."""
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        tensors = json.loads(opened.read(length))
+    return 8 + length, [tensor for name, tensor in tensors.items() if name != "__metadata__"]
+
+
+def bounds(file):
+    """Shares of a safetensors file that its exponents', and its magnitudes', entropies leave."""
+    data = numpy.memmap(file, dtype="u1", mode="r")
+    start, tensors = header(file)
+    by_exponents = by_magnitudes = 8.0 * start
+    for tensor in tensors:
+        first, end = tensor["data_offsets"]
+        of_tensor = data[start + first : start + end]
+        if tensor["dtype"] not in FLOATS or first == end:
+            by_exponents += 8 * (end - first)
+            by_magnitudes += 8 * (end - first)
+            continue
+        width, low, bits = FLOATS[tensor["dtype"]]
+        words = of_tensor.view(width)
+        by_exponents += entropy((words >> low) & ((1 << bits) - 1)) + (8 * words.itemsize - bits) * words.size
+        by_magnitudes += entropy(words & ((1 << (low + bits)) - 1)) + words.size
+    return by_exponents / 8 / data.size, by_magnitudes / 8 / data.size
 
 
 def main():
@@ -51,15 +93,18 @@ def main():
     parser.add_argument("--llmpress", type=Path, default=Path("target/release/llmpress"))
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
-    given = args.model if args.model.is_dir() else args.model.parent
+    weights = args.model / "model.safetensors" if args.model.is_dir() else args.model
+    by_exponents, by_magnitudes = bounds(weights)
+    print(json.dumps({"bound": "exponents", "share": round(by_exponents, 5)}))
+    print(json.dumps({"bound": "magnitudes", "share": round(by_magnitudes, 5)}), flush=True)
     scripts = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         source, packed, back = work / "source", work / "packed", work / "back"
         source.mkdir()
-        for name in ["config.json", "model.safetensors"]:
-            shutil.copyfile(given / name, source / name)
         file = source / "model.safetensors"
+        shutil.copyfile(weights, file)
+        shutil.copyfile(weights.parent / "config.json", source / "config.json")
         llmpress, python = args.llmpress.resolve(), sys.executable
         both = ["--jobs", "1", "--quiet"]
         tools = {
@@ -89,6 +134,9 @@ def main():
                 None,
             ),
         }
+        if any(tensor["dtype"] == "F8_E4M3" for tensor in header(weights)[1]):
+            convert, *others = tools["llmpress archive"]
+            tools["llmpress dfloat8"] = ([*convert[:5], "dfloat8", *convert[6:]], *others)
         for tool, (compress, decompress, verify) in tools.items():
             ins, outs = [], []
             try:

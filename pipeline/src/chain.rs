@@ -22,6 +22,7 @@ use llmpress_sparsify::ast::Text;
 
 use crate::blocks::{Blocks, FORMS_FILE};
 use crate::fingerprint::fingerprint;
+use crate::foreseen::Foreseen;
 use crate::method::room::Fit;
 use crate::pass::{Pass, apply};
 use crate::progress::{Counted, Progress, Task, Watch};
@@ -735,7 +736,7 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
     let mut checkpoint = request.recipe.open(dir)?;
     let mut recipe = Recipe { passes: Vec::new(), ..request.recipe.clone() };
     let compiled = request.recipe.compile()?;
-    let mut finished: BTreeMap<String, u64> = BTreeMap::new();
+    let mut finished: BTreeMap<String, Foreseen> = BTreeMap::new();
     // What is 2:4 by then, and whether sums are beside it.
     let mut sparse: BTreeMap<String, bool> = BTreeMap::new();
     // What the pass that makes them so still has to choose.
@@ -760,7 +761,8 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                 for (name, sums) in &mut sparse {
                     *sums |= settings.slorb;
                     let tensor = checkpoint.tensor(name)?;
-                    finished.insert(name.clone(), train::expected_bytes(tensor, *sums, recipe.to));
+                    let bytes = train::expected_bytes(tensor, *sums, recipe.to);
+                    finished.insert(name.clone(), Foreseen::sparse(bytes, *sums));
                 }
                 let settled = Pass::Trained(Trained { to: *settings, text: None });
                 checkpoint = apply(checkpoint, &settled)?;
@@ -780,7 +782,7 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                     let some = choices.as_ref().and_then(|choices| {
                         choices.expected_bytes(name, tensor, all, dense_bytes(tensor, recipe.to))
                     });
-                    finished.insert(name.clone(), some.unwrap_or(all));
+                    finished.insert(name.clone(), Foreseen::sparse(some.unwrap_or(all), sparsifier.slorb));
                     sparse.insert(name.clone(), sparsifier.slorb);
                 }
                 let settled = Pass::Sparsified(Sparsified::new(*sparsifier, None));
@@ -805,8 +807,9 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                 for (name, spec) in &specs {
                     let tensor = checkpoint.tensor(name)?;
                     let dense = expected_bytes(name, spec, tensor, assigned.as_ref());
-                    let bytes = match sparse.get(name) {
-                        Some(&sums) => {
+                    let of_sparse = sparse.get(name).copied();
+                    let bytes = match of_sparse {
+                        Some(sums) => {
                             let all = expected_sparse_bytes(spec, tensor, sums);
                             let some = |choices: &Choices| choices.expected_bytes(name, tensor, all, dense);
                             choices.as_ref().and_then(some).unwrap_or(all)
@@ -814,7 +817,7 @@ pub(crate) fn forecast(dir: &Path, request: &Request) -> Result<Forecasts> {
                         None => dense,
                     };
                     found.bytes = found.bytes.saturating_sub(dense).saturating_add(bytes);
-                    finished.insert(name.clone(), bytes);
+                    finished.insert(name.clone(), Foreseen::quantised(bytes, spec.abq, of_sparse));
                 }
                 found.bits_per_weight = found.bytes as f64 * 8.0 / found.weights.max(1) as f64;
                 let settled = Pass::Quantised(Quantised { to: *quantiser, calibration: None });
@@ -888,12 +891,12 @@ fn dense_bytes(tensor: &Tensor, to: Method) -> u64 {
 }
 
 /// What is known of tensors goes with their names.
-fn rename(known: &mut BTreeMap<String, u64>, removal: &Removal, checkpoint: &Checkpoint) -> Result<()> {
+fn rename(known: &mut BTreeMap<String, Foreseen>, removal: &Removal, checkpoint: &Checkpoint) -> Result<()> {
     let edit = removal.edit(checkpoint)?;
     let left = std::mem::take(known)
         .into_iter()
         .filter(|(name, _)| !edit.drop.contains_key(name) && !edit.zero.contains(name));
-    *known = left.map(|(name, bytes)| (edit.rename.get(&name).cloned().unwrap_or(name), bytes)).collect();
+    *known = left.map(|(name, seen)| (edit.rename.get(&name).cloned().unwrap_or(name), seen)).collect();
     Ok(())
 }
 
@@ -952,8 +955,8 @@ pub(crate) struct Forecasts {
     pub(crate) view: Checkpoint,
     /// Every pass, and what it takes if it is still to be worked out.
     pub(crate) passes: Vec<(Pass, Option<PassForecast>)>,
-    /// Bytes of the tensors of the view that a pass is to finish.
-    pub(crate) finished: BTreeMap<String, u64>,
+    /// The tensors of the view that a pass is to finish.
+    pub(crate) finished: BTreeMap<String, Foreseen>,
     /// The first pass that goes by more than a matrix alone and is still to run.
     pub(crate) needs_whole_model: Option<String>,
     /// The rankings that are settled, as files of the output.

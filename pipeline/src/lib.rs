@@ -23,6 +23,7 @@ mod duplicates;
 mod error;
 mod export;
 mod fingerprint;
+mod foreseen;
 mod gguf;
 mod job;
 mod joint;

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::budget::{Budget, Needs};
 use crate::fingerprint::fingerprint;
+use crate::foreseen::in_fixed12;
 use crate::method::room::{Asked, missing_tensor};
 use crate::method::{kept_unit, plain_values};
 use crate::pass::Pass;
@@ -68,6 +69,9 @@ pub struct Plan {
     pub quantization_config: Option<serde_json::Value>,
     /// The shards.
     pub shards: Vec<PlannedShard>,
+    /// How the passes will encode the tensors that they finish: of a forecast, and of no plan that was saved.
+    #[serde(skip)]
+    pub(crate) foreseen: BTreeMap<String, Encoding>,
 }
 
 /// A pass that is still to be worked out.
@@ -228,6 +232,7 @@ impl Plan {
             plain: false,
             quantization_config: None,
             shards,
+            foreseen: BTreeMap::new(),
         })
     }
 
@@ -246,7 +251,7 @@ impl Plan {
     ) -> Result<(Self, Checkpoint, Recipe)> {
         let chain = crate::chain::forecast(dir, request)?;
         let kept = |name: &str, tensor: &Tensor| {
-            let finished = chain.finished.get(name).copied();
+            let finished = chain.finished.get(name).map(|foreseen| foreseen.bytes);
             finished.or_else(|| kept_unit(&chain.view, tensor).map(Unit::stored_bytes))
         };
         let mut plan = Self::make(&chain.view, &chain.stand_in, max_shard_bytes, &kept)?;
@@ -255,6 +260,8 @@ impl Plan {
         plan.recipe = chain.recipe;
         plan.needs_whole_model = chain.needs_whole_model;
         plan.files = chain.files;
+        plan.foreseen =
+            chain.finished.into_iter().map(|(name, foreseen)| (name, foreseen.encoding)).collect();
         let passes = chain.passes.into_iter();
         plan.passes = passes.filter_map(|(pass, f)| Some(PlannedPass { pass, forecast: f? })).collect();
         Ok((plan, chain.view, chain.stand_in))
@@ -347,12 +354,27 @@ impl Plan {
     /// # Errors
     /// It describes no model that runs on a GPU.
     pub fn on_gpu(&self, view: Arc<Checkpoint>, context: usize) -> Result<GpuNeeds> {
-        let model = self.model(view)?;
-        let mut forms = BTreeMap::new();
+        let mut encodings = BTreeMap::new();
         for unit in self.units() {
-            forms.extend(unit.tensors.iter().map(|name| (name.as_str(), unit.method.room().on_gpu())));
+            for name in &unit.tensors {
+                encodings.insert(name.as_str(), self.encoding_on_gpu(&view, unit.method, name)?);
+            }
         }
-        Ok(GpuNeeds::planned(&model, &forms, context)?)
+        Ok(GpuNeeds::planned(&self.model(view)?, &encodings, context)?)
+    }
+
+    /// How a tensor will lie in a GPU's memory.
+    fn encoding_on_gpu(&self, view: &Checkpoint, method: Method, name: &str) -> Result<Encoding> {
+        if !matches!(method, Method::Kept | Method::KeptFixed12 | Method::Coded) {
+            return Ok(method.room().on_gpu());
+        }
+        let encoding = match self.foreseen.get(name) {
+            Some(foreseen) => foreseen.clone(),
+            None => view.unit_of(view.tensor(name)?)?.encoding().clone(),
+        };
+        let fixed12 = method == Method::KeptFixed12
+            || matches!(self.recipe.to, Method::Fixed12 | Method::Sparse24Fixed12);
+        Ok(if fixed12 { in_fixed12(encoding) } else { encoding })
     }
 
     /// Bits in which the output's cache will hold keys and values, and bytes that those of a token will take on a processor; none where
@@ -367,6 +389,12 @@ impl Plan {
 
     /// The model that comes of it, with the cache that its passes ask for.
     fn model(&self, view: Arc<Checkpoint>) -> Result<Model> {
+        // What goes through no pass was opened with the tensors that another tool packed, not with the numbers that they are.
+        let packed = view.manifest().is_none() && view.config().is_some_and(|c| c.quantised_by().is_some());
+        let view = match packed && !view.is_edited() {
+            true => Arc::new(Checkpoint::open_dequantised(view.root())?),
+            false => view,
+        };
         let mut model = Model::open(view)?;
         if let Some(bits) = self.recipe.passes.iter().find_map(Pass::cache_bits) {
             model.transform(vec![Transform::Quantize { site: QuantizeSite::Cache, bits }])?;

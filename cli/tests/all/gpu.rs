@@ -282,12 +282,29 @@ fn a_plan_says_what_its_output_will_take_of_a_gpu() {
     // Of a checkpoint as it is, the same as doctor says.
     let now = json(&[&["plan", path(&model)], &gpu[..]].concat());
     assert_eq!((&now["forms"], &now["context"]), (&needs(&model), &300.into()));
-    for to in ["fixed12", "dfloat11", "planes", "raw"] {
-        let planned = json(&[&["plan", path(&model), "--to", to], &gpu[..]].concat());
+    let fp8 = dir.path().join("fp8");
+    crate::small_floats::fp8_model(&fp8);
+    for (model, to) in [
+        (&model, "fixed12"),
+        (&model, "dfloat11"),
+        (&model, "planes"),
+        (&model, "raw"),
+        (&model, "rtn:w4"),
+        (&model, "rtn:w4,g64"),
+        (&model, "rtn:w2a8"),
+        (&model, "sparse24:magnitude"),
+        (&model, "sparse24:magnitude+fixed12"),
+        (&model, "sparse24:magnitude,slorb"),
+        (&model, "sparse24:magnitude,slorb+fixed12"),
+        (&model, "sparse24:magnitude+rtn:w4,g64"),
+        (&fp8, "dfloat8"),
+        (&fp8, "archive"),
+    ] {
+        let planned = json(&[&["plan", path(model), "--to", to], &gpu[..]].concat());
         let planned = planned["gpu"]["forms"].as_array().unwrap().last().unwrap().clone();
         assert_eq!(planned["weights_form"], "as planned");
         let out = dir.path().join(to);
-        ok(&["convert", path(&model), path(&out), "--to", to, "--quiet"]);
+        ok(&["convert", path(model), path(&out), "--to", to, "--quiet"]);
         let made = &needs(&out)[0];
         for part in ["weights", "cache", "workspace"] {
             let (planned, made) = (planned[part].as_f64().unwrap(), made[part].as_f64().unwrap());

@@ -24,6 +24,8 @@ use crate::{Model, Weights};
 
 /// DFloat11's size by that of BF16, with the counts that a GPU keeps: what models' weights come to, within a percent.
 const DFLOAT11_RATIO: f64 = 0.70;
+/// dfloat8's size by that of FP8, in the same way.
+const DFLOAT8_RATIO: f64 = 0.89;
 /// Bytes of a fixed12 tile of 16 x 64 weights, and of where its escapes begin.
 const FIXED12_TILE: u64 = 1536 + 4;
 
@@ -47,18 +49,18 @@ impl GpuNeeds {
         Self::counted(model, weights, None, capacity)
     }
 
-    /// What a model will take, as it is stored, when its tensors lie in these forms: what is not named stays plain.
+    /// What a model will take, as it is stored, when its tensors are encoded so: what is not named stays plain.
     ///
     /// # Errors
     /// Those of [`Self::of`].
-    pub fn planned(model: &Model, forms: &BTreeMap<&str, Weights>, capacity: usize) -> Result<Self> {
-        Self::counted(model, Weights::Stored, Some(forms), capacity)
+    pub fn planned(model: &Model, encodings: &BTreeMap<&str, Encoding>, capacity: usize) -> Result<Self> {
+        Self::counted(model, Weights::Stored, Some(encodings), capacity)
     }
 
     fn counted(
         model: &Model,
         weights: Weights,
-        planned: Option<&BTreeMap<&str, Weights>>,
+        planned: Option<&BTreeMap<&str, Encoding>>,
         capacity: usize,
     ) -> Result<Self> {
         super::parts::check(model)?;
@@ -125,8 +127,8 @@ impl GpuNeeds {
 struct Sizes<'a> {
     model: &'a Model,
     weights: Weights,
-    /// Forms in which tensors are going to be stored.
-    planned: Option<&'a BTreeMap<&'a str, Weights>>,
+    /// How tensors are going to be encoded.
+    planned: Option<&'a BTreeMap<&'a str, Encoding>>,
     /// Units that are counted already.
     units: BTreeSet<String>,
     bytes: u64,
@@ -233,6 +235,13 @@ impl Sizes<'_> {
             self.scratch = self.scratch.max(2 * elements);
             return Ok(false);
         }
+        // Only a plan says so of a matrix: what is stored has scales around it.
+        if encoding == Encoding::Dfloat8 && !table && decodes_in_place(linear) {
+            let elements = (linear.rows() * linear.cols()) as u64;
+            self.bytes += (elements as f64 * DFLOAT8_RATIO) as u64 + 4 * linear.rows() as u64;
+            self.scratch = self.scratch.max(2 * elements);
+            return Ok(false);
+        }
         if let Some(in_fixed12) = stays_sparse(&encoding, self.weights, linear).filter(|_| !table) {
             self.bytes += sparse24::Matrix::bytes_of(linear.rows(), linear.cols(), in_fixed12);
             return Ok(false);
@@ -304,11 +313,7 @@ impl Sizes<'_> {
         if let Some(planned) = self.planned {
             let (tensor, tied) = (linear.tensor(), checkpoint.tied());
             let tensor = tied.get(tensor).map_or(tensor, String::as_str);
-            return Ok(match planned.get(tensor) {
-                Some(Weights::Dfloat11) => Encoding::Dfloat11,
-                Some(Weights::Fixed12) => Encoding::Fixed12 { base: 0 },
-                _ => Encoding::Raw,
-            });
+            return Ok(planned.get(tensor).cloned().unwrap_or(Encoding::Raw));
         }
         stored(checkpoint, linear)
     }

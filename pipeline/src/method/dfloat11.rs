@@ -5,9 +5,9 @@ mod timed;
 
 use std::collections::BTreeSet;
 
+use llmpress_formats::encoding::Encoding;
 use llmpress_formats::encoding::dfloat11 as names;
 use llmpress_formats::{Checkpoint, Dtype, PatternDict, Tensor, Traits, UnitPattern, derive_units};
-use llmpress_model::Weights;
 
 use super::room::{Asked, Fit, Room, Survey, missing_tensor, share};
 use super::timed::Timed;
@@ -61,8 +61,8 @@ impl Room for Dfloat11 {
         &names::COMPONENTS
     }
 
-    fn on_gpu(&self) -> Weights {
-        Weights::Dfloat11
+    fn on_gpu(&self) -> Encoding {
+        Encoding::Dfloat11
     }
 
     fn reads(&self) -> u64 {

@@ -3,7 +3,7 @@
 mod timed;
 
 use llmpress_formats::encoding::dfloat8 as names;
-use llmpress_formats::{Dtype, Tensor};
+use llmpress_formats::{Dtype, Encoding, Tensor};
 
 use super::dfloat11::stream::{self, Form};
 use super::room::{Fit, Room, Survey, share};
@@ -41,6 +41,10 @@ impl Room for Dfloat8 {
         format!(
             "dfloat8 holds FP8 (F8_E4M3) matrices, and this checkpoint has {found}: use --to dfloat11 or archive"
         )
+    }
+
+    fn on_gpu(&self) -> Encoding {
+        Encoding::Dfloat8
     }
 
     fn reads(&self) -> u64 {

@@ -9,7 +9,6 @@ use llmpress_entropy::fixed12::{self, Grid, TILE_COLS, TILE_ROWS};
 use llmpress_formats::encoding::Encoding;
 use llmpress_formats::encoding::fixed12 as names;
 use llmpress_formats::{Dtype, Tensor};
-use llmpress_model::Weights;
 
 use super::room::{Coding, Encoder, Fit, Room, SizedEncoder, Survey, share, would_not_shrink};
 pub(super) use sinks::StripSinks;
@@ -59,8 +58,8 @@ impl Room for Fixed12 {
         if strip > MAX_WHOLE_STRIP { 0 } else { strip }
     }
 
-    fn on_gpu(&self) -> Weights {
-        Weights::Fixed12
+    fn on_gpu(&self) -> Encoding {
+        Encoding::Fixed12 { base: 0 }
     }
 
     fn reads(&self) -> u64 {

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 
 use llmpress_formats::encoding::{ComponentSpec, Encoding};
 use llmpress_formats::{Checkpoint, Digest, Dtype, PatternDict, ShardWriter, Tensor, UnitPattern};
-use llmpress_model::Weights;
 
 use super::timed::Timed;
 use crate::sink::{Encoded, Slots};
@@ -89,9 +88,9 @@ pub(crate) trait Room: Sync {
         0
     }
 
-    /// How a GPU holds what it stores, where nothing else is asked for.
-    fn on_gpu(&self) -> Weights {
-        Weights::Bf16
+    /// How tensors lie in a GPU's memory that it stores by itself, where nothing else is asked for; what a GPU decodes when it is loaded is raw.
+    fn on_gpu(&self) -> Encoding {
+        Encoding::Raw
     }
 
     /// How often a unit's bytes are read.

@@ -53,6 +53,11 @@ impl Room for Sparse24 {
         }
     }
 
+    fn on_gpu(&self) -> Encoding {
+        let values = self.fixed12.then_some(Inner::Fixed12 { base: 0 });
+        Encoding::Sparse24(names::Sparse24 { values })
+    }
+
     fn components(&self) -> &'static [&'static str] {
         &names::COMPONENTS
     }
