@@ -92,6 +92,7 @@ def main():
     parser.add_argument("model", type=Path)
     parser.add_argument("--llmpress", type=Path, default=Path("target/release/llmpress"))
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="TOOL", help="these tools alone")
     args = parser.parse_args()
     weights = args.model / "model.safetensors" if args.model.is_dir() else args.model
     by_exponents, by_magnitudes = bounds(weights)
@@ -137,7 +138,8 @@ def main():
         if any(tensor["dtype"] == "F8_E4M3" for tensor in header(weights)[1]):
             convert, *others = tools["llmpress archive"]
             tools["llmpress dfloat8"] = ([*convert[:5], "dfloat8", *convert[6:]], *others)
-        for tool, (compress, decompress, verify) in tools.items():
+        chosen = {tool: steps for tool, steps in tools.items() if not args.only or tool in args.only}
+        for tool, (compress, decompress, verify) in chosen.items():
             ins, outs = [], []
             try:
                 for _ in range(1 if tool == "zstd -19" else args.runs):

@@ -65,12 +65,12 @@ DEVICE Words words_of(const u16* keys, const u16* values, u32 place, u64 capacit
     extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                      \
     attend_rows_##DIM(const float* queries, u32 stride, const u16* keys, const u16* values, u64 capacity,         \
                       const u32* positions, const u32* places, u32 each, u32 heads, u32 group, u32 head_dim,      \
-                      u32 window, float scale, u16* x, u32 ld) {                                                  \
+                      u32 window, float scale, float cap, u16* x, u32 ld) {                                       \
         Shared shared;                                                                                            \
         u32 sequence = blockIdx.z;                                                                                \
         u64 before = (u64)sequence * each;                                                                        \
         Words past = words_of(keys, values, places[sequence], capacity, heads, group, head_dim);                  \
-        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity};                        \
+        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity, cap};                   \
         ROWS_QUERY(DIM, WARPS);                                                                                   \
         attend_rows<DIM, WARPS>(query, shared, queries + before * stride, stride, past, step, scale,              \
                                 x + before * ld, ld);                                                             \
@@ -96,13 +96,13 @@ ATTEND_ROWS(256, 2)
     extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                    \
     attend_tile_##DIM(const float* queries, u32 stride, const u16* keys, const u16* values, u64 capacity,         \
                       const u32* positions, const u32* places, u32 each, u32 heads, u32 group, u32 head_dim,      \
-                      u32 window, float scale, float* sums, float2* scales) {                                     \
+                      u32 window, float scale, float cap, float* sums, float2* scales) {                          \
         let_later_begin();                                                                                        \
         wait_for_earlier();                                                                                       \
         u32 kv_heads = heads / group, sequence = blockIdx.z / kv_heads;                                           \
         u64 before = (u64)sequence * each;                                                                        \
         Words past = words_of(keys, values, places[sequence], capacity, heads, group, head_dim);                  \
-        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity};                        \
+        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity, cap};                   \
         attend_tile<DIM>(queries + before * stride, stride, past, step, blockIdx.z % kv_heads, before,            \
                          (u64)(gridDim.z / kv_heads) * each, scale, sums, scales);                                \
     }
@@ -124,7 +124,7 @@ join_tiles(const float* sums, const float2* scales, u64 capacity, const u32* pos
     float* of_tiles = shared.take<float>(JOIN_THREADS);
     float* of_warps = shared.take<float>(JOIN_THREADS / WARP);
     u32 thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, head = blockIdx.x, tokens = gridDim.y;
-    Step s = {positions[blockIdx.y / each], each, heads, 1, head_dim, window, capacity};
+    Step s = {positions[blockIdx.y / each], each, heads, 1, head_dim, window, capacity, 0.0f};
     u64 token = blockIdx.y, row = token % each, tile = s.first(row) / TILE;
     u64 end = (min(s.last(row) + 1, capacity) + TILE - 1) / TILE;
     u64 step = (u64)tokens * heads, slot = token * heads + head;

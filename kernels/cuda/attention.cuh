@@ -5,6 +5,7 @@
 //   tiles: 64 positions, counted from position 0
 //
 //   a tile:   scores = q K^T -> maximum m, p = e^(scores - m) in BF16 -> sums = p [V 1]    the last sum is that of p
+//   capped:  where the model says so a score s is c tanh(s / c) before that (Gemma 2)
 //   joined:   M' = max(M, m),  S = S e^(M - M') + sums e^(m - M')  tile by tile, ascending;  x = S / last S
 //
 // Two forms give the same bits: attend_rows walks over the tiles with its rows, for many tokens; attend_tile takes one
@@ -36,6 +37,8 @@ DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 struct Step {
     u32 start, tokens, heads, group, head_dim, window;
     u64 capacity;
+    // What scores are held below, softly; 0: nothing.
+    float cap;
 
     DEVICE_METHOD u64 rows() const { return (u64)tokens * group; }
     // The first and the last position that a row sees.
@@ -166,6 +169,16 @@ DEVICE void multiply_keys(float (&scores)[count][4], const Query& query, const u
     }
 }
 
+template <u32 count>
+DEVICE void cap_scores(float (&scores)[count][4], float cap) {
+    if (cap == 0.0f) return;
+#pragma unroll
+    for (u32 n = 0; n < count; n++) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) scores[n][i] = soft_capped(scores[n][i], cap);
+    }
+}
+
 // sums = p times eight features from 8 n on.
 template <u32 dim>
 DEVICE void multiply_values(float (&sums)[4], const u32 (&p)[4][4], const u16* values, u32 n) {
@@ -256,6 +269,7 @@ DEVICE void attend_rows(Query& query, Shared& shared, const float* queries, u32 
         if (seen) {
             float scores[8][4] = {};
             multiply_keys<dim>(scores, query, key_tile, 0);
+            cap_scores(scores, s.cap);
             if (!sight.sees_all(0, base) || !sight.sees_all(1, base)) {
 #pragma unroll
                 for (u32 n = 0; n < 8; n++) sight.hide(scores[n], n, base);
@@ -357,6 +371,7 @@ DEVICE void attend_tile(const float* queries, u32 stride, const Past& past, cons
 
     float scores[2][4] = {};
     multiply_keys<dim>(scores, query, key_tile, 2 * warp);
+    cap_scores(scores, s.cap);
     float tops[2];
 #pragma unroll
     for (u32 n = 0; n < 2; n++) sight.hide(scores[n], 2 * warp + n, base);

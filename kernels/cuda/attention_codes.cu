@@ -88,12 +88,12 @@ DEVICE Codes codes_of(const u8* keys, const u8* values, u32 bits, u32 place, u64
     extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                      \
     attend_code_rows_##DIM(const float* queries, u32 stride, const u8* keys, const u8* values, u32 bits,          \
                            u64 capacity, const u32* positions, const u32* places, u32 each, u32 heads, u32 group, \
-                           u32 head_dim, u32 window, float scale, u16* x, u32 ld) {                               \
+                           u32 head_dim, u32 window, float scale, float cap, u16* x, u32 ld) {                    \
         Shared shared;                                                                                            \
         u32 sequence = blockIdx.z;                                                                                \
         u64 before = (u64)sequence * each;                                                                        \
         Codes past = codes_of(keys, values, bits, places[sequence], capacity, heads, group, head_dim);            \
-        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity};                        \
+        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity, cap};                   \
         ROWS_QUERY(DIM, WARPS);                                                                                   \
         attend_rows<DIM, WARPS>(query, shared, queries + before * stride, stride, past, step, scale,              \
                                 x + before * ld, ld);                                                             \
@@ -119,13 +119,13 @@ ATTEND_ROWS(256, 2)
     extern "C" __global__ void __launch_bounds__(TILE_THREADS)                                                    \
     attend_code_tile_##DIM(const float* queries, u32 stride, const u8* keys, const u8* values, u32 bits,          \
                            u64 capacity, const u32* positions, const u32* places, u32 each, u32 heads, u32 group, \
-                           u32 head_dim, u32 window, float scale, float* sums, float2* scales) {                  \
+                           u32 head_dim, u32 window, float scale, float cap, float* sums, float2* scales) {       \
         let_later_begin();                                                                                        \
         wait_for_earlier();                                                                                       \
         u32 kv_heads = heads / group, sequence = blockIdx.z / kv_heads;                                           \
         u64 before = (u64)sequence * each;                                                                        \
         Codes past = codes_of(keys, values, bits, places[sequence], capacity, heads, group, head_dim);            \
-        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity};                        \
+        Step step = {positions[sequence], each, heads, group, head_dim, window, capacity, cap};                   \
         attend_tile<DIM>(queries + before * stride, stride, past, step, blockIdx.z % kv_heads, before,            \
                          (u64)(gridDim.z / kv_heads) * each, scale, sums, scales);                                \
     }

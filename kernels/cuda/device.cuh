@@ -270,3 +270,9 @@ DEVICE float exponential(float x) {
     float high = __uint_as_float((u32)(n - half + 127) << 23);
     return __fmul_rn(__fmul_rn(sum, low), high);
 }
+
+// c tanh(x / c): tanh y = 1 - 2 / (e^2y + 1).
+DEVICE float soft_capped(float x, float cap) {
+    float e = exponential(__fdiv_rn(__fmul_rn(2.0f, x), cap));
+    return __fmul_rn(cap, __fsub_rn(1.0f, __fdiv_rn(2.0f, __fadd_rn(e, 1.0f))));
+}

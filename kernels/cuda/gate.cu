@@ -13,7 +13,7 @@ DEVICE float gelu_tanh(float x) {
 }
 
 // x[token][i] = act(gate[token][i]) * up[token][i] in BF16, rows of `ld` that end in zeros; `gate` and `up` have rows of
-// `stride`. One block a token and 1,024 features.
+// `stride`. Without `up` it is act(gate[token][i]). One block a token and 1,024 features.
 template <float (*activation)(float)>
 DEVICE void gate(const float* gate, const float* up, u32 inner, u32 stride, u16* x, u32 ld) {
     let_later_begin();
@@ -21,7 +21,8 @@ DEVICE void gate(const float* gate, const float* up, u32 inner, u32 stride, u16*
     u64 token = blockIdx.y;
     u32 end = min(ld, (blockIdx.x + 1) * 1024);
     for (u32 i = blockIdx.x * 1024 + threadIdx.x; i < end; i += blockDim.x) {
-        float y = i < inner ? __fmul_rn(up[token * stride + i], activation(gate[token * stride + i])) : 0.0f;
+        float y = i < inner ? activation(gate[token * stride + i]) : 0.0f;
+        if (up && i < inner) y = __fmul_rn(up[token * stride + i], y);
         x[token * ld + i] = float_to_bf16(y);
     }
 }

@@ -32,6 +32,27 @@ rms_norm(const float* h, const float* weight, u32 hidden, float eps, u16* x, u32
     }
 }
 
+// y[token][i] = y[token][i] / root * weight[i] in place, rows `stride` apart: the norm of all heads' queries, or keys, together. One block a token.
+extern "C" __global__ void __launch_bounds__(THREADS)
+rms_norm_rows(float* y, u32 stride, const float* weight, u32 width, float eps) {
+    let_later_begin();
+    wait_for_earlier();
+    float* row = y + (u64)blockIdx.x * stride;
+    // All have read when the sum is there.
+    float scale = inverse_root(row, width, eps);
+    for (u32 i = threadIdx.x; i < width; i += THREADS) row[i] = __fmul_rn(__fmul_rn(row[i], scale), weight[i]);
+}
+
+// x[token][i] = h[token][i] in BF16, rows of `ld` that end in zeros: of sub-layers whose inputs are not normed. One block a token.
+extern "C" __global__ void __launch_bounds__(THREADS)
+round_rows(const float* h, u32 hidden, u16* x, u32 ld) {
+    let_later_begin();
+    wait_for_earlier();
+    const float* from = h + (u64)blockIdx.x * hidden;
+    u16* to = x + (u64)blockIdx.x * ld;
+    for (u32 i = threadIdx.x; i < ld; i += THREADS) to[i] = i < hidden ? float_to_bf16(from[i]) : (u16)0;
+}
+
 // h[token][i] += y[token][i] / root * weight[i]: the norm of a sub-layer's output. One block a token.
 extern "C" __global__ void __launch_bounds__(THREADS)
 add_rms_norm(const float* y, const float* weight, u32 hidden, float eps, float* h) {

@@ -82,9 +82,7 @@ extern "C" __global__ void __launch_bounds__(256) soft_cap(float* logits, u64 co
     wait_for_earlier();
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
-    // tanh y = 1 - 2 / (e^2y + 1)
-    float e = exponential(__fdiv_rn(__fmul_rn(2.0f, logits[i]), cap));
-    logits[i] = __fmul_rn(cap, __fsub_rn(1.0f, __fdiv_rn(2.0f, __fadd_rn(e, 1.0f))));
+    logits[i] = soft_capped(logits[i], cap);
 }
 
 #ifndef LLMPRESS_STEP

@@ -21,6 +21,7 @@ mod error;
 pub mod experts;
 pub mod fixed12;
 pub mod gate;
+pub mod layer_norm;
 pub mod picker;
 pub mod product;
 pub mod proof;

@@ -9,6 +9,7 @@
 
 mod experts;
 mod needs;
+mod norms;
 mod parts;
 mod session;
 mod weights;
@@ -23,6 +24,7 @@ use llmpress_kernels::gpu::{self, Buffer, Gpu};
 use experts::{ExpertLinear, ExpertSource, GpuExperts};
 use llmpress_kernels::gpu::experts::Routing;
 pub use needs::GpuNeeds;
+use norms::GpuNorm;
 use weights::{GpuLinear, LayerLinears, Loader};
 
 use crate::attention::{HeadNorms, Projections};
@@ -58,7 +60,7 @@ pub struct GpuModel {
     cache_bits: Option<u8>,
     embedding: GpuLinear,
     layers: Vec<GpuLayer>,
-    norm: Buffer,
+    norm: GpuNorm,
     /// The embedding where there is none.
     head: Option<GpuLinear>,
 }
@@ -73,7 +75,7 @@ impl GpuLayer {
     fn linears(&self) -> impl Iterator<Item = &GpuLinear> {
         let attention = self.attention.iter().flat_map(|a| a.projections.iter().chain([&a.output]));
         attention.chain(self.mlp.iter().flat_map(|mlp| match &mlp.body {
-            GpuMlpBody::Dense { gate_up, down } => gate_up.iter().chain(Some(&**down)),
+            GpuMlpBody::Dense { gate_up, down, .. } => gate_up.iter().chain(Some(&**down)),
             GpuMlpBody::Experts(experts) => std::slice::from_ref(&experts.router).iter().chain(None),
         }))
     }
@@ -88,21 +90,31 @@ impl GpuLayer {
 
 #[derive(Debug)]
 struct GpuAttention {
-    norm: Buffer,
+    norm: GpuNorm,
     post_norm: Option<Buffer>,
     /// Query, key and value: three matrices, or one where they could be stacked.
     projections: Vec<GpuLinear>,
     output: GpuLinear,
-    qk_norm: Option<(Buffer, Buffer)>,
+    qk_norm: QkNorm,
     window: Option<usize>,
     rope: usize,
     /// Of its keys and values, where they are quantised.
     label: u32,
 }
 
+/// Norms of queries and of keys.
+#[derive(Debug)]
+enum QkNorm {
+    None,
+    /// Of each head.
+    Heads(Buffer, Buffer),
+    /// Of all heads together.
+    Whole(Buffer, Buffer),
+}
+
 #[derive(Debug)]
 struct GpuMlp {
-    norm: Buffer,
+    norm: GpuNorm,
     post_norm: Option<Buffer>,
     body: GpuMlpBody,
     activation: Activation,
@@ -111,9 +123,10 @@ struct GpuMlp {
 #[derive(Debug)]
 enum GpuMlpBody {
     Dense {
-        /// Gate and up: two matrices, or one where they could be stacked.
+        /// Gate and up: two matrices, or one where they could be stacked; or one that has no gate.
         gate_up: Vec<GpuLinear>,
         down: Box<GpuLinear>,
+        gated: bool,
     },
     Experts(Box<GpuExperts>),
 }
@@ -158,6 +171,11 @@ fn gate_up(gated: &Gated) -> Vec<&Linear> {
         GateUp::Separate(both) => both.iter().collect(),
         GateUp::Fused(one) | GateUp::Interleaved(one) | GateUp::Alone(one) => vec![one],
     }
+}
+
+/// Whether an MLP is a function of one matrix alone.
+fn is_ungated(mlp: &Mlp) -> bool {
+    matches!(mlp, Mlp::Dense(gated) if matches!(gated.gate_up, GateUp::Alone(_)))
 }
 
 /// How tokens find the experts of a layer, if it has them.
@@ -205,13 +223,14 @@ impl GpuModel {
             let last = |of: &mut Vec<Vec<GpuLinear>>| of.pop().and_then(|mut group| group.pop());
             let attention = match (&layer.attention, last(&mut loaded)) {
                 (Some(attention), Some(output)) => Some(GpuAttention {
-                    norm: upload(parts::weights(&attention.norm, model)?)?,
+                    norm: GpuNorm::upload(&gpu, attention.norm.as_ref(), 1.0)?,
                     post_norm: optional(&attention.post_norm)?,
                     projections: loaded.into_iter().flatten().collect(),
                     output,
                     qk_norm: match &attention.body.qk_norm {
-                        HeadNorms::Heads(q, k) => Some((upload(q)?, upload(k)?)),
-                        HeadNorms::None | HeadNorms::Whole(..) => None,
+                        HeadNorms::None => QkNorm::None,
+                        HeadNorms::Heads(q, k) => QkNorm::Heads(upload(q)?, upload(k)?),
+                        HeadNorms::Whole(q, k) => QkNorm::Whole(upload(&q.weight)?, upload(&k.weight)?),
                     },
                     window: attention.body.window,
                     rope: attention.body.rope,
@@ -227,12 +246,13 @@ impl GpuModel {
                 (Some(down), ..) => Some(GpuMlpBody::Dense {
                     gate_up: of_mlp.into_iter().flatten().collect(),
                     down: Box::new(down),
+                    gated: !layer.mlp.as_ref().is_some_and(|mlp| is_ungated(&mlp.body)),
                 }),
                 _ => None,
             };
             let mlp = match (&layer.mlp, body) {
                 (Some(mlp), Some(body)) => Some(GpuMlp {
-                    norm: upload(parts::weights(&mlp.norm, model)?)?,
+                    norm: GpuNorm::upload(&gpu, mlp.norm.as_ref(), 1.0)?,
                     post_norm: optional(&mlp.post_norm)?,
                     body,
                     activation: config.activation,
@@ -242,8 +262,7 @@ impl GpuModel {
             layers.push(GpuLayer { attention, mlp });
         }
         // Logits that are scaled are those of a scaled state.
-        let last: Vec<f32> = model.norm.weight.iter().map(|w| w * config.logit_scale).collect();
-        let norm = upload(&last)?;
+        let norm = GpuNorm::upload(&gpu, Some(&model.norm), config.logit_scale)?;
         let (units, matrices) = loader.finish();
         let mut quantised: Vec<String> =
             matrices.iter().map(|name| format!("an activation that {name} multiplies")).collect();

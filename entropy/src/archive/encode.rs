@@ -4,7 +4,7 @@
 //! words given:   | slack | ............ at --> last element's first |      each goes before those of the elements after it
 //! ```
 
-use super::{CHUNK_ELEMENTS, ESCAPE, LANES, Model, PROBABILITY_BITS, START, SYMBOLS, TOTAL};
+use super::{CHUNK_ELEMENTS, ESCAPE, HEADER_BYTES, LANES, Model, PROBABILITY_BITS, START, SYMBOLS, TOTAL};
 use crate::Error;
 
 /// Words below the first that is given: whole vectors are written.
@@ -106,6 +106,9 @@ impl Encoder {
         }
         let given = backwards.words.get(backwards.at..).unwrap_or_default();
         backwards.escapes.reverse();
+        // Sixteen bytes more are written at a time than are kept.
+        let low_bits = model.stored().bytes(words.len()) + 16;
+        data.reserve(HEADER_BYTES + 2 * (given.len() + backwards.escapes.len()) + low_bits);
         data.extend_from_slice(&(given.len() as u32).to_le_bytes());
         data.extend_from_slice(&(backwards.escapes.len() as u32).to_le_bytes());
         data.extend_from_slice(bytemuck::cast_slice(&backwards.states));

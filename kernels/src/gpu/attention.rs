@@ -156,6 +156,8 @@ pub struct Attend<'a> {
     pub window: Option<usize>,
     /// What queries are multiplied by.
     pub scale: f32,
+    /// What scores are held below, as `c tanh(score / c)`: positive.
+    pub cap: Option<f32>,
     /// The layer's keys and values, those of these tokens included.
     pub cache: Cache<'a>,
     /// Of any size: with [`workspace_bytes`] or more, few tokens are spread over the whole GPU.
@@ -198,6 +200,9 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
     if a.stride < heads * head_dim {
         return Err(Error::Invalid(format!("queries {} elements apart", a.stride)));
     }
+    if a.cap.is_some_and(|cap| !(cap > 0.0 && cap.is_finite())) {
+        return Err(Error::Invalid(format!("scores held below {:?}", a.cap)));
+    }
     if !a.ld.is_multiple_of(2) || a.ld < heads * head_dim {
         return Err(Error::Invalid(format!("rows of {} for {heads} heads of {head_dim}", a.ld)));
     }
@@ -230,6 +235,7 @@ pub fn attend_in(gpu: &Gpu, a: &Attend<'_>, form: Form) -> Result<()> {
         dim,
         Argument::U32(window),
         Argument::F32(a.scale),
+        Argument::F32(a.cap.unwrap_or(0.0)),
     ]);
     let (file, [rows_kernel, tile_kernel]) = match a.cache.codes {
         None => ("attention", size.words),

@@ -14,7 +14,7 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// `x[t] = act(gate[t]) * up[t]`: gate and up `F32 [tokens, inner]` with rows of `stride`, x `BF16 [tokens, ld]` with zeros from
+/// `x[t] = act(gate[t]) * up[t]`, or `act(gate[t])` without `up`: gate and up `F32 [tokens, inner]` with rows of `stride`, x `BF16 [tokens, ld]` with zeros from
 /// `inner` on. By the operations of `cpu::silu_gate` and `cpu::gelu_tanh_gate`: the same bits before rounding.
 ///
 /// # Errors
@@ -24,7 +24,7 @@ pub fn gate(
     gpu: &Gpu,
     activation: Activation,
     gate: View<'_>,
-    up: View<'_>,
+    up: Option<View<'_>>,
     inner: usize,
     stride: usize,
     tokens: usize,
@@ -36,7 +36,9 @@ pub fn gate(
     }
     let needed = 4 * ((tokens - 1) * stride + inner);
     gate.require("gate", needed)?;
-    up.require("up", needed)?;
+    if let Some(up) = up {
+        up.require("up", needed)?;
+    }
     x.require("x", 2 * tokens * ld.max(inner))?;
     gpu.launch(&Launch {
         file: "gate",
@@ -49,7 +51,7 @@ pub fn gate(
         shared: 0,
         arguments: &[
             gate.pointer(),
-            up.pointer(),
+            up.map_or(Argument::Pointer(0), |up| up.pointer()),
             Argument::U32(size32("inner", inner)?),
             Argument::U32(size32("stride", stride)?),
             x.pointer(),

@@ -47,6 +47,7 @@ const SOURCES: &[Source] = &sources! {
     "experts_fixed12" step!("experts_fixed12");
     "fixed12" step!("fixed12");
     "gate" step!("gate");
+    "layer_norm" step!("layer_norm");
     "rms_norm" step!("rms_norm");
     "rope" step!("rope");
     "sampling" step!("sampling");

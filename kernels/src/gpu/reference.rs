@@ -164,16 +164,34 @@ pub fn warp_sum(mut lanes: [f32; 32]) -> f32 {
     lanes[0]
 }
 
-/// `1 / sqrt(mean of x^2 + eps)` in the order of kernels/cuda/rms_norm.cu.
-#[must_use]
-pub fn inverse_root(x: &[f32], eps: f32) -> f32 {
+/// A sum over a block of 1,024 threads, each of which adds elements 1,024 apart: `add` of its sum and an element.
+fn block_sum(x: &[f32], add: impl Fn(f32, f32) -> f32) -> f32 {
     let mut threads = [[0.0f32; 32]; 32];
     for (i, x) in x.iter().enumerate() {
         let sum = &mut threads[i % 1024 / 32][i % 32];
-        *sum = x.mul_add(*x, *sum);
+        *sum = add(*sum, *x);
     }
-    let sum = warp_sum(threads.map(warp_sum));
+    warp_sum(threads.map(warp_sum))
+}
+
+/// `1 / sqrt(mean of x^2 + eps)` in the order of kernels/cuda/rms_norm.cu.
+#[must_use]
+pub fn inverse_root(x: &[f32], eps: f32) -> f32 {
+    let sum = block_sum(x, |sum, x| x.mul_add(x, sum));
     1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
+
+/// A layer norm in the order of kernels/cuda/layer_norm.cu, before it is rounded.
+#[must_use]
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Vec<f32> {
+    let mean = block_sum(x, |sum, x| sum + x) / x.len() as f32;
+    let left: Vec<f32> = x.iter().map(|x| x - mean).collect();
+    let scale = inverse_root(&left, eps);
+    let scaled = left.iter().zip(weight).map(|(x, w)| x * scale * w);
+    match bias {
+        Some(bias) => scaled.zip(bias).map(|(x, b)| x + b).collect(),
+        None => scaled.collect(),
+    }
 }
 
 /// A norm of a head's features in the order of kernels/cuda/rope.cu.
@@ -186,12 +204,13 @@ pub fn norm_head(x: &mut [f32], weight: &[f32], eps: f32) {
     x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w);
 }
 
-/// Turns a head's features by the angles of a position.
-pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+/// Turns a head's features by the angles of a position: those half the turned ones apart, or neighbours.
+pub fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], neighbours: bool) {
     let half = cos.len();
     for (i, (cos, sin)) in cos.iter().zip(sin).enumerate() {
-        let (low, high) = (x[i], x[i + half]);
-        (x[i], x[i + half]) = (low * cos - high * sin, high * cos + low * sin);
+        let (first, second) = if neighbours { (2 * i, 2 * i + 1) } else { (i, i + half) };
+        let (low, high) = (x[first], x[second]);
+        (x[first], x[second]) = (low * cos - high * sin, high * cos + low * sin);
     }
 }
 
@@ -272,8 +291,15 @@ pub struct Past<'a> {
     pub capacity: usize,
 }
 
+/// `c tanh(x / c)` by the operations of kernels/cuda/device.cuh.
+#[must_use]
+pub fn soft_capped(x: f32, cap: f32) -> f32 {
+    cap * (1.0 - 2.0 / (cpu::exp(2.0 * x / cap) + 1.0))
+}
+
 /// What a query head (its features `query`, of which head `kv` are keys and values) attends to at position `last`, BF16.
 #[must_use]
+#[expect(clippy::too_many_arguments, reason = "the operands of attention")]
 pub fn attend(
     heads: Heads,
     query: &[f32],
@@ -282,6 +308,7 @@ pub fn attend(
     last: usize,
     window: Option<usize>,
     scale: f32,
+    cap: Option<f32>,
 ) -> Vec<u16> {
     let d = heads.head_dim;
     let first = window.map_or(0, |w| (last + 1).saturating_sub(w));
@@ -292,7 +319,14 @@ pub fn attend(
         let seen = |at: usize| at >= first && at <= last;
         let key = |at: usize, i: usize| widen(past.keys[key_place(past.capacity, d, kv, at, i)]);
         let scores: Vec<f32> = (base..base + TILE)
-            .map(|at| if seen(at) { in_order(d, |i| (query[i], key(at, i))) } else { f32::NEG_INFINITY })
+            .map(|at| {
+                let score = || in_order(d, |i| (query[i], key(at, i)));
+                if seen(at) {
+                    cap.map_or_else(score, |cap| soft_capped(score(), cap))
+                } else {
+                    f32::NEG_INFINITY
+                }
+            })
             .collect();
         let top = scores.iter().copied().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
         let p: Vec<f32> = scores

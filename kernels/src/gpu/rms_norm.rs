@@ -3,7 +3,7 @@
 //! Thread t of 1,024 adds the squares of features t, t + 1024, ... with fused multiply-adds; then lanes 16, 8, 4, 2 and 1
 //! apart are added, then the 32 warps likewise.
 
-use super::{Argument, Gpu, Launch, Result, View, size32};
+use super::{Argument, Error, Gpu, Launch, Result, View, size32};
 
 /// Threads of a block.
 const THREADS: u32 = 1024;
@@ -62,6 +62,57 @@ pub fn add_rms_norm(
         h.pointer(),
     ];
     launch(gpu, "add_rms_norm", tokens, &arguments)
+}
+
+/// `y[t] = y[t] / sqrt(mean y[t]^2 + eps) * weight` in place: y `F32 [tokens, width]` with rows `stride` apart, weight `F32 [width]`.
+///
+/// # Errors
+/// A buffer is too small; rows overlap; the launch fails.
+pub fn rms_norm_rows(
+    gpu: &Gpu,
+    y: View<'_>,
+    stride: usize,
+    weight: View<'_>,
+    width: usize,
+    tokens: usize,
+    eps: f32,
+) -> Result<()> {
+    if stride < width {
+        return Err(Error::Invalid(format!("rows of {width} elements, {stride} apart")));
+    }
+    y.require("the norm's input", 4 * (tokens.saturating_sub(1) * stride + width))?;
+    weight.require("the norm's weight", 4 * width)?;
+    let arguments = [
+        y.pointer(),
+        Argument::U32(size32("stride", stride)?),
+        weight.pointer(),
+        Argument::U32(size32("width", width)?),
+        Argument::F32(eps),
+    ];
+    launch(gpu, "rms_norm_rows", tokens, &arguments)
+}
+
+/// `x[t] = h[t]` in BF16: h `F32 [tokens, hidden]`, x `BF16 [tokens, ld]` with zeros from `hidden` on.
+///
+/// # Errors
+/// A buffer is too small; the launch fails.
+pub fn round_rows(
+    gpu: &Gpu,
+    h: View<'_>,
+    hidden: usize,
+    tokens: usize,
+    x: View<'_>,
+    ld: usize,
+) -> Result<()> {
+    h.require("h", 4 * tokens * hidden)?;
+    x.require("x", 2 * tokens * ld.max(hidden))?;
+    let arguments = [
+        h.pointer(),
+        Argument::U32(size32("hidden", hidden)?),
+        x.pointer(),
+        Argument::U32(size32("ld", ld)?),
+    ];
+    launch(gpu, "round_rows", tokens, &arguments)
 }
 
 fn check(h: View<'_>, weight: View<'_>, hidden: usize, tokens: usize) -> Result<()> {

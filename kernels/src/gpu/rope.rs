@@ -14,8 +14,10 @@ pub struct Rotation<'a> {
     pub cos: View<'a>,
     /// `F32 [positions, half]`.
     pub sin: View<'a>,
-    /// Features that turn with those `half` further on.
+    /// Pairs of features that turn.
     pub half: usize,
+    /// Whether pairs are neighbours; else feature i turns with feature `half + i`.
+    pub neighbours: bool,
 }
 
 /// Norms of each head's query and key: weights `F32 [head_dim]`.
@@ -86,6 +88,7 @@ pub fn rope(
             Argument::U32(kv_heads as u32),
             Argument::U32(head_dim as u32),
             Argument::U32(rotation.half as u32),
+            Argument::U32(u32::from(rotation.neighbours)),
             rotation.cos.pointer(),
             rotation.sin.pointer(),
             sequences.positions.pointer(),

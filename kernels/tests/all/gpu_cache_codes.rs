@@ -17,6 +17,7 @@ struct Case {
     half: usize,
     norms: bool,
     window: Option<usize>,
+    cap: Option<f32>,
     bits: u8,
     past: usize,
     tokens: usize,
@@ -40,7 +41,8 @@ fn check(gpu: &Gpu, c: Case, seed: u64) {
     let norm = [numbers(seed + 2, d), numbers(seed + 3, d)];
     let (cos_buffer, sin_buffer) = (gpu.upload(&cos).unwrap(), gpu.upload(&sin).unwrap());
     let norm_buffers = [gpu.upload(&norm[0]).unwrap(), gpu.upload(&norm[1]).unwrap()];
-    let rotation = Rotation { cos: cos_buffer.view(), sin: sin_buffer.view(), half: c.half };
+    let rotation =
+        Rotation { cos: cos_buffer.view(), sin: sin_buffer.view(), half: c.half, neighbours: false };
     let norms = HeadNorms { query: norm_buffers[0].view(), key: norm_buffers[1].view(), eps: 1e-6 };
     let norms = c.norms.then_some(norms);
     // The last of two sequences; what nobody wrote stands for infinities.
@@ -67,6 +69,7 @@ fn check(gpu: &Gpu, c: Case, seed: u64) {
             length: capacity,
             window: c.window,
             scale: 0.3,
+            cap: c.cap,
             cache,
             workspace: workspace.view(),
             x: x.view(),
@@ -97,7 +100,7 @@ fn check(gpu: &Gpu, c: Case, seed: u64) {
                     reference::norm_head(x, &norm[usize::from(head >= heads)], 1e-6);
                 }
                 let angles = at * c.half..(at + 1) * c.half;
-                reference::rotate(x, &cos[angles.clone()], &sin[angles]);
+                reference::rotate(x, &cos[angles.clone()], &sin[angles], false);
             }
             let Some(number) = head.checked_sub(heads) else { continue };
             let (is_key, number) = (number < kv_heads, number % kv_heads);
@@ -123,7 +126,7 @@ fn check(gpu: &Gpu, c: Case, seed: u64) {
         for head in 0..heads {
             let query = &q[(c.past + token) * stride + head * d..][..d];
             let expected =
-                reference::attend(c.heads, query, head / group, past, c.past + token, c.window, 0.3);
+                reference::attend(c.heads, query, head / group, past, c.past + token, c.window, 0.3, c.cap);
             assert_eq!(x[token * ld + head * d..][..d], expected, "{c:?} token {token} head {head}");
         }
         assert!(x[token * ld + heads * d..(token + 1) * ld].iter().all(|&x| x == 0));
@@ -145,7 +148,8 @@ proptest! {
         let half = [d / 2, d / 4, 0][rotated];
         let bits = if wide { 8 } else { 4 };
         let gpu = Gpu::new(if seed % 2 == 0 { Emulator::new() } else { Emulator::backwards() });
-        check(&gpu, Case { heads, half, norms, window, bits, past, tokens, room }, seed >> 8);
+        let cap = [None, Some(1.5)][seed as usize / 2 % 2];
+        check(&gpu, Case { heads, half, norms, window, cap, bits, past, tokens, room }, seed >> 8);
     }
 }
 
@@ -159,7 +163,8 @@ fn wide_heads_have_two_groups() {
         (4, 160, 60, 9, Some(65)),
     ] {
         let heads = Heads { heads: 4, kv_heads: 2, head_dim: d };
-        let case = Case { heads, half: d / 2, norms: true, window, bits, past, tokens, room: 3 };
+        let case =
+            Case { heads, half: d / 2, norms: true, window, cap: Some(2.0), bits, past, tokens, room: 3 };
         check(&Gpu::new(Emulator::new()), case, d as u64);
     }
 }
@@ -173,7 +178,7 @@ fn a_key_or_value_that_no_code_stands_for_leaves_the_label() {
     let (keys, values) = (gpu.allocate(cache_bytes).unwrap(), gpu.allocate(cache_bytes).unwrap());
     let (positions, places) = (gpu.upload(&[0u32]).unwrap(), gpu.upload(&[0u32]).unwrap());
     let none = gpu.allocate(0).unwrap();
-    let rotation = Rotation { cos: none.view(), sin: none.view(), half: 0 };
+    let rotation = Rotation { cos: none.view(), sin: none.view(), half: 0, neighbours: false };
     let run = |qkv: &[f32], bits| {
         let fault = gpu.upload(&[0u32]).unwrap();
         let qkv = gpu.upload(qkv).unwrap();

@@ -11,8 +11,9 @@ use llmpress_kernels::gpu::dense::{Element, padded};
 use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::gate::{Activation, gate};
+use llmpress_kernels::gpu::layer_norm::layer_norm;
 use llmpress_kernels::gpu::reference::{self, Past, inverse_root, round, widen as wide};
-use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
+use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm, rms_norm_rows, round_rows};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
 use llmpress_kernels::gpu::sampling::{advance, argmax, argmax_workspace_bytes, soft_cap};
 use llmpress_kernels::gpu::{Error, Gpu};
@@ -72,12 +73,38 @@ proptest! {
                     h.iter().zip(y).zip(&weight).map(|((h, y), w)| h + y * scale * w).collect();
                 prop_assert!(same(&added[token * hidden..][..hidden], &expected));
             }
+            let (h_buffer, b) = (gpu.upload(h).unwrap(), gpu.upload(&y[..hidden]).unwrap());
+            for bias in [None, Some(b.view())] {
+                layer_norm(&gpu, h_buffer.view(), w.view(), bias, hidden, tokens, 1e-5, x.view(), ld).unwrap();
+                let found: Vec<u16> = x.view().read(tokens * ld).unwrap();
+                for (h, found) in h.chunks(hidden).zip(found.chunks(ld)) {
+                    let expected = reference::layer_norm(h, &weight, bias.map(|_| &y[..hidden]), 1e-5);
+                    let mut expected: Vec<u16> = expected.into_iter().map(round).collect();
+                    expected.resize(ld, 0);
+                    prop_assert!(same_words(found, &expected));
+                }
+            }
+            round_rows(&gpu, h_buffer.view(), hidden, tokens, x.view(), ld).unwrap();
+            let found: Vec<u16> = x.view().read(tokens * ld).unwrap();
+            for (h, found) in h.chunks(hidden).zip(found.chunks(ld)) {
+                let mut expected: Vec<u16> = h.iter().map(|x| round(*x)).collect();
+                expected.resize(ld, 0);
+                prop_assert!(same_words(found, &expected));
+            }
+            let width = 1 + padding % hidden;
+            rms_norm_rows(&gpu, h_buffer.view(), hidden, w.view(), width, tokens, 1e-5).unwrap();
+            let mut expected = h.to_vec();
+            for row in expected.chunks_mut(hidden) {
+                let scale = inverse_root(&row[..width], 1e-5);
+                row[..width].iter_mut().zip(&weight).for_each(|(x, w)| *x = *x * scale * w);
+            }
+            prop_assert!(same(&h_buffer.view().read::<f32>(h.len()).unwrap(), &expected));
         }
     }
 
     #[test]
     fn gates(inner in 1usize..1100, tokens in 1usize..3, all in proptest::collection::vec(float(), 4500),
-             fused in any::<bool>(), padding in 0usize..70) {
+             fused in any::<bool>(), gated in any::<bool>(), padding in 0usize..70) {
         let stride = if fused { 2 * inner } else { inner };
         let input = &all[..tokens * 2 * inner];
         let ld = inner + padding;
@@ -90,10 +117,12 @@ proptest! {
             let up = if fused { 4 * inner } else { 4 * tokens * inner };
             let (gates, ups) = (buffer.view(), buffer.slice(up..buffer.bytes()).unwrap());
             let x = gpu.allocate(2 * tokens * ld).unwrap();
+            let ups = Some(ups).filter(|_| gated);
             gate(&gpu, activation, gates, ups, inner, stride, tokens, x.view(), ld).unwrap();
             let found: Vec<u16> = x.view().read(tokens * ld).unwrap();
             for token in 0..tokens {
-                let mut expected = input[up / 4 + token * stride..][..inner].to_vec();
+                let up = &input[up / 4 + token * stride..][..inner];
+                let mut expected = if gated { up.to_vec() } else { vec![1.0; inner] };
                 reference(&input[token * stride..][..inner], &mut expected);
                 let mut expected: Vec<u16> = expected.into_iter().map(round).collect();
                 expected.resize(ld, 0);
@@ -170,7 +199,7 @@ proptest! {
         }
         soft_cap(&gpu, buffer.view(), logits.len(), cap).unwrap();
         let expected: Vec<f32> =
-            logits.iter().map(|l| cap * (1.0 - 2.0 / (cpu::exp(2.0 * l / cap) + 1.0))).collect();
+            logits.iter().map(|l| reference::soft_capped(*l, cap)).collect();
         prop_assert!(same(&buffer.view().read::<f32>(logits.len()).unwrap(), &expected));
         advance(&gpu, id.view(), 1, 5).unwrap();
         prop_assert_eq!(id.view().read::<u32>(1).unwrap()[0] as usize, best + 5);
@@ -182,6 +211,8 @@ proptest! {
 struct Case {
     heads: Heads,
     half: usize,
+    neighbours: bool,
+    cap: Option<f32>,
     norms: bool,
     window: Option<usize>,
     /// Whether some features of queries are NaNs, infinities and other extremes.
@@ -241,7 +272,8 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
         capacity: c.capacity,
         sequences: 1,
     };
-    let rotation = Rotation { cos: cos_buffer.view(), sin: sin_buffer.view(), half: c.half };
+    let (cos_view, sin_view) = (cos_buffer.view(), sin_buffer.view());
+    let rotation = Rotation { cos: cos_view, sin: sin_view, half: c.half, neighbours: c.neighbours };
     let norms = HeadNorms { query: norm_buffers[0].view(), key: norm_buffers[1].view(), eps: 1e-6 };
     let norms = c.norms.then_some(norms);
     rope(gpu, c.heads, qkv_buffer.view(), sequences, rotation, norms, cache).unwrap();
@@ -255,6 +287,7 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
         length: c.capacity,
         window: c.window,
         scale,
+        cap: c.cap,
         cache,
         workspace: workspace.view(),
         x: x.view(),
@@ -288,7 +321,7 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
                 reference::norm_head(x, &norm[usize::from(head >= heads)], 1e-6);
             }
             let angles = row * c.half..(row + 1) * c.half;
-            reference::rotate(x, &cos[angles.clone()], &sin[angles]);
+            reference::rotate(x, &cos[angles.clone()], &sin[angles], c.neighbours);
             if head >= heads {
                 x.iter().enumerate().for_each(|(i, x)| keys[key_place(head - heads, row, i)] = round(*x));
                 (d..width).for_each(|i| keys[key_place(head - heads, row, i)] = 0);
@@ -307,7 +340,7 @@ fn check_attention(gpu: &Gpu, c: Case, seed: u64) {
         for head in 0..heads {
             let query = &q[token * stride + head * d..][..d];
             let expected =
-                reference::attend(c.heads, query, head / group, past, c.past + token, c.window, scale);
+                reference::attend(c.heads, query, head / group, past, c.past + token, c.window, scale, c.cap);
             assert!(
                 same_words(&found[token * ld + head * d..][..d], &expected),
                 "{c:?} token {token} head {head}"
@@ -329,7 +362,9 @@ proptest! {
     ) {
         let heads = Heads { heads: kv_heads * group, kv_heads, head_dim: d };
         let half = [d / 2, d / 4, 0][rotated];
-        let case = Case { heads, half, norms, window, odd: seed % 3 == 0, past, tokens, capacity: past + tokens + room };
+        let neighbours = seed % 5 == 0;
+        let cap = [None, Some(1.5), Some(50.0)][seed as usize % 7 % 3];
+        let case = Case { heads, half, neighbours, cap, norms, window, odd: seed % 3 == 0, past, tokens, capacity: past + tokens + room };
         check_attention(&emulators()[seed as usize % 2], case, seed >> 8);
     }
 }
@@ -351,7 +386,7 @@ fn sequences_side_by_side_have_the_bits_that_each_has_by_itself() {
         let (keys, values) = (cache(5), cache(6));
         let angles = numbers(7, capacity * half);
         let angles = gpu.upload(&angles).unwrap();
-        let rotation = Rotation { cos: angles.view(), sin: angles.view(), half };
+        let rotation = Rotation { cos: angles.view(), sin: angles.view(), half, neighbours: false };
         let workspace = gpu.allocate(workspace_bytes(heads, count * each, capacity)).unwrap();
         let run = |qkv: &[f32], starts: &[u32], places: &[u32], form| {
             let (positions, places) = (gpu.upload(starts).unwrap(), gpu.upload(places).unwrap());
@@ -371,6 +406,7 @@ fn sequences_side_by_side_have_the_bits_that_each_has_by_itself() {
                 length: capacity,
                 window: Some(40),
                 scale: 0.3,
+                cap: None,
                 cache,
                 workspace: workspace.view(),
                 x: x.view(),
@@ -412,6 +448,8 @@ fn wide_heads_attend() {
         let case = Case {
             heads,
             half: d / 2,
+            neighbours: d == 160,
+            cap: (d > 128).then_some(3.0),
             norms: true,
             window,
             odd: false,
@@ -427,8 +465,18 @@ fn wide_heads_attend() {
 fn long_pasts_are_joined_in_several_rounds() {
     let heads = Heads { heads: 3, kv_heads: 1, head_dim: 8 };
     for (past, window) in [(128 * TILE + 70, None), (130 * TILE + 70, Some(128 * TILE + 3))] {
-        let case =
-            Case { heads, half: 4, norms: false, window, odd: false, past, tokens: 2, capacity: past + 90 };
+        let case = Case {
+            heads,
+            half: 4,
+            neighbours: false,
+            cap: None,
+            norms: false,
+            window,
+            odd: false,
+            past,
+            tokens: 2,
+            capacity: past + 90,
+        };
         check_attention(&Gpu::new(Emulator::new()), case, past as u64);
     }
 }

@@ -13,7 +13,7 @@ use llmpress_kernels::gpu::sampling::{DRAW_WORKSPACE_BYTES, argmax_workspace_byt
 use llmpress_kernels::gpu::sparse24;
 use serde::Serialize;
 
-use super::session::{WORKSPACE_BYTES, chunk, heads, mlp_elements, padded, plan_bytes};
+use super::session::{WORKSPACE_BYTES, beside_bytes, chunk, heads, mlp_elements, padded, plan_bytes};
 use super::weights::{
     LayerLinears, decodes_in_place, element, plain_bytes, stays_abq, stays_fp8, stays_lowrank, stays_sparse,
     stored,
@@ -99,7 +99,8 @@ impl GpuNeeds {
         }
         let vocab = model.vocab_size();
         let plan: usize = plan_bytes(routings.into_iter(), chunk).iter().sum();
-        let activations = 4 * chunk * c.hidden_size + 2 * inputs + 4 * outputs + plan;
+        let activations =
+            4 * chunk * c.hidden_size + 2 * inputs + beside_bytes(c, chunk) + 4 * outputs + plan;
         let attention = workspace_bytes(heads, chunk, capacity)
             .min(WORKSPACE_BYTES)
             .max(workspace_bytes(heads, 1, capacity));

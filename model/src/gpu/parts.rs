@@ -1,9 +1,8 @@
 //! What no kernel does yet.
 
-use llmpress_formats::blueprint::{MlpNames, NormKind, QueryKeyNorm};
+use llmpress_formats::blueprint::NormKind;
 use llmpress_formats::{Error, Result};
 
-use crate::norm::Norm;
 use crate::{Model, ModelConfig};
 
 /// The first part of an architecture that does not run on a GPU.
@@ -11,24 +10,17 @@ fn missing(config: &ModelConfig) -> Option<&'static str> {
     let blueprint = config.blueprint;
     let names = &blueprint.names;
     let parts = [
-        (blueprint.parallel, "attention and MLP side by side"),
-        (matches!(blueprint.norm, NormKind::Layer { .. }), "layer norms"),
         (
-            names.attention_norm.is_none() || names.mlp_norm.is_none(),
-            "sub-layers whose inputs are not normed",
+            matches!(blueprint.norm, NormKind::Layer { .. })
+                && (names.attention_post_norm.is_some() || names.mlp_post_norm.is_some()),
+            "layer norms of what sub-layers give out",
         ),
         (
-            blueprint.query_key_norm == QueryKeyNorm::Whole,
-            "a norm of queries and keys over all heads together",
+            (names.attention_norm.is_none() || names.mlp_norm.is_none()) && config.residual_scale != 1.0,
+            "sub-layers whose inputs are not normed, and whose outputs are scaled",
         ),
-        (matches!(names.mlp, MlpNames::Plain(_)), "MLPs without a gate"),
         (blueprint.transposed, "matrices that are stored transposed"),
         (names.positions.is_some(), "learned positions"),
-        (config.attention_softcap.is_some(), "capped attention scores"),
-        (
-            config.ropes.iter().any(crate::RopeConfig::turns_neighbours),
-            "rotary embeddings of neighbouring features",
-        ),
     ];
     parts.into_iter().find_map(|(has, what)| has.then_some(what)).or(blueprint.special())
 }
@@ -47,19 +39,6 @@ pub(super) fn check(model: &Model) -> Result<()> {
             ),
         )),
     }
-}
-
-/// The weights of a norm that must be there.
-pub(super) fn weights<'a>(norm: &'a Option<Norm>, model: &Model) -> Result<&'a [f32]> {
-    let missing = || {
-        let root = model.checkpoint.root();
-        Error::unsupported(
-            root,
-            None,
-            "has sub-layers whose inputs are not normed, which do not run on a GPU yet",
-        )
-    };
-    norm.as_ref().map(|norm| norm.weight.as_slice()).ok_or_else(missing)
 }
 
 /// How the residual stream is held, so that what sub-layers give out is added without a scale: all of it divided by that scale. Norms of it

@@ -62,6 +62,11 @@ fn activation(function: Activation) -> Gate {
     }
 }
 
+/// Bytes of the inputs of MLPs that run beside attention: of so many tokens.
+pub(super) fn beside_bytes(c: &ModelConfig, tokens: usize) -> usize {
+    if c.blueprint.parallel { 2 * tokens * padded(c.hidden_size) } else { 0 }
+}
+
 /// Elements of the activations of `tokens` tokens: inputs and outputs of the products of an MLP with so many features inside.
 pub(super) fn mlp_elements(
     hidden: usize,
@@ -107,6 +112,8 @@ pub(super) struct GpuSession<'a> {
     h: Buffer,
     /// Inputs of products, BF16.
     x: Buffer,
+    /// Those of MLPs beside attention.
+    beside: Buffer,
     /// Outputs of products, F32.
     y: Buffer,
     workspace: Buffer,
@@ -220,6 +227,7 @@ impl<'a> GpuSession<'a> {
             ids: allocate(4 * chunk)?,
             h: allocate(4 * chunk * c.hidden_size)?,
             x: allocate(2 * inputs)?,
+            beside: allocate(beside_bytes(c, chunk))?,
             y: allocate(4 * outputs)?,
             workspace: allocate(workspace)?,
             products: Workspace::new(&model.gpu, products).map_err(device)?,

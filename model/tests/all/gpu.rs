@@ -135,25 +135,19 @@ fn every_architecture_runs_near_the_processors_logits() {
             assert!(*off < TOLERANCE || torn && *off < 3.0 * TOLERANCE, "{name}: {of_tokens:?} {margins:?}");
         }
     }
-    assert!(ran >= 28, "{ran}");
+    assert!(ran >= 34, "{ran}");
     refused.sort();
     let all = [
-        "cohere2",
         "deepseek_v2",
         "deepseek_v3",
         "deepseek_v3_plain",
-        "gemma2",
-        "glm4",
         "gpt2",
         "gpt_oss",
         "llama4",
         "llama4_plain",
-        "olmo2",
-        "olmo3",
         "qwen3_5",
         "qwen3_5_moe",
         "qwen3_next",
-        "starcoder2",
     ];
     assert_eq!(refused, all);
 }
@@ -217,7 +211,18 @@ fn experts_give_the_same_bits_from_every_encoding_and_in_pieces() {
 
 #[test]
 fn encodings_and_pieces_change_no_bit() {
-    for name in ["llama_tied", "gemma3_text", "qwen3", "phi3"] {
+    for name in [
+        "llama_tied",
+        "gemma3_text",
+        "qwen3",
+        "phi3",
+        "cohere2",
+        "gemma2",
+        "glm4",
+        "olmo2",
+        "olmo3",
+        "starcoder2",
+    ] {
         let model = open(&golden(name));
         let skips = Skips::new();
         let plain = on_gpu(&model, Weights::Bf16).unwrap();

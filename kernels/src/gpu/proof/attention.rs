@@ -12,11 +12,25 @@ const PRECISION: f32 = 4.0 / 128.0;
 struct Case {
     heads: Heads,
     half: usize,
+    neighbours: bool,
+    cap: Option<f32>,
     norms: bool,
     window: Option<usize>,
     past: usize,
     tokens: usize,
     room: usize,
+}
+
+impl Case {
+    /// The same, in which neighbouring features turn.
+    const fn of_neighbours(self) -> Self {
+        Self { neighbours: true, ..self }
+    }
+
+    /// The same with scores held below a number.
+    const fn capped(self, cap: f32) -> Self {
+        Self { cap: Some(cap), ..self }
+    }
 }
 
 const fn case(
@@ -28,10 +42,11 @@ const fn case(
     tokens: usize,
     room: usize,
 ) -> Case {
-    Case { heads: Heads { heads, kv_heads, head_dim }, half, norms, window, past, tokens, room }
+    let heads = Heads { heads, kv_heads, head_dim };
+    Case { heads, half, neighbours: false, cap: None, norms, window, past, tokens, room }
 }
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 18] = [
     case((3, 1, 1), 0, false, None, 2, 2, 0),
     case((6, 2, 18), 9, true, None, 63, 3, 70),
     case((9, 3, 77), 38, true, Some(50), 130, 20, 3),
@@ -45,6 +60,11 @@ const CASES: [Case; 13] = [
     case((32, 8, 128), 64, false, None, 60, 70, 0),
     case((4, 2, 160), 80, false, Some(65), 60, 70, 0),
     case((4, 2, 256), 128, true, None, 10, 18, 3),
+    case((4, 2, 64), 16, true, None, 10, 5, 3).of_neighbours(),
+    case((2, 1, 35), 17, false, None, 0, 3, 0).of_neighbours(),
+    case((4, 2, 24), 12, false, Some(50), 130, 5, 3).capped(2.0),
+    case((4, 2, 128), 64, false, None, 63, 40, 0).capped(0.5),
+    case((4, 2, 256), 128, false, None, 300, 1, 3).capped(50.0),
 ];
 
 pub(super) fn prove(court: &mut Court<'_>) -> Result<()> {
@@ -54,8 +74,8 @@ pub(super) fn prove(court: &mut Court<'_>) -> Result<()> {
             continue;
         }
         let shape = format!(
-            "{} tokens after {}, {heads} heads over {kv_heads} of {head_dim}, window {:?}",
-            case.tokens, case.past, case.window
+            "{} tokens after {}, {heads} heads over {kv_heads} of {head_dim}, window {:?}, cap {:?}",
+            case.tokens, case.past, case.window, case.cap
         );
         court.case("attention", &shape, |court| one(court, case, &shape, 100 + seed as u64))?;
     }
@@ -95,7 +115,8 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
     let sequences = Sequences { count: 1, each: c.tokens, positions: position.view(), places: place.view() };
     let cache =
         Cache { keys: keys_buffer.view(), values: values_buffer.view(), codes: None, capacity, sequences: 1 };
-    let rotation = Rotation { cos: cos_buffer.view(), sin: sin_buffer.view(), half: c.half };
+    let (cos_view, sin_view) = (cos_buffer.view(), sin_buffer.view());
+    let rotation = Rotation { cos: cos_view, sin: sin_view, half: c.half, neighbours: c.neighbours };
     let norms = HeadNorms { query: norm_buffers[0].view(), key: norm_buffers[1].view(), eps: 1e-6 };
     let norms = c.norms.then_some(norms);
     rope(gpu, c.heads, qkv_buffer.view(), sequences, rotation, norms, cache)?;
@@ -116,7 +137,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
                 reference::norm_head(x, &norm[usize::from(head >= heads)], 1e-6);
             }
             let angles = row * c.half..(row + 1) * c.half;
-            reference::rotate(x, &cos[angles.clone()], &sin[angles]);
+            reference::rotate(x, &cos[angles.clone()], &sin[angles], c.neighbours);
             if head >= heads {
                 let head = head - heads;
                 x.iter()
@@ -146,6 +167,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
         length: capacity,
         window: c.window,
         scale,
+        cap: c.cap,
         cache,
         workspace: workspace.view(),
         x: x.view(),
@@ -164,6 +186,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
                 c.past + token,
                 c.window,
                 scale,
+                c.cap,
             ));
         }
         expected.resize((token + 1) * ld, 0);

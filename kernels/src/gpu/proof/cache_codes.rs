@@ -72,7 +72,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
     let sequences = Sequences { count: 1, each: c.tokens, positions: zero.view(), places: zero.view() };
     let codes = Some(Codes { bits: c.bits, fault: None });
     let cache = Cache { keys: keys.view(), values: values.view(), codes, capacity, sequences: 1 };
-    let rotation = Rotation { cos: angles_buffer.view(), sin: angles_buffer.view(), half };
+    let rotation = Rotation { cos: angles_buffer.view(), sin: angles_buffer.view(), half, neighbours: false };
     rope(gpu, c.heads, qkv.view(), sequences, rotation, None, cache)?;
 
     let words = kv_heads * capacity.next_multiple_of(8) * c.heads.width();
@@ -82,7 +82,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
         for head in 0..all {
             let x = &mut q[at * stride + head * d..][..d];
             if head < heads + kv_heads {
-                reference::rotate(x, angles, angles);
+                reference::rotate(x, angles, angles, false);
             }
             let Some(number) = head.checked_sub(heads) else { continue };
             let (is_key, number) = (number < kv_heads, number % kv_heads);
@@ -114,6 +114,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
         length: capacity,
         window: c.window,
         scale,
+        cap: None,
         cache,
         workspace: workspace.view(),
         x: x.view(),
@@ -124,7 +125,7 @@ fn one(court: &mut Court<'_>, c: &Case, shape: &str, seed: u64) -> Result<()> {
     for token in 0..c.tokens {
         for head in 0..heads {
             let (query, kv) = (&q[token * stride + head * d..][..d], head / (heads / kv_heads));
-            expected.extend(reference::attend(c.heads, query, kv, past, token, c.window, scale));
+            expected.extend(reference::attend(c.heads, query, kv, past, token, c.window, scale, None));
         }
         expected.resize((token + 1) * ld, 0);
     }

@@ -11,8 +11,9 @@ use crate::gpu::dense::Element;
 use crate::gpu::embedding::{Gather, embed, embed_fixed12};
 use crate::gpu::fixed12::Matrix;
 use crate::gpu::gate::{Activation, gate};
-use crate::gpu::reference::{block_sums as reference_sums, inverse_root, round, widen};
-use crate::gpu::rms_norm::{add_rms_norm, rms_norm};
+use crate::gpu::layer_norm::layer_norm;
+use crate::gpu::reference::{self, block_sums as reference_sums, inverse_root, round, widen};
+use crate::gpu::rms_norm::{add_rms_norm, rms_norm, rms_norm_rows, round_rows};
 use crate::gpu::sampling::{
     DRAW_WORKSPACE_BYTES, Draw, advance, argmax, argmax_workspace_bytes, draw, soft_cap,
 };
@@ -80,6 +81,39 @@ fn norms(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {
             court.same("add_rms_norm", &shape, &found, &added);
             Ok(())
         })?;
+        court.case("layer_norm", &shape, |court| {
+            let gpu = court.gpu;
+            let (h_buffer, w, b) = (gpu.upload(&h)?, gpu.upload(&weight)?, gpu.upload(&y[..hidden])?);
+            let padded = |row: Vec<f32>| row.into_iter().map(round).chain(std::iter::repeat_n(0, padding));
+            for (name, bias) in [("layer_norm", Some(&y[..hidden])), ("layer_norm without a bias", None)] {
+                let x = gpu.upload(&vec![u16::MAX; tokens * ld])?;
+                let b = bias.map(|_| b.view());
+                layer_norm(gpu, h_buffer.view(), w.view(), b, hidden, tokens, 1e-5, x.view(), ld)?;
+                let rows = h.chunks(hidden).map(|h| reference::layer_norm(h, &weight, bias, 1e-5));
+                let found = bf16(x.view().read(tokens * ld)?);
+                court.same(name, &shape, &found, &bf16(rows.flat_map(padded).collect()));
+            }
+            let x = gpu.upload(&vec![u16::MAX; tokens * ld])?;
+            round_rows(gpu, h_buffer.view(), hidden, tokens, x.view(), ld)?;
+            let found = bf16(x.view().read(tokens * ld)?);
+            let rounded = h.chunks(hidden).flat_map(|h| padded(h.to_vec())).collect();
+            court.same("round_rows", &shape, &found, &bf16(rounded));
+            Ok(())
+        })?;
+        court.case("rms_norm_rows", &shape, |court| {
+            let gpu = court.gpu;
+            // What comes after the first third of a row stays as it is.
+            let (width, stride) = (hidden.div_ceil(3), hidden);
+            let (rows, w) = (gpu.upload(&h)?, gpu.upload(&weight)?);
+            rms_norm_rows(gpu, rows.view(), stride, w.view(), width, tokens, 1e-5)?;
+            let mut expected = h.clone();
+            for row in expected.chunks_mut(stride) {
+                let scale = inverse_root(&row[..width], 1e-5);
+                row[..width].iter_mut().zip(&weight).for_each(|(x, w)| *x = *x * scale * w);
+            }
+            court.same("rms_norm_rows", &shape, &rows.view().read::<f32>(tokens * hidden)?, &expected);
+            Ok(())
+        })?;
     }
     Ok(())
 }
@@ -98,7 +132,7 @@ fn gates(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {
                 let buffer = gpu.upload(&input)?;
                 let up = buffer.slice(4 * inner..buffer.bytes())?;
                 let x = gpu.upload(&vec![u16::MAX; tokens * ld])?;
-                gate(gpu, activation, buffer.view(), up, inner, stride, tokens, x.view(), ld)?;
+                gate(gpu, activation, buffer.view(), Some(up), inner, stride, tokens, x.view(), ld)?;
                 let mut expected = Vec::new();
                 for row in input.chunks(stride) {
                     let mut values = row[inner..].to_vec();
@@ -108,6 +142,16 @@ fn gates(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {
                 }
                 let found = bf16(x.view().read(tokens * ld)?);
                 court.same(name, &shape, &found, &bf16(expected));
+                gate(gpu, activation, buffer.view(), None, inner, stride, tokens, x.view(), ld)?;
+                let mut expected = Vec::new();
+                for row in input.chunks(stride) {
+                    let mut values = vec![1.0; inner];
+                    reference(&row[..inner], &mut values);
+                    expected.extend(values.into_iter().map(round));
+                    expected.extend(std::iter::repeat_n(0, padding));
+                }
+                let found = bf16(x.view().read(tokens * ld)?);
+                court.same(name, &format!("{shape}, ungated"), &found, &bf16(expected));
                 Ok(())
             })?;
         }
@@ -198,8 +242,7 @@ fn last_steps(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {
                 court.same("draw", &shape, &found, &[cpu::draw(&logits, limits, random)]);
             }
             soft_cap(gpu, buffer.view(), vocab, 30.0)?;
-            let expected: Vec<f32> =
-                logits.iter().map(|l| 30.0 * (1.0 - 2.0 / (cpu::exp(2.0 * l / 30.0) + 1.0))).collect();
+            let expected: Vec<f32> = logits.iter().map(|l| reference::soft_capped(*l, 30.0)).collect();
             let found: Vec<f32> = buffer.view().read(vocab)?;
             court.same("soft_cap", &shape, &found, &expected);
             Ok(())

@@ -92,7 +92,7 @@ impl GpuSession<'_> {
         }
         let up = self.y.slice(4 * inner..self.y.bytes())?;
         let (y, x) = (self.y.view(), self.x.view());
-        gate(gpu, activation(function), y, up, inner, 2 * inner, slots, x, padded(inner))?;
+        gate(gpu, activation(function), y, Some(up), inner, 2 * inner, slots, x, padded(inner))?;
         multiply(&experts.down, true, self.y.view(), hidden)?;
         combine(gpu, routing, self.y.view(), hidden, tokens, &plan, self.h.view())
     }

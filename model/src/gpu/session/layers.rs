@@ -11,13 +11,14 @@ use llmpress_kernels::gpu::dense::{Element, row_stride};
 use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
 use llmpress_kernels::gpu::gate::gate;
 use llmpress_kernels::gpu::product::{Product, Weights, product};
-use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm};
+use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm_rows};
 use llmpress_kernels::gpu::rope::{HeadNorms, Rotation, rope};
 use llmpress_kernels::gpu::sampling::{advance, argmax, soft_cap};
 use llmpress_kernels::gpu::{self, Buffer, View};
 
+use super::super::norms::GpuNorm;
 use super::super::weights::{GpuLinear, Source};
-use super::super::{GpuAttention, GpuMlp, GpuMlpBody, device};
+use super::super::{GpuAttention, GpuMlp, GpuMlpBody, QkNorm, device};
 use super::{GpuSession, activation, padded};
 use crate::{Skips, SubLayer};
 
@@ -47,18 +48,26 @@ impl GpuSession<'_> {
                 ));
             }
         }
-        let norm = |weight| {
-            rms_norm(&m.gpu, self.h.view(), weight, hidden, tokens, eps, self.x.view(), padded(hidden))
-        };
+        let norm =
+            |norm: &GpuNorm, x| norm.apply(&m.gpu, self.h.view(), hidden, tokens, eps, x, padded(hidden));
+        // Side by side both sub-layers read the stream before either has added to it.
+        let parallel = m.config.blueprint.parallel;
+        let of_mlp = if parallel { self.beside.view() } else { self.x.view() };
         for (index, layer) in m.layers.iter().enumerate() {
             let attention = layer.attention.as_ref();
+            let mlp = layer.mlp.as_ref().filter(|_| !skips.contains(&SubLayer::Mlp(index)));
+            if let Some(mlp) = mlp.filter(|_| parallel) {
+                norm(&mlp.norm, of_mlp)?;
+            }
             if let Some(a) = attention.filter(|_| !skips.contains(&SubLayer::Attention(index))) {
-                norm(a.norm.view())?;
+                norm(&a.norm, self.x.view())?;
                 self.attention(index, a, sequences, length)?;
             }
-            if let Some(mlp) = layer.mlp.as_ref().filter(|_| !skips.contains(&SubLayer::Mlp(index))) {
-                norm(mlp.norm.view())?;
-                self.mlp(mlp, tokens)?;
+            if let Some(mlp) = mlp {
+                if !parallel {
+                    norm(&mlp.norm, of_mlp)?;
+                }
+                self.mlp(mlp, of_mlp, tokens)?;
             }
         }
         advance(&m.gpu, self.positions.view(), count, each)
@@ -82,12 +91,24 @@ impl GpuSession<'_> {
             at += linear.rows;
         }
         let angles = &self.angles[a.rope];
-        let rotation = Rotation { cos: angles.cos.view(), sin: angles.sin.view(), half: angles.half };
-        let norms = a.qk_norm.as_ref().map(|(query, key)| HeadNorms {
-            query: query.view(),
-            key: key.view(),
-            eps: m.config.norm_eps,
-        });
+        let rotation = Rotation {
+            cos: angles.cos.view(),
+            sin: angles.sin.view(),
+            half: angles.half,
+            neighbours: m.config.ropes[a.rope].turns_neighbours(),
+        };
+        let eps = m.config.norm_eps;
+        let norms = match &a.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Heads(query, key) => Some(HeadNorms { query: query.view(), key: key.view(), eps }),
+            QkNorm::Whole(query, key) => {
+                let (queries, keys) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+                rms_norm_rows(&m.gpu, self.y.view(), width, query.view(), queries, tokens, eps)?;
+                let of_keys = self.y.slice(4 * queries..self.y.bytes())?;
+                rms_norm_rows(&m.gpu, of_keys, width, key.view(), keys, tokens, eps)?;
+                None
+            }
+        };
         let (keys, values) = &self.cache[index];
         let cache = Cache {
             keys: keys.view(),
@@ -107,6 +128,7 @@ impl GpuSession<'_> {
                 length,
                 window: a.window,
                 scale: m.config.attention_scale,
+                cap: m.config.attention_softcap,
                 cache,
                 workspace: self.workspace.view(),
                 x: self.x.view(),
@@ -116,21 +138,23 @@ impl GpuSession<'_> {
         self.add_output(&a.output, a.post_norm.as_ref(), tokens)
     }
 
-    fn mlp(&self, mlp: &GpuMlp, tokens: usize) -> gpu::Result<()> {
-        let (gate_up, down) = match &mlp.body {
-            GpuMlpBody::Dense { gate_up, down } => (gate_up, down),
+    /// `h += mlp(x)`.
+    fn mlp(&self, mlp: &GpuMlp, x: View<'_>, tokens: usize) -> gpu::Result<()> {
+        let (gate_up, down, gated) = match &mlp.body {
+            GpuMlpBody::Dense { gate_up, down, gated } => (gate_up, down, *gated),
             GpuMlpBody::Experts(experts) => return self.experts(experts, mlp.activation, tokens),
         };
         let inner = down.cols;
+        let stride = if gated { 2 * inner } else { inner };
         let mut at = 0;
         for linear in gate_up {
             let y = self.y.slice(4 * at..self.y.bytes())?;
-            self.product(linear, tokens, y, 2 * inner, false)?;
+            self.product_of(linear, 0..linear.rows, x, tokens, y, stride, false)?;
             at += linear.rows;
         }
-        let up = self.y.slice(4 * inner..self.y.bytes())?;
+        let up = if gated { Some(self.y.slice(4 * inner..self.y.bytes())?) } else { None };
         let (gpu, function) = (&self.model.gpu, activation(mlp.activation));
-        gate(gpu, function, self.y.view(), up, inner, 2 * inner, tokens, self.x.view(), padded(inner))?;
+        gate(gpu, function, self.y.view(), up, inner, stride, tokens, self.x.view(), padded(inner))?;
         self.add_output(down, mlp.post_norm.as_ref(), tokens)
     }
 
@@ -258,7 +282,7 @@ impl GpuSession<'_> {
         let hidden = m.config.hidden_size;
         let h = self.h.slice(4 * tokens.start * hidden..4 * tokens.end * hidden)?;
         let eps = m.stream.eps;
-        rms_norm(&m.gpu, h, m.norm.view(), hidden, tokens.len(), eps, to, padded(hidden))
+        m.norm.apply(&m.gpu, h, hidden, tokens.len(), eps, to, padded(hidden))
     }
 
     /// Logits and likeliest successors of what is in `state`, of `count` sequences.
