@@ -461,13 +461,15 @@ fn planned_units(
             checkpoint.root().display()
         )));
     }
-    // What a pass made 2:4 stays so, whatever else is asked for: the method is then of the values that are kept.
+    // What a pass made 2:4 stays so, whatever else is asked for: the method is then of the values that are kept. What is stored so stays so for
+    // fixed12, to which every zero would be an escape.
     for (name, tensor) in checkpoint.tensors() {
-        if grouped.contains(name.as_str()) || !is_made_sparse(checkpoint, tensor) {
+        if grouped.contains(name.as_str()) || !is_sparse(checkpoint, tensor) {
             continue;
         }
         let (asked, by_rule) = compiled.method(name);
-        if by_rule {
+        let is_made = checkpoint.finished().contains_key(&tensor.unit);
+        if by_rule || !is_made && asked != Method::Fixed12 {
             continue;
         }
         grouped.insert(name);
@@ -545,10 +547,9 @@ fn may_have_codes(checkpoint: &Checkpoint, tensor: &str) -> bool {
     !unit.is_some_and(|unit| dense(unit.encoding()))
 }
 
-/// Whether a pass of this job made a tensor 2:4.
-fn is_made_sparse(checkpoint: &Checkpoint, tensor: &Tensor) -> bool {
-    checkpoint.finished().contains_key(&tensor.unit)
-        && tensor.is_stored()
+/// Whether a tensor is stored as 2:4 whose values are not quantised.
+fn is_sparse(checkpoint: &Checkpoint, tensor: &Tensor) -> bool {
+    tensor.is_stored()
         && checkpoint.units().get(&tensor.unit).is_some_and(|u| matches!(u.encoding(), Encoding::Sparse24(_)))
 }
 
