@@ -30,6 +30,19 @@ embed_f32(const float* table, u64 vocab, u32 hidden, u32 stride, const u32* ids,
     embed<float, same>(table, vocab, hidden, stride, ids, scale, h);
 }
 
+// h[token][i] += table[position][i]: learned embeddings of positions, `rows` of them. Tokens are those of several sequences, `each` of one: the first
+// of sequence s is at position positions[s]. A position beyond the table reads its last row. One block a token.
+extern "C" __global__ void __launch_bounds__(256)
+add_positions(const float* table, u32 rows, u32 hidden, const u32* positions, u32 each, float* h) {
+    let_later_begin();
+    wait_for_earlier();
+    u64 row = min(positions[blockIdx.x / each] + blockIdx.x % each, rows - 1);
+    for (u32 i = threadIdx.x; i < hidden; i += blockDim.x) {
+        float* to = h + (u64)blockIdx.x * hidden + i;
+        *to = __fadd_rn(*to, table[row * hidden + i]);
+    }
+}
+
 // The same from tiles of fixed12 (fixed12.cu). A tile's escapes ascend by place, so each is found by bisection.
 extern "C" __global__ void __launch_bounds__(256)
 embed_fixed12(const u8* sign_mantissa, const u8* codes, const u32* escape_offsets, const u32* escapes, const u32* bases,

@@ -59,6 +59,8 @@ pub struct GpuModel {
     /// Bits in which the cache holds keys and values; none: BF16.
     cache_bits: Option<u8>,
     embedding: GpuLinear,
+    /// Embeddings of positions, F32, and how many there are.
+    positions: Option<(Buffer, usize)>,
     layers: Vec<GpuLayer>,
     norm: GpuNorm,
     /// The embedding where there is none.
@@ -211,6 +213,13 @@ impl GpuModel {
         let optional = |norm: &Option<Norm>| norm.as_ref().map(|norm| upload(&norm.weight)).transpose();
         // Rows are gathered from it: it is never a part of a unit, unless it is stored so.
         let embedding = loader.table(&model.embedding)?;
+        let positions = model.positions.as_ref().map(|positions| -> Result<_> {
+            let mut table = vec![0.0; positions.rows() * positions.cols()];
+            for (row, out) in table.chunks_exact_mut(positions.cols().max(1)).enumerate() {
+                positions.row(&checkpoint, row, out)?;
+            }
+            Ok((upload(&table)?, positions.rows()))
+        });
         let tied = model.head.tensor() == model.embedding.tensor();
         let head = if tied { None } else { Some(loader.matrix(&model.head)?) };
         let mut layers = Vec::with_capacity(model.layers.len());
@@ -283,6 +292,7 @@ impl GpuModel {
             quantised,
             cache_bits,
             embedding,
+            positions: positions.transpose()?,
             layers,
             norm,
             head,

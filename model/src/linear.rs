@@ -192,6 +192,11 @@ impl Linear {
         })
     }
 
+    /// Whether its tensor is stored as `[cols, rows]`.
+    pub(crate) fn is_transposed(&self) -> bool {
+        self.transposed
+    }
+
     /// Whether its tensor holds other matrices too.
     pub(crate) fn is_stacked(&self) -> bool {
         self.stack.is_some()

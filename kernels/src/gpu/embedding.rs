@@ -1,5 +1,6 @@
 //! Rows of an embedding, widened and scaled.
 
+use super::attention::Sequences;
 use super::dense::{Element, row_stride};
 use super::fixed12::Matrix;
 use super::{Argument, Gpu, Launch, Result, View, size32};
@@ -70,4 +71,41 @@ pub fn embed_fixed12(gpu: &Gpu, table: &Matrix, gather: &Gather<'_>) -> Result<(
     let mut arguments = table.components_from(0).to_vec();
     arguments.extend([Argument::U64(table.rows() as u64), Argument::U32(size32("hidden", table.cols())?)]);
     gather.launch(gpu, "embed_fixed12", table.cols(), &arguments)
+}
+
+/// `h[t] += table[position of t]`: table `F32 [rows, hidden]` of learned positions, h `F32 [tokens, hidden]`. A position beyond the table reads its last
+/// row.
+///
+/// # Errors
+/// A buffer is too small; the table is empty; the launch fails.
+pub fn add_positions(
+    gpu: &Gpu,
+    table: View<'_>,
+    rows: usize,
+    hidden: usize,
+    sequences: Sequences<'_>,
+    h: View<'_>,
+) -> Result<()> {
+    sequences.check()?;
+    table.require("the positions' embedding", 4 * rows.max(1) * hidden)?;
+    h.require("h", 4 * sequences.tokens() * hidden)?;
+    if sequences.tokens() == 0 {
+        return Ok(());
+    }
+    gpu.launch(&Launch {
+        file: "embedding",
+        kernel: "add_positions",
+        grid: [size32("tokens", sequences.tokens())?, 1, 1],
+        block: 256,
+        shared: 0,
+        arguments: &[
+            table.pointer(),
+            Argument::U32(size32("positions", rows)?),
+            Argument::U32(size32("hidden", hidden)?),
+            sequences.positions.pointer(),
+            Argument::U32(size32("tokens", sequences.each)?),
+            h.pointer(),
+        ],
+        overlaps: true,
+    })
 }

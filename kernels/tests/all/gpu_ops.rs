@@ -8,7 +8,7 @@ use llmpress_kernels::gpu::attention::{
     Attend, Cache, Form, Heads, Sequences, TILE, attend, attend_in, workspace_bytes,
 };
 use llmpress_kernels::gpu::dense::{Element, padded};
-use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
+use llmpress_kernels::gpu::embedding::{Gather, add_positions, embed, embed_fixed12};
 use llmpress_kernels::gpu::fixed12::Matrix;
 use llmpress_kernels::gpu::gate::{Activation, gate};
 use llmpress_kernels::gpu::layer_norm::layer_norm;
@@ -175,6 +175,15 @@ proptest! {
         prop_assert!(same(&h.view().read::<f32>(expected.len()).unwrap(), &of(half)));
         let h = gpu.allocate(h.bytes()).unwrap();
         embed_fixed12(&gpu, &matrix, &Gather { h: h.view(), ..gather }).unwrap();
+        prop_assert!(same(&h.view().read::<f32>(expected.len()).unwrap(), &expected));
+        // Learned positions, for tokens of one sequence.
+        let (rows, first) = (3, ids[0] % 4);
+        let (learned, start) = (gpu.upload(&halves[..rows * hidden]).unwrap(), gpu.upload(&[first]).unwrap());
+        let sequences = Sequences { count: 1, each: ids.len(), positions: start.view(), places: start.view() };
+        add_positions(&gpu, learned.view(), rows, hidden, sequences, h.view()).unwrap();
+        let at = |token: usize| &halves[(first as usize + token).min(rows - 1) * hidden..][..hidden];
+        let positions = (0..ids.len()).flat_map(at);
+        let expected: Vec<f32> = expected.iter().zip(positions).map(|(x, p)| x + p).collect();
         prop_assert!(same(&h.view().read::<f32>(expected.len()).unwrap(), &expected));
     }
 

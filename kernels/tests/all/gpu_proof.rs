@@ -30,6 +30,7 @@ fn every_kernel_is_proven_and_every_result_is_told() {
         "embed_f16",
         "embed_f32",
         "embed_fixed12",
+        "add_positions",
         "argmax",
         "advance",
         "draw",

@@ -68,6 +68,7 @@ impl GpuNeeds {
         let mut sizes =
             Sizes { model, weights, planned, units, bytes: 0, scratch: 0, chunk, decoded: 0, sums: 0 };
         sizes.matrix(&model.embedding, true)?;
+        sizes.bytes += model.positions.as_ref().map_or(0, |p| 4 * (p.rows() * p.cols()) as u64);
         if model.head.tensor() != model.embedding.tensor() {
             sizes.matrix(&model.head, false)?;
         }
@@ -311,6 +312,9 @@ impl Sizes<'_> {
 
     fn encoding(&self, linear: &Linear) -> Result<Encoding> {
         let checkpoint = &self.model.checkpoint;
+        if linear.is_transposed() {
+            return Ok(Encoding::Raw);
+        }
         if let Some(planned) = self.planned {
             let (tensor, tied) = (linear.tensor(), checkpoint.tied());
             let tensor = tied.get(tensor).map_or(tensor, String::as_str);

@@ -19,8 +19,6 @@ fn missing(config: &ModelConfig) -> Option<&'static str> {
             (names.attention_norm.is_none() || names.mlp_norm.is_none()) && config.residual_scale != 1.0,
             "sub-layers whose inputs are not normed, and whose outputs are scaled",
         ),
-        (blueprint.transposed, "matrices that are stored transposed"),
-        (names.positions.is_some(), "learned positions"),
     ];
     parts.into_iter().find_map(|(has, what)| has.then_some(what)).or(blueprint.special())
 }

@@ -404,9 +404,14 @@ impl<'a> Loader<'a> {
 
     /// A matrix's elements, which take as many bytes as `T`.
     fn elements<T: Pod>(&self, linear: &Linear) -> Result<Vec<T>> {
-        let mut words = vec![T::zeroed(); linear.rows() * linear.cols()];
+        let (rows, cols) = (linear.rows(), linear.cols());
+        let mut words = vec![T::zeroed(); rows * cols];
         self.checkpoint.read(linear.tensor(), 0, bytemuck::cast_slice_mut(&mut words))?;
-        Ok(words)
+        if !linear.is_transposed() {
+            return Ok(words);
+        }
+        let row = |row: usize| words.iter().copied().skip(row).step_by(rows);
+        Ok((0..rows).flat_map(row).collect())
     }
 
     fn upload(&mut self, components: &Components<'_>) -> Result<usize> {
@@ -646,7 +651,11 @@ pub(super) enum Target {
 /// How a matrix is stored. What an edit made zero is not what its unit stores: its elements are read.
 pub(super) fn stored(checkpoint: &Checkpoint, linear: &Linear) -> Result<Encoding> {
     let info = checkpoint.tensor(linear.tensor())?;
-    Ok(if info.is_zero() { Encoding::Raw } else { checkpoint.unit_of(info)?.encoding().clone() })
+    Ok(if info.is_zero() || linear.is_transposed() {
+        Encoding::Raw
+    } else {
+        checkpoint.unit_of(info)?.encoding().clone()
+    })
 }
 
 /// Whether products run from a matrix's codes: always where activations are quantised, since that is a part of the model.
@@ -666,7 +675,8 @@ pub(super) fn stays_fp8(
     weights: Weights,
 ) -> Result<Option<Scaled>> {
     let info = checkpoint.tensor(linear.tensor())?;
-    if weights != Weights::Stored || !info.is_stored() || !decodes_in_place(linear) {
+    if weights != Weights::Stored || !info.is_stored() || !decodes_in_place(linear) || linear.is_transposed()
+    {
         return Ok(None);
     }
     let unit = checkpoint.unit_of(info)?;

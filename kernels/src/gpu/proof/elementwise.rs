@@ -6,9 +6,10 @@ use super::numbers::Numbers;
 use super::{Bf16, Court, Result};
 use crate::cpu::{self, Limits};
 use crate::gpu::Buffer;
+use crate::gpu::attention::Sequences;
 use crate::gpu::block_sums::block_sums;
 use crate::gpu::dense::Element;
-use crate::gpu::embedding::{Gather, embed, embed_fixed12};
+use crate::gpu::embedding::{Gather, add_positions, embed, embed_fixed12};
 use crate::gpu::fixed12::Matrix;
 use crate::gpu::gate::{Activation, gate};
 use crate::gpu::layer_norm::layer_norm;
@@ -199,6 +200,16 @@ fn embeddings(court: &mut Court<'_>, numbers: &mut Numbers) -> Result<()> {
             embed_fixed12(gpu, &matrix, &gather)?;
             let found: Vec<f32> = h.view().read(expected.len())?;
             court.same("embed_fixed12", &shape, &found, &expected);
+            // Two sequences of two tokens; the second one's last is beyond the table.
+            let (rows, starts) = (30, [7u32, 29]);
+            let (learned, of_sequences) = (gpu.upload(&wide[..rows * hidden])?, gpu.upload(&starts)?);
+            let (positions, places) = (of_sequences.view(), of_sequences.view());
+            let sequences = Sequences { count: 2, each: 2, positions, places };
+            add_positions(gpu, learned.view(), rows, hidden, sequences, h.view())?;
+            let found: Vec<f32> = h.view().read(4 * hidden)?;
+            let at = [7, 8, 29, 29].into_iter().flat_map(|at| &wide[at * hidden..(at + 1) * hidden]);
+            let expected: Vec<f32> = expected.iter().zip(at).map(|(x, p)| x + p).collect();
+            court.same("add_positions", &shape, &found, &expected);
             Ok(())
         })?;
     }

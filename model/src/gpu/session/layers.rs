@@ -8,7 +8,7 @@ use llmpress_kernels::gpu::attention::{Attend, Cache, Sequences, attend};
 use llmpress_kernels::gpu::block_sums::block_sums;
 use llmpress_kernels::gpu::cache_codes::Codes;
 use llmpress_kernels::gpu::dense::{Element, row_stride};
-use llmpress_kernels::gpu::embedding::{Gather, embed, embed_fixed12};
+use llmpress_kernels::gpu::embedding::{Gather, add_positions, embed, embed_fixed12};
 use llmpress_kernels::gpu::gate::gate;
 use llmpress_kernels::gpu::product::{Product, Weights, product};
 use llmpress_kernels::gpu::rms_norm::{add_rms_norm, rms_norm_rows};
@@ -47,6 +47,9 @@ impl GpuSession<'_> {
                     "rows of a matrix of abq, sparse24 or lowrank are not gathered".to_owned(),
                 ));
             }
+        }
+        if let Some((table, rows)) = &m.positions {
+            add_positions(&m.gpu, table.view(), *rows, hidden, sequences, self.h.view())?;
         }
         let norm =
             |norm: &GpuNorm, x| norm.apply(&m.gpu, self.h.view(), hidden, tokens, eps, x, padded(hidden));

@@ -75,6 +75,15 @@ impl GpuSession<'_> {
         if needed > self.capacity {
             return Err(Error::Limit(format!("{needed} tokens do not fit a cache of {}", self.capacity)));
         }
+        if let Some((_, learned)) = &self.model.positions
+            && needed > *learned
+        {
+            return Err(Error::Limit(format!(
+                "{} has learned {learned} positions, and a token stands at {}",
+                self.model.checkpoint.root().display(),
+                needed - 1
+            )));
+        }
         let vocab = self.model.embedding.rows;
         match ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
             Some((token, id)) => Err(Error::Invalid(format!(
