@@ -57,6 +57,10 @@ impl Room for Archive {
         3
     }
 
+    fn gb_per_second(&self) -> f64 {
+        0.25
+    }
+
     fn timed(&self, dtype: Dtype) -> Option<Box<dyn Timed>> {
         let layout = names::layout(dtype)?;
         Some(Box::new(timed::Chunks::new(layout, dtype)))

@@ -51,6 +51,10 @@ impl Room for Dfloat8 {
         3
     }
 
+    fn gb_per_second(&self) -> f64 {
+        0.17
+    }
+
     fn timed(&self, dtype: Dtype) -> Option<Box<dyn Timed>> {
         (dtype == Dtype::F8_E4M3).then(|| Box::<timed::Unit>::default() as Box<dyn Timed>)
     }
