@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use llmpress_formats::{Checkpoint as Opened, Dtype, Encoding, Error, Tensor};
+use llmpress_formats::{Base, Checkpoint as Opened, Dtype, Encoding, Error, Tensor};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PySlice, PySliceMethods, PyTuple};
@@ -111,16 +111,23 @@ impl TensorInfo {
 
 /// Opens a checkpoint: a directory of any kind that llmpress reads, or a GGUF file.
 #[pyfunction]
-#[pyo3(signature = (path, *, threads=None, stored=false))]
+#[pyo3(signature = (path, *, base=None, threads=None, stored=false))]
 pub(crate) fn open(
     py: Python<'_>,
     path: PathBuf,
+    base: Option<PathBuf>,
     threads: Option<usize>,
     stored: bool,
 ) -> PyResult<Checkpoint> {
     crate::limit_instructions(py)?;
     let threads = Threads::new(py, threads)?;
-    let opened = py.detach(|| if stored { Opened::open(&path) } else { Opened::open_dequantised(&path) });
+    let opened = py.detach(|| {
+        let opened = if stored { Opened::open(&path) } else { Opened::open_dequantised(&path) }?;
+        match base {
+            Some(base) => opened.with_base(&Base::open(&base)?),
+            None => Ok(opened),
+        }
+    });
     Ok(Checkpoint { opened: Arc::new(opened.map_err(|e| of_format(py, &e))?), threads })
 }
 

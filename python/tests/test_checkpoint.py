@@ -257,3 +257,21 @@ def test_a_file_that_was_cut_short_is_an_error_and_no_crash(tinylm, tmp_path):
     assert failed
     with pytest.raises(llmpress.CorruptError, match="changed"):
         checkpoint.check_unchanged()
+
+
+def test_a_fine_tune_reads_through_its_base_and_not_without_it(tinylm, tmp_path):
+    tuned, out = tmp_path / "tuned", tmp_path / "out"
+    tuned.mkdir()
+    data = bytearray((tinylm / "model.safetensors").read_bytes())
+    data[-2:] = bytes([data[-2] ^ 1, data[-1]])
+    (tuned / "model.safetensors").write_bytes(data)
+    (tuned / "config.json").write_bytes((tinylm / "config.json").read_bytes())
+    llmpress.convert(tuned, out, to="archive", base=tinylm)
+    checkpoint = llmpress.open(out, base=tinylm)
+    assert len(checkpoint) > 0
+    for name in checkpoint:
+        assert (words(checkpoint.numpy(name)) == raw_words(tuned, name)).all(), name
+    with pytest.raises(llmpress.LlmpressError, match="base"):
+        llmpress.open(out).numpy(MATRIX)
+    with pytest.raises(llmpress.InvalidError, match="leave --base out|not stored"):
+        llmpress.open(tinylm, base=tinylm)

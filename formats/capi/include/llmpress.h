@@ -118,6 +118,16 @@ const char *llmpress_error_message(void);
 LlmpressStatus llmpress_open(const char *path, int32_t numbers, LlmpressCheckpoint **out);
 
 /*
+ Opens a checkpoint that is stored as its difference from another one, `base`, as llmpress_open does; with NULL one that has no base.
+
+ Tensors that are read compare what they use of the base with its digest.
+
+ # Safety
+ `path` is a string that ends with NUL, `base` too or NULL, `out` is valid for a pointer.
+ */
+LlmpressStatus llmpress_open_with_base(const char *path, int32_t numbers, const char *base, LlmpressCheckpoint **out);
+
+/*
  Closes a checkpoint; NULL is nothing to do. Its tensors are not to be used any more.
 
  # Safety

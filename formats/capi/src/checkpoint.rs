@@ -5,7 +5,7 @@ use std::ffi::{CString, c_char};
 use std::ops::Range;
 use std::path::Path;
 
-use llmpress_formats::{Checkpoint, Dtype, Error};
+use llmpress_formats::{Base, Checkpoint, Dtype, Error};
 
 use crate::fault::invalid;
 
@@ -38,8 +38,12 @@ pub struct LlmpressTensor {
 }
 
 impl LlmpressCheckpoint {
-    pub(crate) fn open(path: &Path, numbers: bool) -> Result<Self, Error> {
-        let checkpoint = if numbers { Checkpoint::open_dequantised(path) } else { Checkpoint::open(path) }?;
+    pub(crate) fn open(path: &Path, numbers: bool, base: Option<&Path>) -> Result<Self, Error> {
+        let mut checkpoint =
+            if numbers { Checkpoint::open_dequantised(path) } else { Checkpoint::open(path) }?;
+        if let Some(base) = base {
+            checkpoint = checkpoint.with_base(&Base::open(base)?)?;
+        }
         let with_nul = |what: &str| {
             Error::unsupported(path, None, format!("{what} holds a NUL, which no string of C can: rename it"))
         };

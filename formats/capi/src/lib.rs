@@ -60,6 +60,24 @@ pub unsafe extern "C" fn llmpress_open(
     numbers: i32,
     out: *mut *mut LlmpressCheckpoint,
 ) -> LlmpressStatus {
+    // SAFETY: by contract; there is no base.
+    unsafe { llmpress_open_with_base(path, numbers, std::ptr::null(), out) }
+}
+
+/// Opens a checkpoint that is stored as its difference from another one, `base`, as llmpress_open does; with NULL one that has no base.
+///
+/// Tensors that are read compare what they use of the base with its digest.
+///
+/// # Safety
+/// `path` is a string that ends with NUL, `base` too or NULL, `out` is valid for a pointer.
+#[unsafe(no_mangle)]
+#[allow(unsafe_code, reason = "an exported symbol that takes pointers from C")]
+pub unsafe extern "C" fn llmpress_open_with_base(
+    path: *const c_char,
+    numbers: i32,
+    base: *const c_char,
+    out: *mut *mut LlmpressCheckpoint,
+) -> LlmpressStatus {
     if out.is_null() {
         return fault::keep(invalid("out is NULL"));
     }
@@ -68,7 +86,9 @@ pub unsafe extern "C" fn llmpress_open(
     caught(|| {
         // SAFETY: by contract.
         let path = unsafe { text(path, "path") }?;
-        let opened = LlmpressCheckpoint::open(Path::new(path), numbers != 0)?;
+        // SAFETY: by contract.
+        let base = if base.is_null() { None } else { Some(unsafe { text(base, "base") }?) };
+        let opened = LlmpressCheckpoint::open(Path::new(path), numbers != 0, base.map(Path::new))?;
         // SAFETY: as above.
         unsafe { out.write(Box::into_raw(Box::new(opened))) };
         Ok(())

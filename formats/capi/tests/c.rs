@@ -128,21 +128,22 @@ fn wrong_use_and_many_threads_end_in_a_status() {
     let whole = std::fs::read(source.join("model.safetensors")).unwrap();
     std::fs::write(cut.join("model.safetensors"), &whole[..1000]).unwrap();
     let name = "model.layers.1.mlp.up_proj.weight";
+    let golden = root().join("../tests/golden");
+    let [delta, base, tuned] = ["1.5/delta", "source", "tuned"].map(|dir| golden.join(dir));
+    let arguments = [out.as_path(), Path::new(name), &cut, &delta, &base, &tuned];
     for shared in [false, true] {
         let program = compile("tests/misuse.c", shared, dir.path(), &[]);
-        let said = run(Command::new(&program).arg(&out).arg(name).arg(&cut)).stdout;
+        let said = run(Command::new(&program).args(arguments)).stdout;
         assert_eq!(said, b"well\n");
         // Where it is there, it finds what is lost or read outside of its bounds.
         if Command::new("valgrind").arg("--version").output().is_ok_and(|found| found.status.success()) {
             run(Command::new("valgrind")
                 .args(["--quiet", "--error-exitcode=9", "--leak-check=full"])
                 .arg(&program)
-                .arg(&out)
-                .arg(name)
-                .arg(&cut));
+                .args(arguments));
         }
     }
     // AddressSanitizer in the C part, and its leak check in all of it.
     let program = compile("tests/misuse.c", false, dir.path(), &["-fsanitize=address,undefined"]);
-    run(Command::new(&program).arg(&out).arg(name).arg(&cut));
+    run(Command::new(&program).args(arguments));
 }

@@ -39,7 +39,7 @@ int main(int argc, char **argv) {
     LlmpressCheckpoint *checkpoint = (LlmpressCheckpoint *)&argc;
     LlmpressTensor tensor;
     char byte = 0;
-    MUST(argc == 4);
+    MUST(argc == 7);
     MUST(*llmpress_error_message() == 0);
     MUST(llmpress_open(NULL, 0, &checkpoint) == LLMPRESS_STATUS_INVALID && !checkpoint);
     MUST(llmpress_open(argv[1], 0, NULL) == LLMPRESS_STATUS_INVALID);
@@ -75,6 +75,38 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < 4; i++) MUST(!pthread_join(threads[i], NULL));
     free(whole);
     llmpress_close(checkpoint);
+    /* A fine-tune that is stored as its difference from a base reads like the fine-tune itself, and not without the base. */
+    LlmpressCheckpoint *tuned;
+    MUST(llmpress_open_with_base(argv[1], 0, argv[5], &checkpoint) == LLMPRESS_STATUS_INVALID && !checkpoint);
+    MUST(llmpress_open_with_base(argv[4], 0, "/nowhere/at/all", &checkpoint) == LLMPRESS_STATUS_IO && !checkpoint);
+    MUST(llmpress_open_with_base(argv[4], 0, argv[5], NULL) == LLMPRESS_STATUS_INVALID);
+    MUST(llmpress_open_with_base(argv[4], 0, NULL, &checkpoint) == LLMPRESS_STATUS_OK);
+    size_t refused = 0;
+    for (size_t i = 0; i < llmpress_tensor_count(checkpoint); i++) {
+        MUST(llmpress_tensor_at(checkpoint, i, &tensor) == LLMPRESS_STATUS_OK);
+        unsigned char *bytes = malloc(tensor.bytes + 1);
+        if (llmpress_read(checkpoint, tensor.name, bytes, tensor.bytes) != LLMPRESS_STATUS_OK) {
+            MUST(strstr(llmpress_error_message(), "base"));
+            refused++;
+        }
+        free(bytes);
+    }
+    MUST(refused > 0);
+    llmpress_close(checkpoint);
+    MUST(llmpress_open_with_base(argv[4], 0, argv[5], &checkpoint) == LLMPRESS_STATUS_OK);
+    MUST(llmpress_open(argv[6], 0, &tuned) == LLMPRESS_STATUS_OK);
+    MUST(llmpress_tensor_count(checkpoint) == llmpress_tensor_count(tuned));
+    for (size_t i = 0; i < llmpress_tensor_count(tuned); i++) {
+        MUST(llmpress_tensor_at(tuned, i, &tensor) == LLMPRESS_STATUS_OK);
+        unsigned char *a = malloc(tensor.bytes + 1), *b = malloc(tensor.bytes + 1);
+        MUST(llmpress_read(tuned, tensor.name, a, tensor.bytes) == LLMPRESS_STATUS_OK);
+        MUST(llmpress_read(checkpoint, tensor.name, b, tensor.bytes) == LLMPRESS_STATUS_OK);
+        MUST(!memcmp(a, b, tensor.bytes));
+        free(a);
+        free(b);
+    }
+    llmpress_close(checkpoint);
+    llmpress_close(tuned);
     puts("well");
     return 0;
 }

@@ -133,12 +133,15 @@ class Checkpoint(Mapping[str, TensorInfo]):
         self._inner.check_unchanged()
 
 
-def open(path: str | PathLike[str], *, threads: int | None = None, stored: bool = False) -> Checkpoint:
+def open(
+    path: str | PathLike[str], *, base: str | PathLike[str] | None = None, threads: int | None = None, stored: bool = False
+) -> Checkpoint:
     """Opens a checkpoint: a directory of Hugging Face, llmpress or official DFloat11, a GGUF file, or `org/name[@revision]` on the hub, which is
     downloaded into the shared cache.
 
     Args:
         path: Where it is.
+        base: The checkpoint that an archive is stored as its difference from (`convert(..., base=...)`), likewise.
         threads: Threads that decode a tensor together; one per processor if not given. With 1 the calling thread does it, and nothing outlives the call.
         stored: Show matrices that another tool quantised as the tensors that it stored, not as the numbers that they stand for.
 
@@ -146,5 +149,7 @@ def open(path: str | PathLike[str], *, threads: int | None = None, stored: bool 
         IoError: A file is missing or cannot be read.
         CorruptError: Something breaks its format, or parts do not fit together.
         UnsupportedError: A layout that this version does not read.
+        InvalidError: A base of a checkpoint that has none.
     """
-    return Checkpoint(_llmpress.open(download(path), threads=threads, stored=stored))
+    base = None if base is None else download(base)
+    return Checkpoint(_llmpress.open(download(path), base=base, threads=threads, stored=stored))
