@@ -179,7 +179,7 @@ fn a_recording_runs_when_it_is_replayed_and_not_before() {
         let (a, b) = (gpu.upload(&numbers(inner, 1)).unwrap(), gpu.upload(&numbers(inner, 2)).unwrap());
         let (x, copy) = (gpu.upload(&vec![7u16; inner]).unwrap(), gpu.upload(&vec![9u16; inner]).unwrap());
         let work = || {
-            gate(&gpu, Activation::Silu, a.view(), b.view(), inner, inner, 1, x.view(), inner)?;
+            gate(&gpu, Activation::Silu, a.view(), Some(b.view()), inner, inner, 1, x.view(), inner)?;
             x.view().copy_to(copy.view())
         };
         // As a session does: once as it is, which loads the kernel.
@@ -336,7 +336,7 @@ fn everything() -> Result<()> {
     let gpu = Gpu::new(Cuda::open(0)?);
     let inner = 64;
     let (a, x) = (gpu.upload(&numbers(inner, 1))?, gpu.upload(&vec![0u16; inner])?);
-    let work = || gate(&gpu, Activation::Silu, a.view(), a.view(), inner, inner, 1, x.view(), inner);
+    let work = || gate(&gpu, Activation::Silu, a.view(), Some(a.view()), inner, inner, 1, x.view(), inner);
     work()?;
     let mut graph = gpu.capture(work)?;
     graph.replay()?;
