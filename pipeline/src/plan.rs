@@ -372,6 +372,11 @@ impl Plan {
             Some(foreseen) => foreseen.clone(),
             None => view.unit_of(view.tensor(name)?)?.encoding().clone(),
         };
+        // The codes of another tool are taken over where abq holds them.
+        let encoding = match encoding {
+            Encoding::Foreign(foreign) => foreign.abq().map_or(Encoding::Foreign(foreign), Encoding::Abq),
+            other => other,
+        };
         let fixed12 = method == Method::KeptFixed12
             || matches!(self.recipe.to, Method::Fixed12 | Method::Sparse24Fixed12);
         Ok(if fixed12 { in_fixed12(encoding) } else { encoding })

@@ -284,6 +284,9 @@ fn a_plan_says_what_its_output_will_take_of_a_gpu() {
     assert_eq!((&now["forms"], &now["context"]), (&needs(&model), &300.into()));
     let fp8 = dir.path().join("fp8");
     crate::small_floats::fp8_model(&fp8);
+    let (quantised, packed) = (dir.path().join("quantised"), dir.path().join("packed"));
+    ok(&["convert", path(&model), path(&quantised), "--to", "rtn:w4,g64,symmetric", "--quiet"]);
+    ok(&["export", path(&quantised), path(&packed), "--as", "compressed-tensors", "--quiet"]);
     for (model, to) in [
         (&model, "fixed12"),
         (&model, "dfloat11"),
@@ -299,6 +302,7 @@ fn a_plan_says_what_its_output_will_take_of_a_gpu() {
         (&model, "sparse24:magnitude+rtn:w4,g64"),
         (&fp8, "dfloat8"),
         (&fp8, "archive"),
+        (&packed, "abq"),
     ] {
         let planned = json(&[&["plan", path(model), "--to", to], &gpu[..]].concat());
         let planned = planned["gpu"]["forms"].as_array().unwrap().last().unwrap().clone();
